@@ -1,0 +1,258 @@
+"""The thread-safe face of one loaded model: submit, cancel, stats, close."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import threading
+import time
+from collections.abc import Sequence as Seq
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Literal
+
+from locallab import hardware
+from locallab.engine import llama, sampler
+from locallab.engine.cache import UNLIMITED
+from locallab.engine.costs import StepCosts
+from locallab.engine.hostcache import HostCache
+from locallab.engine.request import Delivery, EngineStats, Listener, SamplingParams, TokenEvent
+from locallab.engine.scheduler import Limits, Scheduler
+from locallab.engine.sequence import Sequence
+from locallab.engine.text import TextStream
+from locallab.engine.worker import Cancel, Close, Submit, Worker
+from locallab.errors import ContextLengthExceeded, EngineClosed, InvalidField, ModelLoadError, Overloaded
+from locallab.settings import EngineSettings
+
+DEFAULT_CONTEXT = 8192
+"""Context of a model for which nobody says one, when it was trained for at least as much."""
+
+POOL_CONTEXTS = 2
+"""The KV pool holds so many contexts by default, where memory allows."""
+
+CALIBRATION_TOKENS = 32
+
+CACHED_SEQUENCES = 64
+"""llama sequence ids beyond those of running requests: so many finished ones can stay in the pool."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """Facts about a loaded model. `reuse` is what the prefix cache may share: any prefix, or only whole finished sequences
+    (recurrent, hybrid and sliding-window models). Sizes in bytes, lengths in tokens."""
+
+    path: Path
+    description: str
+    architecture: str
+    size_bytes: int
+    n_params: int
+    n_ctx_train: int
+    context: int
+    kv_tokens: int
+    n_vocab: int
+    chat_template: str | None
+    bos: str
+    eos: str
+    add_bos: bool
+    reuse: Literal["prefix", "whole"]
+    device: str
+
+
+def call_each(events: list[tuple[Listener, TokenEvent]]) -> None:
+    """The plainest Delivery: calls the listeners in the engine's thread."""
+    for listener, event in events:
+        listener(event)
+
+
+class Engine:
+    """One model, its KV pool and the thread that computes. Every method may be called from any thread."""
+
+    def __init__(self, path: Path, settings: EngineSettings, deliver: Delivery = call_each) -> None:
+        """Loads the model (seconds). Raises ModelLoadError."""
+        self._settings = settings
+        self._ids = itertools.count()
+        self._lock = threading.Lock()
+        self._native_lock = threading.Lock()
+        self._open = 0
+        self._closed = False
+        self._loaded: Future[None] = Future()
+        self._thread = threading.Thread(target=self._work, args=(path, deliver), name=f"engine {path.name}", daemon=True)
+        self._thread.start()
+        self._loaded.result()
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """Token ids of `text`; with `add_special` what the model wants around a text, with `parse_special` markup as tokens."""
+        with self._native_lock:
+            if self._closed:
+                raise EngineClosed()
+            return self._model.tokenize(text, add_special=add_special, parse_special=parse_special)
+
+    def submit(self, prompt: Seq[int], params: SamplingParams, listener: Listener) -> int:
+        """Queues a request and returns its id at once; `listener` gets its events through the engine's `deliver`.
+
+        Raises InvalidField, ContextLengthExceeded (before any work), Overloaded, EngineClosed.
+        """
+        tokens = list(prompt)
+        self._check(tokens, params)
+        limit = self.info.context if params.max_tokens is None else min(self.info.context, len(tokens) + params.max_tokens)
+        with self._lock:
+            if self._closed:
+                raise EngineClosed()
+            waiting = self._open - self._settings.parallel
+            if waiting >= self._settings.queue:
+                raise Overloaded(waiting, retry_after=1 + waiting // self._settings.parallel)
+            self._open += 1
+            sequence = Sequence(next(self._ids), tokens, len(tokens), limit, params, listener, TextStream(params.stop))
+            self._worker.commands.put(Submit(sequence))
+        return sequence.id
+
+    def cancel(self, request_id: int) -> None:
+        """Ends a request within a step; one that has ended already stays as it is."""
+        self._worker.commands.put(Cancel(request_id))
+
+    def stats(self) -> EngineStats:
+        return self._worker.stats
+
+    def close(self, grace: float = 0.0) -> None:
+        """Refuses new requests, lets running ones finish for `grace` seconds, cancels the rest, and frees all native memory."""
+        with self._lock:
+            self._closed = True
+            self._worker.commands.put(Close(time.monotonic() + grace))
+        self._thread.join()
+
+    def _check(self, tokens: list[int], params: SamplingParams) -> None:
+        sampler.check(params, self.info.n_vocab)
+        if not tokens:
+            raise InvalidField("prompt", "must have at least one token")
+        if min(tokens) < 0 or max(tokens) >= self.info.n_vocab:
+            raise InvalidField("prompt", f"token ids must be from 0 to {self.info.n_vocab - 1}")
+        if len(tokens) >= self.info.context:
+            raise ContextLengthExceeded(len(tokens), self.info.context)
+
+    def _ended(self) -> None:
+        with self._lock:
+            self._open -= 1
+
+    def _work(self, path: Path, deliver: Delivery) -> None:
+        """The engine's thread: everything native is made, used and freed in it."""
+        with contextlib.ExitStack() as native:
+            try:
+                worker = self._load(path, deliver, native)
+            except BaseException as error:
+                self._loaded.set_exception(error)
+                return
+            self._loaded.set_result(None)
+            worker.run()
+            native.enter_context(self._native_lock)
+
+    def _load(self, path: Path, deliver: Delivery, native: contextlib.ExitStack) -> Worker:
+        settings = self._settings
+        if not _on_gpu(settings):
+            _check_memory(path)
+        model = self._model = llama.Model(path, settings.gpu_layers)
+        native.callback(model.close)
+        limits = _limits(model, settings)
+        threads = settings.threads or hardware.threads()
+        context = llama.Context(
+            model,
+            n_ctx=limits.cells,
+            n_batch=limits.batch,
+            n_sequences=limits.slots,
+            threads=threads,
+            kv_type=settings.kv_type,
+        )
+        native.callback(context.close)
+        self.info = _info(model, settings, limits, _device(model, settings, threads))
+        costs = StepCosts()
+        _calibrate(context, costs, model.n_vocab)
+        host = HostCache(settings.cache_ram_mib << 20, limits.rewind_limit)
+        self._worker = Worker(model, context, Scheduler(limits, host, costs), deliver, self._ended)
+        return self._worker
+
+
+def _on_gpu(settings: EngineSettings) -> bool:
+    return settings.gpu_layers != 0 and llama.supports_gpu()
+
+
+def _device(model: llama.Model, settings: EngineSettings, threads: int) -> str:
+    if not _on_gpu(settings):
+        return f"CPU ({threads} threads)"
+    layers = model.n_layer + 1
+    offloaded = layers if settings.gpu_layers < 0 else min(layers, settings.gpu_layers)
+    name = next((str(gpu["name"]) for gpu in hardware.gpus()), "GPU")
+    return f"{name} ({offloaded}/{layers} layers)"
+
+
+def _context_length(model: llama.Model, settings: EngineSettings) -> int:
+    context = settings.context or min(model.n_ctx_train, DEFAULT_CONTEXT)
+    return min(context, settings.kv_tokens or context)
+
+
+def _limits(model: llama.Model, settings: EngineSettings) -> Limits:
+    """What the scheduler may use of this model on this machine. Raises ModelLoadError when the KV pool cannot fit."""
+    context = _context_length(model, settings)
+    per_token = model.kv_bytes_per_token(settings.kv_type)
+    free = hardware.available_memory()
+    room = max(context, min(POOL_CONTEXTS * context, free // (4 * max(1, per_token))))
+    cells = -(-(settings.kv_tokens or min(room, settings.parallel * context)) // 256) * 256
+    if cells * per_token > free:
+        raise ModelLoadError(
+            model.path,
+            f"a KV pool of {cells} tokens needs {cells * per_token / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free;"
+            " set a smaller context or a smaller kv_type",
+        )
+    window = model.sliding_window
+    return Limits(
+        cells=cells,
+        batch=settings.batch,
+        parallel=settings.parallel,
+        slots=min(llama.MAX_SEQUENCES, settings.parallel + CACHED_SEQUENCES),
+        cache_cells=min(cells // 4, 4096) if settings.cache_tokens is None else settings.cache_tokens,
+        step_seconds=settings.step_ms / 1000,
+        rewind_limit=0 if model.keeps_state else window - 1 if window else UNLIMITED,
+    )
+
+
+def _info(model: llama.Model, settings: EngineSettings, limits: Limits, device: str) -> ModelInfo:
+    return ModelInfo(
+        path=model.path,
+        description=model.description,
+        architecture=model.meta("general.architecture") or "unknown",
+        size_bytes=model.size_bytes,
+        n_params=model.n_params,
+        n_ctx_train=model.n_ctx_train,
+        context=_context_length(model, settings),
+        kv_tokens=limits.cells,
+        n_vocab=model.n_vocab,
+        chat_template=model.chat_template,
+        bos=model.bos,
+        eos=model.eos,
+        add_bos=model.add_bos,
+        reuse="prefix" if limits.rewind_limit == UNLIMITED else "whole",
+        device=device,
+    )
+
+
+def _check_memory(path: Path) -> None:
+    """Raises ModelLoadError when the weights are larger than the memory that is free: the system would grind to a halt."""
+    size = path.stat().st_size if path.exists() else 0
+    free = hardware.available_memory()
+    if size > free:
+        reason = f"its weights need {size / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are free"
+        raise ModelLoadError(path, reason)
+
+
+def _calibrate(context: llama.Context, costs: StepCosts, n_vocab: int) -> None:
+    """Measures one decode step and one prompt chunk, so that the first chunks are cut for this machine; also warms up."""
+    batch = llama.Batch(CALIBRATION_TOKENS)
+    for count in (1, 1, CALIBRATION_TOKENS):
+        batch.fill([i % n_vocab for i in range(count)], range(count), [0] * count, [0] * (count - 1) + [1])
+        began = time.perf_counter()
+        context.decode(batch)
+        seconds = time.perf_counter() - began
+        context.clear()
+        if count == 1:
+            costs.observe(1, 0, seconds)
+        else:
+            costs.observe(0, count, seconds)

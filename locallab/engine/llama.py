@@ -1,0 +1,288 @@
+"""A thin layer over llama.h (the reference for every call here): Model, Context and Batch own their native memory.
+
+Nothing here is thread-safe but `Model.tokenize` and the vocabulary look-ups; one thread owns a Context.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+# Read by OpenMP's runtime when it is loaded with llama_cpp. Its threads spin at every barrier, by default so long that a
+# thread which waits for a core (the event loop's, a client's) holds up all others for a whole time slice of the kernel.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+import llama_cpp
+
+from locallab.engine import llamalog
+from locallab.errors import EngineFailure, ModelLoadError
+
+KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
+KV_BYTES = {"f32": 4.0, "f16": 2.0, "q4_0": 18 / 32, "q8_0": 34 / 32, "bf16": 2.0}
+MAX_SEQUENCES = 256
+"""LLAMA_MAX_SEQ of this llama.cpp: sequence ids are below it."""
+
+NO_ROOM = 1
+"""llama_decode's answer when no KV slot is found; nothing was changed."""
+
+llama_cpp.llama_backend_init()
+
+
+class Model:
+    """The weights and the vocabulary of one GGUF file."""
+
+    def __init__(self, path: Path, gpu_layers: int) -> None:
+        """Loads `path`. Raises ModelLoadError that carries llama.cpp's own reason."""
+        _check_file(path)
+        params = llama_cpp.llama_model_default_params()
+        params.n_gpu_layers = gpu_layers
+        with llamalog.captured() as problems:
+            self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+        if not self._model:
+            raise ModelLoadError(path, problems.reason("llama.cpp gave no reason"))
+        self.path = path
+        self._vocab = llama_cpp.llama_model_get_vocab(self._model)
+        self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
+        if not llama_cpp.llama_model_has_decoder(self._model) or self.n_vocab == 0:
+            self.close()
+            raise ModelLoadError(path, "this model cannot generate text")
+        self._pieces: dict[int, bytes] = {}
+        self.end_tokens = frozenset(t for t in range(self.n_vocab) if llama_cpp.llama_vocab_is_eog(self._vocab, t))
+
+    @property
+    def handle(self) -> int:
+        return self._model  # type: ignore[no-any-return]
+
+    @property
+    def description(self) -> str:
+        buffer = ctypes.create_string_buffer(256)
+        llama_cpp.llama_model_desc(self._model, buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace")
+
+    @property
+    def size_bytes(self) -> int:
+        return int(llama_cpp.llama_model_size(self._model))
+
+    @property
+    def n_params(self) -> int:
+        return int(llama_cpp.llama_model_n_params(self._model))
+
+    @property
+    def n_ctx_train(self) -> int:
+        return int(llama_cpp.llama_model_n_ctx_train(self._model))
+
+    @property
+    def n_layer(self) -> int:
+        return int(llama_cpp.llama_model_n_layer(self._model))
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether a sequence's memory is (also) a running state that cannot be rewound: recurrent and hybrid models."""
+        return bool(llama_cpp.llama_model_is_recurrent(self._model) or llama_cpp.llama_model_is_hybrid(self._model))
+
+    @property
+    def sliding_window(self) -> int:
+        """Tokens that a sliding-window layer looks back; 0 for full attention."""
+        return int(llama_cpp.llama_model_n_swa(self._model))
+
+    @property
+    def chat_template(self) -> str | None:
+        template = llama_cpp.llama_model_chat_template(self._model, None)
+        return template.decode("utf-8", "replace") if template else None
+
+    @property
+    def add_bos(self) -> bool:
+        return bool(llama_cpp.llama_vocab_get_add_bos(self._vocab))
+
+    @property
+    def bos(self) -> str:
+        return self._special_text(llama_cpp.llama_vocab_bos(self._vocab))
+
+    @property
+    def eos(self) -> str:
+        return self._special_text(llama_cpp.llama_vocab_eos(self._vocab))
+
+    def meta(self, key: str) -> str | None:
+        """A scalar of the GGUF metadata as text; `{arch}` in `key` stands for the architecture."""
+        buffer = ctypes.create_string_buffer(4096)
+        if "{arch}" in key:
+            key = key.replace("{arch}", self.meta("general.architecture") or "")
+        n = llama_cpp.llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace") if n >= 0 else None
+
+    def kv_bytes_per_token(self, kv_type: str) -> int:
+        """Bytes of KV cache one token takes at most: every layer counted as an attention layer."""
+        heads = int(self.meta("{arch}.attention.head_count") or llama_cpp.llama_model_n_head(self._model) or 1)
+        default = llama_cpp.llama_model_n_embd(self._model) // max(1, heads)
+        key = int(self.meta("{arch}.attention.key_length") or default)
+        value = int(self.meta("{arch}.attention.value_length") or default)
+        n_head_kv = int(llama_cpp.llama_model_n_head_kv(self._model)) or 1
+        return int(self.n_layer * n_head_kv * (key + value) * KV_BYTES[kv_type])
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """Token ids of `text`. Thread-safe (llama_tokenize)."""
+        data = text.encode("utf-8", "replace")
+        buffer = (llama_cpp.llama_token * (len(data) + 8))()
+        n = llama_cpp.llama_tokenize(self._vocab, data, len(data), buffer, len(buffer), add_special, parse_special)
+        if n < 0:
+            raise EngineFailure(f"llama_tokenize failed: {n}")
+        return list(buffer[:n])
+
+    def piece(self, token: int) -> bytes:
+        """The bytes a token stands for; empty for control tokens."""
+        found = self._pieces.get(token)
+        if found is None:
+            found = self._pieces[token] = self._to_piece(token, special=False)
+        return found
+
+    def close(self) -> None:
+        if self._model:
+            llama_cpp.llama_model_free(self._model)
+            self._model = None
+
+    def _special_text(self, token: int) -> str:
+        return self._to_piece(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
+
+    def _to_piece(self, token: int, *, special: bool) -> bytes:
+        buffer = ctypes.create_string_buffer(64)
+        n = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
+        if n < 0:
+            buffer = ctypes.create_string_buffer(-n)
+            n = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
+        return buffer.raw[:n]
+
+
+class Context:
+    """A llama_context with one unified KV pool for all sequences. Owned by one thread."""
+
+    def __init__(self, model: Model, *, n_ctx: int, n_batch: int, n_sequences: int, threads: int, kv_type: str) -> None:
+        """Allocates the pool of `n_ctx` cells. Raises ModelLoadError when that fails."""
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = n_ctx
+        params.n_batch = n_batch
+        params.n_ubatch = min(512, n_batch)
+        params.n_seq_max = n_sequences
+        params.n_outputs_max = n_sequences
+        params.n_threads = params.n_threads_batch = threads
+        params.type_k = params.type_v = KV_TYPES[kv_type]
+        params.kv_unified = True
+        params.no_perf = True
+        with llamalog.captured() as problems:
+            self._ctx = llama_cpp.llama_init_from_model(model.handle, params)
+        if not self._ctx:
+            raise ModelLoadError(model.path, problems.reason(f"no context of {n_ctx} tokens could be made"))
+        self._memory = llama_cpp.llama_get_memory(self._ctx)
+        self._n_vocab = model.n_vocab
+        self.n_ctx: int = llama_cpp.llama_n_ctx(self._ctx)
+
+    @property
+    def handle(self) -> int:
+        return self._ctx  # type: ignore[no-any-return]
+
+    def decode(self, batch: Batch) -> int:
+        """Computes `batch` (llama_decode) and waits for the result. Returns 0, or NO_ROOM; raises EngineFailure otherwise."""
+        code = llama_cpp.llama_decode(self._ctx, batch.raw)
+        if code == 0:
+            llama_cpp.llama_synchronize(self._ctx)
+        elif code != NO_ROOM:
+            raise EngineFailure(f"llama_decode failed with code {code}")
+        return int(code)
+
+    def logits(self, n_outputs: int) -> npt.NDArray[np.float32]:
+        """The last batch's logits, shape (n_outputs, n_vocab), in batch order. A view: valid until the next decode."""
+        pointer = llama_cpp.llama_get_logits(self._ctx)
+        return np.ctypeslib.as_array(pointer, shape=(n_outputs, self._n_vocab))
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Lets the empty sequence `target` share the first `length` cells of `source`."""
+        llama_cpp.llama_memory_seq_cp(self._memory, source, target, 0, length)
+
+    def remove(self, sequence: int, start: int = 0) -> None:
+        """Drops the cells of `sequence` from position `start` on."""
+        if not llama_cpp.llama_memory_seq_rm(self._memory, sequence, start, -1):
+            raise EngineFailure(f"sequence {sequence} cannot be cut at position {start}")
+
+    def last_position(self, sequence: int) -> int:
+        """The largest position that `sequence` holds; -1 when it is empty."""
+        return int(llama_cpp.llama_memory_seq_pos_max(self._memory, sequence))
+
+    def clear(self) -> None:
+        llama_cpp.llama_memory_clear(self._memory, False)
+
+    def save(self, sequence: int) -> bytes:
+        """The state of one sequence, to be given to `restore`."""
+        size = llama_cpp.llama_state_seq_get_size(self._ctx, sequence)
+        buffer = (ctypes.c_uint8 * size)()
+        written = llama_cpp.llama_state_seq_get_data(self._ctx, buffer, size, sequence)
+        return bytes(memoryview(buffer)[:written])
+
+    def restore(self, state: bytes, sequence: int) -> bool:
+        """Puts a saved state into the empty `sequence`; False when there is no room for it."""
+        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        return bool(llama_cpp.llama_state_seq_set_data(self._ctx, buffer, len(state), sequence))
+
+    def close(self) -> None:
+        if self._ctx:
+            llama_cpp.llama_free(self._ctx)
+            self._ctx = None
+
+
+class Batch:
+    """A llama_batch whose arrays are numpy's, so that a step is filled with four assignments."""
+
+    def __init__(self, capacity: int) -> None:
+        self._tokens = np.zeros(capacity, np.int32)
+        self._positions = np.zeros(capacity, np.int32)
+        self._sequences = np.zeros(capacity, np.int32)
+        self._outputs = np.zeros(capacity, np.int8)
+        self._counts = np.ones(capacity, np.int32)
+        self._pointers = self._sequences.ctypes.data + 4 * np.arange(capacity, dtype=np.uintp)
+        raw = llama_cpp.llama_batch()
+        raw.token = self._tokens.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_token))
+        raw.pos = self._positions.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_pos))
+        raw.n_seq_id = self._counts.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+        raw.seq_id = ctypes.cast(self._pointers.ctypes.data, ctypes.POINTER(ctypes.POINTER(llama_cpp.llama_seq_id)))
+        raw.logits = self._outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
+        self.raw = raw
+
+    def fill(self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[int], outputs: Sequence[int]) -> None:
+        """Replaces the content: entry i is a token, its position, its sequence id, and 1 where its logits are wanted."""
+        n = len(tokens)
+        self._tokens[:n] = tokens
+        self._positions[:n] = positions
+        self._sequences[:n] = sequences
+        self._outputs[:n] = outputs
+        self.raw.n_tokens = n
+
+
+def _check_file(path: Path) -> None:
+    """Finds the plain faults before llama.cpp does, to say them plainly."""
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except FileNotFoundError:
+        raise ModelLoadError(path, "there is no such file") from None
+    except OSError as error:
+        raise ModelLoadError(path, error.strerror or str(error)) from None
+    if magic != b"GGUF":
+        raise ModelLoadError(path, "this is not a GGUF file")
+
+
+def supports_gpu() -> bool:
+    """Whether this llama.cpp was built to use a GPU and finds one."""
+    return bool(llama_cpp.llama_supports_gpu_offload())
+
+
+def build_features() -> dict[str, object]:
+    """Facts about the llama.cpp that is loaded."""
+    return {
+        "llama_cpp_python": llama_cpp.__version__,
+        "gpu_offload": bool(llama_cpp.llama_supports_gpu_offload()),
+        "mmap": bool(llama_cpp.llama_supports_mmap()),
+        "system_info": llama_cpp.llama_print_system_info().decode("utf-8", "replace").strip(),
+    }

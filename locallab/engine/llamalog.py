@@ -1,0 +1,75 @@
+"""llama.cpp's log lines go to Python logging, under the logger `locallab.llama`."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import threading
+from collections.abc import Iterator
+
+import llama_cpp
+
+logger = logging.getLogger("locallab.llama")
+
+# enum ggml_log_level of ggml.h. llama.cpp's "info" is a page of detail for each load, hence Python's debug.
+_LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.WARNING, 4: logging.ERROR}
+_CONTINUED = 5
+
+
+class Problems:
+    """The warnings and errors that one native call logged."""
+
+    def __init__(self) -> None:
+        self._lines: list[tuple[int, str]] = []
+
+    def add(self, level: int, line: str) -> None:
+        self._lines.append((level, line))
+
+    def reason(self, default: str) -> str:
+        """The first error, without the name of the C function that logged it; else the last warning; else `default`."""
+        errors = [line for level, line in self._lines if level >= logging.ERROR]
+        lines = errors[:1] or [line for _, line in self._lines][-1:] or [default]
+        _, separator, rest = lines[0].partition(": ")
+        return rest if separator and " " not in lines[0][: -len(rest) - 2] else lines[0]
+
+
+class _Thread(threading.local):
+    """llama.cpp logs in pieces; each thread puts its own lines together."""
+
+    level = logging.DEBUG
+    pending = ""
+    problems: Problems | None = None
+
+
+_thread = _Thread()
+
+
+def _receive(level: int, text: bytes, _user_data: ctypes.c_void_p) -> None:
+    if level != _CONTINUED:
+        _thread.level = _LEVELS.get(level, logging.DEBUG)
+    *lines, _thread.pending = (_thread.pending + text.decode("utf-8", "replace")).split("\n")
+    for line in lines:
+        if line.strip(" ."):
+            _report(_thread.level, line.rstrip())
+
+
+def _report(level: int, line: str) -> None:
+    if _thread.problems is not None and level >= logging.WARNING:
+        _thread.problems.add(level, line)
+        level = logging.INFO  # the caller raises them as one error
+    logger.log(level, line)
+
+
+@contextlib.contextmanager
+def captured() -> Iterator[Problems]:
+    """Collects what llama.cpp complains about in this thread, instead of logging it as warnings and errors."""
+    _thread.problems = Problems()
+    try:
+        yield _thread.problems
+    finally:
+        _thread.problems = None
+
+
+_callback = llama_cpp.llama_log_callback(_receive)  # kept here: llama.cpp holds only the pointer
+llama_cpp.llama_log_set(_callback, ctypes.c_void_p(0))

@@ -1,0 +1,80 @@
+"""What goes into the engine and what comes out: neutral, frozen, no HTTP."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How tokens are chosen and when to stop. The caller checks ranges (`check` names a wrong one).
+
+    `temperature` 0 is greedy. `top_k` 0, `top_p` 1, `min_p` 0, `typical_p` 1, `repeat_penalty` 1 and penalties of 0 are off.
+    `penalty_window` is the number of last tokens the penalties look at (0: none, -1: all). `logit_bias` holds
+    (token id, bias) pairs. `seed` None draws one. `stop` strings are matched in the answer's text and never part of it.
+    `max_tokens` None means as far as the context goes.
+    """
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    typical_p: float = 1.0
+    repeat_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    penalty_window: int = 64
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int | None = None
+    ignore_eos: bool = False
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    max_tokens: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts of one request. `cached_tokens` of the prompt were taken from the prefix cache, not computed."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """One step's news of one request: new text (perhaps empty), and at the end why it ended and the usage.
+
+    `finish_reason` is set on the last event only. With "error", `error` holds what happened.
+    """
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    error: Exception | None = None
+
+
+Listener = Callable[[TokenEvent], None]
+Delivery = Callable[[list[tuple[Listener, TokenEvent]]], None]
+"""Hands one step's events to their listeners. Called from the engine's thread, once a step for all requests."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """A snapshot for /system/info and metrics. Tokens unless said otherwise."""
+
+    running: int
+    waiting: int
+    kv_used: int
+    kv_total: int
+    cached: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    preemptions: int
+    steps: int

@@ -1,0 +1,312 @@
+"""Decides what the next step computes. Pure: never touches llama_cpp, so that every rule can be tested by itself.
+
+There are no prefill and decode phases. Each running sequence has known and computed tokens; a step moves `computed` towards
+`known` under one token budget: first a token for each sequence that is decoding, then chunks of prompts.
+
+The life of a sequence: submit -> waiting -> (admit) running -> finish or cancel. The KV pool full, the youngest running one
+goes back to waiting and is recomputed later. A finished sequence stays in the prefix cache until its room is wanted.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+from collections.abc import Iterator
+
+from locallab.engine.cache import NO_MATCH, UNLIMITED, Match, PrefixCache
+from locallab.engine.costs import StepCosts
+from locallab.engine.hostcache import HostCache, Stored, StoredMatch
+from locallab.engine.sequence import UNPLACED, Sequence
+
+WORTH_WAITING = 8
+"""Tokens that must be gained to wait for another sequence's prefill, or to fetch a prefix back from host RAM."""
+WORTH_SAVING = 64
+"""Cells a finished sequence must hold alone to be moved to host RAM rather than dropped."""
+LEAST_CHUNK = 16
+"""Prompt tokens in a step at least, however slow the machine: a prompt always gets on."""
+ADMISSIONS = 64
+"""Waiting requests looked at in one step, so that a long queue costs no time between steps."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Copy:
+    """Share the first `length` cells of `source` with the empty sequence `target`."""
+
+    source: int
+    target: int
+    length: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Remove:
+    sequence: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Save:
+    """Read the state of `sequence` and give it to the host cache as the state of `tokens`."""
+
+    sequence: int
+    tokens: list[int]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Restore:
+    """Put a state of the host cache into the slot of `sequence`, then keep its first `length` cells."""
+
+    sequence: Sequence
+    stored: Stored
+    length: int
+
+
+Move = Copy | Remove | Save | Restore
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Chunk:
+    """Compute tokens [start, start + count) of a sequence; `last` when that reaches its last known token."""
+
+    sequence: Sequence
+    start: int
+    count: int
+
+    @property
+    def last(self) -> bool:
+        return self.start + self.count == len(self.sequence.tokens)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StepPlan:
+    """What one step does: first the moves in order, then one batch of all chunks."""
+
+    moves: list[Move]
+    chunks: list[Chunk]
+
+    @property
+    def n_decode(self) -> int:
+        return sum(c.count == 1 and c.last for c in self.chunks)
+
+    @property
+    def n_tokens(self) -> int:
+        return sum(c.count for c in self.chunks)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What the scheduler may use. Tokens and cells unless said otherwise."""
+
+    cells: int
+    batch: int
+    parallel: int
+    slots: int
+    cache_cells: int
+    step_seconds: float
+    rewind_limit: int = UNLIMITED
+
+
+class Scheduler:
+    """Holds every sequence of one engine. Not thread-safe: only the engine's thread calls it."""
+
+    def __init__(self, limits: Limits, host: HostCache, costs: StepCosts) -> None:
+        self.limits = limits
+        self.cache = PrefixCache(limits.rewind_limit)
+        self.host = host
+        self.costs = costs
+        self.running: list[Sequence] = []
+        self.waiting: list[Sequence] = []
+        self.preemptions = 0
+        self._free_slots = list(range(limits.slots))[::-1]
+        self._moves: list[Move] = []
+
+    def submit(self, sequence: Sequence) -> None:
+        """Mutates: queues a new sequence, or puts one back at the place of its age."""
+        bisect.insort(self.waiting, sequence, key=lambda s: s.id)
+
+    def finish(self, sequence: Sequence) -> None:
+        """Mutates: a sequence has ended, at whatever point; what it computed stays in the prefix cache."""
+        if sequence.slot == UNPLACED:
+            self.waiting.remove(sequence)
+            return
+        self.running.remove(sequence)
+        if not self.cache.finish(sequence.slot):
+            self._release(sequence.slot)
+        sequence.slot = UNPLACED
+
+    def append(self, sequence: Sequence, token: int) -> None:
+        """Mutates: the next token of a running sequence is known."""
+        sequence.tokens.append(token)
+        self.cache.extend(sequence.slot, [token])
+
+    def plan(self) -> StepPlan:
+        """Mutates: admits and preempts; what is to be computed counts as computed only after `commit`."""
+        self._bound_cache()
+        decoding = self._make_room_for_decode()
+        self._admit()
+        chunks = [Chunk(s, s.computed, 1) for s in decoding]
+        chunks += self._prompt_chunks(decoding)
+        while self.running and not chunks:  # prompts alone fill the pool, each only in part
+            self._preempt_youngest()
+            chunks += self._prompt_chunks([])
+        moves, self._moves = self._moves, []
+        return StepPlan(moves, chunks)
+
+    def commit(self, plan: StepPlan) -> None:
+        """Mutates: the plan's chunks have been computed."""
+        for chunk in plan.chunks:
+            chunk.sequence.computed += chunk.count
+            self.cache.advance(chunk.sequence.slot, chunk.count)
+
+    def relieve(self) -> bool:
+        """Mutates: llama.cpp found no room for the plan. Frees some; False when nothing is left to free."""
+        if self._evict_one():
+            return True
+        if len(self.running) < 2:
+            return False
+        self._preempt_youngest()
+        return True
+
+    def reset(self) -> None:
+        """Mutates: the KV pool's content is lost; forgets every sequence and prefix in it."""
+        self.cache = PrefixCache(self.limits.rewind_limit)
+        self.running.clear()
+        self.waiting.clear()
+        self._free_slots = list(range(self.limits.slots))[::-1]
+        self._moves.clear()
+
+    def unrestored(self, sequence: Sequence) -> None:
+        """Mutates: the state that was to be restored for a sequence could not be; it begins again without it."""
+        sequence.cached = None
+        self._put_back(sequence)
+
+    @property
+    def _free_cells(self) -> int:
+        return self.limits.cells - self.cache.used
+
+    def _make_room_for_decode(self) -> list[Sequence]:
+        """The running sequences that decode, after room for a token of each has been made."""
+        while True:
+            decoding = [s for s in self.running if s.pending == 1]
+            if len(decoding) <= self._free_cells:
+                return decoding
+            if not self._evict_one():
+                self._preempt_youngest()
+
+    def _admit(self) -> None:
+        """Moves waiting sequences to running, oldest first. One that waits for a prefix lets others pass; one that waits
+        for room does not, so that it gets it."""
+        for sequence in list(self.waiting[:ADMISSIONS]):
+            if len(self.running) >= self.limits.parallel:
+                return
+            ready, known = self.cache.match(sequence.tokens)
+            if known.length - ready.ready >= WORTH_WAITING:
+                continue
+            saved = self._saved(sequence, ready.ready + WORTH_WAITING)
+            shared = NO_MATCH if saved else ready
+            if not self._fits(sequence, shared):
+                return
+            self._place(sequence, shared)
+            if saved:
+                self._restore(sequence, saved)
+
+    def _saved(self, sequence: Sequence, at_least: int) -> StoredMatch | None:
+        """A state in host RAM that saves computing so many tokens and, whole as it is first put back, has room."""
+        saved = self.host.match(sequence.tokens)
+        room = self.limits.cells - self.cache.used + self.cache.cold_cells
+        return saved if saved and saved.length >= at_least and len(saved.stored.tokens) <= room else None
+
+    def _fits(self, sequence: Sequence, match: Match) -> bool:
+        """Whether there is room for all of a sequence's known tokens beside what the running ones still need."""
+        if not self.running:
+            return True
+        promised = sum(s.pending for s in self.running) + len(self.running)
+        live = self.cache.used - self.cache.cold_cells + self.cache.cold_prefix(match)
+        return live + promised + len(sequence.tokens) - match.ready + 1 <= self.limits.cells
+
+    def _place(self, sequence: Sequence, match: Match) -> None:
+        if not self._free_slots:
+            self._evict_one(keep=match.sequence)
+        slot = self._free_slots.pop()
+        self.waiting.remove(sequence)
+        self.cache.add(slot, sequence.tokens, match)
+        if match.ready:
+            self._moves.append(Copy(match.sequence, slot, match.ready))
+        self._run(sequence, slot, match.ready)
+
+    def _restore(self, sequence: Sequence, saved: StoredMatch) -> None:
+        while self._free_cells < len(saved.stored.tokens) and self._evict_one():
+            pass
+        self.host.touch(saved.stored)
+        self._moves.append(Restore(sequence, saved.stored, saved.length))
+        self.cache.advance(sequence.slot, saved.length)
+        sequence.computed = sequence.cached = saved.length
+
+    def _run(self, sequence: Sequence, slot: int, computed: int) -> None:
+        sequence.slot = slot
+        sequence.computed = computed
+        if sequence.cached is None:
+            sequence.cached = computed
+        bisect.insort(self.running, sequence, key=lambda s: s.id)
+
+    def _prompt_chunks(self, decoding: list[Sequence]) -> Iterator[Chunk]:
+        """Cuts the rest of the budget into chunks: half of it for the oldest prompt, the rest for the shortest ones."""
+        n_decode = len(decoding)
+        prefilling = [s for s in self.running if s not in decoding]
+        if not prefilling:
+            return
+        budget = min(self._budget(n_decode), self.limits.batch - n_decode, self._room_for_prompts(n_decode))
+        oldest = prefilling[0]
+        first = min(oldest.pending, (budget + 1) // 2 if len(prefilling) > 1 else budget)
+        counts = {oldest.id: first}
+        left = budget - first
+        for s in sorted(prefilling, key=lambda s: s.pending):
+            extra = min(s.pending - counts.get(s.id, 0), left)
+            counts[s.id] = counts.get(s.id, 0) + extra
+            left -= extra
+        for s in prefilling:
+            if counts[s.id]:
+                yield Chunk(s, s.computed, counts[s.id])
+
+    def _budget(self, n_decode: int) -> int:
+        """Prompt tokens for this step: nobody who reads along waits longer than the step time set; else a few of it."""
+        seconds = self.limits.step_seconds * (1 if n_decode else 2.5)
+        return max(LEAST_CHUNK, self.costs.chunk(n_decode, seconds))
+
+    def _room_for_prompts(self, n_decode: int) -> int:
+        """Cells for prompt chunks; frees cold ones. At least one token is always possible: what runs was let in with room."""
+        wanted = min(self.limits.batch, sum(s.pending for s in self.running))
+        while self._free_cells < wanted and self._evict_one():
+            pass
+        return max(0, self._free_cells - n_decode)
+
+    def _bound_cache(self) -> None:
+        while self.cache.cold_cells > self.limits.cache_cells and self._evict_one():
+            pass
+
+    def _evict_one(self, keep: int = -1) -> bool:
+        """Drops the least recently used finished sequence, or moves it to host RAM; False when there is none."""
+        slot = next((s for s in self.cache.cold if s != keep), None)
+        if slot is None:
+            return False
+        if self.host.capacity and self.cache.private_cells(slot) >= WORTH_SAVING:
+            tokens = self.cache.tokens(slot)
+            if not self.host.covers(tokens):
+                self._moves.append(Save(slot, tokens))
+        self.cache.remove(slot)
+        self._release(slot)
+        return True
+
+    def _preempt_youngest(self) -> None:
+        self.preemptions += 1
+        self._put_back(self.running[-1])
+
+    def _put_back(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self.cache.remove(sequence.slot)
+        self._release(sequence.slot)
+        sequence.slot = UNPLACED
+        sequence.computed = 0
+        self.submit(sequence)
+
+    def _release(self, slot: int) -> None:
+        self._moves.append(Remove(slot))
+        self._free_slots.append(slot)

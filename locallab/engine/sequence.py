@@ -1,0 +1,43 @@
+"""One request's state in the engine: what is known, what is computed, where it lies."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from locallab.engine.request import FinishReason, Listener, SamplingParams, Usage
+from locallab.engine.text import TextStream
+
+UNPLACED = -1
+
+
+@dataclasses.dataclass(eq=False, slots=True)
+class Sequence:
+    """Known tokens (prompt, then answer) of which the first `computed` have their KV in the llama sequence `slot`.
+
+    `limit` is the length at which the answer ends: by max_tokens or by the context.
+    """
+
+    id: int
+    tokens: list[int]
+    n_prompt: int
+    limit: int
+    params: SamplingParams
+    listener: Listener
+    text: TextStream
+    computed: int = 0
+    slot: int = UNPLACED
+    cached: int | None = None
+    finish_reason: FinishReason | None = None
+
+    @property
+    def n_answer(self) -> int:
+        return len(self.tokens) - self.n_prompt
+
+    @property
+    def pending(self) -> int:
+        """Tokens that are known but not computed: 1 while decoding, more while its prompt (or what was preempted) is due."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(self.n_prompt, self.n_answer, self.cached or 0)

@@ -1,0 +1,58 @@
+"""Token bytes to text: valid UTF-8 at any chunk boundary, stop strings found and never leaked. Pure."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+
+
+class TextStream:
+    """Feed it a token's bytes, get the text that is certain; any split of the same bytes gives the same text.
+
+    Held back are the bytes of an unfinished character and the longest end of the text that a stop string begins with.
+    The stop string that is complete first ends the text (of several at once, the one that begins first); text before it
+    is kept, the stop string and what follows are not. Bytes that are no UTF-8 become U+FFFD.
+    """
+
+    def __init__(self, stop: Sequence[str] = ()) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._stop = tuple(s for s in stop if s)
+        self._held = ""
+        self.stopped = False
+
+    def feed(self, data: bytes) -> str:
+        return self._release(self._decoder.decode(data))
+
+    def finish(self) -> str:
+        """The rest of the text; nothing may be fed afterwards."""
+        text = self._release(self._decoder.decode(b"", final=True)) + self._held
+        self._held = ""
+        return text
+
+    def _release(self, text: str) -> str:
+        if self.stopped or not self._stop:
+            return "" if self.stopped else text
+        text = self._held + text
+        found = self._first_stop(text)
+        if found is not None:
+            self.stopped = True
+            self._held = ""
+            return text[:found]
+        keep = self._unfinished(text)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def _first_stop(self, text: str) -> int | None:
+        """Where the stop string begins that is complete first."""
+        ends = [(at + len(s), at) for s in self._stop if (at := text.find(s)) >= 0]
+        return min(ends)[1] if ends else None
+
+    def _unfinished(self, text: str) -> int:
+        """Length of the longest end of `text` that a stop string begins with."""
+        longest = 0
+        for s in self._stop:
+            for n in range(min(len(s) - 1, len(text)), longest, -1):
+                if text.endswith(s[:n]):
+                    longest = n
+                    break
+        return longest

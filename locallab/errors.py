@@ -1,0 +1,99 @@
+"""Everything that can go wrong, as one tree. Knows no HTTP: each dialect has a table that maps it to status and body.
+
+LocalLabError
+├── ConfigError               a flag, environment variable, settings key or registry entry is wrong
+├── RequestError              the request itself is wrong; sending it again will not help
+│   ├── InvalidField          one field of it: carries `field`
+│   └── ContextLengthExceeded the prompt is longer than the context: carries both numbers
+├── ModelError
+│   ├── UnknownModel          no such id in the registry: carries the nearest names
+│   ├── ModelLoadError        the file cannot be loaded: carries the path and the reason
+│   └── SourceError           the weights cannot be fetched
+├── Overloaded                the queue is full; carries `retry_after` in seconds
+├── EngineClosed              the engine is closing or closed
+└── EngineFailure             llama.cpp failed while computing
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+
+class LocalLabError(Exception):
+    """Base of every error this package raises on purpose; `str(error)` is fit for a user."""
+
+
+class ConfigError(LocalLabError):
+    """A setting cannot be used. The message names where it came from, its key and what would be right."""
+
+
+class RequestError(LocalLabError):
+    """The request cannot be served as sent."""
+
+
+class InvalidField(RequestError):
+    """A field of the request is wrong. `field` is its name as the client sent it."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field}: {reason}")
+        self.field = field
+        self.reason = reason
+
+
+class ContextLengthExceeded(RequestError):
+    """The prompt does not fit the context; nothing was computed. Both figures are tokens."""
+
+    def __init__(self, n_prompt_tokens: int, n_ctx: int) -> None:
+        super().__init__(
+            f"This model's maximum context length is {n_ctx} tokens. However, your request has {n_prompt_tokens} tokens"
+            " (context window exceeded). Please reduce the length of the messages."
+        )
+        self.n_prompt_tokens = n_prompt_tokens
+        self.n_ctx = n_ctx
+
+
+class ModelError(LocalLabError):
+    """A model cannot be found, fetched or loaded."""
+
+
+class UnknownModel(ModelError):
+    """No registry entry has this id."""
+
+    def __init__(self, model_id: str, nearest: Sequence[str] = ()) -> None:
+        hint = f"; did you mean {' or '.join(nearest)}?" if nearest else ""
+        super().__init__(f"unknown model {model_id!r}{hint}")
+        self.model_id = model_id
+        self.nearest = tuple(nearest)
+
+
+class ModelLoadError(ModelError):
+    """A weights file cannot be loaded."""
+
+    def __init__(self, path: Path | str, reason: str) -> None:
+        super().__init__(f"cannot load {path}: {reason}")
+        self.path = Path(path)
+        self.reason = reason
+
+
+class SourceError(ModelError):
+    """The weights of a registry entry cannot be fetched; the message says what to do."""
+
+
+class Overloaded(LocalLabError):
+    """The queue is full. `retry_after` is a number of seconds after which there may be room."""
+
+    def __init__(self, waiting: int, retry_after: int) -> None:
+        super().__init__(f"the server is busy: {waiting} requests are waiting already")
+        self.retry_after = retry_after
+
+
+class EngineClosed(LocalLabError):
+    """The engine is closing: it takes no new request, or it ended this one."""
+
+    def __init__(self, message: str = "the engine is closed") -> None:
+        super().__init__(message)
+
+
+class EngineFailure(LocalLabError):
+    """llama.cpp failed while computing; the message carries its return code."""
