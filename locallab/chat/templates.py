@@ -1,0 +1,121 @@
+"""A model's own chat template: Jinja in a sandbox, with the functions that model authors rely on."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from locallab.chat.messages import Message, ToolCall, arguments, folded, without_system, written_out
+from locallab.errors import InvalidField, ModelError
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""For a model that carries no template."""
+
+
+class ChatTemplate:
+    """Renders conversations as one model was trained to read them.
+
+    `source` None means ChatML. `bos` and `eos` are the texts of the model's own tokens, for templates that write them.
+    Raises ModelError when the source is not a template.
+    """
+
+    def __init__(self, source: str | None, bos: str = "", eos: str = "") -> None:
+        text = source or CHATML
+        try:
+            self._template = _environment().from_string(text, {"bos_token": bos, "eos_token": eos})
+        except jinja2.TemplateSyntaxError as error:
+            raise ModelError(f"the model's chat template cannot be used: line {error.lineno}: {error.message}") from None
+        self._knows_calls = "tool_calls" in text
+        self._checked = ("system",) if "tool" in text else ("system", "tool")
+
+    def render(self, messages: Sequence[Message], add_generation_prompt: bool = True, **kwargs: Any) -> str:
+        """The conversation as text, markup included, ready for the assistant's turn if `add_generation_prompt`.
+
+        A template that refuses the messages, or leaves out a system message (some take the first one only) or a tool result,
+        gets them again in a stricter shape.
+        Raises InvalidField with the template's own reason when it refuses every shape.
+        """
+        incomplete, reason = "", ""
+        shapes: tuple[Callable[[Sequence[Message]], Sequence[Message]], ...] = (list, folded, without_system)
+        for shape in shapes:
+            shaped = shape(messages)
+            try:
+                text = self._render(shaped, add_generation_prompt, kwargs)
+            except Exception as error:  # a template is its author's program: it can raise anything
+                reason = reason or str(error) or type(error).__name__
+                continue
+            if self._holds(text, shaped):
+                return text
+            incomplete = incomplete or text
+        if incomplete:
+            return incomplete
+        raise InvalidField("messages", f"the model's chat template refuses them: {reason}")
+
+    def _holds(self, text: str, messages: Sequence[Message]) -> bool:
+        return all(message.content.strip() in text for message in messages if message.role in self._checked)
+
+    def _render(self, messages: Sequence[Message], add_generation_prompt: bool, more: dict[str, Any]) -> str:
+        known = {"messages": [self._entry(m) for m in messages], "tools": None, "documents": None}
+        return self._template.render({**known, **more}, add_generation_prompt=add_generation_prompt)
+
+    def _entry(self, message: Message) -> dict[str, Any]:
+        if not self._knows_calls:
+            message = written_out(message)
+        calls = [_call(call) for call in message.tool_calls]
+        entry = {"role": message.role, "content": message.content}
+        optional = {"name": message.name, "tool_calls": calls, "tool_call_id": message.tool_call_id}
+        return {**entry, **{key: value for key, value in optional.items() if value}}
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments(call)}}
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks the assistant's tokens for training; what is inside is plain template."""
+
+    tags = {"generation"}  # noqa: RUF012 (Jinja's own interface)
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation], autoescape=False
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.datetime.now().strftime(form)
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON as models were trained on it: Jinja's own filter would escape it for HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

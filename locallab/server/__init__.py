@@ -1,0 +1,1 @@
+"""HTTP: routes parse and format, everything between is neutral."""

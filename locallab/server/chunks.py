@@ -1,0 +1,164 @@
+"""Streams in their dialects, as bytes. What does not change from token to token is encoded once for each request."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import secrets
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from locallab.engine.request import Usage
+from locallab.server.errors import native_body, openai_body
+from locallab.server.generate import Item
+from locallab.server.sse import DONE
+
+dumps = msgspec.json.Encoder().encode
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Head:
+    """What every chunk of one answer, and its whole, have in common."""
+
+    id: str
+    created: int
+    model: str
+
+    @classmethod
+    def make(cls, prefix: str, model: str) -> Head:
+        return cls(f"{prefix}-{secrets.token_hex(12)}", int(time.time()), model)
+
+    def body(self, kind: str, choices: list[Any], **more: Any) -> dict[str, Any]:
+        """An object of OpenAI's shape."""
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices, **more}
+
+
+def usage_body(usages: Sequence[Usage], n: int = 1) -> dict[str, Any]:
+    """OpenAI's usage object for `n` answers to each prompt: a prompt counts once, every answer counts."""
+    prompt = sum(usage.prompt_tokens for usage in usages[::n])
+    answers = sum(usage.completion_tokens for usage in usages)
+    cached = sum(usage.cached_tokens for usage in usages[::n])
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": answers,
+        "total_tokens": prompt + answers,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+
+
+def event(body: object) -> bytes:
+    return b"data: " + dumps(body) + b"\n\n"
+
+
+class OpenAIChunks(abc.ABC):
+    """Chunk objects of OpenAI's shape: what opens a choice, its text, its end; then the usage if asked for, and [DONE].
+
+    `n` answers to each of `total / n` prompts. `finish_usage` puts the usage into the chunk that ends a choice instead.
+    """
+
+    kind = ""
+
+    def __init__(
+        self, head: Head, total: int = 1, *, n: int = 1, include_usage: bool = False, finish_usage: bool = False
+    ) -> None:
+        self._head = head
+        self._n = n
+        self._include_usage = include_usage
+        self._finish_usage = finish_usage
+        self._usages = [Usage(0, 0, 0)] * total
+        self._opened = [False] * total
+        self._around = [self._split(index) for index in range(total)]
+
+    def encode(self, items: list[Item]) -> bytes:
+        return b"".join(self._events(items))
+
+    def end(self) -> bytes:
+        usage = [event(self._head.body(self.kind, [], usage=usage_body(self._usages, self._n)))] if self._include_usage else []
+        return b"".join([*usage, DONE])
+
+    def fail(self, error: Exception) -> bytes:
+        return event(openai_body(error))
+
+    @abc.abstractmethod
+    def opening(self, index: int) -> list[dict[str, Any]]:
+        """Choices to send before the first text of an answer, one chunk each."""
+
+    @abc.abstractmethod
+    def choice(self, index: int, text: str, finish_reason: str | None) -> dict[str, Any]:
+        """A choice that brings text, or ends the answer with none."""
+
+    def _events(self, items: list[Item]) -> Iterable[bytes]:
+        for index, news in items:
+            if not self._opened[index]:
+                self._opened[index] = True
+                yield from (self._chunk(choice) for choice in self.opening(index))
+            if news.text:
+                before, after = self._around[index]
+                yield before + dumps(news.text) + after
+            if news.finish_reason is not None:
+                self._usages[index] = news.usage or Usage(0, 0, 0)
+                more = {"usage": usage_body([self._usages[index]])} if self._finish_usage else {}
+                yield self._chunk(self.choice(index, "", news.finish_reason), **more)
+
+    def _chunk(self, choice: dict[str, Any], **more: Any) -> bytes:
+        if self._include_usage:
+            more.setdefault("usage", None)
+        return event(self._head.body(self.kind, [choice], **more))
+
+    def _split(self, index: int) -> tuple[bytes, bytes]:
+        """The bytes before and after the text of a chunk: a sample, cut at a text that occurs nowhere else."""
+        mark = secrets.token_hex(16)
+        before, after = self._chunk(self.choice(index, mark, None)).split(dumps(mark))
+        return before, after
+
+
+class ChatChunks(OpenAIChunks):
+    kind = "chat.completion.chunk"
+
+    def opening(self, index: int) -> list[dict[str, Any]]:
+        return [{"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]
+
+    def choice(self, index: int, text: str, finish_reason: str | None) -> dict[str, Any]:
+        return {"index": index, "delta": {"content": text} if text else {}, "finish_reason": finish_reason}
+
+
+class CompletionChunks(OpenAIChunks):
+    """`echo` holds, for each answer, a text to send ahead of it."""
+
+    kind = "text_completion"
+
+    def __init__(self, head: Head, echo: Sequence[str], *, n: int, include_usage: bool) -> None:
+        self._echo = echo
+        super().__init__(head, len(echo), n=n, include_usage=include_usage)
+
+    def opening(self, index: int) -> list[dict[str, Any]]:
+        return [self.choice(index, self._echo[index], None)] if self._echo[index] else []
+
+    def choice(self, index: int, text: str, finish_reason: str | None) -> dict[str, Any]:
+        return {"index": index, "text": text, "logprobs": None, "finish_reason": finish_reason}
+
+    def fail(self, error: Exception) -> bytes:
+        return event(openai_body(error, "prompt"))
+
+
+class NativeChunks:
+    """`{"response": text}` events; the last one has no text but the finish reason and the usage."""
+
+    def __init__(self, model: str) -> None:
+        self._last: dict[str, Any] = {"response": "", "model": model}
+
+    def encode(self, items: list[Item]) -> bytes:
+        for _, news in items:
+            if news.finish_reason is not None:
+                usage = usage_body([news.usage or Usage(0, 0, 0)])
+                self._last.update(finish_reason=news.finish_reason, usage=usage)
+        return b"".join([b'data: {"response":' + dumps(news.text) + b"}\n\n" for _, news in items if news.text])
+
+    def end(self) -> bytes:
+        return event(self._last) + DONE
+
+    def fail(self, error: Exception) -> bytes:
+        return event(native_body(error))

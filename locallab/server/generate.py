@@ -1,0 +1,166 @@
+"""From a request to its events: submits to the engine, waits in the event loop, cancels when the client has gone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+
+from starlette.types import Receive
+
+from locallab.engine import Engine
+from locallab.engine.request import Listener, SamplingParams, TokenEvent, Usage
+from locallab.errors import ContextLengthExceeded, EngineClosed, EngineFailure
+
+Job = tuple[Sequence[int], SamplingParams]
+"""A prompt and how to answer it."""
+
+Item = tuple[int, TokenEvent]
+"""News of the answer with this index."""
+
+
+class ClientGone(Exception):
+    """The client has closed its connection: nobody reads the answer."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Answer:
+    """One complete answer."""
+
+    text: str
+    finish_reason: str
+    usage: Usage
+
+
+class Generation:
+    """The answers of one client request while they are computed, one for each job.
+
+    To be made and read in the event loop, and used as a context manager: leaving it cancels what is unfinished. Making it
+    submits every job, or none: it raises what `Engine.submit` raises. Events wait in one list with one future to wake the
+    reader, so a token costs no queue and no lock, and a slow reader finds all that came meanwhile at once.
+    """
+
+    def __init__(self, engine: Engine, jobs: Sequence[Job]) -> None:
+        self._engine = engine
+        self._loop = asyncio.get_running_loop()
+        self.heard = self._loop.time()  # when the last news were read
+        self._items: list[Item] = []
+        self._waiter: asyncio.Future[None] | None = None
+        self._running: dict[int, int] = {}  # index -> request id of the engine
+        self._unfinished = len(jobs)
+        self._failure: Exception | None = None
+        try:
+            for index, (prompt, params) in enumerate(jobs):
+                self._submit(index, prompt, params)
+        except BaseException:
+            self._cancel()
+            raise
+
+    def __enter__(self) -> Generation:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._cancel()
+
+    @property
+    def done(self) -> bool:
+        """Whether every answer has ended well and been read."""
+        return not self._unfinished and not self._items and self._failure is None
+
+    async def ready(self) -> list[Item]:
+        """All news that have come, in order; waits for some. Empty only after `wake`.
+
+        Raises ClientGone, or what ended an answer before its time.
+        """
+        if not self._items and self._failure is None:
+            self._waiter = self._loop.create_future()
+            await self._waiter
+        if self._items:
+            self.heard = self._loop.time()
+            items, self._items = self._items, []
+            return items
+        if self._failure is not None:
+            raise self._failure
+        return []
+
+    def wake(self) -> None:
+        """Makes a waiting `ready` return."""
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    @contextlib.contextmanager
+    def watching(self, receive: Receive) -> Iterator[None]:
+        """While inside, a client that closes its connection ends the generation."""
+        watcher = self._loop.create_task(self._watch(receive))
+        try:
+            yield
+        finally:
+            watcher.cancel()
+
+    async def _watch(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass  # the rest of a body that nobody asked for
+        self._items.clear()
+        self._fail(ClientGone())
+        self._cancel()
+
+    def _submit(self, index: int, prompt: Sequence[int], params: SamplingParams) -> None:
+        if params.max_tokens == 0:
+            self._answer_empty(index, prompt)
+        else:
+            self._running[index] = self._engine.submit(prompt, params, self._listener(index))
+
+    def _answer_empty(self, index: int, prompt: Sequence[int]) -> None:
+        """Clients probe with a limit of 0; the engine has nothing to do for them."""
+        if len(prompt) >= self._engine.info.context:
+            raise ContextLengthExceeded(len(prompt), self._engine.info.context)
+        self._take(index, TokenEvent("", finish_reason="length", usage=Usage(len(prompt), 0, 0)))
+
+    def _listener(self, index: int) -> Listener:
+        return lambda event: self._take(index, event)
+
+    def _take(self, index: int, event: TokenEvent) -> None:
+        if event.finish_reason is None:
+            self._items.append((index, event))
+        else:
+            self._end(index, event)
+        self.wake()
+
+    def _end(self, index: int, event: TokenEvent) -> None:
+        self._running.pop(index, None)
+        self._unfinished -= 1
+        if event.finish_reason == "error":
+            self._fail(event.error or EngineFailure("the engine failed"))
+        elif event.finish_reason == "cancelled":
+            self._fail(EngineClosed("the engine was closed before the answer was complete"))
+        else:
+            self._items.append((index, event))
+
+    def _fail(self, error: Exception) -> None:
+        self._failure = self._failure or error
+        self.wake()
+
+    def _cancel(self) -> None:
+        for request_id in self._running.values():
+            self._engine.cancel(request_id)
+        self._running.clear()
+
+
+async def collect(engine: Engine, jobs: Sequence[Job], receive: Receive) -> list[Answer]:
+    """Every answer in full. Raises ClientGone when the client leaves first."""
+    texts: list[list[str]] = [[] for _ in jobs]
+    ends: dict[int, TokenEvent] = {}
+    with Generation(engine, jobs) as generation, generation.watching(receive):
+        while not generation.done:
+            for index, event in await generation.ready():
+                texts[index].append(event.text)
+                if event.finish_reason is not None:
+                    ends[index] = event
+    return [_answer("".join(text), ends[index]) for index, text in enumerate(texts)]
+
+
+def _answer(text: str, end: TokenEvent) -> Answer:
+    return Answer(text, end.finish_reason or "stop", end.usage or Usage(0, 0, 0))

@@ -1,0 +1,41 @@
+"""The last resort: what nobody handled is logged with its traceback, and the client learns only that it happened."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from locallab.server.errors import respond
+
+log = logging.getLogger(__name__)
+
+
+class Failsafe:
+    """Answers 500 for an unexpected exception; after the first byte it can only end the connection."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = False
+
+        def relay(message: Message) -> Awaitable[None]:  # no coroutine of its own: every token passes here
+            nonlocal started
+            started = True
+            return send(message)
+
+        try:
+            await self._app(scope, receive, relay)
+        except ClientDisconnect:
+            pass  # in the middle of its own request: nobody to answer
+        except Exception as error:
+            if started:
+                raise  # the server logs it and closes the connection
+            log.exception("%s %s failed", scope["method"], scope["path"])
+            await respond(Request(scope), error)(scope, receive, send)

@@ -1,0 +1,28 @@
+"""Many spellings of a path are one: clients join a base URL and a route in every way there is."""
+
+from __future__ import annotations
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+NATIVE_MODELS = {"/models/current", "/models/available", "/models/load"}
+
+BARE = {"/chat/completions", "/completions", "/models"}
+"""OpenAI's routes that are served without /v1 too."""
+
+
+class Paths:
+    """Drops doubled and trailing slashes, and puts /v1 before OpenAI's routes where a client left it out."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope = {**scope, "path": canonical(scope["path"])}
+        await self._app(scope, receive, send)
+
+
+def canonical(path: str) -> str:
+    path = "/" + "/".join(filter(None, path.split("/")))
+    bare = path in BARE or (path.startswith("/models/") and path not in NATIVE_MODELS)
+    return f"/v1{path}" if bare else path

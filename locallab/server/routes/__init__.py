@@ -1,0 +1,1 @@
+"""One file for each dialect: it parses what comes in and formats what goes out."""

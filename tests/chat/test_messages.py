@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from locallab.chat.messages import Message, ToolCall, folded, normalize, without_system
+from locallab.errors import InvalidField
+
+CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+
+TAKEN: dict[str, tuple[dict[str, Any], Message]] = {
+    "plain": ({"role": "user", "content": "hi"}, Message("user", "hi")),
+    "null content": ({"role": "assistant", "content": None}, Message("assistant", "")),
+    "no content": ({"role": "assistant"}, Message("assistant", "")),
+    "empty content": ({"role": "user", "content": ""}, Message("user", "")),
+    "empty list": ({"role": "user", "content": []}, Message("user", "")),
+    "text parts": (
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "input_text", "text": "b"}]},
+        Message("user", "a\nb"),
+    ),
+    "refusal part": ({"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]}, Message("assistant", "no")),
+    "part with null text": ({"role": "user", "content": [{"type": "text", "text": None}]}, Message("user", "")),
+    "part without type": ({"role": "user", "content": [{"text": "a"}, "b"]}, Message("user", "a\nb")),
+    "cache control": (
+        {"role": "system", "content": [{"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}]},
+        Message("system", "a"),
+    ),
+    "developer": ({"role": "developer", "content": "a"}, Message("system", "a")),
+    "function": ({"role": "function", "name": "f", "content": "1"}, Message("tool", "1", name="f")),
+    "tool": ({"role": "tool", "tool_call_id": "c1", "content": "1"}, Message("tool", "1", tool_call_id="c1")),
+    "null name": ({"role": "user", "name": None, "content": "a", "extra": 1}, Message("user", "a")),
+    "tool calls": (
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        Message("assistant", "", tool_calls=(ToolCall("c1", "f", '{"x": 1}'),)),
+    ),
+    "arguments as an object": (
+        {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"x": 1}}}]},
+        Message("assistant", "", tool_calls=(ToolCall("", "f", '{"x": 1}'),)),
+    ),
+    "no tool calls": ({"role": "assistant", "content": "a", "tool_calls": []}, Message("assistant", "a")),
+    "function call": (
+        {"role": "assistant", "function_call": {"name": "f", "arguments": "x"}},
+        Message("assistant", "", tool_calls=(ToolCall("", "f", "x"),)),
+    ),
+}
+
+REFUSED: dict[str, tuple[Any, str]] = {
+    "missing": (None, "messages"),
+    "text": ("hi", "messages"),
+    "empty": ([], "messages"),
+    "text as message": (["hi"], "messages[0]"),
+    "no role": ([{"content": "a"}], "messages[0].role"),
+    "unknown role": ([{"role": "user", "content": "a"}, {"role": "robot", "content": "a"}], "messages[1].role"),
+    "role of a wrong type": ([{"role": ["user"], "content": "a"}], "messages[0].role"),
+    "number as content": ([{"role": "user", "content": 1}], "messages[0].content"),
+    "object as content": ([{"role": "user", "content": {"text": "a"}}], "messages[0].content"),
+    "number as part": ([{"role": "user", "content": [1]}], "messages[0].content"),
+    "number as text": ([{"role": "user", "content": [{"type": "text", "text": 1}]}], "messages[0].content"),
+    "image": ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], "messages[0].content"),
+    "unknown part": ([{"role": "user", "content": [{"type": "video"}]}], "messages[0].content"),
+    "type of a wrong type": ([{"role": "user", "content": [{"type": {}, "text": "a"}, {"type": [1]}]}], "messages[0].content"),
+    "name of a wrong type": ([{"role": "user", "content": "a", "name": 1}], "messages[0].name"),
+    "call without function": ([{"role": "assistant", "tool_calls": [{"id": "x"}]}], "messages[0].tool_calls[0]"),
+    "calls of a wrong type": ([{"role": "assistant", "tool_calls": {"id": "x"}}], "messages[0].tool_calls"),
+}
+
+
+@pytest.mark.parametrize(("raw", "expected"), TAKEN.values(), ids=TAKEN)
+def test_taken(raw: dict[str, Any], expected: Message) -> None:
+    assert normalize([raw]) == [expected]
+
+
+@pytest.mark.parametrize(("raw", "field"), REFUSED.values(), ids=REFUSED)
+def test_refused_by_name(raw: Any, field: str) -> None:
+    with pytest.raises(InvalidField) as caught:
+        normalize(raw)
+    assert caught.value.field == field
+
+
+def test_image_says_why() -> None:
+    with pytest.raises(InvalidField, match="this model takes no images"):
+        normalize([{"role": "user", "content": [{"type": "input_image"}]}])
+
+
+def test_folded_is_one_system_message_and_turns() -> None:
+    given = [
+        Message("system", "s1"),
+        Message("system", "s2"),
+        Message("user", "u1"),
+        Message("system", "s3"),
+        Message("assistant", "a1", tool_calls=(ToolCall("c", "f", '{"x": 1}'),)),
+        Message("tool", "t1"),
+        Message("user", "u2"),
+    ]
+    assert folded(given) == [
+        Message("system", "s1\n\ns2"),
+        Message("user", "u1\n\ns3"),
+        Message("assistant", 'a1\n{"name": "f", "arguments": {"x": 1}}'),
+        Message("user", "t1\n\nu2"),
+    ]
+    assert [m.role for m in without_system(given)] == ["user", "assistant", "user"]
+    assert without_system(given)[0].content == "s1\n\ns2\n\nu1\n\ns3"
+
+
+@pytest.mark.parametrize(
+    ("given", "roles"),
+    [
+        ([Message("assistant", "a")], ["user", "assistant"]),
+        ([Message("system", "s")], ["system", "user"]),
+        ([Message("system", "s"), Message("assistant", "a")], ["system", "user", "assistant"]),
+    ],
+    ids=["assistant first", "system only", "no user"],
+)
+def test_folded_lets_the_user_begin(given: list[Message], roles: list[str]) -> None:
+    assert [m.role for m in folded(given)] == roles

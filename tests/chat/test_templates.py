@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import datetime
+
+import pytest
+
+from locallab.chat import ChatTemplate, Message, ToolCall
+from locallab.errors import InvalidField, ModelError
+
+TALK = [Message("system", "be kind"), Message("user", "hi"), Message("assistant", "hello"), Message("user", "bye")]
+
+STRICT = """{{ bos_token }}
+{%- for message in messages %}
+    {%- if message.role == "system" %}{{ raise_exception("System role not supported") }}{% endif %}
+    {%- if (message.role == "user") != (loop.index0 % 2 == 0) %}
+        {{- raise_exception("Conversation roles must alternate") }}
+    {%- endif %}
+    {{- "[" + message.role + "]" + message.content | trim }}
+{%- endfor %}
+{%- if add_generation_prompt %}[assistant]{% endif %}"""
+
+ALTERNATING = """{%- set rest = messages[1:] if messages[0].role == "system" else messages %}
+{%- if messages[0].role == "system" %}<{{ messages[0].content }}>{% endif %}
+{%- for message in rest %}
+    {%- if (message.role == "user") != (loop.index0 % 2 == 0) %}{{ raise_exception("must alternate") }}{% endif %}
+    {{- message.role[0] + ":" + message.content + ";" }}
+{%- endfor %}"""
+
+FIRST_SYSTEM_ONLY = """{%- if messages[0].role == "system" %}<{{ messages[0].content }}>{% endif %}
+{%- for message in messages if message.role != "system" %}{{ message.role[0] + ":" + message.content + ";" }}{% endfor %}"""
+
+
+def test_chatml_without_a_template() -> None:
+    text = ChatTemplate(None).render(TALK[:2])
+    assert text == "<|im_start|>system\nbe kind<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    assert ChatTemplate(None).render(TALK[:2], add_generation_prompt=False).endswith("hi<|im_end|>\n")
+
+
+def test_refused_system_role_goes_to_the_user() -> None:
+    text = ChatTemplate(STRICT, bos="<bos>").render(TALK)
+    assert text == "<bos>[user]be kind\n\nhi[assistant]hello[user]bye[assistant]"
+
+
+def test_refused_neighbours_are_joined_and_the_system_message_stays() -> None:
+    talk = [Message("system", "s"), Message("user", "a"), Message("user", "b"), Message("system", "c")]
+    assert ChatTemplate(ALTERNATING).render(talk) == "<s>u:a\n\nb\n\nc;"
+
+
+def test_system_message_that_a_template_leaves_out() -> None:
+    talk = [
+        Message("system", "s1"),
+        Message("user", "a"),
+        Message("assistant", "b"),
+        Message("system", "s2"),
+        Message("user", "c"),
+    ]
+    assert ChatTemplate(FIRST_SYSTEM_ONLY).render(talk) == "<s1>u:a;a:b;u:s2\n\nc;"
+
+
+def test_tool_result_that_a_template_leaves_out() -> None:
+    source = "{% for m in messages if m.role != 'to' ~ 'ol' %}{{ m.role[0] + ':' + m.content + ';' }}{% endfor %}"
+    talk = [Message("user", "a"), Message("assistant", "b"), Message("tool", "42")]
+    assert ChatTemplate(source).render(talk) == "u:a;a:b;u:42;"
+
+
+def test_a_template_that_changes_the_system_message_and_insists_on_one() -> None:
+    source = (
+        "{% for m in messages %}{{ m.content | upper }}{% endfor %}{{ raise_exception('no') if messages[0].role == 'user' }}"
+    )
+    assert ChatTemplate(source).render([Message("system", "s"), Message("user", "u")]) == "SU"
+
+
+def test_refusal_of_every_shape_names_the_first_reason() -> None:
+    with pytest.raises(InvalidField, match="messages: the model's chat template refuses them: no talking") as caught:
+        ChatTemplate("{{ raise_exception('no talking') }}").render(TALK)
+    assert caught.value.field == "messages"
+
+
+def test_error_inside_a_template() -> None:
+    with pytest.raises(InvalidField, match="refuses them"):
+        ChatTemplate("{{ messages[0].content + 1 }}").render(TALK)
+
+
+def test_source_that_is_no_template() -> None:
+    with pytest.raises(ModelError, match="the model's chat template cannot be used: line 2"):
+        ChatTemplate("a\n{% for %}")
+
+
+def test_sandbox() -> None:
+    with pytest.raises(InvalidField):
+        ChatTemplate("{{ messages.__class__.__mro__[1].__subclasses__() }}").render(TALK)
+    with pytest.raises(InvalidField):
+        ChatTemplate("{{ messages.append(1) }}").render(TALK)
+
+
+def test_tojson_is_plain_json() -> None:
+    source = "{{ x | tojson }} {{ x | tojson(indent=1, sort_keys=true) }} {{ messages[0].content }}"
+    text = ChatTemplate(source).render([Message("user", "<b>&'")], x={"b": "<ö>", "a": 1})
+    assert text == '{"b": "<ö>", "a": 1} {\n "a": 1,\n "b": "<ö>"\n} <b>&\''
+
+
+def test_functions_and_tags_that_templates_rely_on() -> None:
+    source = (
+        "{% for m in messages %}{% if loop.index0 == 1 %}{% break %}{% endif %}"
+        "{% generation %}{{ m.role }}{% endgeneration %}{% endfor %} {{ strftime_now('%Y') }}"
+        "{% if tools is none %} no tools{% endif %} {{ eos_token }}"
+    )
+    talk = [Message("user", "a"), Message("user", "b")]
+    assert ChatTemplate(source, eos="</s>").render(talk) == f"user {datetime.datetime.now():%Y} no tools </s>"
+
+
+def test_blocks_are_trimmed() -> None:
+    assert ChatTemplate("    {% if true %}\na\n    {% endif %}\n").render(TALK[1:2]) == "a\n"
+
+
+def test_tool_calls_for_a_template_that_knows_them() -> None:
+    source = (
+        "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls %}{{ c.function | tojson }}{% endfor %}{% endfor %}"
+    )
+    talk = [
+        Message("user", "u"),
+        Message("assistant", "", tool_calls=(ToolCall("c", "f", '{"x": 1}'), ToolCall("d", "g", "{x"))),
+    ]
+    assert ChatTemplate(source).render(talk) == 'u{"name": "f", "arguments": {"x": 1}}{"name": "g", "arguments": "{x"}'
+
+
+def test_tool_calls_for_a_template_that_does_not() -> None:
+    talk = [
+        Message("user", "u"),
+        Message("assistant", "look:", tool_calls=(ToolCall("c", "f", '{"x": 1}'),)),
+        Message("tool", "1"),
+    ]
+    text = ChatTemplate(None).render(talk)
+    assert '<|im_start|>assistant\nlook:\n{"name": "f", "arguments": {"x": 1}}<|im_end|>\n<|im_start|>tool\n1<|im_end|>' in text

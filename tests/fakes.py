@@ -1,0 +1,202 @@
+"""Stand-ins at the real seams: an engine that plays a script, a registry and a pool around it."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from locallab.engine import EngineStats, ModelInfo
+from locallab.engine.engine import call_each
+from locallab.engine.request import Delivery, FinishReason, Listener, SamplingParams, TokenEvent, Usage
+from locallab.engine.text import TextStream
+from locallab.errors import ContextLengthExceeded, EngineClosed, InvalidField, ModelLoadError, Overloaded
+from locallab.models.registry import Registry
+from locallab.settings import EngineSettings
+
+BOS, EOS, N_VOCAB = 256, 257, 258
+TEXT = "Hello, wörld! 😀 done."
+
+Step = bytes | threading.Event | Exception
+"""Tokens to say, a moment to wait for, or a failure."""
+
+Script = Callable[[list[int], SamplingParams], Sequence[Step]]
+
+
+def detokenize(tokens: Sequence[int]) -> str:
+    """The text of byte tokens; the opening token shows as <s>."""
+    return b"".join(b"<s>" if token == BOS else bytes([token]) for token in tokens).decode()
+
+
+def say(text: str, size: int = 3) -> list[Step]:
+    """`size` bytes, which are tokens, at a time: characters come in pieces."""
+    data = text.encode()
+    return [data[i : i + size] for i in range(0, len(data), size)]
+
+
+@dataclasses.dataclass(eq=False)
+class Running:
+    id: int
+    prompt: list[int]
+    params: SamplingParams
+    listener: Listener
+    steps: list[Step]
+    text: TextStream
+    said: int = 0
+
+
+class FakeEngine:
+    """Has the face of Engine; a token is a byte. Plays `script(prompt, params)` for each request, one step of all at a time.
+
+    `submitted` and `cancelled` record what was asked; `full` makes it refuse; `cached` is what its usage says.
+    """
+
+    def __init__(
+        self,
+        path: Path = Path("fake.gguf"),
+        settings: EngineSettings | None = None,
+        deliver: Delivery = call_each,
+        *,
+        script: Script = lambda prompt, params: say(TEXT),
+        template: str | None = None,
+        context: int = 512,
+    ) -> None:
+        if "broken" in path.name:
+            raise ModelLoadError(path, "not a GGUF file")
+        self.info = ModelInfo(
+            path=path,
+            description="fake 0B",
+            architecture="fake",
+            size_bytes=98_000_000,
+            n_params=135,
+            n_ctx_train=2 * context,
+            context=context,
+            kv_tokens=4 * context,
+            n_vocab=N_VOCAB,
+            chat_template=template,
+            bos="<s>",
+            eos="</s>",
+            add_bos=True,
+            reuse="prefix",
+            device="CPU (no thread)",
+        )
+        self.settings = settings
+        self._script = script
+        self.reset()
+        self.closed_with: float | None = None
+        self._deliver = deliver
+        self._ids = itertools.count()
+        self._lock = threading.Condition()
+        self._running: dict[int, Running] = {}
+        self._thread = threading.Thread(target=self._work, name="fake engine", daemon=True)
+        self._thread.start()
+
+    def reset(self) -> None:
+        """As new: plays its first script, has recorded nothing."""
+        self.script = self._script
+        self.full = False
+        self.cached = 0
+        self.submitted: list[tuple[str, SamplingParams]] = []
+        self.cancelled: list[int] = []
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        opened = parse_special and text.startswith("<s>")
+        body = list(text.removeprefix("<s>").encode() if opened else text.encode())
+        return [BOS] * (opened + add_special) + body
+
+    def submit(self, prompt: Sequence[int], params: SamplingParams, listener: Listener) -> int:
+        tokens = list(prompt)
+        if not tokens:
+            raise InvalidField("prompt", "must have at least one token")
+        if len(tokens) >= self.info.context:
+            raise ContextLengthExceeded(len(tokens), self.info.context)
+        with self._lock:
+            if self.closed_with is not None:
+                raise EngineClosed()
+            if self.full:
+                raise Overloaded(3, retry_after=7)
+            steps = list(self.script(tokens, params))
+            request = Running(next(self._ids), tokens, params, listener, steps, TextStream(params.stop))
+            self.submitted.append((detokenize(tokens), params))
+            self._running[request.id] = request
+            self._lock.notify()
+        return request.id
+
+    def cancel(self, request_id: int) -> None:
+        with self._lock:
+            self.cancelled.append(request_id)
+            if request_id in self._running:
+                self._running[request_id].steps = [InterruptedError()]
+            self._lock.notify()
+
+    def stats(self) -> EngineStats:
+        counts = {field.name: 0 for field in dataclasses.fields(EngineStats)}
+        return EngineStats(**{**counts, "running": len(self._running)})
+
+    def close(self, grace: float = 0.0) -> None:
+        with self._lock:
+            self.closed_with = grace if self.closed_with is None else self.closed_with
+            for request in self._running.values():
+                request.steps = [InterruptedError()] if grace == 0 else request.steps
+            self._lock.notify()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                events = [(r.listener, event) for r in list(self._running.values()) for event in self._step(r)]
+                if not events:
+                    if self.closed_with is not None and not self._running:
+                        return
+                    self._lock.wait(0.005)
+            if events:
+                self._deliver(events)
+
+    def _step(self, request: Running) -> Iterator[TokenEvent]:
+        step = request.steps[0] if request.steps else b""
+        if isinstance(step, threading.Event):
+            if not step.is_set():
+                return
+            request.steps.pop(0)
+            return
+        if isinstance(step, InterruptedError):
+            yield self._end(request, "", "cancelled")
+        elif isinstance(step, Exception):
+            yield self._end(request, "", "error", step)
+        else:
+            yield self._say(request, step)
+            del request.steps[:1]
+
+    def _say(self, request: Running, step: bytes) -> TokenEvent:
+        limit = request.params.max_tokens
+        left = len(step) if limit is None else limit - request.said
+        text = request.text.feed(step[:left])
+        request.said += len(step[:left])
+        if request.text.stopped:
+            return self._end(request, text, "stop")
+        if left < len(step) or (limit is not None and request.said == limit):
+            return self._end(request, text + request.text.finish(), "length")
+        if len(request.steps) <= 1:
+            return self._end(request, text + request.text.finish(), "stop")
+        return TokenEvent(text, tuple(step))
+
+    def _end(self, request: Running, text: str, reason: FinishReason, error: Exception | None = None) -> TokenEvent:
+        del self._running[request.id]
+        usage = Usage(len(request.prompt), request.said, self.cached)
+        return TokenEvent(text, finish_reason=reason, usage=usage, error=error)
+
+
+def registry(folder: Path, *names: str) -> Registry:
+    """A registry of models that lie in `folder`; of the first the alias is "first"."""
+    lines = ["models:"]
+    for index, name in enumerate(names or ("tiny:1b", "other:2b", "broken:3b")):
+        file = folder / f"{name.replace(':', '-')}.gguf"
+        file.write_bytes(b"GGUF")
+        aliases = ", aliases: [first]" if index == 0 else ""
+        source = f"{{kind: file, path: '{file}'}}"
+        lines.append(f"- {{id: '{name}', source: {source}, size: 98 MB, context: 512, description: a fake{aliases}}}")
+    path = folder / "models.yaml"
+    path.write_text("\n".join(lines))
+    return Registry.load(path)

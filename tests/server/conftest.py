@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import uvicorn
+
+from locallab.models.store import Store
+from locallab.pool import Pool
+from locallab.server.app import create_app
+from locallab.settings import EngineSettings, ServerSettings
+from tests.fakes import FakeEngine, registry
+
+
+@dataclasses.dataclass
+class Served:
+    """A running server on a real socket: its client, its engine, its pool."""
+
+    url: str
+    http: httpx.Client
+    pool: Pool
+
+    @property
+    def engine(self) -> FakeEngine:
+        assert self.pool.current is not None
+        return self.pool.current.engine  # type: ignore[return-value]
+
+    @property
+    def openai(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, http_client=self.http)
+
+    def script(self, *steps: Any) -> None:
+        """What the engine plays for every request from now on."""
+        self.engine.script = lambda prompt, params: list(steps)
+
+
+@contextlib.contextmanager
+def running(app: Any) -> Iterator[str]:
+    """Serves the app from a thread; gives its URL."""
+    config = uvicorn.Config(app, port=0, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=5)
+    server = uvicorn.Server(config)
+    started = threading.Event()
+    startup = server.startup
+
+    async def starting(**options: Any) -> None:
+        await startup(**options)
+        started.set()
+
+    server.startup = starting  # type: ignore[method-assign]
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        assert started.wait(30)
+        host, port = server.servers[0].sockets[0].getsockname()[:2]
+        yield f"http://{host}:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+Serve = Callable[..., "contextlib.AbstractContextManager[Served]"]
+
+
+def start_in(folder: Path) -> Serve:
+    @contextlib.contextmanager
+    def start(load: str | None = "tiny:1b", engine: dict[str, Any] | None = None, **settings: Any) -> Iterator[Served]:
+        def make(path: Path, settings: EngineSettings, deliver: Any) -> Any:
+            return FakeEngine(path, settings, deliver, **(engine or {}))
+
+        pool = Pool(registry(folder), Store(folder / "store"), engine=make, grace=0.0)
+        if load:
+            pool.load_now(load)
+        with running(create_app(pool, ServerSettings(**settings))) as url, httpx.Client(base_url=url, timeout=30) as client:
+            yield Served(url, client, pool)
+
+    return start
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Serve:
+    """Starts a server: `load` a model first or not, the engine's options, other options for ServerSettings."""
+    return start_in(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with start_in(tmp_path_factory.mktemp("shared"))() as served:
+        yield served
+
+
+@pytest.fixture
+def served(shared: Served) -> Served:
+    """A server with a model loaded, for tests that load no other: its engine is as new."""
+    shared.engine.reset()
+    return shared

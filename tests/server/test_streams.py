@@ -1,0 +1,295 @@
+"""What happens while an answer is computed: several events at once, errors, clients that leave."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from locallab.engine.request import SamplingParams, TokenEvent, Usage
+from locallab.errors import EngineFailure, Overloaded
+from locallab.server import sse
+from locallab.server.chunks import NativeChunks
+from locallab.server.generate import ClientGone, Generation, collect
+from tests.fakes import TEXT, say
+from tests.server.conftest import Served
+from tests.server.sse import DONE, parsed
+
+USER: list[Any] = [{"role": "user", "content": "hi"}]
+ROUTES: dict[str, dict[str, Any]] = {
+    "/generate": {"prompt": "hi"},
+    "/chat": {"messages": USER},
+    "/v1/chat/completions": {"messages": USER},
+    "/v1/completions": {"prompt": "hi"},
+}
+routes = pytest.mark.parametrize("path", ROUTES)
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Waits for something that another thread does."""
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def text_of(path: str, event: Any) -> str:
+    if path == "/generate":
+        return str(event["response"])
+    choice = event["choices"][0]
+    return str(choice.get("text") or choice.get("delta", {}).get("content") or "")
+
+
+@routes
+@pytest.mark.parametrize("size", [1, 2, 7, 100])
+def test_a_stream_is_the_whole_answer_in_pieces(served: Served, path: str, size: int) -> None:
+    served.script(*say('naïve 😀 «ok» \u2028 \x00 "q" \\ end', size))
+    whole = served.http.post(path, json=ROUTES[path]).json()
+    *pieces, done = parsed(served.http.post(path, json={**ROUTES[path], "stream": True}).text)
+    text = (
+        whole["response"]
+        if path == "/generate"
+        else whole["choices"][0].get("text") or whole["choices"][0]["message"]["content"]
+    )
+    assert "".join(text_of(path, piece) for piece in pieces) == text == 'naïve 😀 «ok» \u2028 \x00 "q" \\ end'
+    assert done == DONE
+
+
+@routes
+def test_client_that_leaves_a_stream(served: Served, path: str) -> None:
+    served.script(b"a", threading.Event())
+    with served.http.stream("POST", path, json={**ROUTES[path], "stream": True}) as response:
+        body = response.iter_bytes()
+        next(body)
+        assert served.engine.cancelled == []
+    until(lambda: served.engine.cancelled != [])
+    until(lambda: served.engine.stats().running == 0)
+
+
+@routes
+def test_client_that_leaves_before_the_answer(served: Served, path: str) -> None:
+    served.script(b"a", threading.Event())
+    for stream in (False, True):
+        served.engine.reset()
+        served.script(threading.Event())
+        with pytest.raises(httpx.ReadTimeout):
+            served.http.post(path, json={**ROUTES[path], "stream": stream}, timeout=0.1)
+        until(lambda: len(served.engine.cancelled) == 1)
+        until(lambda: served.engine.stats().running == 0)
+
+
+def test_client_that_leaves_one_of_several_answers(served: Served) -> None:
+    hold = threading.Event()
+    served.engine.script = lambda prompt, params: [b"a"] if params.seed == 0 else [b"b", hold]
+    body = {"messages": USER, "stream": True, "n": 3, "seed": 0}
+    with served.http.stream("POST", "/v1/chat/completions", json=body) as response:
+        chunks = response.iter_bytes()
+        next(chunks)
+        until(lambda: served.engine.stats().running == 2)
+    until(lambda: len(served.engine.cancelled) == 2)
+
+
+def test_answer_that_ended_is_not_cancelled(served: Served) -> None:
+    served.http.post("/generate", json={"prompt": "hi"})
+    served.http.post("/generate", json={"prompt": "hi", "stream": True})
+    assert served.engine.cancelled == []
+
+
+@routes
+@pytest.mark.parametrize("stream", [False, True])
+def test_overloaded(served: Served, path: str, stream: bool) -> None:
+    served.engine.full = True
+    response = served.http.post(path, json={**ROUTES[path], "stream": stream})
+    assert response.status_code == 503 and response.headers["retry-after"] == "7"
+    if path.startswith("/v1"):
+        message = "the server is busy: 3 requests are waiting already"
+        assert response.json() == {"error": {"message": message, "type": "server_error", "param": None, "code": "overloaded"}}
+    else:
+        assert "busy" in response.json()["detail"]
+
+
+def test_overloaded_by_the_second_of_several_answers(served: Served) -> None:
+    def script(prompt: list[int], params: SamplingParams) -> list[Any]:
+        if params.seed == 1:
+            raise Overloaded(1, 7)
+        return [threading.Event()]
+
+    served.engine.script = script
+    response = served.http.post("/v1/chat/completions", json={"messages": USER, "n": 2, "seed": 0})
+    assert response.status_code == 503
+    until(lambda: served.engine.stats().running == 0)
+
+
+@routes
+@pytest.mark.parametrize("stream", [False, True])
+def test_failure_before_the_first_byte(served: Served, path: str, stream: bool) -> None:
+    served.script(EngineFailure("llama_decode returned -3"))
+    response = served.http.post(path, json={**ROUTES[path], "stream": stream})
+    assert response.status_code == 500 and "llama_decode returned -3" in response.text
+
+
+@routes
+@pytest.mark.parametrize("error", [EngineFailure("decode failed"), ZeroDivisionError("secret")], ids=["known", "unknown"])
+def test_failure_in_mid_stream(served: Served, path: str, error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    go = threading.Event()
+    served.script(b"a", go, error)
+    with served.http.stream("POST", path, json={**ROUTES[path], "stream": True}) as response:
+        body = response.iter_text()
+        first = next(body)
+        go.set()
+        *_, last = parsed(first + "".join(body))
+    message = last["detail"] if path == "/generate" else last["error"]["message"]
+    assert message == (
+        "decode failed" if isinstance(error, EngineFailure) else "internal error; the server's log has the details"
+    )
+    if path != "/generate":
+        assert last["error"]["type"] == "server_error" and set(last["error"]) == {"message", "type", "param", "code"}
+    [record] = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert path in record.getMessage() and bool(record.exc_info) == isinstance(error, ZeroDivisionError)
+
+
+def test_openai_client_raises_for_a_failure_in_mid_stream(served: Served) -> None:
+    go = threading.Event()
+    served.script(b"a", go, EngineFailure("decode failed"))
+    stream = served.openai.chat.completions.create(model="m", messages=USER, stream=True)
+    with pytest.raises(openai.APIError, match="decode failed"):
+        for _ in stream:
+            go.set()
+
+
+def test_answer_that_starts_after_an_idle_time(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse, "IDLE", 0.02)
+    go, then = threading.Event(), threading.Event()
+    served.script(go, b"a", then, b"b")
+    with served.http.stream("POST", "/v1/chat/completions", json={"messages": USER, "stream": True}) as response:
+        body = response.iter_text()
+        assert next(body) == ": ping\n\n"
+        go.set()
+        read = ""
+        while '"a"' not in read:
+            read += next(body)
+        assert ": ping" in next(body)
+        then.set()
+        assert text_of("", parsed(read)[-1]) == "a" and parsed("".join(body))[-1] == DONE
+
+
+class Wire:
+    """ASGI's receive and send of one request; `left` is set when the client goes."""
+
+    def __init__(self) -> None:
+        self.sent: list[dict[str, Any]] = []
+        self.left = asyncio.Event()
+        self.unread = [{"type": "http.request", "body": b"", "more_body": False}]
+
+    async def receive(self) -> dict[str, Any]:
+        if self.unread:
+            return self.unread.pop()
+        await self.left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Any) -> None:
+        self.sent.append(message)
+
+
+class Held:
+    """An engine that does nothing by itself: the test speaks to the listeners."""
+
+    def __init__(self) -> None:
+        self.listeners: list[Any] = []
+        self.cancelled: list[int] = []
+
+    def submit(self, prompt: Any, params: Any, listener: Any) -> int:
+        self.listeners.append(listener)
+        return len(self.listeners) - 1
+
+    def cancel(self, request_id: int) -> None:
+        self.cancelled.append(request_id)
+
+
+JOB = ([1], SamplingParams())
+END = TokenEvent("c", finish_reason="stop", usage=Usage(1, 3, 0))
+
+
+def test_what_is_ready_at_once_goes_out_in_one_write() -> None:
+    async def scenario() -> list[dict[str, Any]]:
+        engine, wire = Held(), Wire()
+        stream = sse.EventStream(Generation(engine, [JOB]), NativeChunks("m"))  # type: ignore[arg-type]
+        for event in (TokenEvent("a"), TokenEvent(""), TokenEvent("b"), END):
+            engine.listeners[0](event)
+        await stream({"type": "http", "method": "POST", "path": "/"}, wire.receive, wire.send)
+        return wire.sent
+
+    start, body = asyncio.run(scenario())
+    assert start["status"] == 200 and not body.get("more_body")
+    assert [event.get("response") for event in parsed(body["body"].decode())[:-1]] == ["a", "b", "c", ""]
+
+
+def test_token_without_text_sends_nothing() -> None:
+    async def scenario() -> list[dict[str, Any]]:
+        engine, wire = Held(), Wire()
+        stream = sse.EventStream(Generation(engine, [JOB]), NativeChunks("m"))  # type: ignore[arg-type]
+        running = asyncio.ensure_future(stream({"type": "http", "method": "POST", "path": "/"}, wire.receive, wire.send))
+        for event in (TokenEvent(""), TokenEvent(""), END):
+            engine.listeners[0](event)
+            for _ in range(3):
+                await asyncio.sleep(0)
+        await running
+        return wire.sent
+
+    assert [message["type"] for message in asyncio.run(scenario())] == ["http.response.start", "http.response.body"]
+
+
+def test_leaving_wins_over_what_is_ready() -> None:
+    async def scenario() -> Held:
+        engine, wire = Held(), Wire()
+        with Generation(engine, [JOB, JOB]) as generation, generation.watching(wire.receive):  # type: ignore[arg-type]
+            engine.listeners[0](END)
+            assert await generation.ready() == [(0, END)]
+            wire.left.set()
+            with pytest.raises(ClientGone):
+                await generation.ready()
+            assert not generation.done
+        return engine
+
+    assert asyncio.run(scenario()).cancelled == [1]
+
+
+def test_cancelled_task_cancels_the_request() -> None:
+    async def scenario() -> Held:
+        engine, wire = Held(), Wire()
+        task = asyncio.ensure_future(collect(engine, [JOB], wire.receive))  # type: ignore[arg-type]
+        while not engine.listeners:
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return engine
+
+    assert asyncio.run(scenario()).cancelled == [0]
+
+
+def test_many_clients_at_once(served: Served) -> None:
+    async def scenario() -> list[str]:
+        client = openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
+
+        async def one(index: int) -> str:
+            stream = await client.completions.create(model="m", prompt=f"{index}", stream=True)
+            return "".join([chunk.choices[0].text async for chunk in stream])
+
+        async with client:
+            return await asyncio.gather(*(one(index) for index in range(32)))
+
+    served.engine.script = lambda prompt, params: say(bytes(prompt[1:]).decode() * 20, 2)
+    assert asyncio.run(scenario()) == [f"{index}" * 20 for index in range(32)]
+
+
+def test_text_is_the_same_with_every_client(served: Served) -> None:
+    with served.openai.chat.completions.with_streaming_response.create(model="m", messages=USER, stream=True) as response:
+        assert "".join(text_of("", event) for event in parsed("".join(response.iter_text()))[:-1]) == TEXT
