@@ -1,0 +1,6 @@
+"""`python -m locallab`."""
+
+from locallab.cli import main
+
+if __name__ == "__main__":
+    main()

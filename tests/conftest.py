@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import platformdirs
+import pytest
+
+from locallab import settings
+
+GIVEN_MODEL = os.environ.get("LOCALLAB_TEST_MODEL")
+GIVEN_HOME = settings.home()
+CACHE = Path(platformdirs.user_cache_dir("locallab-tests", appauthor=False))
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test sees, or changes, the user's settings, models or tokens."""
+    for name in os.environ:
+        if name.startswith(("LOCALLAB_", "HF_", "HUGGING_FACE_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("LOCALLAB_HOME", str(tmp_path_factory.mktemp("home")))
+
+
+@pytest.fixture(scope="session")
+def model_path() -> Path:
+    """The embedded model's file: LOCALLAB_TEST_MODEL, else where `locallab serve` keeps it, else fetched once into a cache."""
+    if GIVEN_MODEL:
+        return Path(GIVEN_MODEL)
+    from locallab.models import Registry, Store, default_path, fetch
+
+    spec = Registry.load(default_path()).default
+    return Store(GIVEN_HOME / "models").path(spec) or fetch(spec, Store(CACHE))

@@ -1,0 +1,112 @@
+"""Which part of the package may import which, read from the source text. `violations` is what test_layers asserts empty."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import sys
+from collections.abc import Iterator, Mapping
+
+ANYWHERE = frozenset({"", "errors", "settings", "hardware"})
+"""Parts that every part may import; "" is the package itself."""
+
+PARTS: Mapping[str, frozenset[str]] = {
+    "": frozenset(),
+    "errors": frozenset(),
+    "settings": frozenset(),
+    "hardware": frozenset(),
+    "logs": frozenset(),
+    "engine": frozenset(),
+    "chat": frozenset({"engine"}),
+    "models": frozenset(),
+    "pool": frozenset({"engine", "chat", "models"}),  # chat: a loaded model carries its template
+    "server": frozenset({"engine", "chat", "pool", "models"}),
+    "cli": frozenset({"server", "pool", "models", "engine", "logs"}),
+    "__main__": frozenset({"cli"}),
+}
+"""What each part may import of the others, besides ANYWHERE and itself."""
+
+ENGINE_LIBRARIES = frozenset({"llama_cpp", "numpy", "llguidance"})
+ENGINE_FORBIDDEN = frozenset({"asyncio", "json", "http", "socket", "urllib"})
+HTTP_LIBRARIES = frozenset({"starlette", "uvicorn", "sse_starlette", "httpx", "asyncio", "anyio"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Import:
+    """One import of a module; both as dotted names."""
+
+    importer: str
+    target: str
+
+    @property
+    def part(self) -> str:
+        return part(self.importer)
+
+
+def part(module: str) -> str:
+    """The part a module belongs to: `engine` for `locallab.engine.cache`, "" for the package itself."""
+    return [*module.split("."), ""][1]
+
+
+def imports(module: str, source: str, is_package: bool) -> Iterator[Import]:
+    """Every import of the module, also inside functions, with relative ones resolved.
+
+    `from locallab import pool` and `from locallab.server.routes import chat` name submodules: each name is a target of its own.
+    """
+    package = module if is_package else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (Import(module, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join(filter(None, [*above, node.module]))
+            yield from (Import(module, f"{base}.{alias.name}") for alias in node.names)
+
+
+def violations(modules: Mapping[str, str]) -> list[str]:
+    """What breaks a rule, one line each. `modules`: dotted name -> source; a package's name ends in `.__init__`."""
+    found = []
+    for name, source in modules.items():
+        is_package = name.endswith(".__init__")
+        for each in imports(name.removesuffix(".__init__"), source, is_package):
+            found += [f"{name} imports {each.target}: {reason}" for reason in _broken(each)]
+    return found
+
+
+def _broken(each: Import) -> Iterator[str]:
+    library = each.target.split(".")[0]
+    if library == "locallab":
+        yield from _broken_inside(each)
+        return
+    if library == "llama_cpp" and each.part != "engine":
+        yield "only engine touches llama_cpp"
+    if each.part == "engine" and library not in ENGINE_LIBRARIES and library not in sys.stdlib_module_names:
+        yield "engine uses only the standard library, numpy and llama_cpp"
+    if each.part == "engine" and library in ENGINE_FORBIDDEN:
+        yield "engine knows no asyncio, HTTP or JSON"
+    if each.part in ("chat", "models", "errors", "settings", "hardware") and library in HTTP_LIBRARIES:
+        yield f"{each.part} knows no HTTP and no event loop"
+
+
+def _broken_inside(each: Import) -> Iterator[str]:
+    target = part(each.target)
+    known = target in PARTS
+    if each.part not in PARTS:
+        yield f"{each.part!r} is no known part: give it a place in PARTS"
+    elif known and target not in PARTS[each.part] | ANYWHERE | {each.part}:
+        yield f"{each.part or 'the package'} may not import {target}"
+    if each.part == "chat" and target == "engine" and not _is_neutral(each.target):
+        yield "chat may use only the engine's request types"
+    if _route(each.importer) and _route(each.target) and _route(each.importer) != _route(each.target):
+        yield "routes do not import each other"
+
+
+def _is_neutral(target: str) -> bool:
+    return target.startswith("locallab.engine.request") or target.split(".")[2:] in (
+        [name] for name in ("SamplingParams", "TokenEvent", "Usage", "FinishReason", "Listener")
+    )
+
+
+def _route(module: str) -> str:
+    steps = module.split(".")
+    return steps[3] if steps[:3] == ["locallab", "server", "routes"] and len(steps) > 3 else ""

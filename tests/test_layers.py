@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.layers import violations
+
+PACKAGE = Path(__file__).parents[1] / "locallab"
+LINES = 400
+LONGER: dict[str, str] = {}
+"""Files that may have more than LINES lines, each with its reason."""
+
+
+def sources() -> dict[str, str]:
+    files = sorted(PACKAGE.rglob("*.py"))
+    return {".".join(("locallab", *file.relative_to(PACKAGE).with_suffix("").parts)): file.read_text() for file in files}
+
+
+def test_every_import_goes_down() -> None:
+    found = sources()
+    assert "locallab.engine.scheduler" in found and "locallab.server.__init__" in found
+    assert violations(found) == []
+
+
+def test_no_file_is_too_long() -> None:
+    lengths = {str(file.relative_to(PACKAGE)): len(file.read_text().splitlines()) for file in PACKAGE.rglob("*.py")}
+    assert {name: length for name, length in lengths.items() if length > LINES and name not in LONGER} == {}
+    assert {name for name in LONGER if lengths.get(name, 0) <= LINES} == set(), "no longer long: take it off the list"
+
+
+ALLOWED = {
+    "downwards": ("locallab.server.app", "from locallab.pool import Pool\nfrom locallab import chat"),
+    "errors from anywhere": ("locallab.engine.cache", "from locallab import errors, hardware, settings"),
+    "own part": ("locallab.engine.cache", "from . import request\nfrom locallab.engine.text import TextStream"),
+    "native in engine": ("locallab.engine.llama", "import ctypes\nimport llama_cpp.llama_cpp as native\nimport numpy as np"),
+    "request types in chat": ("locallab.chat.tools", "from locallab.engine.request import TokenEvent"),
+    "request types in chat by the short way": ("locallab.chat.tools", "from locallab.engine import TokenEvent"),
+    "route uses server": ("locallab.server.routes.chat", "from locallab.server import sse\nfrom ..errors import report"),
+    "registry of routes": ("locallab.server.routes.__init__", "from locallab.server.routes import chat, openai"),
+    "pool loads models": ("locallab.pool", "from locallab.models.store import Store"),
+}
+
+FORBIDDEN = {
+    "upwards": ("locallab.engine.worker", "from locallab.pool import Pool"),
+    "upwards by the package": ("locallab.engine.worker", "from locallab import server"),
+    "upwards, relative": ("locallab.engine.worker", "from ..chat import messages"),
+    "upwards, plain import": ("locallab.pool", "import locallab.server.app"),
+    "upwards, inside a function": ("locallab.pool", "def load():\n    from locallab.cli import main"),
+    "models from engine": ("locallab.engine.engine", "from locallab.models import Store"),
+    "models from chat": ("locallab.chat.templates", "from locallab.models.registry import ModelSpec"),
+    "native outside": ("locallab.server.app", "import llama_cpp"),
+    "native outside, submodule": ("locallab.pool", "from llama_cpp.llama_cpp import llama_decode"),
+    "event loop in engine": ("locallab.engine.worker", "import asyncio"),
+    "JSON in engine": ("locallab.engine.request", "from json import dumps"),
+    "HTTP in engine": ("locallab.engine.engine", "import http.client"),
+    "library in engine": ("locallab.engine.engine", "import msgspec"),
+    "HTTP in chat": ("locallab.chat.messages", "from starlette.requests import Request"),
+    "engine proper in chat": ("locallab.chat.messages", "from locallab.engine.worker import Worker"),
+    "engine proper in chat by the short way": ("locallab.chat.messages", "from locallab.engine import Engine"),
+    "server in chat": ("locallab.chat.messages", "from locallab.server import errors"),
+    "route imports route": ("locallab.server.routes.openai", "from locallab.server.routes import chat"),
+    "route imports route's function": ("locallab.server.routes.openai", "from locallab.server.routes.chat import answer"),
+    "route imports route, relative": ("locallab.server.routes.openai", "from .chat import answer"),
+    "errors import a part": ("locallab.errors", "from locallab import pool"),
+    "a part without a place": ("locallab.utils", "from locallab import errors"),
+}
+
+
+@pytest.mark.parametrize(("module", "source"), ALLOWED.values(), ids=ALLOWED)
+def test_allowed(module: str, source: str) -> None:
+    assert violations({module: source}) == []
+
+
+@pytest.mark.parametrize(("module", "source"), FORBIDDEN.values(), ids=FORBIDDEN)
+def test_forbidden(module: str, source: str) -> None:
+    assert len(violations({module: source})) == 1

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import platformdirs
+import pytest
+from click.testing import CliRunner
+
+from locallab import settings
+from locallab.cli import main
+from locallab.cli.options import flag, layers
+from locallab.errors import ConfigError
+from locallab.settings import EngineSettings, ServerSettings
+
+README = Path(__file__).parents[1] / "README.md"
+CLASSES = (ServerSettings, EngineSettings)
+NAMES = [name for cls in CLASSES for name, _, _ in settings.fields(cls)]
+
+
+def test_defaults() -> None:
+    assert settings.resolve(EngineSettings) == EngineSettings()
+    assert settings.resolve(ServerSettings).host == "127.0.0.1"
+
+
+def test_a_later_layer_wins_and_none_is_not_given() -> None:
+    found = settings.resolve(
+        EngineSettings,
+        ("models.yaml", {"context": 4096, "threads": 2, "kv_type": "q8_0"}),
+        ("environment", {"context": "2048", "threads": None}),
+        ("flags", {"context": 1024}),
+    )
+    assert (found.context, found.threads, found.kv_type) == (1024, 2, "q8_0")
+
+
+def test_flags_win_over_the_environment_over_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCALLAB_CONTEXT", "2048")
+    monkeypatch.setenv("LOCALLAB_PARALLEL", "8")
+    registry = ("models.yaml: x", {"context": 4096, "parallel": 4, "batch": 512})
+    found = settings.resolve(EngineSettings, registry, *layers(EngineSettings, {"context": 1024, "parallel": None}))
+    assert (found.context, found.parallel, found.batch) == (1024, 8, 512)
+
+
+def test_environment_holds_what_is_set() -> None:
+    environ = {"LOCALLAB_PORT": "9000", "LOCALLAB_HOST": "", "LOCALLAB_THREADS": "3", "PORT": "1"}
+    assert settings.environment(ServerSettings, environ) == {"port": "9000"}
+    assert settings.environment(EngineSettings, environ) == {"threads": "3"}
+
+
+@pytest.mark.parametrize(("text", "value"), [("true", True), ("false", False), ("1", True), ("0", False)])
+def test_a_switch_from_text(text: str, value: bool) -> None:
+    assert settings.resolve(ServerSettings, ("environment", {"access_log": text})).access_log is value
+
+
+def test_an_unknown_key_fails_by_name() -> None:
+    with pytest.raises(ConfigError, match=r"models\.yaml: unknown setting 'contex'; known: context, "):
+        settings.resolve(EngineSettings, ("models.yaml", {"contex": 1}))
+
+
+@pytest.mark.parametrize(
+    ("cls", "name", "value"),
+    [
+        (ServerSettings, "port", 65536),
+        (ServerSettings, "port", "-1"),
+        (ServerSettings, "grace", -0.5),
+        (ServerSettings, "log_format", "xml"),
+        (ServerSettings, "access_log", "perhaps"),
+        (EngineSettings, "parallel", 0),
+        (EngineSettings, "parallel", 193),
+        (EngineSettings, "kv_type", "f11"),
+        (EngineSettings, "threads", "two"),
+        (EngineSettings, "gpu_layers", -2),
+    ],
+)
+def test_a_wrong_value_names_its_origin_and_key(cls: type, name: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"^environment: {name}: .*got {value!r}"):
+        settings.resolve(cls, ("environment", {name: value}))
+
+
+def test_a_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCALLAB_KV_TYPE", "f11")
+    with pytest.raises(ConfigError, match=r"^LOCALLAB_KV_TYPE: "):
+        settings.resolve(EngineSettings, *layers(EngineSettings, {}))
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_settings_are_frozen_and_default_to_valid_values(cls: type) -> None:
+    found = dataclasses.asdict(settings.resolve(cls))
+    assert settings.resolve(cls, ("itself", found)) == cls()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(cls(), next(iter(found)), None)
+
+
+def test_no_two_settings_share_a_name() -> None:
+    assert len(set(NAMES)) == len(NAMES)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_every_setting_is_described(cls: type) -> None:
+    assert [name for name, annotated, _ in settings.fields(cls) if not settings.describe(annotated)] == []
+
+
+def test_every_setting_is_a_flag() -> None:
+    text = CliRunner().invoke(main, ["serve", "--help"]).output
+    assert [name for name in NAMES if f"{flag(name)} " not in text] == []
+
+
+def test_every_setting_is_in_the_readme() -> None:
+    text = README.read_text()
+    assert [name for name in NAMES if f"`{flag(name)}" not in text] == []
+
+
+def test_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCALLAB_HOME", "~/lab")
+    assert settings.home() == Path.home() / "lab"
+    monkeypatch.delenv("LOCALLAB_HOME")
+    assert settings.home() == Path(platformdirs.user_data_dir("locallab", appauthor=False))
