@@ -1,0 +1,98 @@
+"""Prompts: what each workload sends, the same for every server in a round and new in the next round."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+
+# Each is one token of SmolLM2 (and of most English vocabularies) with a space before it.
+_WORDS = """
+time year people way day man thing woman life child world school state family student group country problem hand part
+place case week company system program question work government number night point home water room mother area money
+story fact month lot right study book eye job word business issue side kind head house service friend father power
+hour game line end member law car city community name president team minute idea kid body information back parent face
+others level office door health person art war history party result change morning reason research girl guy moment air
+teacher force education foot boy age policy music market sense road river tree bird fish horse dog cat stone bridge
+garden window table chair paper letter picture song dance dream summer winter spring autumn rain snow wind sun moon
+star sky sea island mountain forest field farm village street station train ship boat plane engine wheel metal gold
+silver iron glass wood fire smoke cloud storm shadow light color red blue green white black yellow brown small large
+"""
+WORDS = _WORDS.split()
+TASK = "\nTell a long story with all of these words."
+TASK_WORDS = len(TASK.split())
+SPARE_TOKENS = 128  # what the chat template and its own system prompt may add
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One chat request: its texts and the length of its answer."""
+
+    system: str
+    user: str
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Sizes of a workload, in words (about as many tokens, and what the chat template adds)."""
+
+    system_words: int
+    user_words: int
+    max_tokens: int
+    requests: int
+    decoders: int = 0  # clients that decode while `requests` long prompts arrive one after another; 0: no such mix
+
+    def context(self) -> int:
+        """Tokens that the longest request needs, prompt and answer, with room for other vocabularies."""
+        need = (self.system_words + self.user_words) * 115 // 100 + SPARE_TOKENS + self.max_tokens
+        if self.decoders:
+            need = max(need, DECODER.context())
+        return -(-need // 256) * 256
+
+
+DECODER = Workload(system_words=0, user_words=40, max_tokens=256, requests=1)
+WORKLOADS = {
+    "short": Workload(system_words=0, user_words=40, max_tokens=64, requests=3),
+    "prompt": Workload(system_words=0, user_words=350, max_tokens=64, requests=3),
+    "shared": Workload(system_words=840, user_words=20, max_tokens=64, requests=2),
+    "shared-warm": Workload(system_words=840, user_words=20, max_tokens=64, requests=2),
+    "long": Workload(system_words=0, user_words=2000, max_tokens=16, requests=3, decoders=4),
+}
+WARM_UP = Prompt(system="", user="Say something about the weather.", max_tokens=8)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to send in one turn: each lane is one client's requests, in order; arrivals come while the lanes decode."""
+
+    lanes: list[list[Prompt]]
+    arrivals: list[Prompt]
+
+
+@dataclass(frozen=True, slots=True)
+class Planner:
+    """Makes plans; equal arguments give equal plans, so that every server gets the same prompts."""
+
+    seed: int
+    requests: int | None = None  # instead of the workload's own number
+    quick: bool = False  # answers of a quarter of the length
+
+    def plan(self, name: str, clients: int, round_: int) -> Plan:
+        """The plan of workload `name` in round `round_`; `clients` is ignored by a workload with decoders."""
+        workload, key = WORKLOADS[name], f"{self.seed} {clients} {round_}"
+        if self.requests is not None:
+            workload = replace(workload, requests=self.requests)
+        if workload.decoders:
+            decoders = [self._lane(DECODER, "", f"{key} decoder {lane}") for lane in range(workload.decoders)]
+            return Plan(decoders, self._lane(workload, "", f"{key} {name}"))
+        system = _text(workload.system_words, f"{key} system")  # no workload's name: shared-warm repeats shared's
+        return Plan([self._lane(workload, system, f"{key} {name} {lane}") for lane in range(clients)], [])
+
+    def _lane(self, workload: Workload, system: str, key: str) -> list[Prompt]:
+        tokens = max(1, workload.max_tokens // 4) if self.quick else workload.max_tokens
+        texts = [_text(workload.user_words - TASK_WORDS, f"{key} {number}") for number in range(workload.requests)]
+        return [Prompt(system, text + TASK, tokens) for text in texts]
+
+
+def _text(count: int, key: str) -> str:
+    return " ".join(random.Random(key).choices(WORDS, k=count))

@@ -1,0 +1,180 @@
+"""Servers under test: launched from a command, or already running at a URL."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+PLACEHOLDERS = ("python", "binary", "model", "port", "threads", "clients", "context", "context_total")
+POLL_SECONDS = 0.1
+STOP_SECONDS = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What a server must hold at once: `clients` requests of at most `context` tokens, prompt and answer."""
+
+    clients: int
+    context: int
+
+
+def fill(template: str, **values: object) -> list[str]:
+    """The command of `template`; raises ValueError for one that cannot be read or has an unknown placeholder."""
+    try:
+        return [part.format(**values) for part in shlex.split(template)]
+    except (KeyError, IndexError):
+        raise ValueError(f"unknown placeholder in {template!r}; known: {', '.join(PLACEHOLDERS)}") from None
+
+
+class Server:
+    """One server under test. Without a command it runs already: starting and stopping it does nothing."""
+
+    def __init__(
+        self,
+        name: str,
+        url: str = "",
+        command: str | None = None,
+        values: dict[str, object] | None = None,
+        api_key: str | None = None,
+    ) -> None:
+        self.name, self.url, self.command = name, url, command
+        self.api_key = api_key
+        self.model = "default"
+        self._values = values or {}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log: Path | None = None
+
+    def start(self, size: Size, patience: float, say: Callable[[str], None]) -> bool:
+        """Launches the server and waits until it is ready; says so, or why it is not. Whether it is ready."""
+        if self.command:
+            self._launch(self.command, size, say)
+        ready = self._wait(patience)
+        if ready:
+            self.model = self._model_id()
+            pid = f" (pid {self._process.pid})" if self._process else ""
+            say(f"{self.name}: ready at {self.url}{pid}")
+        else:
+            say(f"{self.name}: not ready, {self.state()}\n{self._tail()}")
+        return ready
+
+    def stop(self) -> None:
+        """Ends a launched server and everything it started; does nothing for one that is not running."""
+        process, self._process = self._process, None
+        if process:
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, number)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(STOP_SECONDS)
+        if self._log:
+            self._log.unlink(missing_ok=True)
+            self._log = None
+
+    def state(self) -> str:
+        """In words: no answer so far, or how a launched server ended."""
+        code = self._process.poll() if self._process else None
+        return "it does not answer" if code is None else f"ended with exit code {code}"
+
+    @property
+    def died(self) -> bool:
+        """Whether a launched server has ended by itself."""
+        return self._process is not None and self._process.poll() is not None
+
+    @property
+    def session(self) -> int | None:
+        """The session that holds the processes of a launched server; None when there is none."""
+        return self._process.pid if self._process else None
+
+    def reset_peak(self) -> None:
+        """Lets `peak_mib` count from here on; where the system does not allow that, it counts from the start."""
+        if self._process:
+            with contextlib.suppress(OSError):
+                Path(f"/proc/{self._process.pid}/clear_refs").write_text("5")
+
+    def peak_mib(self) -> float | None:
+        """Peak resident memory of a launched server, in MiB."""
+        if not self._process:
+            return None
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{self._process.pid}/status").read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) / 1024
+        return None
+
+    def _launch(self, command: str, size: Size, say: Callable[[str], None]) -> None:
+        port = _free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        total = size.clients * size.context
+        arguments = fill(command, **self._values, port=port, clients=size.clients, context=size.context, context_total=total)
+        say(f"{self.name}: {shlex.join(arguments)}")
+        handle, path = tempfile.mkstemp(prefix=f"bench-{self.name}-", suffix=".log")
+        self._log = Path(path)
+        with os.fdopen(handle, "wb") as log:
+            try:
+                # A session of its own: Ctrl-C reaches this script alone, which then stops the server.
+                self._process = subprocess.Popen(
+                    arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                )
+            except OSError as error:
+                say(f"{self.name}: cannot start: {error}")
+
+    def _wait(self, patience: float) -> bool:
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline:
+            if self.died or (self.command and not self._process):
+                return False
+            if self._ready():
+                return True
+            time.sleep(POLL_SECONDS)
+        return False
+
+    def _ready(self) -> bool:
+        health = self._get("/health")[0]
+        return health == 200 or (health == 404 and self._get("/v1/models")[0] == 200)
+
+    def _model_id(self) -> str:
+        listed = self._get("/v1/models")[1]
+        with contextlib.suppress(TypeError, KeyError, IndexError):
+            return str(listed["data"][0]["id"])
+        return self.model
+
+    def _get(self, path: str) -> tuple[int, Any]:
+        parts = urlsplit(self.url)
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        connection = kind(parts.hostname or "", parts.port, timeout=10)
+        headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+        try:
+            connection.request("GET", parts.path.rstrip("/").removesuffix("/v1") + path, headers=headers)
+            response = connection.getresponse()
+            status, body = response.status, response.read()
+        except (OSError, http.client.HTTPException):
+            return 0, None
+        finally:
+            connection.close()
+        try:
+            return status, json.loads(body)
+        except ValueError:
+            return status, None
+
+    def _tail(self) -> str:
+        lines = self._log.read_text(errors="replace").splitlines() if self._log else []
+        return "\n".join(f"    {line}" for line in lines[-15:])
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,88 @@
+"""A scripted chat server for the tests of scripts/bench: it streams answers, slowly or badly as its flags say."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+
+class ScriptedServer:
+    """Answers POST /v1/chat/completions; every `every`-th of them with `fault`."""
+
+    def __init__(self, flags: argparse.Namespace) -> None:
+        self.flags = flags
+        self.count = 0
+
+    async def serve(self) -> None:
+        server = await asyncio.start_server(self.answer, "127.0.0.1", self.flags.port)
+        print(server.sockets[0].getsockname()[1], flush=True)
+        async with server:
+            await server.serve_forever()
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+        if head.startswith("get /v1/models"):
+            plain(writer, 200, {"data": [{"id": "scripted"}]})
+        elif head.startswith("post /v1/chat/completions"):
+            length = int(head.partition("content-length:")[2].split()[0])
+            await self.chat(writer, json.loads(await reader.readexactly(length)))
+        else:
+            plain(writer, 404, {"error": {"message": "no such route"}})
+        await writer.drain()
+        writer.close()
+
+    async def chat(self, writer: asyncio.StreamWriter, request: dict[str, Any]) -> None:
+        if self.flags.record:
+            with self.flags.record.open("a") as record:
+                record.write(json.dumps(request) + "\n")
+        self.count += 1
+        fault = self.flags.fault if self.count % self.flags.every == 0 else "none"
+        if fault == "status":
+            plain(writer, 500, {"error": {"message": "scripted failure"}})
+            return
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Type: text/event-stream\r\n\r\n")
+        event(writer, choice({"role": "assistant", "content": None}))
+        await asyncio.sleep(self.flags.first)
+        tokens = request["max_tokens"] // 2 if fault in ("cut", "event", "short") else request["max_tokens"]
+        for _ in range(tokens):
+            event(writer, choice({"content": 'a "content": "word'}))
+            await writer.drain()
+            await asyncio.sleep(self.flags.gap)
+        if fault == "event":
+            event(writer, {"error": {"message": "scripted event"}})
+        if fault in ("cut", "event"):
+            return
+        event(writer, choice({}, finish="length"))
+        if self.flags.usage:
+            words = sum(len(message["content"].split()) for message in request["messages"])
+            event(writer, {"choices": [], "usage": {"prompt_tokens": words, "completion_tokens": tokens}})
+        writer.write(b"e\r\ndata: [DONE]\r\n\r\n0\r\n\r\n")
+
+
+def choice(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}], "usage": None}
+
+
+def event(writer: asyncio.StreamWriter, content: dict[str, Any]) -> None:
+    data = b"data: " + json.dumps(content).encode() + b"\r\n\r\n"
+    writer.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+
+
+def plain(writer: asyncio.StreamWriter, status: int, content: dict[str, Any]) -> None:
+    body = json.dumps(content).encode()
+    writer.write(f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--first", type=float, default=0.0)
+    parser.add_argument("--gap", type=float, default=0.0)
+    parser.add_argument("--fault", choices=("none", "status", "cut", "event", "short"), default="none")
+    parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--no-usage", dest="usage", action="store_false")
+    parser.add_argument("--record", type=Path)
+    asyncio.run(ScriptedServer(parser.parse_args()).serve())
