@@ -28,15 +28,18 @@ class EngineSettings:
     """How one model is loaded and scheduled."""
 
     context: Annotated[
-        int | None, Meta(description="tokens one request may use, prompt and answer together; default: as models.yaml says")
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(description="tokens one request may use, prompt and answer; default: as models.yaml says"),
     ] = None
     kv_tokens: Annotated[
-        int | None,
+        Annotated[int, Meta(ge=1)] | None,
         Meta(description="tokens the KV pool holds for all requests together; default: from the context and the free memory"),
     ] = None
     kv_type: Annotated[KvType, Meta(description="type of the KV cache's numbers")] = "f16"
     gpu_layers: Annotated[int, Meta(ge=-1, description="layers to put on the GPU; -1: all")] = -1
-    threads: Annotated[int | None, Meta(description="CPU threads; default: the number of physical cores")] = None
+    threads: Annotated[
+        Annotated[int, Meta(ge=1)] | None, Meta(description="CPU threads; default: the number of physical cores")
+    ] = None
     parallel: Annotated[int, Meta(ge=1, le=192, description="requests computed at once")] = 64
     queue: Annotated[int, Meta(ge=0, description="requests that may wait; one more is answered 503")] = 256
     batch: Annotated[int, Meta(ge=32, le=8192, description="most tokens in one step")] = 2048
@@ -44,7 +47,8 @@ class EngineSettings:
         int, Meta(ge=1, description="longest step, in ms, while somebody is reading: prompt chunks are cut to fit")
     ] = 200
     cache_tokens: Annotated[
-        int | None, Meta(description="tokens of finished requests kept in the KV pool; default: a quarter of it, at most 4096")
+        Annotated[int, Meta(ge=0)] | None,
+        Meta(description="tokens of finished requests kept in the KV pool; default: a quarter of it, at most 4096"),
     ] = None
     cache_ram_mib: Annotated[
         int, Meta(ge=0, description="host RAM, in MiB, for prefixes moved out of the KV pool; 0: none")
@@ -57,7 +61,7 @@ class ServerSettings:
 
     host: Annotated[str, Meta(description="address to listen on")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="port to listen on; 0: any free one")] = 8000
-    model: Annotated[str, Meta(description="model to serve: an id of models.yaml")] = "smollm2:135m"
+    model: Annotated[str, Meta(description="model to serve: an id of models.yaml or a path of a .gguf file")] = "smollm2:135m"
     log_level: Annotated[LogLevel, Meta(description="least severe message to log")] = "info"
     log_format: Annotated[Literal["text", "json"], Meta(description="shape of a log line")] = "text"
     access_log: Annotated[bool, Meta(description="log a line for each request")] = True

@@ -28,8 +28,8 @@ from locallab.settings import EngineSettings
 DEFAULT_CONTEXT = 8192
 """Context of a model for which nobody says one, when it was trained for at least as much."""
 
-POOL_CONTEXTS = 2
-"""The KV pool holds so many contexts by default, where memory allows."""
+DEFAULT_POOL = 16384
+"""Tokens the KV pool holds by default, or two contexts if that is more, where a quarter of the free memory allows."""
 
 CALIBRATION_TOKENS = 32
 
@@ -112,7 +112,7 @@ class Engine:
         self._worker.commands.put(Cancel(request_id))
 
     def stats(self) -> EngineStats:
-        return self._worker.stats
+        return self._worker.stats()
 
     def close(self, grace: float = 0.0) -> None:
         """Refuses new requests, lets running ones finish for `grace` seconds, cancels the rest, and frees all native memory."""
@@ -194,7 +194,7 @@ def _limits(model: llama.Model, settings: EngineSettings) -> Limits:
     context = _context_length(model, settings)
     per_token = model.kv_bytes_per_token(settings.kv_type)
     free = hardware.available_memory()
-    room = max(context, min(POOL_CONTEXTS * context, free // (4 * max(1, per_token))))
+    room = max(context, min(max(2 * context, DEFAULT_POOL), free // (4 * max(1, per_token))))
     cells = -(-(settings.kv_tokens or min(room, settings.parallel * context)) // 256) * 256
     if cells * per_token > free:
         raise ModelLoadError(

@@ -60,9 +60,12 @@ class Model:
 
     @property
     def description(self) -> str:
+        """Architecture, number of parameters, quantization: "llama 135M Q4_1"."""
         buffer = ctypes.create_string_buffer(256)
         llama_cpp.llama_model_desc(self._model, buffer, len(buffer))
-        return buffer.value.decode("utf-8", "replace")
+        architecture, _, quantization = buffer.value.decode("utf-8", "replace").split(" ", 2)
+        millions = self.n_params / 1e6
+        return f"{architecture} {f'{millions / 1000:.1f}B' if millions >= 1000 else f'{millions:.0f}M'} {quantization}"
 
     @property
     def size_bytes(self) -> int:
@@ -178,6 +181,9 @@ class Context:
             raise ModelLoadError(model.path, problems.reason(f"no context of {n_ctx} tokens could be made"))
         self._memory = llama_cpp.llama_get_memory(self._ctx)
         self._n_vocab = model.n_vocab
+        self._n_sequences = n_sequences
+        self._logits = np.empty((0, 0), np.float32)
+        self._logits_at = 0
         self.n_ctx: int = llama_cpp.llama_n_ctx(self._ctx)
 
     @property
@@ -193,10 +199,17 @@ class Context:
             raise EngineFailure(f"llama_decode failed with code {code}")
         return int(code)
 
-    def logits(self, n_outputs: int) -> npt.NDArray[np.float32]:
-        """The last batch's logits, shape (n_outputs, n_vocab), in batch order. A view: valid until the next decode."""
-        pointer = llama_cpp.llama_get_logits(self._ctx)
-        return np.ctypeslib.as_array(pointer, shape=(n_outputs, self._n_vocab))
+    def logits(self) -> npt.NDArray[np.float32]:
+        """The last batch's logits, a row for each entry that wanted them, in batch order. A view: valid until the next decode.
+
+        It has a row for each sequence there may be; those beyond the wanted ones mean nothing.
+        """
+        address = ctypes.cast(llama_cpp.llama_get_logits(self._ctx), ctypes.c_void_p).value or 0
+        if address != self._logits_at:  # llama.cpp reserves n_seq_max rows at least, and seldom moves them
+            pointer = ctypes.cast(address, ctypes.POINTER(ctypes.c_float))
+            self._logits = np.ctypeslib.as_array(pointer, shape=(self._n_sequences, self._n_vocab))
+            self._logits_at = address
+        return self._logits
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Lets the empty sequence `target` share the first `length` cells of `source`."""

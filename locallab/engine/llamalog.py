@@ -57,7 +57,7 @@ def _receive(level: int, text: bytes, _user_data: ctypes.c_void_p) -> None:
 def _report(level: int, line: str) -> None:
     if _thread.problems is not None and level >= logging.WARNING:
         _thread.problems.add(level, line)
-        level = logging.INFO  # the caller raises them as one error
+        level = logging.DEBUG  # the caller raises them as one error
     logger.log(level, line)
 
 

@@ -24,6 +24,8 @@ WORTH_SAVING = 64
 """Cells a finished sequence must hold alone to be moved to host RAM rather than dropped."""
 LEAST_CHUNK = 16
 """Prompt tokens in a step at least, however slow the machine: a prompt always gets on."""
+LOOKAHEAD = 128
+"""Tokens of its answer that a request must find room for to be let in: preempting costs more than waiting."""
 ADMISSIONS = 64
 """Waiting requests looked at in one step, so that a long queue costs no time between steps."""
 
@@ -144,9 +146,6 @@ class Scheduler:
         self._admit()
         chunks = [Chunk(s, s.computed, 1) for s in decoding]
         chunks += self._prompt_chunks(decoding)
-        while self.running and not chunks:  # prompts alone fill the pool, each only in part
-            self._preempt_youngest()
-            chunks += self._prompt_chunks([])
         moves, self._moves = self._moves, []
         return StepPlan(moves, chunks)
 
@@ -175,7 +174,6 @@ class Scheduler:
 
     def unrestored(self, sequence: Sequence) -> None:
         """Mutates: the state that was to be restored for a sequence could not be; it begins again without it."""
-        sequence.cached = None
         self._put_back(sequence)
 
     @property
@@ -215,12 +213,12 @@ class Scheduler:
         return saved if saved and saved.length >= at_least and len(saved.stored.tokens) <= room else None
 
     def _fits(self, sequence: Sequence, match: Match) -> bool:
-        """Whether there is room for all of a sequence's known tokens beside what the running ones still need."""
+        """Whether there is room for a sequence beside what the running ones will need soon; alone, it fits always."""
         if not self.running:
             return True
-        promised = sum(s.pending for s in self.running) + len(self.running)
+        wanted = sum(_soon(s) - s.computed for s in self.running) + _soon(sequence) - match.ready
         live = self.cache.used - self.cache.cold_cells + self.cache.cold_prefix(match)
-        return live + promised + len(sequence.tokens) - match.ready + 1 <= self.limits.cells
+        return live + wanted <= self.limits.cells
 
     def _place(self, sequence: Sequence, match: Match) -> None:
         if not self._free_slots:
@@ -238,14 +236,17 @@ class Scheduler:
         self.host.touch(saved.stored)
         self._moves.append(Restore(sequence, saved.stored, saved.length))
         self.cache.advance(sequence.slot, saved.length)
-        sequence.computed = sequence.cached = saved.length
+        self._begin_at(sequence, saved.length)
 
     def _run(self, sequence: Sequence, slot: int, computed: int) -> None:
         sequence.slot = slot
-        sequence.computed = computed
-        if sequence.cached is None:
-            sequence.cached = computed
+        self._begin_at(sequence, computed)
         bisect.insort(self.running, sequence, key=lambda s: s.id)
+
+    def _begin_at(self, sequence: Sequence, computed: int) -> None:
+        sequence.computed = computed
+        if not sequence.n_answer:  # what is found again after a preemption had been computed once
+            sequence.cached = computed
 
     def _prompt_chunks(self, decoding: list[Sequence]) -> Iterator[Chunk]:
         """Cuts the rest of the budget into chunks: half of it for the oldest prompt, the rest for the shortest ones."""
@@ -310,3 +311,8 @@ class Scheduler:
     def _release(self, slot: int) -> None:
         self._moves.append(Remove(slot))
         self._free_slots.append(slot)
+
+
+def _soon(sequence: Sequence) -> int:
+    """The length a sequence will have before long."""
+    return min(sequence.limit, len(sequence.tokens) + LOOKAHEAD)

@@ -26,7 +26,7 @@ class Sequence:
     text: TextStream
     computed: int = 0
     slot: int = UNPLACED
-    cached: int | None = None
+    cached: int = 0
     finish_reason: FinishReason | None = None
 
     @property
@@ -40,4 +40,4 @@ class Sequence:
 
     @property
     def usage(self) -> Usage:
-        return Usage(self.n_prompt, self.n_answer, self.cached or 0)
+        return Usage(self.n_prompt, self.n_answer, self.cached)

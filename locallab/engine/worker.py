@@ -59,7 +59,6 @@ class Worker:
         self._events: list[tuple[Listener, TokenEvent]] = []
         self._deadline: float | None = None
         self._totals = {"prompt_tokens": 0, "cached_tokens": 0, "completion_tokens": 0, "steps": 0}
-        self.stats = self._snapshot()
 
     def run(self) -> None:
         """Works until a Close command has been carried out. Every sequence gets its last event, whatever happens."""
@@ -166,7 +165,7 @@ class Worker:
         """Draws a token for each sequence that has caught up, and says what it means for the request."""
         if not chunks:
             return
-        logits = self._context.logits(len(chunks))
+        logits = self._context.logits()
         for row, chunk in enumerate(chunks):
             sequence = chunk.sequence
             sampler = self._samplers.get(sequence.id) or self._sampler(sequence)
@@ -183,7 +182,7 @@ class Worker:
         sampler = self._samplers[sequence.id] = Sampler(sequence.params, self._model, self._context.n_ctx)
         sampler.accept(sequence.tokens)
         self._totals["prompt_tokens"] += sequence.n_prompt
-        self._totals["cached_tokens"] += sequence.cached or 0
+        self._totals["cached_tokens"] += sequence.cached
         return sampler
 
     def _emit(self, sequence: Sequence, token: int) -> None:
@@ -226,7 +225,6 @@ class Worker:
         self._hand_out()
 
     def _hand_out(self) -> None:
-        self.stats = self._snapshot()
         if self._events:
             events, self._events = self._events, []
             try:
@@ -234,7 +232,8 @@ class Worker:
             except Exception:
                 logger.exception("handing out %d events failed", len(events))
 
-    def _snapshot(self) -> EngineStats:
+    def stats(self) -> EngineStats:
+        """A snapshot; each figure is read by itself, so they may be a step apart."""
         scheduler = self._scheduler
         return EngineStats(
             running=len(scheduler.running),

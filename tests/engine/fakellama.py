@@ -1,0 +1,103 @@
+"""A model and a context without weights: the next token is a hash of the tokens that lie in a sequence's cells.
+
+Cells are kept as llama.cpp keeps them (shared by `copy`, one pool, positions without gaps), so a prefix that is reused
+wrongly, a cell that leaks or a pool that overflows shows at once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from locallab.engine.llama import NO_ROOM, Batch
+
+VOCAB = 64
+END = 0
+
+
+def next_token(tokens: Sequence[int]) -> int:
+    return zlib.crc32(bytes(tokens)) % (VOCAB - 1) + 1
+
+
+def answer(prompt: Sequence[int], count: int) -> list[int]:
+    """What a request must get, alone or in company."""
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(next_token(tokens))
+    return tokens[len(prompt) :]
+
+
+class FakeModel:
+    end_tokens = frozenset({END})
+    n_vocab = VOCAB
+
+    def piece(self, token: int) -> bytes:
+        return b"<%d>" % token
+
+
+class FakeContext:
+    def __init__(self, cells: int, can_rewind: bool = True) -> None:
+        self.n_ctx = cells
+        self.can_rewind = can_rewind
+        self.sequences: dict[int, list[tuple[int, int]]] = {}
+        self.decoded = 0
+        self._cell = itertools.count()
+        self._outputs: list[list[int]] = []
+
+    @property
+    def used(self) -> int:
+        return len({cell for cells in self.sequences.values() for cell, _ in cells})
+
+    def tokens(self, sequence: int) -> list[int]:
+        return [token for _, token in self.sequences.get(sequence, [])]
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        assert not self.sequences.get(target), "the target of a copy must be empty"
+        cells = self.sequences[source]
+        assert length <= len(cells), "more was copied than is there"
+        assert self.can_rewind or length == len(cells), "this model shares only whole sequences"
+        self.sequences[target] = cells[:length]
+
+    def remove(self, sequence: int, start: int = 0) -> None:
+        assert self.can_rewind or start == 0, "this model cannot rewind"
+        self.sequences[sequence] = self.sequences.get(sequence, [])[:start]
+        if not start:
+            del self.sequences[sequence]
+
+    def clear(self) -> None:
+        self.sequences.clear()
+
+    def save(self, sequence: int) -> bytes:
+        return bytes(self.tokens(sequence))
+
+    def restore(self, state: bytes, sequence: int) -> bool:
+        assert not self.sequences.get(sequence), "the target of a restore must be empty"
+        if self.used + len(state) > self.n_ctx:
+            return False
+        self.sequences[sequence] = [(next(self._cell), token) for token in state]
+        return True
+
+    def decode(self, batch: Batch) -> int:
+        n = batch.raw.n_tokens
+        if self.used + n > self.n_ctx:
+            return NO_ROOM
+        self._outputs = []
+        self.decoded += n
+        for i in range(n):
+            slot = int(batch._sequences[i])
+            cells = self.sequences.setdefault(slot, [])
+            assert batch._positions[i] == len(cells), "positions must have no gaps"
+            cells.append((next(self._cell), int(batch._tokens[i])))
+            if batch._outputs[i]:
+                self._outputs.append(self.tokens(slot))
+        return 0
+
+    def logits(self) -> npt.NDArray[np.float32]:
+        rows = np.zeros((len(self._outputs), VOCAB), np.float32)
+        for row, tokens in zip(rows, self._outputs, strict=True):
+            row[next_token(tokens)] = 1
+        return rows

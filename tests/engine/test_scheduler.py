@@ -1,0 +1,280 @@
+"""The scheduler and the worker on a fake context: random arrivals, cancels, preemptions and shared prefixes."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from locallab.engine import scheduler
+
+from .fakellama import answer
+from .rig import Rig
+
+BASES = [[1, 2, 3, 4] * 12, [5, 6, 7] * 10, [1, 2, 3, 4] * 4 + [9] * 20]
+prompts = st.builds(
+    lambda base, cut, tail: base[:cut] + tail,
+    st.sampled_from(BASES),
+    st.integers(0, 48),
+    st.lists(st.integers(1, 3), min_size=1, max_size=12),
+)
+
+
+class Traffic(RuleBasedStateMachine):
+    """Whatever arrives and leaves: each request gets the tokens it would get alone, nothing leaks, none starves."""
+
+    @initialize(
+        lookahead=st.sampled_from([1, 128]),
+        cells=st.sampled_from([96, 128, 256]),
+        parallel=st.integers(1, 8),
+        extra=st.integers(2, 6),
+        cache_cells=st.sampled_from([0, 32, 200]),
+        host=st.sampled_from([0, 200, 4000]),
+        rewind=st.sampled_from([None, 0, 40]),
+        chunk=st.sampled_from([1, 16, 64]),
+    )
+    def begin(self, lookahead, cells, parallel, extra, cache_cells, host, rewind, chunk):
+        scheduler.LOOKAHEAD = lookahead
+        self.rig = Rig(
+            cells=cells,
+            parallel=parallel,
+            slots=parallel + extra,
+            cache_cells=cache_cells,
+            host_bytes=host,
+            rewind_limit=rewind,
+            chunk=chunk,
+        )
+        self.rig.context.can_rewind = rewind != 0
+        self.wanted: dict[int, int] = {}
+        self.cancelled: set[int] = set()
+
+    @rule(prompt=prompts, max_tokens=st.integers(0, 30))
+    def arrive(self, prompt, max_tokens):
+        self.wanted[self.rig.submit(prompt, max_tokens)] = max_tokens
+
+    @precondition(lambda self: self.rig.worker._sequences)
+    @rule(data=st.data())
+    def cancel(self, data):
+        id = data.draw(st.sampled_from(sorted(self.rig.worker._sequences)))
+        self.rig.cancel(id)
+        self.cancelled.add(id)
+
+    @rule(steps=st.integers(1, 12))
+    def step(self, steps):
+        for _ in range(steps):
+            self.rig.step()
+
+    @invariant()
+    def consistent(self):
+        if hasattr(self, "rig"):
+            self.rig.check()
+
+    def teardown(self):
+        if not hasattr(self, "rig"):
+            return
+        self.finish()
+        scheduler.LOOKAHEAD = 128
+
+    def finish(self):
+        self.rig.drain(steps=4000)
+        assert self.rig.ended == len(self.wanted)
+        for id, max_tokens in self.wanted.items():
+            prompt = self.rig.prompts[id]
+            expected = answer(prompt, min(max_tokens, self.rig.scheduler.limits.cells - len(prompt)))
+            got = self.rig.tokens(id)
+            assert [e.finish_reason for e in self.rig.events[id]].count(None) == len(self.rig.events[id]) - 1
+            if id in self.cancelled and self.rig.last(id).finish_reason == "cancelled":
+                assert got == expected[: len(got)]
+            else:
+                assert got == expected
+                assert self.rig.last(id).finish_reason == "length"
+            usage = self.rig.last(id).usage
+            assert (usage.prompt_tokens, usage.completion_tokens) == (len(prompt), len(got))
+            assert 0 <= usage.cached_tokens < len(prompt)
+
+
+TestTraffic = Traffic.TestCase
+TestTraffic.settings = settings(
+    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+
+
+def test_decoding_goes_on_while_a_long_prompt_arrives():
+    rig = Rig(cells=512, chunk=16)
+    reader = rig.submit([1, 2, 3], 40)
+    rig.step()
+    rig.submit([7] * 300, 1)
+    for n in range(2, 15):
+        rig.step()
+        rig.worker._hand_out()
+        assert len(rig.tokens(reader)) == n, "a step passed without a token for the one who reads"
+    rig.drain()
+
+
+def test_the_chunk_follows_the_measured_cost():
+    rig = Rig(cells=512, chunk=16)
+    rig.submit([1, 2, 3], 40)
+    rig.step()
+    rig.submit([7] * 200, 1)
+    plan = rig.scheduler.plan()
+    assert sum(c.count for c in plan.chunks) == 1 + 16
+    assert plan.n_decode == 1
+
+
+def test_a_short_prompt_does_not_wait_for_the_whole_of_a_long_one():
+    rig = Rig(cells=512, batch=64, chunk=32)
+    rig.submit([7] * 400, 4)
+    short = rig.submit([1, 2, 3], 1)
+    for _ in range(3):
+        rig.step()
+    rig.worker._hand_out()
+    assert rig.last(short).finish_reason == "length"
+    rig.drain()
+
+
+def test_requests_that_arrive_together_compute_their_common_prefix_once():
+    rig = Rig(cells=1024, parallel=8)
+    prefix = [1, 2, 3, 4, 5] * 40
+    ids = [rig.submit([*prefix, 10 + i], 4) for i in range(8)]
+    rig.drain()
+    assert rig.context.decoded == len(prefix) + 8 + 8 * 3
+    assert sorted(rig.last(id).usage.cached_tokens for id in ids) == [0] + [len(prefix)] * 7
+    assert [rig.tokens(id) for id in ids] == [answer([*prefix, 10 + i], 4) for i in range(8)]
+
+
+def test_a_finished_answer_is_the_next_turns_prefix():
+    rig = Rig()
+    first = rig.submit([1, 2, 3], 6)
+    rig.drain()
+    turn = [1, 2, 3, *rig.tokens(first)[:-1], 9, 9]
+    second = rig.submit(turn, 1)
+    rig.drain()
+    assert rig.last(second).usage.cached_tokens == len(turn) - 2
+
+
+def test_a_model_that_cannot_rewind_shares_only_whole_sequences():
+    rig = Rig(rewind_limit=0)
+    first = rig.submit([1, 2, 3, 4], 4)
+    rig.drain()
+    whole = [1, 2, 3, 4, *rig.tokens(first)[:-1]]
+    part = rig.submit([1, 2, 3, 4, 8, 8], 1)
+    more = rig.submit([*whole, 8], 1)
+    rig.drain()
+    assert rig.last(part).usage.cached_tokens == 0
+    assert rig.last(more).usage.cached_tokens == len(whole)
+
+
+def test_a_full_pool_puts_back_the_youngest(monkeypatch):
+    monkeypatch.setattr("locallab.engine.scheduler.LOOKAHEAD", 1)
+    rig = Rig(cells=64, parallel=4, cache_cells=0)
+    ids = [rig.submit([i + 1] * 8, 40) for i in range(4)]
+    rig.drain()
+    assert rig.scheduler.preemptions > 0
+    assert [rig.tokens(id) for id in ids] == [answer([i + 1] * 8, 40) for i in range(4)]
+
+
+def test_the_oldest_is_never_put_back(monkeypatch):
+    monkeypatch.setattr("locallab.engine.scheduler.LOOKAHEAD", 1)
+    rig = Rig(cells=64, parallel=4, cache_cells=0)
+    ids = [rig.submit([i + 1] * 8, 40) for i in range(4)]
+    while not rig.last_or_none(ids[0]):
+        rig.step()
+        running = [s.id for s in rig.scheduler.running]
+        assert not running or ids[0] in running or rig.last_or_none(ids[0])
+        rig.worker._hand_out()
+    rig.drain()
+
+
+def test_what_does_not_fit_beside_the_others_is_not_begun():
+    rig = Rig(cells=64, parallel=4, cache_cells=0)
+    ids = [rig.submit([i + 1] * 40, 4) for i in range(3)]
+    rig.drain()
+    assert rig.scheduler.preemptions == 0
+    assert [rig.tokens(id) for id in ids] == [answer([i + 1] * 40, 4) for i in range(3)]
+
+
+def test_a_cancelled_request_frees_its_room_within_a_step():
+    rig = Rig(cells=128, cache_cells=0)
+    id = rig.submit([1] * 100, 4)
+    rig.step()
+    assert rig.context.used > 0
+    rig.cancel(id)
+    rig.submit([2, 3], 1)
+    rig.step()
+    assert rig.context.used <= 3
+    assert rig.last(id).finish_reason == "cancelled"
+
+
+def test_what_stays_resident_is_bounded():
+    rig = Rig(cells=512, cache_cells=50)
+    for i in range(8):
+        rig.submit([i + 1] * 30, 2)
+        rig.drain()
+    rig.submit([60], 1)
+    rig.step()
+    assert rig.scheduler.cache.cold_cells <= 50
+
+
+def test_cold_prefixes_move_to_host_ram_and_come_back():
+    rig = Rig(cells=512, cache_cells=0, host_bytes=10_000)
+    prompt = [1, 2, 3, 4] * 30
+    rig.submit(prompt, 2)
+    rig.drain()
+    rig.submit([9, 9], 1)
+    rig.drain()
+    assert rig.context.used < 100 and len(rig.scheduler.host) == 1
+    again = rig.submit([*prompt, 5], 3)
+    rig.drain()
+    assert rig.last(again).usage.cached_tokens == len(prompt)
+    assert rig.tokens(again) == answer([*prompt, 5], 3)
+
+
+def test_a_state_that_cannot_be_put_back_is_computed_again():
+    rig = Rig(cells=512, cache_cells=0, host_bytes=10_000)
+    prompt = [1, 2, 3, 4] * 30
+    rig.submit(prompt, 2)
+    rig.drain()
+    rig.submit([9, 9], 1)
+    rig.drain()
+    rig.context.restore = lambda *_: False  # type: ignore[method-assign]
+    again = rig.submit([*prompt, 5], 3)
+    rig.drain()
+    assert rig.last(again).usage.cached_tokens == 0
+    assert rig.tokens(again) == answer([*prompt, 5], 3)
+    assert len(rig.scheduler.host) == 0
+
+
+def test_a_failing_step_fails_its_requests_and_the_engine_goes_on(caplog):
+    rig = Rig()
+    lost = rig.submit([1, 2, 3], 4)
+    decode = rig.context.decode
+    rig.context.decode = lambda _: (_ for _ in ()).throw(RuntimeError("boom"))  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError):
+        rig.worker._step()
+    from locallab.errors import EngineFailure
+
+    rig.worker._fail_all(EngineFailure("boom"))
+    assert rig.last(lost).finish_reason == "error" and isinstance(rig.last(lost).error, EngineFailure)
+    rig.context.decode = decode  # type: ignore[method-assign]
+    fine = rig.submit([1, 2, 3], 4)
+    rig.drain()
+    assert rig.tokens(fine) == answer([1, 2, 3], 4)
+
+
+def test_stop_strings_end_a_request_and_are_not_shown():
+    rig = Rig()
+    tokens = answer([1, 2, 3], 5)
+    id = rig.submit([1, 2, 3], 10, stop=(f"<{tokens[3]}>",))
+    rig.drain()
+    assert "".join(e.text for e in rig.events[id]) == "".join(f"<{t}>" for t in tokens[:3])
+    assert rig.last(id).finish_reason == "stop"
+
+
+def test_stop_token_ids_end_a_request():
+    rig = Rig()
+    tokens = answer([1, 2, 3], 5)
+    id = rig.submit([1, 2, 3], 10, stop_token_ids=(tokens[2],))
+    rig.drain()
+    assert rig.last(id).finish_reason == "stop"
+    assert rig.tokens(id) == tokens[: tokens.index(tokens[2]) + 1]
