@@ -48,7 +48,7 @@ class EngineSettings:
     ] = 200
     cache_tokens: Annotated[
         Annotated[int, Meta(ge=0)] | None,
-        Meta(description="tokens of finished requests kept in the KV pool; default: a quarter of it, at most 4096"),
+        Meta(description="tokens of finished requests kept in the KV pool; default: as many as hardly slow a step"),
     ] = None
     cache_ram_mib: Annotated[
         int, Meta(ge=0, description="host RAM, in MiB, for prefixes moved out of the KV pool; 0: none")

@@ -262,7 +262,7 @@ class PrefixCache:
         if not tokens:
             return True
         leaf = self._entries[sequence].leaf
-        if len(leaf.sequences) > 1:
+        if any(self._covers(s, len(tokens)) for s in leaf.sequences if s != sequence):
             return True
         stack = [(self._root, 0)]
         while stack:
@@ -270,11 +270,16 @@ class PrefixCache:
             for child in node.children.get(tokens[at], ()):
                 common = common_length(child.tokens, tokens, at, len(tokens))
                 others = [s for s in child.sequences if s != sequence]
-                if at + common == len(tokens) and any(self._entries[s].computed >= len(tokens) for s in others):
+                if at + common == len(tokens) and any(self._covers(s, len(tokens)) for s in others):
                     return True
                 if common == len(child.tokens) and child.end < len(tokens):
                     stack.append((child, child.end))
         return False
+
+    def _covers(self, sequence: int, length: int) -> bool:
+        """Whether a sequence that has these `length` tokens can be shared up to there, now and later."""
+        computed = self._entries[sequence].computed
+        return computed >= length and (self._rewind_limit == UNLIMITED or computed == length)
 
     def _touch(self, sequence: int) -> None:
         del self._cold[sequence]

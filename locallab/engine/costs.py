@@ -32,6 +32,11 @@ class StepCosts:
         bucket = n_decode.bit_length()
         return self._decode[min(self._decode, key=lambda known: abs(known - bucket))]
 
+    def token(self) -> float:
+        """Seconds one token takes at least: in a prompt chunk, or in a decode step of one."""
+        known = [s for s in (self._per_prompt_token, self.decode(1)) if s]
+        return min(known, default=0.0)
+
     def chunk(self, n_decode: int, seconds: float) -> int:
         """Prompt tokens that fit beside `n_decode` answer tokens into a step of `seconds`."""
         if self._per_prompt_token is None:

@@ -17,24 +17,17 @@ from locallab.engine import llama, sampler
 from locallab.engine.cache import UNLIMITED
 from locallab.engine.costs import StepCosts
 from locallab.engine.hostcache import HostCache
+from locallab.engine.limits import WALK_SECONDS, Limits, context_length, idle_cells
+from locallab.engine.limits import limits as limits_of
 from locallab.engine.request import Delivery, EngineStats, Listener, SamplingParams, TokenEvent
-from locallab.engine.scheduler import Limits, Scheduler
+from locallab.engine.scheduler import Scheduler
 from locallab.engine.sequence import Sequence
 from locallab.engine.text import TextStream
 from locallab.engine.worker import Cancel, Close, Submit, Worker
 from locallab.errors import ContextLengthExceeded, EngineClosed, InvalidField, ModelLoadError, Overloaded
 from locallab.settings import EngineSettings
 
-DEFAULT_CONTEXT = 8192
-"""Context of a model for which nobody says one, when it was trained for at least as much."""
-
-DEFAULT_POOL = 16384
-"""Tokens the KV pool holds by default, or two contexts if that is more, where a quarter of the free memory allows."""
-
 CALIBRATION_TOKENS = 32
-
-CACHED_SEQUENCES = 64
-"""llama sequence ids beyond those of running requests: so many finished ones can stay in the pool."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +72,8 @@ class Engine:
         self._loaded: Future[None] = Future()
         self._thread = threading.Thread(target=self._work, args=(path, deliver), name=f"engine {path.name}", daemon=True)
         self._thread.start()
+        if self._loaded.exception():
+            self._thread.join()
         self._loaded.result()
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
@@ -136,23 +131,25 @@ class Engine:
 
     def _work(self, path: Path, deliver: Delivery) -> None:
         """The engine's thread: everything native is made, used and freed in it."""
-        with contextlib.ExitStack() as native:
-            try:
+        try:
+            with contextlib.ExitStack() as native:
                 worker = self._load(path, deliver, native)
-            except BaseException as error:
-                self._loaded.set_exception(error)
-                return
-            self._loaded.set_result(None)
-            worker.run()
-            native.enter_context(self._native_lock)
+                self._loaded.set_result(None)
+                worker.run()
+                native.enter_context(self._native_lock)
+        except BaseException as error:
+            if self._loaded.done():
+                raise
+            self._loaded.set_exception(error)
 
     def _load(self, path: Path, deliver: Delivery, native: contextlib.ExitStack) -> Worker:
         settings = self._settings
-        if not _on_gpu(settings):
+        on_gpu = settings.gpu_layers != 0 and llama.supports_gpu()
+        if not on_gpu:
             _check_memory(path)
         model = self._model = llama.Model(path, settings.gpu_layers)
         native.callback(model.close)
-        limits = _limits(model, settings)
+        limits = limits_of(model, settings, hardware.available_memory(), on_gpu)
         threads = settings.threads or hardware.threads()
         context = llama.Context(
             model,
@@ -163,55 +160,27 @@ class Engine:
             kv_type=settings.kv_type,
         )
         native.callback(context.close)
-        self.info = _info(model, settings, limits, _device(model, settings, threads))
-        costs = StepCosts()
-        _calibrate(context, costs, model.n_vocab)
+        device = _gpu(model, settings) if on_gpu else f"CPU ({threads} threads)"
+        self.info = _info(model, settings, limits, device)
+        costs = _calibrate(context, model.n_vocab)
+        if settings.cache_tokens is None:
+            walk = _walk_on_gpu(model, settings, costs) if on_gpu else WALK_SECONDS * model.n_layer * model.n_head / threads
+            limits = dataclasses.replace(limits, cache_cells=idle_cells(limits, costs.token(), walk))
         host = HostCache(settings.cache_ram_mib << 20, limits.rewind_limit)
         self._worker = Worker(model, context, Scheduler(limits, host, costs), deliver, self._ended)
         return self._worker
 
 
-def _on_gpu(settings: EngineSettings) -> bool:
-    return settings.gpu_layers != 0 and llama.supports_gpu()
-
-
-def _device(model: llama.Model, settings: EngineSettings, threads: int) -> str:
-    if not _on_gpu(settings):
-        return f"CPU ({threads} threads)"
+def _gpu(model: llama.Model, settings: EngineSettings) -> str:
     layers = model.n_layer + 1
     offloaded = layers if settings.gpu_layers < 0 else min(layers, settings.gpu_layers)
     name = next((str(gpu["name"]) for gpu in hardware.gpus()), "GPU")
     return f"{name} ({offloaded}/{layers} layers)"
 
 
-def _context_length(model: llama.Model, settings: EngineSettings) -> int:
-    context = settings.context or min(model.n_ctx_train, DEFAULT_CONTEXT)
-    return min(context, settings.kv_tokens or context)
-
-
-def _limits(model: llama.Model, settings: EngineSettings) -> Limits:
-    """What the scheduler may use of this model on this machine. Raises ModelLoadError when the KV pool cannot fit."""
-    context = _context_length(model, settings)
-    per_token = model.kv_bytes_per_token(settings.kv_type)
-    free = hardware.available_memory()
-    room = max(context, min(max(2 * context, DEFAULT_POOL), free // (4 * max(1, per_token))))
-    cells = -(-(settings.kv_tokens or min(room, settings.parallel * context)) // 256) * 256
-    if cells * per_token > free:
-        raise ModelLoadError(
-            model.path,
-            f"a KV pool of {cells} tokens needs {cells * per_token / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free;"
-            " set a smaller context or a smaller kv_type",
-        )
-    window = model.sliding_window
-    return Limits(
-        cells=cells,
-        batch=settings.batch,
-        parallel=settings.parallel,
-        slots=min(llama.MAX_SEQUENCES, settings.parallel + CACHED_SEQUENCES),
-        cache_cells=min(cells // 4, 4096) if settings.cache_tokens is None else settings.cache_tokens,
-        step_seconds=settings.step_ms / 1000,
-        rewind_limit=0 if model.keeps_state else window - 1 if window else UNLIMITED,
-    )
+def _walk_on_gpu(model: llama.Model, settings: EngineSettings, costs: StepCosts) -> float:
+    """Seconds to pass a cell: its bytes at the rate at which a step reads the weights."""
+    return model.kv_bytes_per_token(settings.kv_type) * costs.decode(1) / model.size_bytes
 
 
 def _info(model: llama.Model, settings: EngineSettings, limits: Limits, device: str) -> ModelInfo:
@@ -222,7 +191,7 @@ def _info(model: llama.Model, settings: EngineSettings, limits: Limits, device: 
         size_bytes=model.size_bytes,
         n_params=model.n_params,
         n_ctx_train=model.n_ctx_train,
-        context=_context_length(model, settings),
+        context=context_length(model, settings),
         kv_tokens=limits.cells,
         n_vocab=model.n_vocab,
         chat_template=model.chat_template,
@@ -243,8 +212,9 @@ def _check_memory(path: Path) -> None:
         raise ModelLoadError(path, reason)
 
 
-def _calibrate(context: llama.Context, costs: StepCosts, n_vocab: int) -> None:
-    """Measures one decode step and one prompt chunk, so that the first chunks are cut for this machine; also warms up."""
+def _calibrate(context: llama.Context, n_vocab: int) -> StepCosts:
+    """Measures a decode step and a prompt chunk, so that the first chunks are cut for this machine; also warms up."""
+    costs = StepCosts()
     batch = llama.Batch(CALIBRATION_TOKENS)
     for count in (1, 1, CALIBRATION_TOKENS):
         batch.fill([i % n_vocab for i in range(count)], range(count), [0] * count, [0] * (count - 1) + [1])
@@ -252,7 +222,6 @@ def _calibrate(context: llama.Context, costs: StepCosts, n_vocab: int) -> None:
         context.decode(batch)
         seconds = time.perf_counter() - began
         context.clear()
-        if count == 1:
-            costs.observe(1, 0, seconds)
-        else:
-            costs.observe(0, count, seconds)
+        n_answers = int(count == 1)
+        costs.observe(n_answers, count - n_answers, seconds)
+    return costs

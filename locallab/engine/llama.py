@@ -30,6 +30,8 @@ MAX_SEQUENCES = 256
 NO_ROOM = 1
 """llama_decode's answer when no KV slot is found; nothing was changed."""
 
+_Bytes = ctypes.POINTER(ctypes.c_uint8)
+
 llama_cpp.llama_backend_init()
 
 
@@ -82,6 +84,10 @@ class Model:
     @property
     def n_layer(self) -> int:
         return int(llama_cpp.llama_model_n_layer(self._model))
+
+    @property
+    def n_head(self) -> int:
+        return int(llama_cpp.llama_model_n_head(self._model))
 
     @property
     def keeps_state(self) -> bool:
@@ -180,6 +186,9 @@ class Context:
         if not self._ctx:
             raise ModelLoadError(model.path, problems.reason(f"no context of {n_ctx} tokens could be made"))
         self._memory = llama_cpp.llama_get_memory(self._ctx)
+        if not self._memory:  # embedding and diffusion models: each step would see only its own tokens
+            self.close()
+            raise ModelLoadError(model.path, "this model cannot generate text")
         self._n_vocab = model.n_vocab
         self._n_sequences = n_sequences
         self._logits = np.empty((0, 0), np.float32)
@@ -213,7 +222,8 @@ class Context:
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Lets the empty sequence `target` share the first `length` cells of `source`."""
-        llama_cpp.llama_memory_seq_cp(self._memory, source, target, 0, length)
+        whole = length == self.last_position(source) + 1  # some models share only the whole, and insist on hearing so
+        llama_cpp.llama_memory_seq_cp(self._memory, source, target, 0, -1 if whole else length)
 
     def remove(self, sequence: int, start: int = 0) -> None:
         """Drops the cells of `sequence` from position `start` on."""
@@ -227,17 +237,18 @@ class Context:
     def clear(self) -> None:
         llama_cpp.llama_memory_clear(self._memory, False)
 
-    def save(self, sequence: int) -> bytes:
+    def save(self, sequence: int) -> npt.NDArray[np.uint8]:
         """The state of one sequence, to be given to `restore`."""
         size = llama_cpp.llama_state_seq_get_size(self._ctx, sequence)
-        buffer = (ctypes.c_uint8 * size)()
-        written = llama_cpp.llama_state_seq_get_data(self._ctx, buffer, size, sequence)
-        return bytes(memoryview(buffer)[:written])
+        state = np.empty(size, np.uint8)
+        written = llama_cpp.llama_state_seq_get_data(self._ctx, state.ctypes.data_as(_Bytes), size, sequence)
+        if written != size:
+            raise EngineFailure(f"the state of sequence {sequence} has {size} bytes, {written} could be read")
+        return state
 
-    def restore(self, state: bytes, sequence: int) -> bool:
+    def restore(self, state: npt.NDArray[np.uint8], sequence: int) -> bool:
         """Puts a saved state into the empty `sequence`; False when there is no room for it."""
-        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
-        return bool(llama_cpp.llama_state_seq_set_data(self._ctx, buffer, len(state), sequence))
+        return bool(llama_cpp.llama_state_seq_set_data(self._ctx, state.ctypes.data_as(_Bytes), len(state), sequence))
 
     def close(self) -> None:
         if self._ctx:
@@ -276,6 +287,8 @@ class Batch:
 def _check_file(path: Path) -> None:
     """Finds the plain faults before llama.cpp does, to say them plainly."""
     try:
+        if path.exists() and not path.is_file():
+            raise ModelLoadError(path, "this is not a file")
         with path.open("rb") as file:
             magic = file.read(4)
     except FileNotFoundError:

@@ -13,9 +13,10 @@ import bisect
 import dataclasses
 from collections.abc import Iterator
 
-from locallab.engine.cache import NO_MATCH, UNLIMITED, Match, PrefixCache
+from locallab.engine.cache import NO_MATCH, Match, PrefixCache
 from locallab.engine.costs import StepCosts
 from locallab.engine.hostcache import HostCache, Stored, StoredMatch
+from locallab.engine.limits import Limits
 from locallab.engine.sequence import UNPLACED, Sequence
 
 WORTH_WAITING = 8
@@ -76,34 +77,18 @@ class Chunk:
     def last(self) -> bool:
         return self.start + self.count == len(self.sequence.tokens)
 
+    @property
+    def is_answer(self) -> bool:
+        """Whether it is one token of an answer that is being decoded, to all that cost is concerned with."""
+        return self.count == 1 and self.last
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StepPlan:
-    """What one step does: first the moves in order, then one batch of all chunks."""
+    """What one step does: first the moves in order, then one llama_decode for each batch."""
 
     moves: list[Move]
-    chunks: list[Chunk]
-
-    @property
-    def n_decode(self) -> int:
-        return sum(c.count == 1 and c.last for c in self.chunks)
-
-    @property
-    def n_tokens(self) -> int:
-        return sum(c.count for c in self.chunks)
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What the scheduler may use. Tokens and cells unless said otherwise."""
-
-    cells: int
-    batch: int
-    parallel: int
-    slots: int
-    cache_cells: int
-    step_seconds: float
-    rewind_limit: int = UNLIMITED
+    batches: list[list[Chunk]]
 
 
 class Scheduler:
@@ -144,14 +129,14 @@ class Scheduler:
         self._bound_cache()
         decoding = self._make_room_for_decode()
         self._admit()
-        chunks = [Chunk(s, s.computed, 1) for s in decoding]
-        chunks += self._prompt_chunks(decoding)
+        answers = [Chunk(s, s.computed, 1) for s in decoding]
+        prompts = list(self._prompt_chunks(decoding))
         moves, self._moves = self._moves, []
-        return StepPlan(moves, chunks)
+        return StepPlan(moves, self._batches(answers, prompts))
 
-    def commit(self, plan: StepPlan) -> None:
-        """Mutates: the plan's chunks have been computed."""
-        for chunk in plan.chunks:
+    def commit(self, chunks: list[Chunk]) -> None:
+        """Mutates: a batch has been computed."""
+        for chunk in chunks:
             chunk.sequence.computed += chunk.count
             self.cache.advance(chunk.sequence.slot, chunk.count)
 
@@ -270,7 +255,18 @@ class Scheduler:
     def _budget(self, n_decode: int) -> int:
         """Prompt tokens for this step: nobody who reads along waits longer than the step time set; else a few of it."""
         seconds = self.limits.step_seconds * (1 if n_decode else 2.5)
-        return max(LEAST_CHUNK, self.costs.chunk(n_decode, seconds))
+        tokens = max(LEAST_CHUNK, self.costs.chunk(n_decode, seconds))
+        tile = self.limits.tile
+        return (tokens + tile // 2) // tile * tile if tile and 2 * tokens >= tile else tokens
+
+    def _batches(self, answers: list[Chunk], prompts: list[Chunk]) -> list[list[Chunk]]:
+        """All in one batch, but where attention works in tiles: there answers go in batches below a tile, then prompts."""
+        tile = self.limits.tile
+        if not tile or len(answers) + sum(c.count for c in prompts) < tile:
+            parts = [answers + prompts]
+        else:
+            parts = [answers[i : i + tile - 1] for i in range(0, len(answers), tile - 1)] + [prompts]
+        return [part for part in parts if part]
 
     def _room_for_prompts(self, n_decode: int) -> int:
         """Cells for prompt chunks; frees cold ones. At least one token is always possible: what runs was let in with room."""

@@ -13,7 +13,7 @@ import numpy as np
 from locallab.engine.llama import NO_ROOM, Batch, Context, Model
 from locallab.engine.request import Delivery, EngineStats, FinishReason, Listener, TokenEvent
 from locallab.engine.sampler import Sampler
-from locallab.engine.scheduler import Chunk, Copy, Remove, Restore, Save, Scheduler, StepPlan
+from locallab.engine.scheduler import Chunk, Copy, Move, Remove, Restore, Save, Scheduler
 from locallab.engine.sequence import UNPLACED, Sequence
 from locallab.errors import EngineClosed, EngineFailure
 
@@ -108,34 +108,40 @@ class Worker:
 
     def _step(self) -> None:
         plan = self._scheduler.plan()
-        self._move(plan)
-        chunks = [chunk for chunk in plan.chunks if chunk.sequence.slot != UNPLACED]
-        plan = StepPlan([], chunks)
-        self._fill(chunks)
+        for move in plan.moves:
+            self._move(move)
+        for batch in plan.batches:
+            chunks = [chunk for chunk in batch if chunk.sequence.slot != UNPLACED]
+            if chunks and not self._compute(chunks):
+                return
+        self._totals["steps"] += 1
+
+    def _compute(self, chunks: list[Chunk]) -> bool:
+        """Computes one batch and what follows from it. False: there was no room, the rest of the plan is void."""
+        outputs = self._fill(chunks)
         self._hand_out()  # the event loop works on these while llama.cpp computes and the interpreter is free
-        if not chunks:
-            return
         began = time.perf_counter()
         if self._context.decode(self._batch) == NO_ROOM:
             if not self._scheduler.relieve():
                 raise EngineFailure("llama.cpp finds no KV room for a single sequence")
-            return
-        self._scheduler.costs.observe(plan.n_decode, plan.n_tokens - plan.n_decode, time.perf_counter() - began)
-        self._scheduler.commit(plan)
-        self._advance([chunk for chunk in chunks if chunk.last])
-        self._totals["steps"] += 1
+            return False
+        seconds = time.perf_counter() - began
+        n_answers = sum(chunk.is_answer for chunk in chunks)
+        self._scheduler.costs.observe(n_answers, sum(chunk.count for chunk in chunks) - n_answers, seconds)
+        self._scheduler.commit(chunks)
+        self._advance([chunk for chunk in chunks if chunk.last], outputs)
+        return True
 
-    def _move(self, plan: StepPlan) -> None:
-        for move in plan.moves:
-            match move:
-                case Copy(source, target, length):
-                    self._context.copy(source, target, length)
-                case Remove(sequence):
-                    self._context.remove(sequence)
-                case Save(sequence, tokens):
-                    self._scheduler.host.put(tokens, self._context.save(sequence))
-                case Restore():
-                    self._restore(move)
+    def _move(self, move: Move) -> None:
+        match move:
+            case Copy(source, target, length):
+                self._context.copy(source, target, length)
+            case Remove(sequence):
+                self._context.remove(sequence)
+            case Save(sequence, tokens):
+                self._scheduler.host.put(tokens, self._context.save(sequence))
+            case Restore():
+                self._restore(move)
 
     def _restore(self, move: Restore) -> None:
         slot = move.sequence.slot
@@ -147,7 +153,8 @@ class Worker:
         self._scheduler.host.drop(move.stored)
         self._scheduler.unrestored(move.sequence)
 
-    def _fill(self, chunks: list[Chunk]) -> None:
+    def _fill(self, chunks: list[Chunk]) -> list[int]:
+        """Fills the batch; returns the entries whose logits are wanted: the last one of each chunk that catches up."""
         tokens: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
@@ -159,14 +166,14 @@ class Worker:
             slots += [chunk.sequence.slot] * chunk.count
             outputs += [0] * (chunk.count - 1) + [int(chunk.last)]
         self._batch.fill(tokens, positions, slots, outputs)
-        self._output_index = [i for i, wanted in enumerate(outputs) if wanted]
+        return [i for i, wanted in enumerate(outputs) if wanted]
 
-    def _advance(self, chunks: list[Chunk]) -> None:
+    def _advance(self, chunks: list[Chunk], outputs: list[int]) -> None:
         """Draws a token for each sequence that has caught up, and says what it means for the request."""
         if not chunks:
             return
         logits = self._context.logits()
-        for row, chunk in enumerate(chunks):
+        for row, (chunk, output) in enumerate(zip(chunks, outputs, strict=True)):
             sequence = chunk.sequence
             sampler = self._samplers.get(sequence.id) or self._sampler(sequence)
             if sampler.is_plain:
@@ -174,7 +181,7 @@ class Worker:
                     logits[row, sampler.banned] = -np.inf
                 token = int(logits[row].argmax())
             else:
-                token = sampler.sample(self._context, self._output_index[row])
+                token = sampler.sample(self._context, output)
             self._emit(sequence, token)
 
     def _sampler(self, sequence: Sequence) -> Sampler:

@@ -16,8 +16,8 @@ COMMANDS = {
         "-np {clients} -c {context_total} --no-webui"
     ),
     "locallab": (
-        "locallab serve --model {model} --port {port} --threads {threads} --context {context} --kv-tokens {context_total} --parallel 64 "
-        "--no-access-log --log-level warning"
+        "locallab serve --model {model} --port {port} --threads {threads} --context {context} "
+        "--kv-tokens {context_total} --parallel 64 --no-access-log --log-level warning"
     ),
     "llama-cpp-python": (
         "{python} -m llama_cpp.server --model {model} --host 127.0.0.1 --port {port} --n_threads {threads} "

@@ -6,8 +6,9 @@ from collections.abc import Sequence as Seq
 
 from locallab.engine.costs import StepCosts
 from locallab.engine.hostcache import HostCache
+from locallab.engine.limits import Limits
 from locallab.engine.request import SamplingParams, TokenEvent
-from locallab.engine.scheduler import Limits, Scheduler
+from locallab.engine.scheduler import Scheduler
 from locallab.engine.sequence import Sequence
 from locallab.engine.text import TextStream
 from locallab.engine.worker import Cancel, Submit, Worker
@@ -29,6 +30,7 @@ class Rig:
         host_bytes: int = 0,
         rewind_limit: int | None = None,
         chunk: int = 16,
+        tile: int = 0,
     ) -> None:
         limit = {} if rewind_limit is None else {"rewind_limit": rewind_limit}
         limits = Limits(
@@ -38,6 +40,7 @@ class Rig:
             slots=slots,
             cache_cells=cache_cells,
             step_seconds=chunk / 1000,
+            tile=tile,
             **limit,
         )
         costs = StepCosts()

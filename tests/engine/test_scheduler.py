@@ -33,8 +33,9 @@ class Traffic(RuleBasedStateMachine):
         host=st.sampled_from([0, 200, 4000]),
         rewind=st.sampled_from([None, 0, 40]),
         chunk=st.sampled_from([1, 16, 64]),
+        tile=st.sampled_from([0, 4, 32]),
     )
-    def begin(self, lookahead, cells, parallel, extra, cache_cells, host, rewind, chunk):
+    def begin(self, lookahead, cells, parallel, extra, cache_cells, host, rewind, chunk, tile):
         scheduler.LOOKAHEAD = lookahead
         self.rig = Rig(
             cells=cells,
@@ -44,6 +45,7 @@ class Traffic(RuleBasedStateMachine):
             host_bytes=host,
             rewind_limit=rewind,
             chunk=chunk,
+            tile=tile,
         )
         self.rig.context.can_rewind = rewind != 0
         self.wanted: dict[int, int] = {}
@@ -118,8 +120,25 @@ def test_the_chunk_follows_the_measured_cost():
     rig.step()
     rig.submit([7] * 200, 1)
     plan = rig.scheduler.plan()
-    assert sum(c.count for c in plan.chunks) == 1 + 16
-    assert plan.n_decode == 1
+    assert [c.count for c in plan.batches[0]] == [1, 16]
+
+
+def test_answers_and_prompts_share_no_tile():
+    rig = Rig(cells=512, parallel=9, chunk=64, tile=8)
+    for i in range(8):
+        rig.submit([i + 1], 9)
+    rig.step()
+    rig.submit([7] * 50, 1)
+    plan = rig.scheduler.plan()
+    assert [[c.count for c in batch] for batch in plan.batches] == [[1] * 7, [1], [50]]
+
+
+def test_a_chunk_is_whole_tiles_where_the_time_allows():
+    rig = Rig(cells=512, chunk=20, tile=8)
+    rig.submit([1, 2, 3], 9)
+    rig.step()
+    rig.submit([7] * 200, 1)
+    assert [c.count for c in rig.scheduler.plan().batches[-1]] == [24]
 
 
 def test_a_short_prompt_does_not_wait_for_the_whole_of_a_long_one():

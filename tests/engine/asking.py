@@ -1,0 +1,121 @@
+"""Plain questions to a real Engine, and what a fresh one would have answered."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from locallab.engine import Engine, SamplingParams, TokenEvent
+from locallab.settings import EngineSettings
+
+TIE = 0.25
+"""Logits nearer than this count as equal. How many tokens are computed at once changes the rounding: by up to 0.09 in the
+tiny models, where one wrong token long ago changes logits by about 1."""
+
+PATIENCE = 30.0
+"""Seconds after which an engine counts as hung."""
+
+
+class Answer:
+    """What one request has got so far; the listener of that request.
+
+    With `hold` it stops the whole engine at the first token, until `release`: what is asked for meanwhile comes in time.
+    """
+
+    def __init__(self, *, hold: bool = False) -> None:
+        self.tokens: list[int] = []
+        self.text = ""
+        self.last: TokenEvent | None = None
+        self.id = -1
+        self._begun = threading.Event()
+        self._ended = threading.Event()
+        self._released = threading.Event()
+        if not hold:
+            self.release()
+
+    def __call__(self, event: TokenEvent) -> None:
+        assert self.last is None, "an event came after the last one"
+        self.tokens += event.token_ids
+        self.text += event.text
+        if event.finish_reason:
+            self.last = event
+            self._ended.set()
+        self._begun.set()
+        assert self._released.wait(PATIENCE), "held and forgotten"
+
+    def release(self) -> None:
+        self._released.set()
+
+    def begun(self) -> Answer:
+        assert self._begun.wait(PATIENCE), "nothing came"
+        return self
+
+    def ended(self) -> Answer:
+        assert self._ended.wait(PATIENCE), "no last event came"
+        return self
+
+    @property
+    def reason(self) -> str:
+        last = self.ended().last
+        assert last is not None and last.finish_reason is not None
+        return last.finish_reason
+
+    @property
+    def cached(self) -> int:
+        last = self.ended().last
+        assert last is not None and last.usage is not None
+        return last.usage.cached_tokens
+
+
+def start(engine: Engine, prompt: Sequence[int], n: int, *, hold: bool = False, **params: object) -> Answer:
+    """Submits a greedy request for exactly `n` tokens."""
+    answer = Answer(hold=hold)
+    sampling = SamplingParams(temperature=0, ignore_eos=True, max_tokens=n, **params)  # type: ignore[arg-type]
+    answer.id = engine.submit(prompt, sampling, answer)
+    return answer
+
+
+def cancel(engine: Engine, answer: Answer) -> None:
+    """Cancels a held request when its first token has come."""
+    engine.cancel(answer.begun().id)
+    answer.release()
+    assert answer.reason == "cancelled"
+
+
+def ask(engine: Engine, prompt: Sequence[int], n: int, **params: object) -> Answer:
+    """`start`, and waits for all `n` tokens."""
+    answer = start(engine, prompt, n, **params).ended()
+    assert answer.last is not None and answer.last.error is None, answer.last
+    assert (answer.reason, len(answer.tokens)) == ("length", n)
+    return answer
+
+
+@contextlib.contextmanager
+def running(path: Path, **settings: object) -> Iterator[Engine]:
+    """An engine of 256 tokens' context on one CPU thread that caches nothing unless `settings` say so."""
+    defaults = {"context": 256, "parallel": 4, "threads": 1, "gpu_layers": 0, "cache_tokens": 0, "cache_ram_mib": 0}
+    engine = Engine(path, EngineSettings(**{**defaults, **settings}))  # type: ignore[arg-type]
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def check(path: Path, prompt: Sequence[int], answer: Sequence[int]) -> None:
+    """Asserts that an engine with nothing cached, asked alone, says `answer`; at a tie either token is right."""
+    done: list[int] = list(prompt)
+    left = list(answer)
+    with running(path) as engine:
+        while left:
+            expected = ask(engine, done, len(left))
+            assert expected.cached == 0
+            same = next((i for i, (a, b) in enumerate(zip(expected.tokens, left, strict=True)) if a != b), len(left))
+            done += left[:same]
+            left = left[same:]
+            if left:
+                either = ask(engine, done, 1, logit_bias=((left[0], TIE),))
+                place = f"token {len(answer) - len(left)} after a prompt of {len(prompt)}"
+                assert either.tokens == left[:1], f"{place} is {left[0]}, should be {expected.tokens[same]}"
+                done.append(left.pop(0))

@@ -1,0 +1,169 @@
+"""Tiny GGUF models with random weights, one of each kind of memory: written in milliseconds, run in as many.
+
+They say nothing sensible, but what they say depends sharply on everything that came before, so that a wrong cell, position
+or state shows in the next few tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+ARCHITECTURES = ("llama", "mamba", "lfm2", "gemma3")
+"""Full attention, recurrent, hybrid, sliding window."""
+
+WINDOW = 16
+"""Tokens that gemma3's sliding-window layers look back, the newest one counted."""
+
+BOS, EOS, FIRST_PLAIN = 1, 2, 3
+N_VOCAB = FIRST_PLAIN + 256 + 26
+CONTEXT = 512
+
+_EMBED, _HEADS, _KV_HEADS, _HEAD, _FEED_FORWARD, _LAYERS = 64, 4, 2, 16, 128, 4
+_CONV, _STATE, _RANK = 4, 8, 4
+_SHORT_CONV = 3
+_SLIDING = [True, True, False, True]
+_RECURRENT = [False, True, False, True]
+
+
+def write(path: Path, architecture: str, *, seed: int = 0, without: Iterable[str] = (), called: str | None = None) -> Path:
+    """Writes a model to `path` and returns it. The same arguments give the same bytes.
+
+    `without` names tensors to leave out; `called` is the architecture to claim in the metadata.
+    """
+    model = _Tiny(path, architecture, seed, frozenset(without), called)
+    model.close()
+    return path
+
+
+class _Tiny:
+    def __init__(self, path: Path, architecture: str, seed: int, without: frozenset[str], called: str | None) -> None:
+        self._random = np.random.default_rng(seed)
+        self._without = without
+        self._writer = gguf.GGUFWriter(path, called or architecture)
+        self._facts()
+        self._vocabulary()
+        self._matrix("token_embd.weight", N_VOCAB, _EMBED, scale=1 / _EMBED**0.5 if architecture == "gemma3" else 1)
+        self._ones("token_embd_norm.weight" if architecture == "lfm2" else "output_norm.weight", _EMBED)
+        self._matrix("output.weight", N_VOCAB, _EMBED, scale=4 / _EMBED**0.5)
+        getattr(self, f"_{architecture}")()
+
+    def close(self) -> None:
+        self._writer.write_header_to_file()
+        self._writer.write_kv_data_to_file()
+        self._writer.write_tensors_to_file()
+        self._writer.close()
+
+    def _llama(self) -> None:
+        self._attention_facts(_KV_HEADS)
+        for layer in range(_LAYERS):
+            self._ones(f"blk.{layer}.attn_norm.weight", _EMBED)
+            self._attention(layer)
+            self._feed_forward(layer)
+
+    def _gemma3(self) -> None:
+        self._attention_facts(_KV_HEADS)
+        self._writer.add_sliding_window(WINDOW)
+        self._writer.add_sliding_window_pattern(_SLIDING)
+        for layer in range(_LAYERS):
+            self._ones(f"blk.{layer}.attn_norm.weight", _EMBED)
+            self._attention(layer)
+            self._head_norms(layer)
+            self._ones(f"blk.{layer}.post_attention_norm.weight", _EMBED)
+            self._feed_forward(layer)
+            self._ones(f"blk.{layer}.post_ffw_norm.weight", _EMBED)
+
+    def _lfm2(self) -> None:
+        self._attention_facts([0 if recurrent else _KV_HEADS for recurrent in _RECURRENT])
+        self._writer.add_shortconv_l_cache(_SHORT_CONV)
+        for layer, recurrent in enumerate(_RECURRENT):
+            self._ones(f"blk.{layer}.attn_norm.weight", _EMBED)
+            if recurrent:
+                self._matrix(f"blk.{layer}.shortconv.conv.weight", _EMBED, _SHORT_CONV)
+                self._matrix(f"blk.{layer}.shortconv.in_proj.weight", 3 * _EMBED, _EMBED)
+                self._matrix(f"blk.{layer}.shortconv.out_proj.weight", _EMBED, _EMBED)
+            else:
+                self._attention(layer)
+                self._head_norms(layer)
+            self._feed_forward(layer)
+
+    def _mamba(self) -> None:
+        inner = 2 * _EMBED
+        self._writer.add_head_count(0)
+        self._writer.add_feed_forward_length(0)
+        self._writer.add_ssm_conv_kernel(_CONV)
+        self._writer.add_ssm_inner_size(inner)
+        self._writer.add_ssm_state_size(_STATE)
+        self._writer.add_ssm_time_step_rank(_RANK)
+        for layer in range(_LAYERS):
+            self._ones(f"blk.{layer}.attn_norm.weight", _EMBED)
+            self._matrix(f"blk.{layer}.ssm_in.weight", 2 * inner, _EMBED)
+            self._matrix(f"blk.{layer}.ssm_conv1d.weight", inner, _CONV)
+            self._full(f"blk.{layer}.ssm_conv1d.bias", 0, inner)
+            self._matrix(f"blk.{layer}.ssm_x.weight", _RANK + 2 * _STATE, inner)
+            self._matrix(f"blk.{layer}.ssm_dt.weight", inner, _RANK)
+            self._full(f"blk.{layer}.ssm_dt.bias", -3, inner)  # small steps: a state that remembers long
+            self._add(f"blk.{layer}.ssm_a", np.tile(-np.arange(1, _STATE + 1, dtype=np.float32) / _STATE, (inner, 1)))
+            self._ones(f"blk.{layer}.ssm_d", inner)
+            self._matrix(f"blk.{layer}.ssm_out.weight", _EMBED, inner, scale=2 / inner**0.5)
+
+    def _facts(self) -> None:
+        self._writer.add_context_length(CONTEXT)
+        self._writer.add_embedding_length(_EMBED)
+        self._writer.add_block_count(_LAYERS)
+        self._writer.add_layer_norm_rms_eps(1e-5)
+
+    def _attention_facts(self, kv_heads: int | list[int]) -> None:
+        self._writer.add_feed_forward_length(_FEED_FORWARD)
+        self._writer.add_head_count(_HEADS)
+        self._writer.add_head_count_kv(kv_heads)
+        self._writer.add_key_length(_HEAD)
+        self._writer.add_value_length(_HEAD)
+
+    def _vocabulary(self) -> None:
+        """SentencePiece: three specials, all bytes, the letters."""
+        letters = [chr(ord("a") + i) for i in range(26)]
+        types = gguf.TokenType
+        self._writer.add_tokenizer_model("llama")
+        self._writer.add_token_list(["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters])
+        self._writer.add_token_scores([0.0] * N_VOCAB)
+        self._writer.add_token_types([types.UNKNOWN, *[types.CONTROL] * 2, *[types.BYTE] * 256, *[types.NORMAL] * 26])
+        self._writer.add_bos_token_id(BOS)
+        self._writer.add_eos_token_id(EOS)
+        self._writer.add_unk_token_id(0)
+
+    def _attention(self, layer: int) -> None:
+        """Sharp attention: what it looks at matters."""
+        name = f"blk.{layer}.attn_"
+        self._matrix(f"{name}q.weight", _HEADS * _HEAD, _EMBED, scale=1.5 / _EMBED**0.5)
+        self._matrix(f"{name}k.weight", _KV_HEADS * _HEAD, _EMBED, scale=1.5 / _EMBED**0.5)
+        self._matrix(f"{name}v.weight", _KV_HEADS * _HEAD, _EMBED, scale=1.5 / _EMBED**0.5)
+        self._matrix(f"{name}output.weight", _EMBED, _HEADS * _HEAD, scale=2 / _EMBED**0.5)
+
+    def _head_norms(self, layer: int) -> None:
+        self._full(f"blk.{layer}.attn_q_norm.weight", 1.5, _HEAD)
+        self._full(f"blk.{layer}.attn_k_norm.weight", 1.5, _HEAD)
+
+    def _feed_forward(self, layer: int) -> None:
+        self._ones(f"blk.{layer}.ffn_norm.weight", _EMBED)
+        self._matrix(f"blk.{layer}.ffn_gate.weight", _FEED_FORWARD, _EMBED)
+        self._matrix(f"blk.{layer}.ffn_up.weight", _FEED_FORWARD, _EMBED)
+        self._matrix(f"blk.{layer}.ffn_down.weight", _EMBED, _FEED_FORWARD)
+
+    def _matrix(self, name: str, rows: int, columns: int, scale: float | None = None) -> None:
+        """`scale` is the deviation of a weight; by default the output is about as large as the input."""
+        deviation = columns**-0.5 if scale is None else scale
+        self._add(name, self._random.normal(0, deviation, (rows, columns)).astype(np.float32))
+
+    def _ones(self, name: str, size: int) -> None:
+        self._full(name, 1, size)
+
+    def _full(self, name: str, value: float, size: int) -> None:
+        self._add(name, np.full(size, value, np.float32))
+
+    def _add(self, name: str, values: np.ndarray) -> None:
+        if name not in self._without:
+            self._writer.add_tensor(name, values)

@@ -1,0 +1,225 @@
+"""`locallab serve` as a process, with the real model, spoken to with openai-python and httpx over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+WORDS = ["sea", "robot", "bread", "winter", "clock", "music", "moon", "river", "stone", "green"]
+
+
+@dataclasses.dataclass
+class Process:
+    url: str
+    process: subprocess.Popen[str]
+
+    @property
+    def client(self) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=300)
+
+    def stats(self) -> dict[str, int]:
+        return httpx.get(f"{self.url}/system/info").json()["model"]["stats"]  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def serving(model: Path, *flags: str) -> Iterator[Process]:
+    command = [
+        sys.executable,
+        "-m",
+        "locallab",
+        "serve",
+        "--model",
+        str(model),
+        "--port",
+        "0",
+        "--log-level",
+        "warning",
+        *flags,
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
+    try:
+        assert process.stdout
+        line = process.stdout.readline()
+        found = re.search(r"http://\S+", line)
+        assert found, f"the server said {line!r}"
+        yield Process(found.group(), process)
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def server(model_path: Path) -> Iterator[Process]:
+    with serving(model_path, "--context", "2048") as process:
+        yield process
+
+
+def chat(text: str, **more: object) -> dict[str, object]:
+    return {"model": "any", "messages": [{"role": "user", "content": text}], "temperature": 0, "max_tokens": 24} | more
+
+
+def refrain(seed: int) -> str:
+    """Words that repeat, another order for each seed: how they go on is certain, whatever the order of additions."""
+    words = random.Random(seed).sample(WORDS, 3)
+    return (" ".join(words) + " ") * 12
+
+
+async def go_on(client: openai.AsyncOpenAI, prompt: str) -> tuple[str, str]:
+    """The text and the finish reason of a streamed raw completion."""
+    chunks = [
+        chunk.choices[0]
+        async for chunk in await client.completions.create(
+            model="any", prompt=prompt, temperature=0, max_tokens=12, stream=True
+        )
+        if chunk.choices
+    ]
+    return "".join(c.text for c in chunks), chunks[-1].finish_reason or ""
+
+
+async def stream(client: openai.AsyncOpenAI, text: str, **more: object) -> tuple[str, str, int]:
+    """The text, the finish reason and the cached tokens of a streamed answer."""
+    parts: list[str] = []
+    reason = ""
+    cached = -1
+    options = {"include_usage": True}
+    async for chunk in await client.chat.completions.create(**chat(text, stream=True, stream_options=options, **more)):  # type: ignore[call-overload]
+        if chunk.usage:
+            cached = chunk.usage.prompt_tokens_details.cached_tokens
+        for choice in chunk.choices:
+            parts.append(choice.delta.content or "")
+            reason = choice.finish_reason or reason
+    return "".join(parts), reason, cached
+
+
+def test_32_streams_at_once_are_each_what_they_are_alone(server):
+    prompts = [refrain(i) for i in range(32)]
+
+    async def run() -> None:
+        async with server.client as client:
+            together = await asyncio.gather(*(go_on(client, prompt) for prompt in prompts))
+            for prompt, (text, reason) in zip(prompts, together, strict=True):
+                assert reason == "length"
+                assert prompt.startswith(text.strip()[:12]), "the model goes on with the words it was given"
+                alone = await client.completions.create(model="any", prompt=prompt, temperature=0, max_tokens=12)
+                assert (alone.choices[0].text, alone.choices[0].finish_reason) == (text, reason)
+
+    asyncio.run(run())
+
+
+def test_greedy_is_the_same_with_and_without_a_cached_prefix(server):
+    async def ask(client: openai.AsyncOpenAI, prompt: str) -> tuple[str, int]:
+        answer = await client.completions.create(model="any", prompt=prompt, temperature=0, max_tokens=12)
+        assert answer.usage and answer.usage.prompt_tokens_details
+        return answer.choices[0].text, answer.usage.prompt_tokens_details.cached_tokens or 0
+
+    async def run() -> None:
+        async with server.client as client:
+            for seed in range(100, 108):
+                prompt = refrain(seed)
+                cold, warm, longer = [await ask(client, p) for p in (prompt, prompt, prompt + prompt[:20])]
+                assert cold[1] < 20 and warm[1] > 40 and longer[1] > 40
+                assert cold[0] == warm[0]
+                assert longer[0].strip()[:10] in prompt
+
+    asyncio.run(run())
+
+
+def test_a_client_that_leaves_in_mid_stream_frees_its_room(server):
+    async def run() -> None:
+        async with server.client as client:
+            events = await client.chat.completions.create(**chat("Tell me a long story.", stream=True, max_tokens=1500))
+            async for _ in events:
+                break
+            await events.close()
+
+    asyncio.run(run())
+    deadline = time.monotonic() + 20
+    while server.stats()["running"] and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert server.stats()["running"] == 0
+
+
+def test_a_prompt_beyond_the_context_is_refused_before_any_work(server):
+    async def run() -> openai.BadRequestError:
+        async with server.client as client:
+            with pytest.raises(openai.BadRequestError) as error:
+                await stream(client, "word " * 3000)
+            return error.value
+
+    steps = server.stats()["steps"]
+    error = asyncio.run(run())
+    assert error.code == "context_length_exceeded"
+    assert error.body["n_ctx"] == 2048 and error.body["n_prompt_tokens"] > 3000  # type: ignore[index]
+    assert server.stats()["steps"] == steps
+
+
+def test_a_long_prompt_does_not_stop_the_others(server):
+    async def run() -> None:
+        async with server.client as client:
+            events = await client.chat.completions.create(
+                **chat("Count from one to two hundred.", stream=True, max_tokens=120, extra_body={"ignore_eos": True})
+            )
+            seen = 0
+            long: asyncio.Task[object] | None = None
+            while_prefilling = 0
+            async for _ in events:
+                seen += 1
+                if seen == 5:
+                    long = asyncio.create_task(stream(client, "word " * 1500, max_tokens=1))
+                while_prefilling += long is not None and not long.done()
+            assert long
+            await long
+            assert while_prefilling > 10
+
+    asyncio.run(run())
+
+
+def test_sigterm_lets_a_stream_finish_and_exits_0(model_path):
+    with serving(model_path, "--grace", "60") as server:
+
+        async def run() -> tuple[str, str, int]:
+            async with server.client as client:
+                task = asyncio.create_task(stream(client, "Tell me a story.", max_tokens=40, extra_body={"ignore_eos": True}))
+                while not server.stats()["running"]:
+                    await asyncio.sleep(0.02)
+                server.process.send_signal(signal.SIGTERM)
+                return await task
+
+        text, reason, _ = asyncio.run(run())
+        assert reason == "length" and text
+        assert server.process.wait(30) == 0
+
+
+def test_sigint_without_grace_ends_a_stream_with_an_error_and_exits_0(model_path):
+    with serving(model_path, "--grace", "0") as server:
+
+        async def run() -> None:
+            async with server.client as client:
+                with pytest.raises(openai.APIError):
+                    events = await client.chat.completions.create(
+                        **chat("Tell me a story.", stream=True, max_tokens=4000, extra_body={"ignore_eos": True})
+                    )
+                    async for _ in events:
+                        if server.process.poll() is None:
+                            server.process.send_signal(signal.SIGINT)
+                            break
+                    async for _ in events:
+                        pass
+
+        asyncio.run(run())
+        assert server.process.wait(30) == 0
