@@ -27,7 +27,7 @@ from locallab.engine.worker import Cancel, Close, Submit, Worker
 from locallab.errors import ContextLengthExceeded, EngineClosed, InvalidField, ModelLoadError, Overloaded
 from locallab.settings import EngineSettings
 
-CALIBRATION_TOKENS = 32
+CALIBRATION_TOKENS = 64
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,7 +165,7 @@ class Engine:
         costs = _calibrate(context, model.n_vocab)
         if settings.cache_tokens is None:
             walk = _walk_on_gpu(model, settings, costs) if on_gpu else WALK_SECONDS * model.n_layer * model.n_head / threads
-            limits = dataclasses.replace(limits, cache_cells=idle_cells(limits, costs.token(), walk))
+            limits = dataclasses.replace(limits, cache_cells=idle_cells(limits, costs.per_token(), walk))
         host = HostCache(settings.cache_ram_mib << 20, limits.rewind_limit)
         self._worker = Worker(model, context, Scheduler(limits, host, costs), deliver, self._ended)
         return self._worker

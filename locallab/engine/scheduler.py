@@ -104,6 +104,7 @@ class Scheduler:
         self.preemptions = 0
         self._free_slots = list(range(limits.slots))[::-1]
         self._moves: list[Move] = []
+        self._oldest_first = False
 
     def submit(self, sequence: Sequence) -> None:
         """Mutates: queues a new sequence, or puts one back at the place of its age."""
@@ -234,30 +235,39 @@ class Scheduler:
             sequence.cached = computed
 
     def _prompt_chunks(self, decoding: list[Sequence]) -> Iterator[Chunk]:
-        """Cuts the rest of the budget into chunks: half of it for the oldest prompt, the rest for the shortest ones."""
-        n_decode = len(decoding)
+        """Cuts the rest of the budget into chunks: in turns the oldest prompt goes first and the shortest one."""
         prefilling = [s for s in self.running if s not in decoding]
         if not prefilling:
             return
-        budget = min(self._budget(n_decode), self.limits.batch - n_decode, self._room_for_prompts(n_decode))
-        oldest = prefilling[0]
-        first = min(oldest.pending, (budget + 1) // 2 if len(prefilling) > 1 else budget)
-        counts = {oldest.id: first}
-        left = budget - first
-        for s in sorted(prefilling, key=lambda s: s.pending):
-            extra = min(s.pending - counts.get(s.id, 0), left)
-            counts[s.id] = counts.get(s.id, 0) + extra
-            left -= extra
-        for s in prefilling:
-            if counts[s.id]:
-                yield Chunk(s, s.computed, counts[s.id])
+        n_decode = len(decoding)
+        room = min(self.limits.batch - n_decode, self._room_for_prompts(n_decode))
+        budget = min(self._budget(n_decode), room)
+        tile = self.limits.tile if budget >= self.limits.tile else 0
+        self._oldest_first = not self._oldest_first
+        for sequence in prefilling if self._oldest_first else sorted(prefilling, key=lambda s: s.pending):
+            if budget <= 0:
+                return
+            count = min(sequence.pending, budget)
+            if sequence.pending - count < tile:
+                count = min(sequence.pending, room)  # no end of less than a tile
+            elif count < tile:
+                continue  # nor a beginning, beside another prompt
+            yield Chunk(sequence, sequence.computed, count)
+            room -= count
+            budget -= count
 
     def _budget(self, n_decode: int) -> int:
-        """Prompt tokens for this step: nobody who reads along waits longer than the step time set; else a few of it."""
+        """Prompt tokens for this step: as many as nobody who reads along waits too long for.
+
+        Where attention works in tiles, less than one costs more a token, so it is whole tiles, one at least unless that takes
+        much too long.
+        """
         seconds = self.limits.step_seconds * (1 if n_decode else 2.5)
         tokens = max(LEAST_CHUNK, self.costs.chunk(n_decode, seconds))
         tile = self.limits.tile
-        return (tokens + tile // 2) // tile * tile if tile and 2 * tokens >= tile else tokens
+        if tile and tile * self.costs.per_token() <= 2 * self.limits.step_seconds:
+            return max(tile, (tokens + tile // 2) // tile * tile)
+        return tokens
 
     def _batches(self, answers: list[Chunk], prompts: list[Chunk]) -> list[list[Chunk]]:
         """All in one batch, but where attention works in tiles: there answers go in batches below a tile, then prompts."""

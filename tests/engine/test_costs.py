@@ -11,7 +11,7 @@ def test_nothing_is_promised_before_anything_is_known():
     costs = StepCosts()
     assert costs.chunk(4, 1.0) == 0
     assert costs.decode(4) == 0.0
-    assert costs.token() == 0.0
+    assert costs.per_token() == 0.0
 
 
 @given(st.floats(1e-4, 0.1), st.floats(1e-5, 0.01), st.integers(1, 64))
@@ -40,8 +40,9 @@ def test_a_machine_that_gets_slower_is_noticed():
     assert costs.chunk(0, 1.0) == pytest.approx(25, abs=1)
 
 
-def test_a_token_is_as_fast_as_the_fastest_way():
+def test_chunks_are_cut_for_the_cheapest_way():
     costs = StepCosts()
-    costs.observe(1, 0, 0.02)
-    costs.observe(0, 10, 0.05)
-    assert costs.token() == 0.005
+    costs.observe(0, 10, 0.1)
+    costs.observe(0, 100, 0.5)
+    assert costs.per_token() == 0.005
+    assert costs.chunk(0, 1.0) == 200

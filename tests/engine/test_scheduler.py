@@ -128,7 +128,7 @@ def test_answers_and_prompts_share_no_tile():
     for i in range(8):
         rig.submit([i + 1], 9)
     rig.step()
-    rig.submit([7] * 50, 1)
+    rig.submit([60] * 50, 1)
     plan = rig.scheduler.plan()
     assert [[c.count for c in batch] for batch in plan.batches] == [[1] * 7, [1], [50]]
 
@@ -139,6 +139,14 @@ def test_a_chunk_is_whole_tiles_where_the_time_allows():
     rig.step()
     rig.submit([7] * 200, 1)
     assert [c.count for c in rig.scheduler.plan().batches[-1]] == [24]
+
+
+def test_a_chunk_leaves_no_end_smaller_than_a_tile():
+    rig = Rig(cells=512, chunk=20, tile=8)
+    rig.submit([1, 2, 3], 9)
+    rig.step()
+    rig.submit([60] * 31, 1)
+    assert [c.count for c in rig.scheduler.plan().batches[-1]] == [31]
 
 
 def test_a_short_prompt_does_not_wait_for_the_whole_of_a_long_one():
