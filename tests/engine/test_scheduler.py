@@ -160,6 +160,19 @@ def test_a_short_prompt_does_not_wait_for_the_whole_of_a_long_one():
     rig.drain()
 
 
+def test_64_sequences_are_computed_at_once_and_one_may_use_the_whole_pool():
+    rig = Rig(cells=2048, parallel=64, slots=128, batch=256)
+    ids = [rig.submit([i % 60 + 1, i // 60 + 1, 5], 6) for i in range(64)]
+    while any(not rig.tokens(id) for id in ids):
+        rig.step()
+        rig.worker._hand_out()
+    assert len(rig.scheduler.running) == 64
+    rig.drain()
+    alone = rig.submit([9] * 2000, 47)
+    rig.drain()
+    assert rig.tokens(alone) == answer([9] * 2000, 47)
+
+
 def test_requests_that_arrive_together_compute_their_common_prefix_once():
     rig = Rig(cells=1024, parallel=8)
     prefix = [1, 2, 3, 4, 5] * 40
