@@ -116,7 +116,11 @@ class Scheduler:
             self.waiting.remove(sequence)
             return
         self.running.remove(sequence)
-        if not self.cache.finish(sequence.slot):
+        kept = self.cache.finish(sequence.slot)
+        if kept and not (self.limits.cache_cells or self.host.capacity):
+            self.cache.remove(sequence.slot)
+            kept = False
+        if not kept:
             self._release(sequence.slot)
         sequence.slot = UNPLACED
 
@@ -127,9 +131,9 @@ class Scheduler:
 
     def plan(self) -> StepPlan:
         """Mutates: admits and preempts; what is to be computed counts as computed only after `commit`."""
-        self._bound_cache()
         decoding = self._make_room_for_decode()
         self._admit()
+        self._bound_cache()  # not before: what a waiting request shares is live now
         answers = [Chunk(s, s.computed, 1) for s in decoding]
         prompts = list(self._prompt_chunks(decoding))
         moves, self._moves = self._moves, []

@@ -161,8 +161,8 @@ def test_a_short_prompt_does_not_wait_for_the_whole_of_a_long_one():
 
 
 def test_64_sequences_are_computed_at_once_and_one_may_use_the_whole_pool():
-    rig = Rig(cells=2048, parallel=64, slots=128, batch=256)
-    ids = [rig.submit([i % 60 + 1, i // 60 + 1, 5], 6) for i in range(64)]
+    rig = Rig(cells=2048, parallel=64, slots=128, batch=256, chunk=64)
+    ids = [rig.submit([i % 60 + 1, i // 60 + 1, 5], 20) for i in range(64)]
     while any(not rig.tokens(id) for id in ids):
         rig.step()
         rig.worker._hand_out()
@@ -268,6 +268,16 @@ def test_cold_prefixes_move_to_host_ram_and_come_back():
     rig.drain()
     assert rig.last(again).usage.cached_tokens == len(prompt)
     assert rig.tokens(again) == answer([*prompt, 5], 3)
+
+
+def test_the_next_turn_finds_what_was_just_finished_however_small_the_bound():
+    rig = Rig(cells=512, cache_cells=0, host_bytes=10_000)
+    prompt = [1, 2, 3, 4] * 30
+    rig.submit(prompt, 2)
+    rig.drain()
+    again = rig.submit([*prompt, 5], 3)
+    rig.drain()
+    assert rig.last(again).usage.cached_tokens == len(prompt)
 
 
 def test_a_state_that_cannot_be_put_back_is_computed_again():

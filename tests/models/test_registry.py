@@ -36,7 +36,7 @@ WRONG = {
     "missing-source-key": (ENTRY.replace("repo: acme/tiny, ", ""), "tiny:1m: source: Object missing required field `repo`"),
     "unknown-kind": (ENTRY.replace("hub", "git"), "tiny:1m: source.kind: Invalid value 'git'; known: file, hub, pypi"),
     "missing-kind": (ENTRY.replace("kind: hub, ", ""), "tiny:1m: source: Object missing required field `kind`"),
-    "wrong-type": (ENTRY.replace("128", "many"), "tiny:1m: context: Expected `int`, got `str`"),
+    "wrong-type": (ENTRY.replace("128", "many"), "tiny:1m: context: Expected `int | null`, got `str`"),
     "not-positive": (ENTRY.replace("128", "0"), "tiny:1m: context: Expected `int` >= 1"),
     "wrong-size": (
         ENTRY.replace("98 MB", "98 miles"),
