@@ -5,8 +5,13 @@ LocalLabError
 ├── RequestError              the request itself is wrong; sending it again will not help
 │   ├── InvalidField          one field of it: carries `field`
 │   └── ContextLengthExceeded the prompt is longer than the context: carries both numbers
+├── AccessError               who asks may not
+│   ├── Unauthorized          no key, or one that is not valid
+│   ├── Forbidden             a host or an origin that is not allowed
+│   └── RateLimited           too many requests: carries limit, remaining, reset and `retry_after`
 ├── ModelError
 │   ├── UnknownModel          no such id in the registry: carries the nearest names
+│   │   └── ModelNotLoaded    it is in the registry, but not loaded, and loading on demand is off
 │   ├── ModelLoadError        the file cannot be loaded: carries the path and the reason
 │   └── SourceError           the weights cannot be fetched
 ├── Overloaded                the queue is full; carries `retry_after` in seconds
@@ -53,6 +58,29 @@ class ContextLengthExceeded(RequestError):
         self.n_ctx = n_ctx
 
 
+class AccessError(LocalLabError):
+    """The request may be right, but who sends it may not."""
+
+
+class Unauthorized(AccessError):
+    """No API key, or one that is not valid."""
+
+
+class Forbidden(AccessError):
+    """The Host or the Origin of the request is not allowed; the message names the setting that would allow it."""
+
+
+class RateLimited(AccessError):
+    """Too many requests. `limit` and `remaining` are requests, `reset` seconds since the epoch, `retry_after` seconds."""
+
+    def __init__(self, limit: int, reset: int, retry_after: int, remaining: int = 0) -> None:
+        super().__init__(f"rate limit exceeded: {limit} requests per minute; try again in {retry_after} s")
+        self.limit = limit
+        self.remaining = remaining
+        self.reset = reset
+        self.retry_after = retry_after
+
+
 class ModelError(LocalLabError):
     """A model cannot be found, fetched or loaded."""
 
@@ -65,6 +93,15 @@ class UnknownModel(ModelError):
         super().__init__(f"unknown model {model_id!r}{hint}")
         self.model_id = model_id
         self.nearest = tuple(nearest)
+
+
+class ModelNotLoaded(UnknownModel):
+    """The registry has this model, but it is not loaded, and requests do not load models here."""
+
+    def __init__(self, model_id: str) -> None:
+        ModelError.__init__(self, f"model {model_id!r} is not loaded; POST /models/load loads it")
+        self.model_id = model_id
+        self.nearest = ()
 
 
 class ModelLoadError(ModelError):

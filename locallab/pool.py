@@ -15,7 +15,7 @@ from typing import Any, Literal
 from locallab.chat.templates import ChatTemplate
 from locallab.engine import Engine
 from locallab.engine.request import Delivery, Listener, TokenEvent
-from locallab.errors import EngineClosed, ModelError, ModelLoadError, UnknownModel
+from locallab.errors import EngineClosed, ModelError, ModelLoadError, ModelNotLoaded, UnknownModel
 from locallab.models.registry import ModelSpec, Registry
 from locallab.models.sources import Progress, fetch
 from locallab.models.store import Store
@@ -25,15 +25,6 @@ Status = Literal["ready", "loading", "unloaded", "error"]
 EngineFactory = Callable[[Path, EngineSettings, Delivery], Engine]
 STOPPING = "the server is stopping"
 Fetch = Callable[[ModelSpec, Store, Progress], Path]
-
-
-class ModelNotLoaded(UnknownModel):
-    """The registry has this model, but another one is loaded."""
-
-    def __init__(self, model_id: str) -> None:
-        ModelError.__init__(self, f"model {model_id!r} is not loaded; POST /models/load loads it")
-        self.model_id = model_id
-        self.nearest = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

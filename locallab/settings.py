@@ -62,6 +62,19 @@ class ServerSettings:
     host: Annotated[str, Meta(description="address to listen on")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="port to listen on; 0: any free one")] = 8000
     model: Annotated[str, Meta(description="model to serve: an id of models.yaml or a path of a .gguf file")] = "smollm2:135m"
+    on_demand: Annotated[
+        Literal["swap", "keep", "refuse"],
+        Meta(
+            description="when a request names a model that is not loaded: swap it for the one before, keep several while "
+            "memory allows, or refuse"
+        ),
+    ] = "swap"
+    keep_alive: Annotated[
+        int, Meta(ge=-1, description="seconds after which a model that nobody asks is unloaded; -1: never")
+    ] = -1
+    strict_models: Annotated[
+        bool, Meta(description="answer 404 for a model name the registry does not know, in every dialect")
+    ] = False
     log_level: Annotated[LogLevel, Meta(description="least severe message to log")] = "info"
     log_format: Annotated[Literal["text", "json"], Meta(description="shape of a log line")] = "text"
     access_log: Annotated[bool, Meta(description="log a line for each request")] = True
@@ -70,6 +83,32 @@ class ServerSettings:
     completion_tokens: Annotated[
         int, Meta(ge=1, description="longest answer of /generate and /v1/completions when the request sets no limit")
     ] = 512
+    api_key: Annotated[str | None, Meta(description="a key that clients must send, besides those of `locallab keys`")] = None
+    auth: Annotated[
+        bool, Meta(description="ask for a key: if there are any, and always beyond this machine (one is made then)")
+    ] = True
+    rate_limit: Annotated[bool, Meta(description="limit the requests of a key or an address")] = True
+    native_rate: Annotated[str, Meta(description="limit of the native routes")] = "60/minute; 10/second"
+    free_rate: Annotated[str, Meta(description="limit of /api/v1 for the tier free, and without a key")] = "100/minute"
+    pro_rate: Annotated[str, Meta(description="limit of /api/v1 for the tier pro")] = "1000/minute"
+    dialect_rate: Annotated[str | None, Meta(description="limit of the other dialects, such as /v1; default: none")] = None
+    redis_url: Annotated[
+        str | None, Meta(description="Redis that counts for several servers, redis://host:port/0; default: memory")
+    ] = None
+    trusted_proxies: Annotated[
+        str, Meta(description="addresses or networks, comma-separated, whose X-Forwarded-For is believed")
+    ] = ""
+    allowed_hosts: Annotated[
+        str | None,
+        Meta(description="host names, comma-separated, that requests may name; default: this machine's, any with a key"),
+    ] = None
+    cors_origins: Annotated[
+        str | None,
+        Meta(description="web origins, comma-separated, that may call; * is every one; default: this machine's, * with a key"),
+    ] = None
+    templates: Annotated[
+        str | None, Meta(description="file of assistant templates that override the shipped ones; see the README")
+    ] = None
 
 
 def fields(cls: type) -> Iterator[tuple[str, Any, Any]]:
@@ -117,3 +156,9 @@ def home() -> Path:
     """Where weights and state lie: LOCALLAB_HOME, else the platform's data directory."""
     given = os.environ.get("LOCALLAB_HOME")
     return Path(given).expanduser() if given else Path(platformdirs.user_data_dir("locallab", appauthor=False))
+
+
+def config_home() -> Path:
+    """Where the user's own configuration lies: LOCALLAB_CONFIG, else the platform's configuration directory."""
+    given = os.environ.get("LOCALLAB_CONFIG")
+    return Path(given).expanduser() if given else Path(platformdirs.user_config_dir("locallab", appauthor=False))

@@ -20,6 +20,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.
         if name.startswith(("LOCALLAB_", "HF_", "HUGGING_FACE_")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("LOCALLAB_HOME", str(tmp_path_factory.mktemp("home")))
+    monkeypatch.setenv("LOCALLAB_CONFIG", str(tmp_path_factory.mktemp("config")))
 
 
 @pytest.fixture(scope="session")

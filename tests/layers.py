@@ -19,9 +19,13 @@ PARTS: Mapping[str, frozenset[str]] = {
     "engine": frozenset(),
     "chat": frozenset({"engine"}),
     "models": frozenset(),
+    "keys": frozenset(),
+    "tunnel": frozenset(),
+    "fit": frozenset({"models"}),
     "pool": frozenset({"engine", "chat", "models"}),  # chat: a loaded model carries its template
-    "server": frozenset({"engine", "chat", "pool", "models"}),
-    "cli": frozenset({"server", "pool", "models", "engine", "logs"}),
+    "server": frozenset({"engine", "chat", "pool", "models", "keys", "tunnel"}),
+    "local": frozenset({"server", "pool", "models", "engine", "chat", "fit", "keys", "tunnel"}),  # the face for Python programs
+    "cli": frozenset({"server", "pool", "models", "engine", "logs", "keys", "tunnel", "fit", "chat", "local"}),
     "__main__": frozenset({"cli"}),
 }
 """What each part may import of the others, besides ANYWHERE and itself."""
@@ -84,7 +88,7 @@ def _broken(each: Import) -> Iterator[str]:
         yield "engine uses only the standard library, numpy and llama_cpp"
     if each.part == "engine" and library in ENGINE_FORBIDDEN:
         yield "engine knows no asyncio, HTTP or JSON"
-    if each.part in ("chat", "models", "errors", "settings", "hardware") and library in HTTP_LIBRARIES:
+    if each.part in ("chat", "models", "errors", "settings", "hardware", "keys", "fit") and library in HTTP_LIBRARIES:
         yield f"{each.part} knows no HTTP and no event loop"
 
 

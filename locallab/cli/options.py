@@ -46,7 +46,10 @@ def layers(cls: type, flags: Mapping[str, Any]) -> Sequence[Layer]:
 
 def unknown(environ: Mapping[str, str], *classes: type) -> list[str]:
     """The LOCALLAB_* variables that are no setting of `classes`: most likely a slip."""
-    known = {f"LOCALLAB_{name.upper()}" for cls in classes for name, _, _ in settings.fields(cls)} | {"LOCALLAB_HOME"}
+    known = {f"LOCALLAB_{name.upper()}" for cls in classes for name, _, _ in settings.fields(cls)} | {
+        "LOCALLAB_HOME",
+        "LOCALLAB_CONFIG",
+    }
     return sorted(name for name in environ if name.startswith("LOCALLAB_") and name not in known)
 
 

@@ -9,6 +9,19 @@ from typing import Literal
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
+ConstraintKind = Literal["json_schema", "json_object", "regex", "lark", "gbnf", "choice"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Constraint:
+    """What every answer must match. `source` is the schema as JSON text, the pattern, the grammar, or a JSON list of the
+    choices; it is empty for "json_object". `field` is the request's field it came from, for messages."""
+
+    kind: ConstraintKind
+    source: str = ""
+    field: str = "grammar"
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How tokens are chosen and when to stop. The caller checks ranges (`check` names a wrong one).
@@ -16,7 +29,7 @@ class SamplingParams:
     `temperature` 0 is greedy. `top_k` 0, `top_p` 1, `min_p` 0, `typical_p` 1, `repeat_penalty` 1 and penalties of 0 are off.
     `penalty_window` is the number of last tokens the penalties look at (0: none, -1: all). `logit_bias` holds
     (token id, bias) pairs. `seed` None draws one. `stop` strings are matched in the answer's text and never part of it.
-    `max_tokens` None means as far as the context goes.
+    `max_tokens` None means as far as the context goes. `constraint` restricts the answer to a language.
     """
 
     temperature: float = 0.8
@@ -34,6 +47,7 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     max_tokens: int | None = None
+    constraint: Constraint | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

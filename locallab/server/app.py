@@ -17,8 +17,10 @@ from locallab.pool import Pool
 from locallab.server.errors import report, respond
 from locallab.server.generate import ClientGone
 from locallab.server.middleware import AccessLog, BodyLimit, Failsafe, Paths
+from locallab.server.routes.models import Models
 from locallab.server.routes.native import Native
 from locallab.server.routes.openai import OpenAI
+from locallab.server.routes.system import System
 from locallab.settings import ServerSettings
 
 CLIENT_GONE = 499
@@ -35,7 +37,12 @@ def create_app(pool: Pool, settings: ServerSettings) -> Starlette:
         await asyncio.to_thread(pool.close)
 
     return Starlette(
-        routes=[*Native(pool, settings).routes(), *OpenAI(pool, settings).routes()],
+        routes=[
+            *Native(pool, settings).routes(),
+            *Models(pool).routes(),
+            *System(pool).routes(),
+            *OpenAI(pool, settings).routes(),
+        ],
         middleware=[
             Middleware(AccessLog, enabled=settings.access_log),
             Middleware(Paths),

@@ -7,7 +7,7 @@ import pytest
 
 from locallab import __version__
 from locallab.engine.request import SamplingParams
-from locallab.server.routes.native import readable_size
+from locallab.server.modelinfo import readable_size
 from tests.fakes import TEXT
 from tests.server.conftest import Serve, Served
 from tests.server.sse import DONE, events

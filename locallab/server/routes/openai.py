@@ -14,8 +14,8 @@ from starlette.types import ASGIApp
 
 from locallab.chat import normalize
 from locallab.engine.request import SamplingParams
-from locallab.errors import InvalidField
-from locallab.pool import Loaded, ModelNotLoaded, Pool
+from locallab.errors import InvalidField, ModelNotLoaded
+from locallab.pool import Loaded, Pool
 from locallab.server.chunks import ChatChunks, CompletionChunks, Head, usage_body
 from locallab.server.fields import Sampling, read
 from locallab.server.generate import Answer, Generation, Job, collect
