@@ -43,16 +43,42 @@ class Message:
     tool_call_id: str | None = None
 
 
-def normalize(messages: object) -> list[Message]:
+def normalize(messages: object, notes: list[str] | None = None) -> list[Message]:
     """Reads a client's `messages`: null counts as not set, unknown keys are ignored, roles may come in any order.
 
-    Raises InvalidField that names what is wrong, such as `messages[2].content`.
+    What models could not read is mended, and `notes` says so: a call's arguments that are no JSON object, and a tool's result
+    that answers no call. Raises InvalidField that names what is wrong, such as `messages[2].content`.
     """
     if not isinstance(messages, list):
         raise InvalidField("messages", "expected a list of messages" if messages is not None else "is missing")
     if not messages:
         raise InvalidField("messages", "is empty")
-    return [_message(f"messages[{index}]", message) for index, message in enumerate(messages)]
+    read = [_message(f"messages[{index}]", message) for index, message in enumerate(messages)]
+    return mended(read, [] if notes is None else notes)
+
+
+def mended(messages: Sequence[Message], notes: list[str]) -> list[Message]:
+    """The messages with what models could not read mended; adds a line to `notes` for each."""
+    known: set[str] = set()
+    whole: list[Message] = []
+    for index, message in enumerate(messages):
+        where = f"messages[{index}]"
+        if message.role == "tool" and message.tool_call_id not in known and (message.tool_call_id or not known):
+            notes.append(f"{where}: a tool result that answers no call is taken for the user's words")
+            message = Message("user", f"Result of {message.name or 'a tool'}: {message.content}")
+        if message.tool_calls:
+            known |= {call.id for call in message.tool_calls}
+            calls = tuple(_mended_call(f"{where}.tool_calls[{i}]", call, notes) for i, call in enumerate(message.tool_calls))
+            message = dataclasses.replace(message, tool_calls=calls)
+        whole.append(message)
+    return whole
+
+
+def _mended_call(where: str, call: ToolCall, notes: list[str]) -> ToolCall:
+    if isinstance(arguments(call), dict):
+        return call
+    notes.append(f"{where}: arguments that are no JSON object are put under the key 'raw'")
+    return dataclasses.replace(call, arguments=json.dumps({"raw": call.arguments}, ensure_ascii=False))
 
 
 def folded(messages: Sequence[Message]) -> list[Message]:
@@ -74,10 +100,11 @@ def without_system(messages: Sequence[Message]) -> list[Message]:
 
 
 def written_out(message: Message) -> Message:
-    """The message with its tool calls as JSON in its text, for a template that knows no tool calls."""
+    """The message with its tool calls in its text, as tools/generic.py asks for them, for a template that knows none."""
     if not message.tool_calls:
         return message
-    calls = (json.dumps({"name": c.name, "arguments": arguments(c)}, ensure_ascii=False) for c in message.tool_calls)
+    written = (json.dumps({"name": c.name, "arguments": arguments(c)}, ensure_ascii=False) for c in message.tool_calls)
+    calls = (f"<tool_call>\n{call}\n</tool_call>" for call in written)
     return dataclasses.replace(message, content="\n".join(filter(None, [message.content, *calls])), tool_calls=())
 
 

@@ -31,7 +31,7 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str | None, bos: str = "", eos: str = "") -> None:
-        text = source or CHATML
+        self.source = text = source or CHATML
         try:
             self._template = _environment().from_string(text, {"bos_token": bos, "eos_token": eos})
         except jinja2.TemplateSyntaxError as error:

@@ -27,8 +27,6 @@ TAKEN: dict[str, tuple[dict[str, Any], Message]] = {
         Message("system", "a"),
     ),
     "developer": ({"role": "developer", "content": "a"}, Message("system", "a")),
-    "function": ({"role": "function", "name": "f", "content": "1"}, Message("tool", "1", name="f")),
-    "tool": ({"role": "tool", "tool_call_id": "c1", "content": "1"}, Message("tool", "1", tool_call_id="c1")),
     "null name": ({"role": "user", "name": None, "content": "a", "extra": 1}, Message("user", "a")),
     "tool calls": (
         {"role": "assistant", "content": None, "tool_calls": [CALL]},
@@ -40,8 +38,8 @@ TAKEN: dict[str, tuple[dict[str, Any], Message]] = {
     ),
     "no tool calls": ({"role": "assistant", "content": "a", "tool_calls": []}, Message("assistant", "a")),
     "function call": (
-        {"role": "assistant", "function_call": {"name": "f", "arguments": "x"}},
-        Message("assistant", "", tool_calls=(ToolCall("", "f", "x"),)),
+        {"role": "assistant", "function_call": {"name": "f", "arguments": "{}"}},
+        Message("assistant", "", tool_calls=(ToolCall("", "f", "{}"),)),
     ),
 }
 
@@ -71,6 +69,46 @@ def test_taken(raw: dict[str, Any], expected: Message) -> None:
     assert normalize([raw]) == [expected]
 
 
+CALLED = {"role": "assistant", "tool_calls": [CALL]}
+CALLED_BEFORE = {"role": "assistant", "function_call": {"name": "f", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    ("call", "result", "expected"),
+    [
+        (CALLED, {"role": "tool", "tool_call_id": "c1", "content": "1"}, Message("tool", "1", tool_call_id="c1")),
+        (CALLED_BEFORE, {"role": "function", "name": "f", "content": "1"}, Message("tool", "1", name="f")),
+    ],
+    ids=["tool", "function"],
+)
+def test_results_of_calls(call: dict[str, Any], result: dict[str, Any], expected: Message) -> None:
+    notes: list[str] = []
+    assert normalize([call, result], notes)[1] == expected
+    assert notes == []
+
+
+@pytest.mark.parametrize(
+    ("message", "mended"),
+    [
+        ({"role": "tool", "tool_call_id": "gone", "content": "1"}, Message("user", "Result of a tool: 1")),
+        ({"role": "function", "name": "f", "content": "1"}, Message("user", "Result of f: 1")),
+        (
+            {"role": "assistant", "tool_calls": [{"id": "c", "function": {"name": "f", "arguments": '{"x": '}}]},
+            Message("assistant", "", tool_calls=(ToolCall("c", "f", '{"raw": "{\\"x\\": "}'),)),
+        ),
+        (
+            {"role": "assistant", "tool_calls": [{"id": "c", "function": {"name": "f", "arguments": "[1]"}}]},
+            Message("assistant", "", tool_calls=(ToolCall("c", "f", '{"raw": "[1]"}'),)),
+        ),
+    ],
+    ids=["orphan", "orphan of a function", "broken arguments", "arguments that are a list"],
+)
+def test_what_models_could_not_read_is_mended_and_told(message: dict[str, Any], mended: Message) -> None:
+    notes: list[str] = []
+    assert normalize([message], notes) == [mended]
+    assert len(notes) == 1 and notes[0].startswith("messages[0]")
+
+
 @pytest.mark.parametrize(("raw", "field"), REFUSED.values(), ids=REFUSED)
 def test_refused_by_name(raw: Any, field: str) -> None:
     with pytest.raises(InvalidField) as caught:
@@ -96,7 +134,7 @@ def test_folded_is_one_system_message_and_turns() -> None:
     assert folded(given) == [
         Message("system", "s1\n\ns2"),
         Message("user", "u1\n\ns3"),
-        Message("assistant", 'a1\n{"name": "f", "arguments": {"x": 1}}'),
+        Message("assistant", 'a1\n<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'),
         Message("user", "t1\n\nu2"),
     ]
     assert [m.role for m in without_system(given)] == ["user", "assistant", "user"]

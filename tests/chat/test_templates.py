@@ -131,4 +131,5 @@ def test_tool_calls_for_a_template_that_does_not() -> None:
         Message("tool", "1"),
     ]
     text = ChatTemplate(None).render(talk)
-    assert '<|im_start|>assistant\nlook:\n{"name": "f", "arguments": {"x": 1}}<|im_end|>\n<|im_start|>tool\n1<|im_end|>' in text
+    call = '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'
+    assert f"<|im_start|>assistant\nlook:\n{call}<|im_end|>\n<|im_start|>tool\n1<|im_end|>" in text

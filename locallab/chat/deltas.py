@@ -1,0 +1,100 @@
+"""What an answer says, piece by piece: text, reasoning, tool calls. Parsers turn a model's raw text into these."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Protocol
+
+from locallab.chat.messages import ToolCall
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Text:
+    text: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reasoning:
+    text: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CallStart:
+    """A tool call begins; `index` counts the answer's calls from 0. Sent once for each call, before its arguments."""
+
+    index: int
+    id: str
+    name: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CallArguments:
+    """A piece of the JSON text of a call's arguments."""
+
+    index: int
+    text: str
+
+
+Delta = Text | Reasoning | CallStart | CallArguments
+
+
+class Parser(Protocol):
+    """Splits a text that arrives in pieces. However it is cut, the deltas add up to the same; nothing is lost.
+
+    `feed` gives what is certain so far and holds back what may still become markup; `finish` gives the rest.
+    """
+
+    def feed(self, text: str) -> list[Delta]: ...
+    def finish(self) -> list[Delta]: ...
+
+
+class Plain:
+    """The parser of an answer without markup."""
+
+    def feed(self, text: str) -> list[Delta]:
+        return [Text(text)] if text else []
+
+    def finish(self) -> list[Delta]:
+        return []
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Said:
+    """A complete answer. `calls` in the order in which they were made."""
+
+    text: str = ""
+    reasoning: str = ""
+    calls: tuple[ToolCall, ...] = ()
+
+
+def gather(deltas: Iterable[Delta]) -> Said:
+    """All deltas of an answer as a whole."""
+    texts: list[str] = []
+    thoughts: list[str] = []
+    starts: list[CallStart] = []
+    arguments: dict[int, list[str]] = {}
+    for delta in deltas:
+        match delta:
+            case Text(text):
+                texts.append(text)
+            case Reasoning(text):
+                thoughts.append(text)
+            case CallStart(index):
+                starts.append(delta)
+                arguments[index] = []
+            case CallArguments(index, text):
+                arguments[index].append(text)
+    calls = tuple(ToolCall(start.id, start.name, "".join(arguments[start.index])) for start in starts)
+    return Said("".join(texts), "".join(thoughts), calls)
+
+
+def held_back(text: str, *markers: str) -> int:
+    """How many characters at the end of `text` may be the beginning of a marker."""
+    longest = 0
+    for marker in markers:
+        for size in range(min(len(marker) - 1, len(text)), longest, -1):
+            if text.endswith(marker[:size]):
+                longest = size
+                break
+    return longest

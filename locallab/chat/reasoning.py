@@ -1,0 +1,88 @@
+"""Reasoning that a model writes ahead of its answer, between tags."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+from locallab.chat.deltas import Delta, Reasoning, Text, held_back
+from locallab.chat.jsonscan import SPACE
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Tags:
+    """What opens and what closes reasoning."""
+
+    begin: str
+    end: str
+
+
+TAGS: Sequence[Tags] = (
+    Tags("<think>", "</think>"),
+    Tags("[THINK]", "[/THINK]"),
+    Tags("<seed:think>", "</seed:think>"),
+    Tags("<|START_THINKING|>", "<|END_THINKING|>"),
+)
+
+
+def tags_of(template: str) -> Tags | None:
+    """The tags that a model with this chat template reasons between; None if it does not."""
+    return next((tags for tags in TAGS if tags.end in template), None)
+
+
+class ThinkParser:
+    """Splits an answer into reasoning and text. `open` says that the prompt has opened the reasoning already; otherwise the
+    answer has to begin with the tag. White space around the reasoning belongs to neither."""
+
+    def __init__(self, tags: Tags, open: bool) -> None:
+        self._tags = tags
+        self._state = "reasoning" if open else "start"
+        self._buffer = ""
+        self._fresh = True  # nothing of the current part has been given out: leading white space is dropped
+
+    def feed(self, text: str) -> list[Delta]:
+        self._buffer += text
+        return list(self._run())
+
+    def finish(self) -> list[Delta]:
+        deltas = list(self._run())
+        rest, self._buffer = self._buffer, ""
+        if self._state == "reasoning":
+            rest = rest.rstrip(SPACE)
+            return deltas + ([Reasoning(rest)] if rest else [])
+        return deltas + ([Text(rest)] if rest else [])
+
+    def _run(self) -> Iterator[Delta]:
+        if self._state == "start":
+            yield from self._start()
+        if self._state == "reasoning":
+            yield from self._reason()
+        if self._state == "gap":
+            self._buffer = self._buffer.lstrip(SPACE)
+            self._state = "text" if self._buffer else "gap"
+        if self._state == "text" and self._buffer:
+            text, self._buffer = self._buffer, ""
+            yield Text(text)
+
+    def _start(self) -> Iterator[Delta]:
+        bare = self._buffer.lstrip(SPACE)
+        if bare.startswith(self._tags.begin):
+            self._state, self._buffer = "reasoning", bare[len(self._tags.begin) :]
+        elif not self._tags.begin.startswith(bare):
+            self._state = "text"
+        yield from ()
+
+    def _reason(self) -> Iterator[Delta]:
+        if self._fresh:
+            self._buffer = self._buffer.lstrip(SPACE)
+        at = self._buffer.find(self._tags.end)
+        if at >= 0:
+            text, self._buffer = self._buffer[:at].rstrip(SPACE), self._buffer[at + len(self._tags.end) :]
+            self._state = "gap"
+        else:
+            cut = len(self._buffer) - held_back(self._buffer, self._tags.end)
+            text = self._buffer[:cut].rstrip(SPACE)  # white space waits: it may be the last of the reasoning
+            self._buffer = self._buffer[len(text) :]
+        if text:
+            self._fresh = False
+            yield Reasoning(text)

@@ -1,0 +1,112 @@
+"""What a tool-call format is: how a family of models writes calls, how to read them, and the grammar that enforces them."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import json
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+from locallab.chat.deltas import Parser
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Tool:
+    """A function the model may call. `parameters` is the JSON schema of its arguments, an object's; with `strict` a schema
+    that cannot be enforced in full is an error, otherwise as much of it is enforced as can be. `field` names the tool in
+    messages, such as `tools[0]`."""
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    strict: bool = False
+    field: str = "tools"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ToolChoice:
+    """Whether the model calls: as it likes, never, or at least once; of `names` only; without `parallel` once at most."""
+
+    mode: Literal["auto", "none", "required"] = "auto"
+    names: tuple[str, ...] = ()
+    parallel: bool = True
+
+
+NewId = Callable[[], str]
+
+
+def call_id() -> str:
+    return f"call_{secrets.token_hex(12)}"
+
+
+class Lark:
+    """Writes grammar text for llguidance. `control` are the model's control tokens by their text: a marker that is one has
+    to be named by its id, for its text alone would never be generated."""
+
+    def __init__(self, control: Mapping[str, int]) -> None:
+        self._control = control
+
+    def marker(self, text: str) -> str:
+        return f"<[{self._control[text]}]>" if text in self._control else json.dumps(text)
+
+    def is_control(self, text: str) -> bool:
+        return text in self._control
+
+    def schema(self, tool: Tool) -> str:
+        """The arguments of `tool` as a grammar node."""
+        parameters = {"type": "object", **tool.parameters}
+        if not tool.strict:
+            parameters["x-guidance"] = {**parameters.get("x-guidance", {}), "lenient": True}
+        return f"%json {json.dumps(parameters)}"
+
+
+class ToolFormat(abc.ABC):
+    """One family's way to write tool calls. `begin` is the text that opens the first call: what is before it is the answer's
+    text. `controls` are texts of the format that may be control tokens and that the parser has to see. A format that is
+    `whole` marks reasoning and text too: it reads every answer of its models, and its grammar covers all of it."""
+
+    name: ClassVar[str]
+    begin: ClassVar[str]
+    controls: ClassVar[tuple[str, ...]] = ()
+    whole: ClassVar[bool] = False
+
+    @abc.abstractmethod
+    def matches(self, template: str) -> bool:
+        """Whether a model with this chat template writes its calls so."""
+
+    @abc.abstractmethod
+    def parser(self, tools: Sequence[Tool], new_id: NewId = call_id) -> Parser:
+        """Reads an answer that may call `tools`."""
+
+    @abc.abstractmethod
+    def call(self, tool: Tool, lark: Lark) -> str:
+        """One call as grammar, without `begin`, and without what stands between calls and after the last."""
+
+    def between(self, lark: Lark) -> str:
+        """What stands between two calls, as grammar; empty for a format that knows one call only."""
+        return lark.marker(self.begin)
+
+    def end(self, lark: Lark) -> str:
+        """What stands after the last call, as grammar."""
+        return ""
+
+    def grammar(self, tools: Sequence[Tool], choice: ToolChoice, lark: Lark, text: str | None = None) -> str:
+        """An answer that calls as `choice` says: Lark rules of which `answer` is the whole. `text` is the grammar of an answer
+        without calls, None for any text, which may then also stand before calls."""
+        usable = [tool for tool in tools if not choice.names or tool.name in choice.names]
+        calls = " | ".join(f"call_{index}" for index in range(len(usable)))
+        rules = [f"call_{index}: {self.call(tool, lark)}" for index, tool in enumerate(usable)]
+        between = self.between(lark)
+        more = f"({between} call)*" if between and choice.parallel else ""
+        rules += [f"call: {calls}", f"calls: call {more} {self.end(lark)}"]
+        if choice.mode == "required":
+            rules.append(f"answer: {lark.marker(self.begin)} calls")
+        elif text is not None:
+            rules.append(f"answer: {text} | {lark.marker(self.begin)} calls")
+        elif lark.is_control(self.begin):
+            rules += ["TEXT: /(?s:.*)/", f"answer: TEXT | TEXT {lark.marker(self.begin)} calls"]
+        else:
+            rules += ["TEXT: /(?s:.*)/", f"lead[lazy]: TEXT {lark.marker(self.begin)}", "answer: TEXT | lead calls"]
+        return "\n".join(rules)

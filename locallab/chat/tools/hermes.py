@@ -1,0 +1,31 @@
+"""Hermes, Qwen2.5, Qwen3 and many that learned from them: each call is JSON between <tool_call> and </tool_call>."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from locallab.chat.deltas import Parser
+from locallab.chat.tools.format import Lark, NewId, Tool, ToolFormat, call_id
+from locallab.chat.tools.jsoncalls import JsonCalls, json_call
+
+BEGIN = "<tool_call>"
+END = "</tool_call>"
+
+
+class Hermes(ToolFormat):
+    name: ClassVar[str] = "hermes"
+    begin: ClassVar[str] = BEGIN
+    controls: ClassVar[tuple[str, ...]] = (BEGIN, END)
+
+    def matches(self, template: str) -> bool:
+        return BEGIN in template and "<function=" not in template
+
+    def parser(self, tools: Sequence[Tool], new_id: NewId = call_id) -> Parser:
+        return JsonCalls(BEGIN, END, new_id)
+
+    def call(self, tool: Tool, lark: Lark) -> str:
+        return f'"\\n" {json_call(tool, lark)} "\\n" {lark.marker(END)}'
+
+    def between(self, lark: Lark) -> str:
+        return f'"\\n" {lark.marker(BEGIN)}'

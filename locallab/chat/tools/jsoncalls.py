@@ -1,0 +1,163 @@
+"""Calls as JSON objects between markers: the shape that most families share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+
+from locallab.chat.deltas import CallArguments, CallStart, Delta, Text, held_back
+from locallab.chat.jsonscan import SPACE, Malformed, ObjectScanner
+from locallab.chat.tools.format import Lark, NewId, Tool
+
+NAME_KEYS = ("name",)
+ARGUMENT_KEYS = ("arguments", "parameters")
+BETWEEN = SPACE + ",[]"
+
+
+def json_call(tool: Tool, lark: Lark, arguments: str = "arguments") -> str:
+    """`{"name": ..., "arguments": {...}}` as grammar."""
+    head = json.dumps({"name": tool.name})[:-1] + f', "{arguments}": '
+    return f'{json.dumps(head)} {lark.schema(tool)} "}}"'
+
+
+class JsonCalls:
+    """Reads text with calls `begin {"name": ..., "arguments": {...}} end`: one object or several between the two, or an array.
+    `end` "" is the end of the answer. What turns out to be no call is text again, to the letter, its markers included."""
+
+    def __init__(self, begin: str, end: str, new_id: NewId, also: Sequence[str] = ()) -> None:
+        """`also` are further texts that open calls."""
+        self._openers = (begin, *also)
+        self._end = end
+        self._new_id = new_id
+        self._buffer = ""
+        self._raw = ""  # what was read since the opener or the last call, and is text if no call comes of it
+        self._inside = False
+        self._scanner: ObjectScanner | None = None
+        self._call = _Call(0, new_id)
+        self._n_calls = 0
+
+    def feed(self, text: str) -> list[Delta]:
+        self._buffer += text
+        return list(self._run())
+
+    def finish(self) -> list[Delta]:
+        deltas = list(self._run())
+        cut_off = self._scanner is not None and self._call.started
+        only_frame = not (self._raw + self._buffer).strip(BETWEEN)
+        rest = "" if cut_off or (self._inside and only_frame) else self._raw + self._buffer
+        self._raw = self._buffer = ""
+        return deltas + ([Text(rest)] if rest else [])
+
+    def _run(self) -> Iterator[Delta]:
+        going = True
+        while going and self._buffer:
+            if self._scanner is not None:
+                yield from self._object(self._scanner)
+            elif self._inside:
+                text = self._between()
+                going = text is not None
+                if text:
+                    yield Text(text)
+            else:
+                text = self._text()
+                going = self._inside
+                if text:
+                    yield Text(text)
+
+    def _text(self) -> str:
+        """Text up to the next opener; what may become one stays in the buffer."""
+        found = [(at, opener) for opener in self._openers if (at := self._buffer.find(opener)) >= 0]
+        if found:
+            at, opener = min(found)
+            self._inside, self._raw = True, opener
+            text, self._buffer = self._buffer[:at], self._buffer[at + len(opener) :]
+        else:
+            cut = len(self._buffer) - held_back(self._buffer, *self._openers)
+            text, self._buffer = self._buffer[:cut], self._buffer[cut:]
+        return text
+
+    def _between(self) -> str | None:
+        """Outside of an object: takes one piece of the frame and gives what is text after all; None: wait for more."""
+        buffer = self._buffer
+        if self._end and buffer.startswith(self._end):
+            self._buffer = buffer[len(self._end) :]
+            return self._leave(self._raw + self._end if self._raw else "")
+        if buffer[0] == "{":
+            self._scanner, self._call = ObjectScanner(), _Call(self._n_calls, self._new_id)
+            return ""
+        if buffer[0] in BETWEEN:
+            self._buffer = buffer[1:]
+            self._raw += buffer[0] if self._raw else ""
+            return ""
+        if self._end.startswith(buffer) or any(opener.startswith(buffer) for opener in self._openers):
+            return None
+        return self._leave(self._raw)
+
+    def _leave(self, text: str) -> str:
+        self._inside, self._raw = False, ""
+        return text
+
+    def _object(self, scanner: ObjectScanner) -> Iterator[Delta]:
+        text, self._buffer = self._buffer, ""
+        self._raw += text
+        try:
+            for piece in scanner.feed(text):
+                yield from self._call.take(piece.key, piece.text, piece.last)
+        except Malformed:
+            self._scanner = None
+            rest = self._leave(self._raw)
+            if not self._call.started:
+                yield Text(rest)
+            return
+        if scanner.done:
+            self._scanner = None
+            self._buffer, self._raw = scanner.rest, self._raw[: len(self._raw) - len(scanner.rest)]
+            yield from self._close()
+
+    def _close(self) -> Iterator[Delta]:
+        """An object has ended: a call, or else text."""
+        if self._call.started:
+            yield from self._call.end()
+            self._n_calls += 1
+            self._raw = ""
+        else:
+            yield Text(self._leave(self._raw))
+
+
+class _Call:
+    """One object: name and arguments in either order."""
+
+    def __init__(self, index: int, new_id: NewId) -> None:
+        self._index = index
+        self._new_id = new_id
+        self._name = ""
+        self._waiting = ""  # arguments that came before the name
+        self._has_arguments = False
+        self.started = False
+
+    def take(self, key: str, text: str, last: bool) -> Iterator[Delta]:
+        if key in NAME_KEYS and not self.started:
+            self._name += text
+            if last:
+                yield from self._start()
+        elif key in ARGUMENT_KEYS and text:
+            self._has_arguments = True
+            if self.started:
+                yield CallArguments(self._index, text)
+            else:
+                self._waiting += text
+
+    def end(self) -> Iterator[Delta]:
+        if not self._has_arguments:
+            yield CallArguments(self._index, "{}")
+
+    def _start(self) -> Iterator[Delta]:
+        try:
+            name = json.loads(self._name)
+        except ValueError:
+            return
+        if isinstance(name, str) and name:
+            self.started = True
+            yield CallStart(self._index, self._new_id(), name)
+            if self._waiting:
+                yield CallArguments(self._index, self._waiting)

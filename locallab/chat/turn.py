@@ -1,0 +1,150 @@
+"""One turn of the assistant: from a neutral chat request to what the engine is asked, and how its answer is to be read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from locallab.chat.answer import AnswerParser
+from locallab.chat.messages import Message
+from locallab.chat.reasoning import Tags, ThinkParser, tags_of
+from locallab.chat.templates import ChatTemplate
+from locallab.chat.tools import Lark, Tool, ToolChoice, ToolFormat, choose
+from locallab.chat.tools.generic import Generic
+from locallab.engine.request import Constraint
+from locallab.errors import InvalidField
+
+EMBEDDED = {"json_schema", "json_object", "regex", "choice"}
+"""Kinds of constraints that can be a part of a larger grammar."""
+
+AFTER_REASONING = r"/\s*/"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Thinking:
+    """What the client wants of reasoning: on, off or as the model likes; how hard (a word for the template); at most how many
+    tokens."""
+
+    enabled: bool | None = None
+    effort: str | None = None
+    budget: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ChatRequest:
+    """A conversation to go on with. `answer` restricts the text of the answer; `variables` go to the template as they are."""
+
+    messages: Sequence[Message]
+    tools: tuple[Tool, ...] = ()
+    choice: ToolChoice = dataclasses.field(default_factory=ToolChoice)
+    answer: Constraint | None = None
+    thinking: Thinking = dataclasses.field(default_factory=Thinking)
+    variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Turn:
+    """What to ask the engine. `visible` are control tokens, by their text, that the parser has to see. `tags` enclose the
+    model's reasoning, None if it does not reason; `open`: the prompt has opened them."""
+
+    prompt: str
+    constraint: Constraint | None
+    visible: tuple[str, ...]
+    format: ToolFormat | None
+    tools: tuple[Tool, ...]
+    tags: Tags | None
+    open: bool
+
+    def parser(self) -> AnswerParser:
+        """A new one for each answer."""
+        reasoning = ThinkParser(self.tags, self.open) if self.tags else None
+        return AnswerParser(reasoning, self.format.parser(self.tools) if self.format else None)
+
+
+def plan(request: ChatRequest, template: ChatTemplate, control: Mapping[str, int]) -> Turn:
+    """The turn for a model with this template and these control tokens (their ids by text).
+
+    Raises InvalidField when the template refuses the messages.
+    """
+    tools = request.tools if request.choice.mode != "none" else ()
+    found = choose(template.source)
+    tool_format = found if tools or found.whole else None
+    prompt = _prompt(request, tools, tool_format, template)
+    tags = None if found.whole else tags_of(template.source)
+    opened = tags is not None and prompt.rstrip().endswith(tags.begin)
+    closing = opened and (request.thinking.enabled is False or _cannot_think(request.answer))
+    if tags and (closing or prompt.rstrip().endswith(tags.end)):
+        prompt += f"\n{tags.end}\n\n" if closing else ""
+        tags, opened = None, False
+    markers = (*(tool_format.controls if tool_format else ()), *((tags.begin, tags.end) if tags else ()))
+    constraint = _constraint(request, tools, tool_format, tags, opened, Lark(control))
+    return Turn(prompt, constraint, tuple(m for m in markers if m in control), tool_format, tools, tags, opened)
+
+
+def _prompt(request: ChatRequest, tools: Sequence[Tool], tool_format: ToolFormat | None, template: ChatTemplate) -> str:
+    messages = list(request.messages)
+    if isinstance(tool_format, Generic):
+        messages.insert(0, Message("system", tool_format.instructions(tools)))
+    variables = {**_thinking(request.thinking), **request.variables}
+    if tools and not isinstance(tool_format, Generic):
+        variables["tools"] = [_described(tool) for tool in tools]
+    return template.render(messages, **variables)
+
+
+def _described(tool: Tool) -> dict[str, Any]:
+    function = {"name": tool.name, "description": tool.description, "parameters": dict(tool.parameters)}
+    return {"type": "function", "function": function}
+
+
+def _thinking(wish: Thinking) -> dict[str, Any]:
+    """The variables by which templates are told: each family has its own."""
+    enabled = False if wish.effort == "none" else wish.enabled
+    switches = {} if enabled is None else {"enable_thinking": enabled, "thinking": enabled}
+    return switches | ({"reasoning_effort": wish.effort} if wish.effort and wish.effort != "none" else {})
+
+
+def _cannot_think(answer: Constraint | None) -> bool:
+    return answer is not None and answer.kind not in EMBEDDED
+
+
+def _constraint(
+    request: ChatRequest, tools: Sequence[Tool], tool_format: ToolFormat | None, tags: Tags | None, opened: bool, lark: Lark
+) -> Constraint | None:
+    answer = request.answer
+    framed = tags is not None or (tool_format is not None and tool_format.whole)
+    if not tools and (answer is None or not framed or _cannot_think(answer)):
+        return answer
+    if answer is not None and _cannot_think(answer):
+        raise InvalidField(answer.field, "a grammar cannot be combined with tools; use a JSON schema, a regex or choices")
+    text = None if answer is None else _node(answer)
+    rules = [tool_format.grammar(tools, request.choice, lark, text)] if tool_format else [f"answer: {text}"]
+    rules.append(_start(tags, opened, lark))
+    return Constraint("lark", "\n".join(rules), answer.field if answer and not tools else "tools")
+
+
+def _start(tags: Tags | None, opened: bool, lark: Lark) -> str:
+    """The whole output: reasoning, if the model reasons, then the answer."""
+    if tags is None:
+        return "start: answer"
+    if lark.is_control(tags.end):
+        thought = f"thought: THOUGHT {lark.marker(tags.end)}\nTHOUGHT: /(?s:.*)/"
+    else:
+        thought = f"thought[lazy]: THOUGHT {lark.marker(tags.end)}\nTHOUGHT: /(?s:.*)/"
+    gap = f"gap: {AFTER_REASONING}"
+    reasoning = "thought gap answer" if opened else f"answer | {lark.marker(tags.begin)} thought gap answer"
+    return f"start: {reasoning}\n{thought}\n{gap}"
+
+
+def _node(answer: Constraint) -> str:
+    """The constraint as a node of a larger grammar."""
+    match answer.kind:
+        case "json_schema":
+            return f"%json {answer.source}"
+        case "json_object":
+            return '%json {"type": "object"}'
+        case "regex":
+            return "/" + answer.source.replace("/", "\\/") + "/"
+        case _:
+            return "(" + " | ".join(json.dumps(choice) for choice in json.loads(answer.source)) + ")"

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from llguidance import LLMatcher, LLTokenizer
+
+from locallab.chat import ChatTemplate, Message
+from locallab.chat.tools import Tool, ToolChoice
+from locallab.chat.turn import ChatRequest, Thinking, Turn, plan
+from locallab.engine.request import Constraint
+from locallab.errors import InvalidField
+
+TOKENIZER = LLTokenizer("byte")
+MESSAGES = [Message("user", "Hi")]
+WEATHER = Tool("weather", "Tells the weather", {"properties": {"city": {"type": "string"}}, "required": ["city"]})
+TIME = Tool("time")
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+OTHER = '<tool_call>\n{"name": "time", "arguments": {}}\n</tool_call>'
+SCHEMA = Constraint("json_schema", json.dumps({"type": "object", "properties": {"a": {"type": "integer"}}}), "response_format")
+
+PLAIN = ChatTemplate(None)
+REASONING = ChatTemplate(
+    "{% for m in messages %}{{ m.role }}:{{ m.content }}\n{% endfor %}{{ tools }}<tool_call>assistant:"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
+)
+OPENED = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}{# </think> #}<think>\n")
+
+
+def accepts(turn: Turn, text: str) -> bool:
+    """Whether the turn's constraint allows `text` as a whole answer."""
+    assert turn.constraint is not None
+    grammar = LLMatcher.grammar_from_lark(turn.constraint.source)
+    matcher = LLMatcher(TOKENIZER, grammar)
+    tokens = TOKENIZER.tokenize_str(text)
+    return matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting()
+
+
+def turn(template: ChatTemplate = PLAIN, **request: object) -> Turn:
+    return plan(ChatRequest(messages=MESSAGES, **request), template, {})  # type: ignore[arg-type]
+
+
+def test_a_plain_chat_asks_for_nothing_special() -> None:
+    plain = turn()
+    assert plain.constraint is None
+    assert plain.prompt.endswith("assistant\n")
+    assert plain.parser().feed("Hello ") + plain.parser().finish() == plain.parser().feed("Hello ")
+
+
+@pytest.mark.parametrize(
+    ("choice", "allowed", "refused"),
+    [
+        (ToolChoice(), ["Hi", CALL, f"Hi {CALL}", f"{CALL}\n{OTHER}"], ['<tool_call>\n{"name": "spy", "arguments": {}}']),
+        (ToolChoice("required"), [CALL, OTHER, f"{CALL}\n{OTHER}"], ["Hi", f"Hi {CALL}", ""]),
+        (ToolChoice("required", ("time",)), [OTHER], [CALL, "Hi"]),
+        (ToolChoice(parallel=False), ["Hi", CALL], [f"{CALL}\n{OTHER}"]),
+        (ToolChoice("required", parallel=False), [CALL], [f"{CALL}\n{OTHER}", "Hi"]),
+    ],
+    ids=["auto", "required", "named", "one-at-most", "exactly-one"],
+)
+@pytest.mark.parametrize("template", [PLAIN, REASONING], ids=["generic", "hermes"])
+def test_the_choice_of_tools_is_enforced(
+    template: ChatTemplate, choice: ToolChoice, allowed: list[str], refused: list[str]
+) -> None:
+    made = turn(template, tools=(WEATHER, TIME), choice=choice)
+    assert [text for text in allowed if not accepts(made, text)] == []
+    assert [text for text in refused if accepts(made, text)] == []
+
+
+def test_arguments_follow_the_schema() -> None:
+    made = turn(tools=(WEATHER,), choice=ToolChoice("required"))
+    assert not accepts(made, CALL.replace('"Oslo"', "7"))
+    assert not accepts(made, CALL.replace('{"city": "Oslo"}', "{}"))
+
+
+def test_no_tools_are_offered_where_none_may_be_called() -> None:
+    assert turn(tools=(WEATHER,), choice=ToolChoice("none")) == turn()
+
+
+def test_a_model_without_tools_is_told_how_to_call() -> None:
+    prompt = turn(tools=(WEATHER,)).prompt
+    assert "weather" in prompt and "<tool_call>" in prompt and '"city"' in prompt
+
+
+def test_a_template_that_knows_tools_gets_them_itself() -> None:
+    assert "'function': {'name': 'weather'" in turn(REASONING, tools=(WEATHER,)).prompt
+
+
+@pytest.mark.parametrize("begin", ["", "<think>so</think>\n\n"])
+def test_reasoning_comes_before_what_is_enforced(begin: str) -> None:
+    assert accepts(turn(REASONING, tools=(WEATHER,), choice=ToolChoice("required")), begin + CALL)
+    assert accepts(turn(REASONING, answer=SCHEMA), begin + '{"a": 1}')
+    assert not accepts(turn(REASONING, answer=SCHEMA), begin + "no")
+
+
+def test_reasoning_that_the_prompt_has_opened_has_to_end_first() -> None:
+    made = turn(OPENED, answer=SCHEMA)
+    assert accepts(made, 'so</think>{"a": 1}')
+    assert not accepts(made, '{"a": 1}')
+
+
+def test_an_answer_is_either_as_the_schema_says_or_a_call() -> None:
+    made = turn(tools=(WEATHER,), answer=SCHEMA)
+    assert accepts(made, '{"a": 1}') and accepts(made, CALL)
+    assert not accepts(made, "Hi")
+
+
+@pytest.mark.parametrize("wish", [Thinking(enabled=False), Thinking(effort="none")])
+def test_reasoning_can_be_switched_off(wish: Thinking) -> None:
+    made = turn(REASONING, thinking=wish)
+    assert made.prompt.endswith("<think>\n\n</think>\n\n") and made.tags is None
+
+
+def test_reasoning_that_a_template_cannot_switch_off_is_closed() -> None:
+    made = turn(OPENED, thinking=Thinking(enabled=False))
+    assert made.prompt.endswith("</think>\n\n") and made.tags is None
+
+
+def test_a_grammar_that_cannot_be_embedded_leaves_no_room_for_reasoning() -> None:
+    grammar = Constraint("gbnf", 'root ::= "a"')
+    made = turn(OPENED, answer=grammar)
+    assert made.constraint == grammar and made.tags is None
+
+
+def test_a_grammar_and_tools_exclude_each_other() -> None:
+    with pytest.raises(InvalidField) as raised:
+        turn(tools=(WEATHER,), answer=Constraint("gbnf", 'root ::= "a"', "grammar"))
+    assert raised.value.field == "grammar"
+
+
+def test_markers_that_are_control_tokens_are_named_by_id_and_made_visible() -> None:
+    request = ChatRequest(messages=MESSAGES, tools=(WEATHER,))
+    made = plan(request, REASONING, {"<tool_call>": 7, "</tool_call>": 8, "</think>": 9})
+    assert made.visible == ("<tool_call>", "</tool_call>", "</think>")
+    assert made.constraint is not None
+    assert "<[7]>" in made.constraint.source and '"<tool_call>"' not in made.constraint.source
+
+
+def test_the_parser_reads_reasoning_text_and_calls() -> None:
+    parser = turn(REASONING, tools=(WEATHER,)).parser()
+    from tests.chat.splits import parse
+
+    said = parse(parser, f"<think>so</think>\n\nLet me see.\n{CALL}\n")
+    assert (said.reasoning, said.text, parser.called) == ("so", "Let me see.", True)
+    assert [(call.name, json.loads(call.arguments)) for call in said.calls] == [("weather", {"city": "Oslo"})]
