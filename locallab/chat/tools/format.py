@@ -36,6 +36,9 @@ class ToolChoice:
 
 NewId = Callable[[], str]
 
+TEXT = "TEXT: /(?s:.*)/"
+"""The rule for any text."""
+
 
 def call_id() -> str:
     return f"call_{secrets.token_hex(12)}"
@@ -54,12 +57,18 @@ class Lark:
     def is_control(self, text: str) -> bool:
         return text in self._control
 
-    def schema(self, tool: Tool) -> str:
+    def text_until(self, rule: str, marker: str) -> str:
+        """A rule for any text up to the marker and with it. The rule TEXT has to be there."""
+        lazy = "" if self.is_control(marker) else "[lazy]"
+        return f"{rule}{lazy}: TEXT {self.marker(marker)}"
+
+    def arguments(self, tool: Tool) -> str:
         """The arguments of `tool` as a grammar node."""
-        parameters = {"type": "object", **tool.parameters}
-        if not tool.strict:
-            parameters["x-guidance"] = {**parameters.get("x-guidance", {}), "lenient": True}
-        return f"%json {json.dumps(parameters)}"
+        return self.value(tool, {"type": "object", **tool.parameters})
+
+    def value(self, tool: Tool, schema: Mapping[str, Any]) -> str:
+        """A value of `schema`, which is a part of the tool's, as a grammar node."""
+        return f"%json {json.dumps(schema if tool.strict else {**schema, 'x-guidance': {'lenient': True}})}"
 
 
 class ToolFormat(abc.ABC):
@@ -84,6 +93,14 @@ class ToolFormat(abc.ABC):
     def call(self, tool: Tool, lark: Lark) -> str:
         """One call as grammar, without `begin`, and without what stands between calls and after the last."""
 
+    def rules(self, lark: Lark) -> Sequence[str]:
+        """Rules that `call` refers to."""
+        return ()
+
+    def opening(self, lark: Lark) -> str:
+        """What stands between `begin` and the first call, as grammar."""
+        return ""
+
     def between(self, lark: Lark) -> str:
         """What stands between two calls, as grammar; empty for a format that knows one call only."""
         return lark.marker(self.begin)
@@ -95,18 +112,22 @@ class ToolFormat(abc.ABC):
     def grammar(self, tools: Sequence[Tool], choice: ToolChoice, lark: Lark, text: str | None = None) -> str:
         """An answer that calls as `choice` says: Lark rules of which `answer` is the whole. `text` is the grammar of an answer
         without calls, None for any text, which may then also stand before calls."""
+        rules = [self.calls(tools, choice, lark)]
+        begin = lark.marker(self.begin)
+        if choice.mode == "required":
+            rules.append(f"answer: {begin} calls")
+        elif text is not None:
+            rules.append(f"answer: {text} | {begin} calls")
+        else:
+            rules += [TEXT, lark.text_until("lead", self.begin), "answer: TEXT | lead calls"]
+        return "\n".join(rules)
+
+    def calls(self, tools: Sequence[Tool], choice: ToolChoice, lark: Lark) -> str:
+        """Lark rules of which `calls` is one call or several, without `begin`."""
         usable = [tool for tool in tools if not choice.names or tool.name in choice.names]
-        calls = " | ".join(f"call_{index}" for index in range(len(usable)))
-        rules = [f"call_{index}: {self.call(tool, lark)}" for index, tool in enumerate(usable)]
+        each = [f"call_{index}: {self.call(tool, lark)}" for index, tool in enumerate(usable)]
+        any_call = " | ".join(f"call_{index}" for index in range(len(usable)))
         between = self.between(lark)
         more = f"({between} call)*" if between and choice.parallel else ""
-        rules += [f"call: {calls}", f"calls: call {more} {self.end(lark)}"]
-        if choice.mode == "required":
-            rules.append(f"answer: {lark.marker(self.begin)} calls")
-        elif text is not None:
-            rules.append(f"answer: {text} | {lark.marker(self.begin)} calls")
-        elif lark.is_control(self.begin):
-            rules += ["TEXT: /(?s:.*)/", f"answer: TEXT | TEXT {lark.marker(self.begin)} calls"]
-        else:
-            rules += ["TEXT: /(?s:.*)/", f"lead[lazy]: TEXT {lark.marker(self.begin)}", "answer: TEXT | lead calls"]
-        return "\n".join(rules)
+        frame = f"calls: {self.opening(lark)} call {more} {self.end(lark)}"
+        return "\n".join([*self.rules(lark), *each, f"call: {any_call}", frame])

@@ -19,7 +19,7 @@ class Hermes(ToolFormat):
     controls: ClassVar[tuple[str, ...]] = (BEGIN, END)
 
     def matches(self, template: str) -> bool:
-        return BEGIN in template and "<function=" not in template
+        return BEGIN in template and "<function=" not in template and "<arg_key>" not in template
 
     def parser(self, tools: Sequence[Tool], new_id: NewId = call_id) -> Parser:
         return JsonCalls(BEGIN, END, new_id)

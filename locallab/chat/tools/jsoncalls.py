@@ -17,7 +17,7 @@ BETWEEN = SPACE + ",[]"
 def json_call(tool: Tool, lark: Lark, arguments: str = "arguments") -> str:
     """`{"name": ..., "arguments": {...}}` as grammar."""
     head = json.dumps({"name": tool.name})[:-1] + f', "{arguments}": '
-    return f'{json.dumps(head)} {lark.schema(tool)} "}}"'
+    return f'{json.dumps(head)} {lark.arguments(tool)} "}}"'
 
 
 class JsonCalls:

@@ -1,0 +1,86 @@
+"""Gemma: `call:name{key:value}` between markers, text between quotes of its own."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import ClassVar
+
+from locallab.chat.deltas import CallArguments, CallStart, Parser, Text
+from locallab.chat.tools.bare import is_required, is_text, properties
+from locallab.chat.tools.format import Lark, NewId, Tool, ToolFormat, call_id
+from locallab.chat.tools.scanning import Ended, MarkupParser, Script
+
+CALL = "call:"
+
+
+class Gemma(ToolFormat):
+    """Gemma 4."""
+
+    name: ClassVar[str] = "gemma"
+    begin: ClassVar[str] = "<|tool_call>"
+    close: ClassVar[str] = "<tool_call|>"
+    quote: ClassVar[str] = '<|"|>'
+    controls: ClassVar[tuple[str, ...]] = ("<|tool_call>", "<tool_call|>", '<|"|>')
+
+    def matches(self, template: str) -> bool:
+        return self.begin in template
+
+    def parser(self, tools: Sequence[Tool], new_id: NewId = call_id) -> Parser:
+        return GemmaCalls(self.begin, self.close, self.quote, new_id)
+
+    def rules(self, lark: Lark) -> Sequence[str]:
+        return ("BARE: /(?s:.*)/", lark.text_until("quoted", self.quote).replace("TEXT", "BARE"))
+
+    def call(self, tool: Tool, lark: Lark) -> str:
+        keys = sorted(properties(tool), key=lambda key: not is_required(tool, key))
+        parts = [self._argument(tool, key, first=at == 0, lark=lark) for at, key in enumerate(keys)]
+        return f'{json.dumps(f"{CALL}{tool.name}{{")} {" ".join(parts)} "}}" {lark.marker(self.close)}'
+
+    def _argument(self, tool: Tool, key: str, *, first: bool, lark: Lark) -> str:
+        """Required ones come first: a comma stands before each but the very first."""
+        schema = properties(tool)[key]
+        value = f"{lark.marker(self.quote)} quoted" if is_text(schema) else lark.value(tool, schema)
+        written = f"{json.dumps(('' if first else ',') + key + ':')} {value}"
+        return written if is_required(tool, key) else f"({written})?"
+
+
+class FunctionGemma(Gemma):
+    name: ClassVar[str] = "function-gemma"
+    begin: ClassVar[str] = "<start_function_call>"
+    close: ClassVar[str] = "<end_function_call>"
+    quote: ClassVar[str] = "<escape>"
+    controls: ClassVar[tuple[str, ...]] = ("<start_function_call>", "<end_function_call>", "<escape>")
+
+
+class GemmaCalls(MarkupParser):
+    """Reads such calls; the arguments come out as JSON, in one piece."""
+
+    def __init__(self, begin: str, close: str, quote: str, new_id: NewId) -> None:
+        super().__init__()
+        self._begin = begin
+        self._close = close
+        self._quote = quote
+        self._new_id = new_id
+
+    def script(self) -> Script:
+        n_calls = 0
+        while (yield from self.text_until(self._begin)):
+            try:
+                raw = yield from self.until(self._close)
+            except Ended as cut:
+                yield Text(self._begin + cut.rest)
+                return
+            name, _, arguments = raw.strip().removeprefix(CALL).partition("{")
+            yield CallStart(n_calls, self._new_id(), name.strip())
+            yield CallArguments(n_calls, as_object("{" + arguments, self._quote))
+            n_calls += 1
+
+
+def as_object(raw: str, quote: str) -> str:
+    """Gemma's way to write an object, as JSON."""
+    parts = raw.split(quote)
+    bare = [re.sub(r"([{,]\s*)([A-Za-z_][\w.-]*)\s*:", r'\1"\2":', part) for part in parts[::2]]
+    texts = [json.dumps(part, ensure_ascii=False) for part in parts[1::2]]
+    return "".join(piece for pair in zip(bare, [*texts, ""], strict=False) for piece in pair)

@@ -1,0 +1,69 @@
+"""Mistral: `[TOOL_CALLS]name[ARGS]{...}` since 2025, before that `[TOOL_CALLS][{"name": ..., "arguments": {...}}]`."""
+
+from __future__ import annotations
+
+import json
+import random
+import string
+from collections.abc import Sequence
+from typing import ClassVar
+
+from locallab.chat.deltas import Parser
+from locallab.chat.tools.format import Lark, NewId, Tool, ToolFormat
+from locallab.chat.tools.jsoncalls import JsonCalls, json_call
+from locallab.chat.tools.named import NamedCalls
+
+CALLS = "[TOOL_CALLS]"
+ARGS = "[ARGS]"
+CALL_ID = "[CALL_ID]"
+
+
+def mistral_id() -> str:
+    """Nine letters and digits: the templates refuse every other id."""
+    return "".join(random.choices(string.ascii_letters + string.digits, k=9))
+
+
+class Mistral(ToolFormat):
+    name: ClassVar[str] = "mistral"
+    begin: ClassVar[str] = CALLS
+    controls: ClassVar[tuple[str, ...]] = (CALLS, ARGS, CALL_ID)
+
+    def matches(self, template: str) -> bool:
+        return CALLS in template and ARGS in template
+
+    def parser(self, tools: Sequence[Tool], new_id: NewId = mistral_id) -> Parser:
+        return MistralCalls(CALLS, ARGS, new_id)
+
+    def call(self, tool: Tool, lark: Lark) -> str:
+        return f"{json.dumps(tool.name)} {lark.marker(ARGS)} {lark.arguments(tool)}"
+
+
+class MistralCalls(NamedCalls):
+    """As NamedCalls; between name and arguments some models write an id of their own."""
+
+    def name_of(self, raw: str) -> str:
+        return raw.partition(CALL_ID)[0].strip()
+
+
+class MistralArray(ToolFormat):
+    name: ClassVar[str] = "mistral-array"
+    begin: ClassVar[str] = CALLS
+    controls: ClassVar[tuple[str, ...]] = (CALLS,)
+
+    def matches(self, template: str) -> bool:
+        return CALLS in template and ARGS not in template
+
+    def parser(self, tools: Sequence[Tool], new_id: NewId = mistral_id) -> Parser:
+        return JsonCalls(CALLS, "", new_id)
+
+    def call(self, tool: Tool, lark: Lark) -> str:
+        return json_call(tool, lark)
+
+    def opening(self, lark: Lark) -> str:
+        return '"["'
+
+    def between(self, lark: Lark) -> str:
+        return '", "'
+
+    def end(self, lark: Lark) -> str:
+        return '"]"'
