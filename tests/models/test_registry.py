@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import re
 from importlib import metadata
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from locallab.errors import ConfigError, UnknownModel
-from locallab.models import FileSource, HubSource, PypiSource, Registry, default_path
+from locallab.models import FileSource, HubSource, ModelSpec, PypiSource, Registry, default_path
 from locallab.models import registry as module
+from locallab.models.spec import ModelId
 from locallab.settings import EngineSettings, ServerSettings, fields, resolve
 
 ENTRY = """
@@ -29,36 +32,59 @@ def load(tmp_path: Path, entries: str) -> Registry:
     return Registry.load(write(tmp_path, "models:" + entries))
 
 
+HUB = "hub, repo: acme/tiny, file: tiny.gguf"
+
 WRONG = {
-    "unknown-key": (ENTRY + "    contxt: 1\n", "models.yaml:2: tiny:1m: Object contains unknown field `contxt`"),
-    "unknown-source-key": (ENTRY.replace("repo:", "repos:"), "models.yaml:2: tiny:1m: source: Object "),
-    "missing-key": (ENTRY.replace("    size: 98 MB\n", ""), "models.yaml:2: tiny:1m: Object missing required field `size`"),
-    "missing-source-key": (ENTRY.replace("repo: acme/tiny, ", ""), "tiny:1m: source: Object missing required field `repo`"),
-    "unknown-kind": (ENTRY.replace("hub", "git"), "tiny:1m: source.kind: Invalid value 'git'; known: file, hub, pypi"),
-    "missing-kind": (ENTRY.replace("kind: hub, ", ""), "tiny:1m: source: Object missing required field `kind`"),
-    "wrong-type": (ENTRY.replace("128", "many"), "tiny:1m: context: Expected `int | null`, got `str`"),
+    "unknown-key": (ENTRY + "    contxt: 1\n", "models.yaml:7: tiny:1m: contxt: unknown key"),
+    "unknown-source-key": (ENTRY.replace("repo:", "repos:"), "models.yaml:4: tiny:1m: source.repos: unknown key"),
+    "missing-key": (ENTRY.replace("    description: tiny\n", ""), "models.yaml:2: tiny:1m: description: is missing"),
+    "missing-source-key": (ENTRY.replace("repo: acme/tiny, ", ""), "models.yaml:4: tiny:1m: source.repo: is missing"),
+    "unknown-kind": (
+        ENTRY.replace("hub", "git"),
+        "models.yaml:4: tiny:1m: source.kind: Invalid value 'git'; known: file, hub, pypi",
+    ),
+    "missing-kind": (ENTRY.replace("kind: hub, ", ""), "tiny:1m: source.kind: is missing"),
+    "wrong-type": (ENTRY.replace("128", "many"), "models.yaml:6: tiny:1m: context: Expected `int | null`, got `str`"),
     "not-positive": (ENTRY.replace("128", "0"), "tiny:1m: context: Expected `int` >= 1"),
     "wrong-size": (
         ENTRY.replace("98 MB", "98 miles"),
-        "tiny:1m: size: expected bytes or a figure like '4.7 GB', got '98 miles'",
+        "models.yaml:5: tiny:1m: size: expected bytes or a figure like '4.7 GB', got '98 miles'",
     ),
     "wrong-id": (ENTRY.replace("tiny:1m", "a/b"), "models.yaml:2: a/b: id: Expected `str` matching regex"),
-    "missing-id": (ENTRY.replace("id: tiny:1m\n    ", ""), "models.yaml:2: models[0]: Object missing required field `id`"),
+    "missing-id": (ENTRY.replace("id: tiny:1m\n    ", ""), "models.yaml:2: models[0]: id: is missing"),
+    "wrong-alias": (ENTRY + "    aliases: [ok, a/b]\n", "models.yaml:7: tiny:1m: aliases[1]: Expected `str` matching regex"),
     "option-as-package": (
-        ENTRY.replace("hub, repo: acme/tiny, file: tiny.gguf", "pypi, package: --pre, version: '1', file: f, sha256: x"),
+        ENTRY.replace(HUB, "pypi, package: --pre, version: '1', file: f, sha256: x"),
         "tiny:1m: source.package: Expected `str` matching regex",
     ),
     "short-digest": (
-        ENTRY.replace("hub, repo: acme/tiny, file: tiny.gguf", "pypi, package: p, version: '1', file: f, sha256: abc"),
+        ENTRY.replace(HUB, "pypi, package: p, version: '1', file: f, sha256: abc"),
         "tiny:1m: source.sha256: Expected `str` matching regex",
     ),
-    "path-not-text": (
-        ENTRY.replace("hub, repo: acme/tiny, file: tiny.gguf", "file, path: 7"),
-        "tiny:1m: source.path: Expected a path, got 7",
+    "path-not-text": (ENTRY.replace(HUB, "file, path: 7"), "tiny:1m: source.path: Expected a path, got 7"),
+    "file-and-quantization": (
+        ENTRY.replace("file: tiny.gguf", "file: tiny.gguf, quantization: Q8_0"),
+        "models.yaml:4: tiny:1m: source.quantization: the file is named already",
     ),
-    "unknown-setting": (ENTRY + "    settings: {layers: 3}\n", "tiny:1m: settings: unknown setting 'layers'; known: context"),
-    "wrong-setting": (ENTRY + "    settings: {gpu_layers: few}\n", "tiny:1m: settings: gpu_layers: Expected `int`"),
-    "context-twice": (ENTRY + "    settings: {context: 3}\n", "tiny:1m: settings.context: say it once"),
+    "draft-file-and-quantization": (
+        ENTRY + "    draft: {kind: hub, repo: a/b, file: x.gguf, quantization: Q8_0}\n",
+        "models.yaml:7: tiny:1m: draft.quantization: the file is named already",
+    ),
+    "wrong-mmproj": (ENTRY + "    mmproj: {kind: hub}\n", "models.yaml:7: tiny:1m: mmproj.repo: is missing"),
+    "key-twice": (ENTRY + "    context: 256\n", "models.yaml:7: tiny:1m: context: is given twice"),
+    "source-key-twice": (
+        ENTRY.replace("file: tiny.gguf", "file: tiny.gguf, repo: acme/other"),
+        "models.yaml:4: tiny:1m: source.repo: is given twice",
+    ),
+    "unknown-setting": (
+        ENTRY + "    settings: {layers: 3}\n",
+        "models.yaml:7: tiny:1m: settings: unknown setting 'layers'; known: context",
+    ),
+    "wrong-setting": (
+        ENTRY + "    settings:\n      kv_type: f16\n      gpu_layers: few\n",
+        "models.yaml:9: tiny:1m: settings: gpu_layers: Expected `int`",
+    ),
+    "context-twice": (ENTRY + "    settings: {context: 3}\n", "models.yaml:7: tiny:1m: settings.context: say it once"),
     "same-id": (ENTRY + ENTRY.lstrip("\n"), "models.yaml:7: tiny:1m: the name 'tiny:1m' is taken already by tiny:1m"),
     "same-id-other-case": (
         ENTRY + ENTRY.lstrip("\n").replace("tiny:1m", "Tiny:1M"),
@@ -73,6 +99,7 @@ WRONG = {
     "other-top-key": (ENTRY + "default: tiny\n", "models.yaml: must hold one key, 'models'"),
     "no-entry": (" []\n", "models.yaml: models: the list is empty"),
     "not-yaml": (" [\n", "models.yaml: not valid YAML"),
+    "not-yaml-inside": (ENTRY.replace("tiny\n", "!!python/name:os.system tiny\n", 1), "models.yaml:2: not valid YAML"),
 }
 
 
@@ -126,8 +153,114 @@ def test_files_are_read_in_order_and_share_their_names(tmp_path: Path) -> None:
     registry = Registry.load(first, second)
     assert [spec.id for spec in registry] == ["tiny:1m", "own"]
     assert (len(registry), registry.default.id) == (2, "tiny:1m")
-    with pytest.raises(ConfigError, match=r"models\.yaml:2: tiny:1m: the name 'tiny:1m' is taken already"):
-        Registry.load(first, first)
+
+
+def test_a_later_file_overrides_an_entry_in_its_place(tmp_path: Path) -> None:
+    small = ENTRY.lstrip("\n").replace("tiny:1m", "small")
+    first = write(tmp_path, "models:" + ENTRY + "    aliases: [tiny]\n" + small)
+    second = write(tmp_path, "models:" + ENTRY.replace("tiny:1m", "TINY:1M").replace("128", "256"), "own.yaml")
+    registry = Registry.load(first, second)
+    assert [(spec.id, spec.context) for spec in registry] == [("TINY:1M", 256), ("small", 128)]
+    with pytest.raises(UnknownModel):
+        registry.get("tiny")  # the alias was the overridden entry's
+
+
+def test_an_alias_may_move_from_an_overridden_entry_to_another(tmp_path: Path) -> None:
+    first = write(tmp_path, "models:" + ENTRY + "    aliases: [best]\n")
+    own = ENTRY.replace("tiny:1m", "own") + "    aliases: [best]\n"
+    second = write(tmp_path, "models:" + own + ENTRY.lstrip("\n"), "own.yaml")
+    assert Registry.load(first, second).get("best").id == "own"
+
+
+def test_two_files_that_claim_the_same_alias_are_both_named(tmp_path: Path) -> None:
+    first = write(tmp_path, "models:" + ENTRY + "    aliases: [best]\n")
+    second = write(tmp_path, "models:" + ENTRY.replace("tiny:1m", "own") + "    aliases: [best]\n", "own.yaml")
+    with pytest.raises(ConfigError, match=r"own\.yaml:2: own: the name 'best' is taken already by tiny:1m \(.*models\.yaml:2"):
+        Registry.load(first, second)
+
+
+def test_discover_reads_the_shipped_file_then_the_users_then_further_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCALLAB_CONFIG", str(tmp_path / "config"))
+    shipped = [spec.id for spec in Registry.load(default_path())]
+    assert [spec.id for spec in Registry.discover()] == shipped
+    (tmp_path / "config").mkdir()
+    write(tmp_path / "config", "models:" + ENTRY.replace("tiny:1m", "mine"))
+    write(tmp_path, "models:" + ENTRY.replace("tiny:1m", shipped[0]), "a.yaml")
+    write(tmp_path, "models:" + ENTRY.replace("tiny:1m", "mine").replace("128", "64"), "b.yaml")
+    registry = Registry.discover(f"{tmp_path}/a.yaml, {tmp_path}/b.yaml,")
+    assert [spec.id for spec in registry] == [*shipped, "mine"]
+    assert (registry.default.context, registry.get("mine").context) == (128, 64)
+    with pytest.raises(ConfigError, match=r"none\.yaml: No such file"):
+        Registry.discover(f"{tmp_path}/none.yaml")
+
+
+HUB_NAMES = {
+    "hf:acme/tiny-GGUF": ("acme--tiny-GGUF", HubSource("acme/tiny-GGUF")),
+    "hf:acme/tiny-GGUF:Q4_K_M": ("acme--tiny-GGUF:Q4_K_M", HubSource("acme/tiny-GGUF", quantization="Q4_K_M")),
+    "hf:acme/tiny-GGUF:q4_k_m": ("acme--tiny-GGUF:Q4_K_M", HubSource("acme/tiny-GGUF", quantization="Q4_K_M")),
+    "HF:acme/tiny:sub/tiny-q8_0.gguf": ("acme--tiny:sub-tiny-q8_0", HubSource("acme/tiny", file="sub/tiny-q8_0.gguf")),
+}
+
+
+@pytest.mark.parametrize(("name", "expected"), HUB_NAMES.items(), ids=HUB_NAMES)
+def test_a_name_of_the_hub_gets_an_entry(tmp_path: Path, name: str, expected: tuple[str, HubSource]) -> None:
+    registry = load(tmp_path, ENTRY)
+    spec = registry.resolve(name)
+    assert (spec.id, spec.source) == expected
+    assert registry.get(name) is registry.get(spec.id) is registry.resolve(name) is spec
+    assert len(registry) == 2
+    assert msgspec.convert(spec.id, ModelId) == spec.id
+    assert all(value is None for value in spec.engine_settings.values())
+
+
+@pytest.mark.parametrize("name", ["hf:tiny", "hf:a/b/c", "hf:acme/tiny:", "hf:../x", "hf:acme/tiny: Q4"])
+def test_a_wrong_name_of_the_hub_says_what_would_be_right(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"model: 'hf:.*expected hf:owner/repo, hf:owner/repo:QUANTIZATION or hf:"):
+        load(tmp_path, ENTRY).resolve(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "model_id"),
+    [
+        ("Tiny-Q4.gguf", "Tiny-Q4"),
+        ("my model (1).GGUF", "my-model-1"),
+        ("--.gguf", "model"),
+        ("sub/blob", "blob"),
+        ("small.gguf", "small-2"),
+    ],
+)
+def test_the_path_of_a_file_gets_an_entry(tmp_path: Path, name: str, model_id: str) -> None:
+    registry = load(tmp_path, ENTRY.replace("tiny:1m", "small"))
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"GGUF")
+    spec = registry.resolve(str(path))
+    assert (spec.id, spec.source, spec.size) == (model_id, FileSource(path), 4)
+    assert registry.get(model_id) is registry.resolve(str(path)) is spec
+
+
+def test_any_file_of_a_split_model_stands_for_all(tmp_path: Path) -> None:
+    for index in (1, 2):
+        (tmp_path / f"big-0000{index}-of-00002.gguf").write_bytes(b"GGUF" * index)
+    spec = load(tmp_path, ENTRY).resolve(str(tmp_path / "big-00002-of-00002.gguf"))
+    assert (spec.source, spec.size) == (FileSource(tmp_path / "big-00001-of-00002.gguf"), 12)
+
+
+def test_a_path_without_a_file_is_named(tmp_path: Path) -> None:
+    registry = load(tmp_path, ENTRY)
+    with pytest.raises(ConfigError, match=f"model: there is no file {tmp_path}/x.gguf$"):
+        registry.resolve(str(tmp_path / "x.gguf"))
+    with pytest.raises(ConfigError, match=r"there is no file .*; for a repository on the Hub write hf:acme/tiny"):
+        registry.resolve("acme/tiny")
+
+
+def test_a_name_of_the_registry_is_resolved_as_it_is(tmp_path: Path) -> None:
+    registry = load(tmp_path, ENTRY)
+    assert registry.resolve("Tiny:1M") is registry.default
+    with pytest.raises(UnknownModel):
+        registry.resolve("nothing")
 
 
 def test_a_relative_path_starts_at_the_registry_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,6 +274,14 @@ def test_settings_of_an_entry_are_a_layer_of_engine_settings(tmp_path: Path) -> 
     spec = load(tmp_path, ENTRY + "    settings: {kv_type: q8_0, gpu_layers: 7}\n").default
     settings = resolve(EngineSettings, ("models.yaml", spec.engine_settings), ("flags", {"gpu_layers": "3"}))
     assert (settings.context, settings.kv_type, settings.gpu_layers) == (128, "q8_0", 3)
+
+
+def test_the_bundled_file_documents_every_key() -> None:
+    comments = " ".join(line for line in default_path().read_text().splitlines() if line.startswith("#"))
+    keys = {name for struct in (ModelSpec, HubSource, PypiSource, FileSource) for name in struct.__struct_fields__}
+    kinds = {struct.__struct_config__.tag for struct in (HubSource, PypiSource, FileSource)}
+    assert {key for key in keys if not re.search(rf"\b{key}\b", comments)} == set()
+    assert {kind for kind in kinds if f"kind: {kind}" not in comments} == set()
 
 
 def test_the_bundled_file() -> None:

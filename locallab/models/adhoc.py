@@ -1,0 +1,53 @@
+"""Entries made on the fly: `hf:owner/repo:Q4_K_M` and the path of a .gguf file. Fetches nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from locallab.errors import ConfigError
+from locallab.models.spec import FileSource, HubSource, ModelSpec, shards
+
+HUB = "hf:"
+_REPO = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+_HUB = re.compile(rf"{HUB}({_REPO})/({_REPO})(?::([A-Za-z0-9][A-Za-z0-9._/+!-]*))?", re.IGNORECASE)
+
+
+def is_adhoc(name: str) -> bool:
+    """Whether `name` says itself where the model comes from, so that no registry needs to know it."""
+    return name.lower().startswith(HUB) or name.lower().endswith(".gguf") or os.sep in name
+
+
+def spec(name: str) -> ModelSpec:
+    """The entry that `name` stands for. Raises ConfigError that says what would be right."""
+    return _on_hub(name) if name.lower().startswith(HUB) else _on_disk(name)
+
+
+def _on_hub(name: str) -> ModelSpec:
+    found = _HUB.fullmatch(name)
+    if found is None:
+        raise ConfigError(f"model: {name!r}: expected hf:owner/repo, hf:owner/repo:QUANTIZATION or hf:owner/repo:file.gguf")
+    owner, repo, which = found.groups()
+    is_file = (which or "").lower().endswith(".gguf")
+    if which and not is_file:
+        which = which.upper()  # one spelling, since ids are one in any case
+    source = HubSource(f"{owner}/{repo}", file=which if is_file else None, quantization=None if is_file else which)
+    # Two dashes, which the Hub allows in no name: no two repositories get the same id, hence the same place on disk.
+    tag = re.sub("[^A-Za-z0-9._-]", "-", Path(which).with_suffix("").as_posix() if is_file else which) if which else ""
+    model_id = f"{owner}--{repo}:{tag}" if tag else f"{owner}--{repo}"
+    return ModelSpec(id=model_id, source=source, description=f"{which or 'a model'} of {owner}/{repo} on the Hugging Face Hub")
+
+
+def _on_disk(name: str) -> ModelSpec:
+    path = Path(name).expanduser().absolute()
+    if not path.is_file():
+        hint = f"; for a repository on the Hub write hf:{name}" if re.fullmatch(f"{_REPO}/{_REPO}", name) else ""
+        raise ConfigError(f"model: there is no file {path}{hint}")
+    files = [path.with_name(shard) for shard in shards(path.name)]
+    return ModelSpec(
+        id=re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("._-") or "model",
+        source=FileSource(files[0]),
+        size=sum(file.stat().st_size for file in files if file.is_file()) or None,
+        description=f"the file {path}",
+    )

@@ -1,0 +1,136 @@
+"""A registry file as entries, each with where it stands. What is wrong is named by file, line, entry and key."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+
+from locallab.errors import ConfigError
+from locallab.models.spec import FileSource, HubSource, ModelSpec, PypiSource
+from locallab.settings import EngineSettings, resolve
+
+UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+KINDS = {"file": FileSource, "hub": HubSource, "pypi": PypiSource}
+
+
+def read(path: Path) -> Iterator[tuple[str, ModelSpec]]:
+    """Yields where each entry stands, for messages, and the entry. Raises ConfigError."""
+    loader, nodes = _parse(path)
+    for index, node in enumerate(nodes):
+        if not isinstance(node, yaml.MappingNode):
+            raise ConfigError(f"{path}:{node.start_mark.line + 1}: models[{index}]: must be a mapping, got {node.value!r}")
+        yield _Entry(path, index, node, _construct(path, loader, node)).read()
+
+
+def _parse(path: Path) -> tuple[yaml.SafeLoader, list[yaml.Node]]:
+    try:
+        loader = yaml.SafeLoader(path.read_bytes())
+        root = loader.get_single_node()
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    pairs = root.value if isinstance(root, yaml.MappingNode) else []
+    if [key.value for key, _ in pairs] != ["models"] or not isinstance(pairs[0][1], yaml.SequenceNode):
+        raise ConfigError(f"{path}: must hold one key, 'models', with a list of entries")
+    if not pairs[0][1].value:
+        raise ConfigError(f"{path}: models: the list is empty")
+    return loader, pairs[0][1].value
+
+
+def _construct(path: Path, loader: yaml.SafeLoader, node: yaml.Node) -> dict[str, Any]:
+    try:
+        entry: dict[str, Any] = loader.construct_document(node)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}:{node.start_mark.line + 1}: not valid YAML: {error}") from None
+    return entry
+
+
+class _Entry:
+    """One entry while it is checked; knows the line of each of its keys."""
+
+    def __init__(self, path: Path, index: int, node: yaml.MappingNode, entry: dict[str, Any]) -> None:
+        self._path = path
+        self._node = node
+        self._entry = entry
+        self._name = entry.get("id", f"models[{index}]")
+
+    def read(self) -> tuple[str, ModelSpec]:
+        for keys in _doubled(self._node, ()):
+            raise self._error(keys, "is given twice")
+        if isinstance(self._entry.get("size"), str):
+            self._entry["size"] = self._bytes(self._entry["size"])
+        try:
+            spec = msgspec.convert(self._entry, ModelSpec, dec_hook=self._place)
+        except msgspec.ValidationError as error:
+            raise self._error(*_readable(str(error))) from None
+        self._check(spec)
+        return self._where(()), spec
+
+    def _check(self, spec: ModelSpec) -> None:
+        for part, source in spec.parts.items():
+            if isinstance(source, HubSource) and source.file and source.quantization:
+                key = "source" if part == "model" else part
+                raise self._error((key, "quantization"), "the file is named already: leave out one of the two")
+        if "context" in spec.settings:
+            raise self._error(("settings", "context"), "say it once, as the entry's own context")
+        for name, value in spec.settings.items():
+            resolve(EngineSettings, (f"{self._where(('settings', name))}: settings", {name: value}))
+
+    def _place(self, kind: type, value: Any) -> Path:
+        """A relative path starts at the folder of the registry file."""
+        if not value or not isinstance(value, str):
+            raise TypeError(f"Expected a path, got {value!r}")
+        return self._path.parent / Path(value).expanduser()
+
+    def _bytes(self, text: str) -> int:
+        """98, 98 MB, 4.7 GB or 1.5 GiB as bytes."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+        unit = UNITS.get(found[2].upper() or "B") if found else None
+        if found is None or unit is None:
+            raise self._error(("size",), f"expected bytes or a figure like '4.7 GB', got {text!r}")
+        return round(float(found[1]) * unit)
+
+    def _error(self, keys: tuple[str, ...], reason: str) -> ConfigError:
+        return ConfigError(f"{self._where(keys)}: {'.'.join(keys)}: {reason}")
+
+    def _where(self, keys: tuple[str, ...]) -> str:
+        """File, line and entry; the line is that of the last of `keys` that is there."""
+        node: yaml.Node = self._node
+        line = node.start_mark.line
+        for key in keys:
+            pairs = node.value if isinstance(node, yaml.MappingNode) else []
+            found = [(name, value) for name, value in pairs if name.value == key.partition("[")[0]]
+            if not found:
+                break
+            line, node = found[-1][0].start_mark.line, found[-1][1]  # of two the second, which is one too many
+        return f"{self._path}:{line + 1}: {self._name}"
+
+
+def _doubled(node: yaml.Node, above: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Yields each key that a mapping below `node` has twice: YAML's reader would silently take the second."""
+    seen = set()
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        if key.value in seen:
+            yield (*above, str(key.value))
+        seen.add(key.value)
+        yield from _doubled(value, (*above, str(key.value)))
+
+
+def _readable(message: str) -> tuple[tuple[str, ...], str]:
+    """The key that a message of msgspec is about, and what is wrong with it."""
+    found = re.fullmatch(r"(.*) - at `\$\.?(.*)`", message)
+    reason, path = (found[1], found[2]) if found else (message, "")
+    keys = tuple(path.split(".")) if path else ()
+    if field := re.fullmatch(r"Object contains unknown field `(.*)`", reason):
+        return (*keys, field[1]), "unknown key"
+    if field := re.fullmatch(r"Object missing required field `(.*)`", reason):
+        return (*keys, field[1]), "is missing"
+    if keys[-1:] == ("kind",):
+        reason += f"; known: {', '.join(KINDS)}"
+    return keys, reason

@@ -1,0 +1,254 @@
+"""Reads the header of a GGUF file (version 2 or 3): what the model is and how large each tensor is. Loads no weights.
+
+Written here because the `gguf` package makes an array of every string it passes: for a vocabulary of 150,000 tokens it takes
+seconds, and this takes some hundredths of one. What is not needed, the vocabulary above all, is stepped over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import mmap
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from locallab.errors import ModelLoadError
+from locallab.models.ggmltypes import TYPES
+from locallab.models.spec import shards
+
+Scalar = int | float | bool | str
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
+_KEPT = 1024
+"""Longest array that is kept: a figure for each layer. A longer one counts only by its length."""
+
+_MOST = 1 << 24
+"""No model has so many tensors, keys or tokens: a count beyond it is damage."""
+
+_LAYER = re.compile(r"blk\.(\d+)\.")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Tensor:
+    """One tensor: its name, ggml type, dimensions (innermost first) and bytes."""
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    size: int
+
+    @property
+    def layer(self) -> int | None:
+        """The layer it belongs to; None for the embeddings, the output and what all layers share."""
+        found = _LAYER.match(self.name)
+        return int(found[1]) if found else None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Header:
+    """What a model's file, or its parts together, says of itself. `lengths` has the length of every array of the metadata;
+    `arrays` the numbers of the short ones."""
+
+    path: Path
+    metadata: Mapping[str, Scalar]
+    arrays: Mapping[str, tuple[Scalar, ...]]
+    lengths: Mapping[str, int]
+    tensors: tuple[Tensor, ...]
+    parts: tuple[Path, ...]
+
+    @property
+    def architecture(self) -> str:
+        return str(self.metadata["general.architecture"])
+
+    @property
+    def n_vocab(self) -> int:
+        """Tokens of the vocabulary."""
+        return self.lengths.get("tokenizer.ggml.tokens") or self.number("vocab_size") or 0
+
+    @property
+    def has_chat_template(self) -> bool:
+        return "tokenizer.chat_template" in self.metadata
+
+    @property
+    def tokenizer(self) -> str | None:
+        """The kind of tokenizer: "gpt2", "llama", ...; None when the file has none."""
+        found = self.metadata.get("tokenizer.ggml.model")
+        return None if found is None else str(found)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.size for tensor in self.tensors)
+
+    def number(self, key: str, default: int | None = None) -> int | None:
+        """The architecture's figure of this name; of a short array the largest one."""
+        name = f"{self.architecture}.{key}"
+        found = [each for each in (self.metadata.get(name), *self.arrays.get(name, ())) if isinstance(each, int)]
+        return max(found, default=default)
+
+    def each_layer(self, key: str, layers: int, default: int = 0) -> tuple[int, ...]:
+        """The architecture's figure of this name for each of the layers, of which the file may give one or one for each."""
+        found = self.arrays.get(f"{self.architecture}.{key}")
+        if found is None:
+            return (self.number(key, default) or 0,) * layers
+        return tuple(each if isinstance(each, int) else default for each in (*found, *[default] * layers)[:layers])
+
+
+def read(path: Path) -> Header:
+    """The header of the model at `path`; for a model in several files that of all of them, `path` being the first.
+
+    Raises ModelLoadError that says what is wrong: no such file, not a GGUF file, damaged, cut short, a part missing.
+    """
+    first = _read(path)
+    count = first.metadata.get("split.count", 1)
+    headers = [first, *(_read(part) for part in _others(path, count))] if isinstance(count, int) and count > 1 else [first]
+    if not isinstance(first.metadata.get("general.architecture"), str):
+        raise ModelLoadError(path, "it does not say its architecture")
+    tensors = tuple(tensor for header in headers for tensor in header.tensors)
+    return dataclasses.replace(first, tensors=tensors, parts=tuple(header.path for header in headers))
+
+
+def _others(path: Path, count: int) -> Iterator[Path]:
+    """The further files of a model in `count` files, of which `path` is the first."""
+    names = shards(path.name)
+    if len(names) != count:
+        raise ModelLoadError(path, f"it is one of {count} files, which must be named like model-00001-of-{count:05}.gguf")
+    if path.name != names[0]:
+        raise ModelLoadError(path, f"it is one of {count} files; name the first, {names[0]}")
+    for number, name in enumerate(names[1:], 2):
+        part = path.with_name(name)
+        if not part.is_file():
+            raise ModelLoadError(path, f"part {number} of {count} is missing: {name}")
+        yield part
+
+
+def _read(path: Path) -> Header:
+    try:
+        with path.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                raise ModelLoadError(path, "this is not a GGUF file")
+            with contextlib.closing(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) as data:
+                return _Reader(path, data).header()
+    except OSError as error:
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
+        raise ModelLoadError(path, reason) from None
+
+
+class _Reader:
+    """Goes through one file from front to back. `_at` is the byte it has come to, `_doing` what it reads there."""
+
+    def __init__(self, path: Path, data: mmap.mmap) -> None:
+        self._path = path
+        self._data = data
+        self._at = 4
+        self._doing = "the version"
+
+    def header(self) -> Header:
+        try:
+            return self._header()
+        except (struct.error, OverflowError):
+            raise self._damaged() from None
+
+    def _header(self) -> Header:
+        version = self._int("I")
+        if version not in (2, 3):
+            known = f"its version is {version}" if version < 1 << 16 else "it is big-endian"
+            raise ModelLoadError(self._path, f"{known}; versions 2 and 3, little-endian, can be read")
+        n_tensors, n_keys = self._count(), self._count()
+        metadata: dict[str, Scalar] = {}
+        arrays: dict[str, tuple[Scalar, ...]] = {}
+        lengths: dict[str, int] = {}
+        for index in range(1, n_keys + 1):
+            self._doing = f"key {index} of {n_keys}"
+            key = self._doing = self._string()
+            kind = self._int("I")
+            if kind == _ARRAY:
+                lengths[key], arrays[key] = self._array()
+            else:
+                metadata[key] = self._string() if kind == _STRING else self._number(self._code(kind))
+        tensors = self._tensors(n_tensors, metadata.get("general.alignment", 32))
+        return Header(self._path, metadata, {k: v for k, v in arrays.items() if v}, lengths, tensors, (self._path,))
+
+    def _tensors(self, count: int, alignment: Scalar) -> tuple[Tensor, ...]:
+        found = []
+        end = 0
+        for index in range(1, count + 1):
+            self._doing = f"tensor {index} of {count}"
+            tensor, offset = self._tensor()
+            found.append(tensor)
+            end = max(end, offset + tensor.size)
+        if not isinstance(alignment, int) or alignment < 1:
+            raise ModelLoadError(self._path, f"general.alignment must be a positive number, it is {alignment!r}")
+        missing = -(-self._at // alignment) * alignment + end - len(self._data)
+        if found and missing > 0:
+            raise ModelLoadError(self._path, f"the file is cut short: {missing:,} bytes of its tensors are missing")
+        return tuple(found)
+
+    def _tensor(self) -> tuple[Tensor, int]:
+        """A tensor, and where its data begins after the header."""
+        name = self._doing = self._string()
+        if not 1 <= (dimensions := self._int("I")) <= 4:
+            raise self._damaged()
+        shape = tuple(self._int("Q") for _ in range(dimensions))
+        kind, offset = self._int("I"), self._int("Q")
+        if kind not in TYPES:
+            raise ModelLoadError(self._path, f"{name} is of the unknown type {kind}; a newer version may know it")
+        label, block, size = TYPES[kind]
+        if shape[0] % block:
+            raise self._damaged()
+        return Tensor(name, label, shape, math.prod(shape) // block * size), offset
+
+    def _array(self) -> tuple[int, tuple[Scalar, ...]]:
+        """How many values there are, and the values if they are few numbers."""
+        kind, count = self._int("I"), self._count()
+        if kind == _STRING:
+            self._skip_strings(count)
+            return count, ()
+        code = self._code(kind)
+        start, self._at = self._at, self._at + count * struct.calcsize(f"<{code}")
+        if self._at > len(self._data):
+            raise self._damaged()
+        return count, struct.unpack_from(f"<{count}{code}", self._data, start) if count <= _KEPT else ()
+
+    def _skip_strings(self, count: int) -> None:
+        """Steps over a vocabulary: the one loop here that runs often."""
+        data, at, length = self._data, self._at, struct.Struct("<Q").unpack_from
+        for _ in range(count):
+            at += 8 + length(data, at)[0]
+        self._at = at
+        if at > len(data):
+            raise self._damaged()
+
+    def _code(self, kind: int) -> str:
+        if kind not in _SCALARS:
+            raise self._damaged()
+        return _SCALARS[kind]
+
+    def _count(self) -> int:
+        count = self._int("Q")
+        if count > _MOST:
+            raise self._damaged()
+        return count
+
+    def _string(self) -> str:
+        length = self._int("Q")
+        start, self._at = self._at, self._at + length
+        if self._at > len(self._data):
+            raise self._damaged()
+        return self._data[start : self._at].decode("utf-8", "replace")
+
+    def _int(self, code: str) -> int:
+        return int(self._number(code))
+
+    def _number(self, code: str) -> Any:
+        start = self._at
+        (value,) = struct.unpack_from(f"<{code}", self._data, start)
+        self._at = start + struct.calcsize(f"<{code}")
+        return value
+
+    def _damaged(self) -> ModelLoadError:
+        return ModelLoadError(self._path, f"the file is damaged or cut short at byte {self._at:,}, in {self._doing}")
