@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from locallab.engine import EngineStats, ModelInfo
+from locallab.engine import EngineStats, ModelInfo, Totals
 from locallab.engine.engine import call_each
-from locallab.engine.request import Delivery, FinishReason, Listener, SamplingParams, TokenEvent, Usage
+from locallab.engine.request import Constraint, Delivery, FimTokens, FinishReason, Listener, SamplingParams, TokenEvent, Usage
 from locallab.engine.text import TextStream
 from locallab.errors import ContextLengthExceeded, EngineClosed, InvalidField, ModelLoadError, Overloaded
 from locallab.models.registry import Registry
+from locallab.pool.memory import Memory, MemoryUse, Need, Reading
 from locallab.settings import EngineSettings
 
 BOS, EOS, N_VOCAB = 256, 257, 258
+FIM = FimTokens(prefix=253, suffix=254, middle=255)  # bytes that no UTF-8 has
+MARKUP = {BOS: b"<s>", 253: b"<PRE>", 254: b"<SUF>", 255: b"<MID>"}
 TEXT = "Hello, wörld! 😀 done."
 
 Step = bytes | threading.Event | Exception
@@ -26,8 +30,8 @@ Script = Callable[[list[int], SamplingParams], Sequence[Step]]
 
 
 def detokenize(tokens: Sequence[int]) -> str:
-    """The text of byte tokens; the opening token shows as <s>."""
-    return b"".join(b"<s>" if token == BOS else bytes([token]) for token in tokens).decode()
+    """The text of byte tokens; others show as MARKUP says."""
+    return b"".join(MARKUP.get(token) or bytes([token]) for token in tokens).decode()
 
 
 def say(text: str, size: int = 3) -> list[Step]:
@@ -45,12 +49,18 @@ class Running:
     steps: list[Step]
     text: TextStream
     said: int = 0
+    raw: bytes = b""
+
+    def stop(self) -> str:
+        """The stop string that is complete first in what was said."""
+        text = self.raw.decode("utf-8", "replace")
+        return min((s for s in self.params.stop if s in text), key=lambda s: text.index(s) + len(s))
 
 
 class FakeEngine:
     """Has the face of Engine; a token is a byte. Plays `script(prompt, params)` for each request, one step of all at a time.
 
-    `submitted` and `cancelled` record what was asked; `full` makes it refuse; `cached` is what its usage says.
+    `submitted`, `prepared` and `cancelled` record what was asked; `full` makes it refuse; `cached` is what its usage says.
     """
 
     def __init__(
@@ -62,6 +72,8 @@ class FakeEngine:
         script: Script = lambda prompt, params: say(TEXT),
         template: str | None = None,
         context: int = 512,
+        fim: FimTokens | None = None,
+        control_tokens: Mapping[str, int] | None = None,
     ) -> None:
         if "broken" in path.name:
             raise ModelLoadError(path, "not a GGUF file")
@@ -81,10 +93,13 @@ class FakeEngine:
             add_bos=True,
             reuse="prefix",
             device="CPU (no thread)",
+            fim=fim,
+            control_tokens=control_tokens or {},
         )
         self.settings = settings
         self._script = script
         self.reset()
+        self.totals = Totals()
         self.closed_with: float | None = None
         self._deliver = deliver
         self._ids = itertools.count()
@@ -99,6 +114,7 @@ class FakeEngine:
         self.full = False
         self.cached = 0
         self.submitted: list[tuple[str, SamplingParams]] = []
+        self.prepared: list[Constraint] = []
         self.cancelled: list[int] = []
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
@@ -106,10 +122,15 @@ class FakeEngine:
         body = list(text.removeprefix("<s>").encode() if opened else text.encode())
         return [BOS] * (opened + add_special) + body
 
+    def prepare(self, constraint: Constraint) -> None:
+        self.prepared.append(constraint)
+
     def submit(self, prompt: Sequence[int], params: SamplingParams, listener: Listener) -> int:
         tokens = list(prompt)
         if not tokens:
             raise InvalidField("prompt", "must have at least one token")
+        if min(tokens) < 0 or max(tokens) >= N_VOCAB:
+            raise InvalidField("prompt", f"token ids must be from 0 to {N_VOCAB - 1}")
         if len(tokens) >= self.info.context:
             raise ContextLengthExceeded(len(tokens), self.info.context)
         with self._lock:
@@ -132,7 +153,7 @@ class FakeEngine:
             self._lock.notify()
 
     def stats(self) -> EngineStats:
-        counts = {field.name: 0 for field in dataclasses.fields(EngineStats)}
+        counts = {field.name: getattr(self.totals, field.name, 0) for field in dataclasses.fields(EngineStats)}
         return EngineStats(**{**counts, "running": len(self._running)})
 
     def close(self, grace: float = 0.0) -> None:
@@ -174,18 +195,42 @@ class FakeEngine:
         left = len(step) if limit is None else limit - request.said
         text = request.text.feed(step[:left])
         request.said += len(step[:left])
+        request.raw += step[:left]
+        self.totals.completion_tokens += len(step[:left])
         if request.text.stopped:
-            return self._end(request, text, "stop")
+            return self._end(request, text, "stop", stop=request.stop())
         if left < len(step) or (limit is not None and request.said == limit):
             return self._end(request, text + request.text.finish(), "length")
         if len(request.steps) <= 1:
             return self._end(request, text + request.text.finish(), "stop")
         return TokenEvent(text, tuple(step))
 
-    def _end(self, request: Running, text: str, reason: FinishReason, error: Exception | None = None) -> TokenEvent:
+    def _end(
+        self, request: Running, text: str, reason: FinishReason, error: Exception | None = None, stop: str | None = None
+    ) -> TokenEvent:
         del self._running[request.id]
+        self.totals.prompt_tokens += len(request.prompt)
         usage = Usage(len(request.prompt), request.said, self.cached)
-        return TokenEvent(text, finish_reason=reason, usage=usage, error=error)
+        return TokenEvent(text, finish_reason=reason, usage=usage, error=error, stop=stop)
+
+
+class FakeMemory(Memory):
+    """So many bytes, of which every engine that `engines` gives takes `size` until it is closed."""
+
+    def __init__(self, total: int, size: int, engines: Callable[[], Iterable[FakeEngine]]) -> None:
+        super().__init__()
+        self._total = total
+        self._size = size
+        self._engines = engines
+
+    def room(self) -> MemoryUse:
+        return MemoryUse(ram=self._total - self.reading().ram)
+
+    def reading(self) -> Reading:
+        return Reading(sum(self._size for engine in self._engines() if engine.closed_with is None))
+
+    def need(self, path: Path, settings: EngineSettings) -> Need:
+        return Need(path, MemoryUse(ram=self._size), MemoryUse(ram=self._size))
 
 
 def registry(folder: Path, *names: str) -> Registry:
@@ -194,6 +239,7 @@ def registry(folder: Path, *names: str) -> Registry:
     for index, name in enumerate(names or ("tiny:1b", "other:2b", "broken:3b")):
         file = folder / f"{name.replace(':', '-')}.gguf"
         file.write_bytes(b"GGUF")
+        os.truncate(file, 98_000_000)
         aliases = ", aliases: [first]" if index == 0 else ""
         source = f"{{kind: file, path: '{file}'}}"
         lines.append(f"- {{id: '{name}', source: {source}, size: 98 MB, context: 512, description: a fake{aliases}}}")

@@ -1,0 +1,57 @@
+"""From a file to a model that answers: its settings, its engine, its chat template, what memory it took."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from locallab.chat.guard import markup
+from locallab.chat.templates import ChatTemplate
+from locallab.engine import Engine
+from locallab.engine.request import Delivery
+from locallab.errors import ModelError, ModelLoadError
+from locallab.models.registry import ModelSpec
+from locallab.pool.memory import Memory, MemoryUse
+from locallab.settings import EngineSettings, resolve
+
+EngineFactory = Callable[[Path, EngineSettings, Delivery], Engine]
+Layers = Sequence[tuple[str, Mapping[str, Any]]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model that answers. `created` is when it was loaded, in seconds since the epoch; `memory` what the load was measured
+    to take; `seconds` how long it took; `markup` finds the model's control tokens in a text."""
+
+    spec: ModelSpec
+    engine: Engine
+    template: ChatTemplate
+    created: int
+    memory: MemoryUse
+    seconds: float
+    markup: re.Pattern[str] | None = None
+
+
+def settings_of(spec: ModelSpec, layers: Layers) -> EngineSettings:
+    """The settings of this model. Raises ConfigError."""
+    return resolve(EngineSettings, (f"models.yaml: {spec.id}", spec.engine_settings), *layers)
+
+
+def open_model(
+    spec: ModelSpec, path: Path, settings: EngineSettings, engine: EngineFactory, deliver: Delivery, memory: Memory
+) -> Loaded:
+    """Loads the file; blocks for seconds. Raises ModelLoadError."""
+    before, began = memory.reading(), time.perf_counter()
+    made = engine(path, settings, deliver)
+    try:
+        template = ChatTemplate(made.info.chat_template, made.info.bos, made.info.eos)
+    except ModelError as error:
+        made.close()
+        raise ModelLoadError(path, str(error)) from None
+    seconds = time.perf_counter() - began
+    use = memory.reading().since(before)
+    return Loaded(spec, made, template, int(time.time()), use, seconds, markup(made.info.control_tokens))

@@ -1,0 +1,98 @@
+"""A pool of fake engines, and how to wait in tests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from locallab.engine.request import SamplingParams, TokenEvent
+from locallab.models.store import Store
+from locallab.pool import Lease, Loaded, Pool
+from locallab.settings import EngineSettings
+from tests.fakes import FakeEngine, FakeMemory, registry
+
+PATIENCE = 20.0
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Waits for something that another thread does."""
+    deadline = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+async def soon(holds: Callable[[], bool]) -> None:
+    """The same without holding up the event loop."""
+    await asyncio.to_thread(until, holds)
+
+
+class Made:
+    """A pool whose engines are kept for a look. There is memory for `room` of them at once."""
+
+    def __init__(self, folder: Path, layers: Any = (), *, room: int = 10, names: tuple[str, ...] = (), **options: Any) -> None:
+        self.engines: list[FakeEngine] = []
+        self.template: str | None = None
+        self.memory = FakeMemory(room, 1, lambda: list(self.engines))
+        self.gates: dict[str, threading.Event] = {}
+        self.loading = threading.Semaphore(1)
+        options = {"engine": self.make, "memory": self.memory, "grace": 0.0, **options}
+        self.pool = Pool(registry(folder, *names), Store(folder / "store"), layers, **options)
+
+    def make(self, path: Path, settings: EngineSettings, deliver: Any) -> Any:
+        assert self.loading.acquire(blocking=False), "two loads at once"
+        try:
+            if gate := self.gates.get(path.stem.partition("-")[0]):
+                assert gate.wait(PATIENCE)
+            self.engines.append(FakeEngine(path, settings, deliver, template=self.template))
+            return self.engines[-1]
+        finally:
+            self.loading.release()
+
+    def engine(self, name: str) -> FakeEngine:
+        """The engine of that model that was made last."""
+        return [engine for engine in self.engines if engine.info.path.stem.startswith(name)][-1]
+
+    def hold(self, name: str) -> threading.Event:
+        """Loads of this model wait for the event from now on."""
+        gate = self.gates[name] = threading.Event()
+        return gate
+
+    @contextlib.asynccontextmanager
+    async def asking(self, model_id: str | None, *, strict: bool = True) -> AsyncIterator[Lease]:
+        lease = self.pool.lease(model_id, strict=strict)
+        try:
+            yield lease
+        finally:
+            lease.release()
+
+    async def answer(self, model_id: str | None) -> str:
+        """The id of the model that answered a short request."""
+        async with self.pool.lease(model_id, strict=True) as loaded:
+            events: asyncio.Queue[TokenEvent] = asyncio.Queue()
+            loop = asyncio.get_running_loop()
+            loaded.engine.submit([1], SamplingParams(), lambda event: loop.call_soon_threadsafe(events.put_nowait, event))
+            while (event := await events.get()).finish_reason is None:
+                pass
+            assert event.finish_reason == "stop"
+            return loaded.spec.id
+
+
+@contextlib.contextmanager
+def making(folder: Path, *arguments: Any, **options: Any) -> Iterator[Made]:
+    made = Made(folder, *arguments, **options)
+    try:
+        yield made
+    finally:
+        for gate in made.gates.values():
+            gate.set()
+        made.pool.close()
+
+
+def name_of(loaded: Loaded | None) -> str | None:
+    return loaded.spec.id if loaded else None
