@@ -5,22 +5,26 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from locallab.server.errors import respond
+from locallab.errors import AccessError
+from locallab.server.errors import refuse
 
 log = logging.getLogger(__name__)
 
 
 class Failsafe:
-    """Answers 500 for an unexpected exception; after the first byte it can only end the connection."""
+    """Answers what middleware behind it refuses, and 500 for an unexpected exception; a WebSocket is then not accepted.
+
+    After the first byte it can only end the connection.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
         started = False
@@ -37,5 +41,6 @@ class Failsafe:
         except Exception as error:
             if started:
                 raise  # the server logs it and closes the connection
-            log.exception("%s %s failed", scope["method"], scope["path"])
-            await respond(Request(scope), error)(scope, receive, send)
+            if not isinstance(error, AccessError):
+                log.exception("%s %s failed", scope.get("method", "WS"), scope["path"])
+            await refuse(scope, receive, send, error)

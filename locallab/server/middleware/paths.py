@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-NATIVE_MODELS = {"/models/current", "/models/available", "/models/load"}
+NATIVE_MODELS = {"/models/current", "/models/available", "/models/load", "/models/unload"}
 
 BARE = {"/chat/completions", "/completions", "/models"}
 """OpenAI's routes that are served without /v1 too."""
@@ -17,12 +17,13 @@ class Paths:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
+        if scope["type"] != "lifespan":
             scope = {**scope, "path": canonical(scope["path"])}
         await self._app(scope, receive, send)
 
 
 def canonical(path: str) -> str:
     path = "/" + "/".join(filter(None, path.split("/")))
-    bare = path in BARE or (path.startswith("/models/") and path not in NATIVE_MODELS)
+    native = path in NATIVE_MODELS or path.startswith("/models/status/")
+    bare = path in BARE or (path.startswith("/models/") and not native)
     return f"/v1{path}" if bare else path

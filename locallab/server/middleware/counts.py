@@ -1,0 +1,68 @@
+"""Counts requests by route and status, and those that are under way."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Awaitable, Sequence
+
+from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+OTHER = "other"
+"""The route of every path that is none: what clients make up must not fill the memory."""
+
+GONE = 499
+"""The status of a request whose client left before it had one."""
+
+WEBSOCKET = {"websocket.accept": 101, "websocket.close": 403}
+"""What the first message to a WebSocket client means as a status."""
+
+
+@dataclasses.dataclass(slots=True)
+class Traffic:
+    """Requests that have ended, by route and status, and how many are under way. Only the event loop touches it."""
+
+    ended: collections.Counter[tuple[str, int]] = dataclasses.field(default_factory=collections.Counter)
+    requests: int = 0
+    websockets: int = 0
+
+
+class CountTraffic:
+    """Fills `traffic`. A route is named by its template in `routes`; the path is to be canonical already."""
+
+    def __init__(self, app: ASGIApp, traffic: Traffic, routes: Sequence[BaseRoute]) -> None:
+        self._app = app
+        self._traffic = traffic
+        self._routes = [route for route in routes if isinstance(route, (Route, WebSocketRoute))]
+        self._plain = {route.path for route in self._routes if not route.param_convertors}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        status = 0
+
+        def relay(message: Message) -> Awaitable[None]:  # no coroutine of its own: every token passes here
+            nonlocal status
+            status = status or message.get("status", 0) or WEBSOCKET.get(message["type"], 0)
+            return send(message)
+
+        self._under_way(scope, 1)
+        try:
+            await self._app(scope, receive, relay)
+        finally:
+            self._under_way(scope, -1)
+            self._traffic.ended[self.template(scope["path"]), status or GONE] += 1
+
+    def template(self, path: str) -> str:
+        """The route a path belongs to, with its parameters as names."""
+        if path in self._plain:
+            return path
+        return next((route.path_format for route in self._routes if route.path_regex.match(path)), OTHER)
+
+    def _under_way(self, scope: Scope, change: int) -> None:
+        if scope["type"] == "http":
+            self._traffic.requests += change
+        else:
+            self._traffic.websockets += change

@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import json
+import logging
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from locallab import settings
+from locallab.errors import ConfigError
+from locallab.keys import FIRST_NAME, Keyring, KeyStore, ensure_key
+from locallab.settings import ServerSettings
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> KeyStore:
+    return KeyStore(tmp_path / "deep" / "keys.json")
+
+
+def keyring(store: KeyStore, public: bool = False, **given: Any) -> Keyring:
+    return Keyring(ServerSettings(**given), store, public)
+
+
+def test_only_a_hash_is_kept(store: KeyStore) -> None:
+    key, secret = store.create("alice", "pro")
+    assert secret.startswith("ll-") and len(base64.urlsafe_b64decode(secret[3:] + "=")) == 32
+    assert key.sha256 == hashlib.sha256(secret.encode()).hexdigest()
+    assert (key.name, key.tier, key.id) == ("alice", "pro", key.sha256[:8])
+    assert store.read() == (key,)
+    assert secret not in store.path.read_text() and secret[3:] not in store.path.read_text()
+
+
+def test_only_the_owner_can_read_the_file_and_nothing_else_is_left(store: KeyStore) -> None:
+    store.create("a", "free")
+    store.path.chmod(0o644)
+    store.create("b", "free")
+    assert stat.S_IMODE(store.path.stat().st_mode) == 0o600
+    assert sorted(path.name for path in store.path.parent.iterdir()) == ["keys.json", "keys.lock"]
+
+
+def test_the_default_place_is_under_home() -> None:
+    assert KeyStore().path == settings.home() / "keys.json"
+
+
+def test_a_failed_write_leaves_the_old_file(store: KeyStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError("disk full")
+
+    store.create("a", "free")
+    before = store.path.read_bytes()
+    monkeypatch.setattr("locallab.keys.os.fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        store.create("b", "free")
+    assert store.path.read_bytes() == before
+    assert sorted(path.name for path in store.path.parent.iterdir()) == ["keys.json", "keys.lock"]
+
+
+@pytest.mark.parametrize("name", ["", "  ", "a\nb", "x" * 65, "\x1b[31m"], ids=["empty", "blank", "line", "long", "escape"])
+def test_names_that_cannot_be_used(store: KeyStore, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"^name: must be 1 to 64 printable characters"):
+        store.create(name, "free")
+    assert not store.path.exists()
+
+
+def test_no_two_keys_share_a_name(store: KeyStore) -> None:
+    store.create("alice", "free")
+    with pytest.raises(ConfigError, match="there is a key 'alice' already"):
+        store.create("alice", "pro")
+    assert [key.tier for key in store.read()] == ["free"]
+
+
+def test_revoke_by_name_or_id(store: KeyStore) -> None:
+    (a, _), (b, _), (c, _) = (store.create(name, "free") for name in "abc")
+    assert store.revoke("b") == b
+    assert store.revoke(a.id) == a
+    assert store.read() == (c,)
+    with pytest.raises(ConfigError, match="there is no key 'b'; known: 'c'"):
+        store.revoke("b")
+
+
+def test_a_name_goes_before_another_keys_id(store: KeyStore) -> None:
+    a, _ = store.create("a", "free")
+    b, _ = store.create(a.id, "free")
+    assert store.revoke(a.id) == b
+
+
+HASH = "0" * 64
+
+DAMAGED = {
+    "empty": b"",
+    "no JSON": b"{",
+    "no UTF-8": b'{"keys": [{"name": "\xff"}]}',
+    "a list": b"[]",
+    "no keys": b"{}",
+    "a tier nobody knows": json.dumps({"keys": [{"name": "a", "tier": "gold", "sha256": HASH, "created": 1}]}).encode(),
+    "no hash": json.dumps({"keys": [{"name": "a", "tier": "pro", "sha256": "secret", "created": 1}]}).encode(),
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_file_is_told_at_the_start(store: KeyStore, content: bytes) -> None:
+    store.path.parent.mkdir()
+    store.path.write_bytes(content)
+    for attempt in (store.read, lambda: keyring(store), lambda: store.create("a", "free")):
+        with pytest.raises(ConfigError, match=f"^{store.path}: the file of API keys cannot be used: "):
+            attempt()
+    assert store.path.read_bytes() == content
+
+
+def test_a_file_that_cannot_be_read_is_told(store: KeyStore) -> None:
+    store.path.mkdir(parents=True)
+    with pytest.raises(ConfigError, match="Is a directory"):
+        store.read()
+
+
+def test_processes_do_not_lose_each_others_keys(store: KeyStore) -> None:
+    code = """if True:
+        import sys
+        from pathlib import Path
+        from locallab.keys import KeyStore
+        for number in range(10):
+            KeyStore(Path(sys.argv[1])).create(f"{sys.argv[2]} {number}", "free")
+    """
+    arguments = [sys.executable, "-c", code, str(store.path)]
+    processes = [subprocess.Popen([*arguments, name], cwd=ROOT) for name in "abc"]
+    assert [process.wait(120) for process in processes] == [0, 0, 0]
+    assert {key.name for key in store.read()} == {f"{name} {number}" for name in "abc" for number in range(10)}
+
+
+def test_find(store: KeyStore) -> None:
+    (a, first), (b, second) = store.create("a", "free"), store.create("b", "pro")
+    ring = keyring(store)
+    assert ring.find([first]) == a
+    assert ring.find(["none", second]) == b
+    assert ring.find([]) is ring.find([""]) is ring.find([first[:-1]]) is ring.find([a.sha256]) is None
+    assert ring.has(a) and ring.has(b)
+
+
+@given(st.lists(st.text()))
+def test_nothing_but_the_key_is_the_key(presented: list[str]) -> None:
+    ring = keyring(KeyStore(Path("no such file")), api_key="the-key")
+    assert ring.find(presented) is None
+
+
+def test_the_single_key_is_pro(store: KeyStore) -> None:
+    ring = keyring(store, api_key="sesame")
+    found = ring.find(["sesame"])
+    assert found is not None and (found.tier, ring.has(found)) == ("pro", True)
+    assert ring.find(["sesam"]) is None
+    assert not store.path.exists()
+
+
+@pytest.mark.parametrize("key", ["", " ", "a b", "a\n", "schlüssel"])
+def test_a_single_key_that_no_header_can_carry(store: KeyStore, key: str) -> None:
+    with pytest.raises(ConfigError, match=r"^api_key: must be one or more ASCII characters without blanks$"):
+        keyring(store, api_key=key)
+
+
+RULES = [
+    # auth, public, --api-key, keys in the file -> required
+    (True, False, False, False, False),
+    (True, False, False, True, True),
+    (True, False, True, False, True),
+    (True, True, False, False, True),
+    (True, True, True, True, True),
+    (False, False, True, True, False),
+    (False, True, False, False, False),
+]
+
+
+@pytest.mark.parametrize(("auth", "public", "single", "stored", "required"), RULES)
+def test_when_a_key_is_required(store: KeyStore, auth: bool, public: bool, single: bool, stored: bool, required: bool) -> None:
+    if stored:
+        store.create("a", "free")
+    assert keyring(store, public, auth=auth, api_key="k" if single else None).required is required
+
+
+def test_changes_are_seen_without_a_restart(store: KeyStore) -> None:
+    ring = keyring(store)
+    assert not ring.required
+    key, secret = store.create("a", "free")
+    assert ring.required and ring.find([secret]) == key
+    store.revoke("a")
+    assert ring.find([secret]) is None and not ring.has(key)
+
+
+BREAK: dict[str, Callable[[KeyStore], Any]] = {
+    "revoked": lambda store: store.revoke("a"),
+    "deleted": lambda store: store.path.unlink(),
+}
+
+
+@pytest.mark.parametrize("lose", BREAK.values(), ids=BREAK)
+def test_losing_the_last_key_opens_nothing(store: KeyStore, lose: Callable[[KeyStore], Any]) -> None:
+    _, secret = store.create("a", "free")
+    ring = keyring(store)
+    assert ring.required
+    lose(store)
+    assert ring.required and ring.find([secret]) is None
+
+
+def test_a_file_damaged_later_is_logged_once_and_changes_nothing(store: KeyStore, caplog: pytest.LogCaptureFixture) -> None:
+    key, secret = store.create("a", "free")
+    ring, good = keyring(store), store.path.read_bytes()
+    store.path.write_bytes(b"{")
+    for _ in range(3):
+        assert ring.find([secret]) == key
+    [record] = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert "cannot be used" in record.getMessage() and "stay as they were" in record.getMessage()
+    store.path.write_bytes(good.replace(b'"free"', b'"pro"'))
+    found = ring.find([secret])
+    assert found is not None and found.tier == "pro"
+
+
+def test_an_unchanged_file_is_not_read_again(store: KeyStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, secret = store.create("a", "free")
+    ring = keyring(store)
+
+    def fail(self: KeyStore) -> Any:
+        raise AssertionError
+
+    monkeypatch.setattr(KeyStore, "read", fail)
+    assert ring.find([secret]) is not None
+
+
+def test_the_first_key_is_made_once_and_only_beyond_this_machine(store: KeyStore, caplog: pytest.LogCaptureFixture) -> None:
+    given = ServerSettings()
+    assert ensure_key(given, store, public=False) is None
+    assert ensure_key(dataclasses.replace(given, api_key="k"), store, public=True) is None
+    assert ensure_key(dataclasses.replace(given, auth=False), store, public=False) is None
+    assert caplog.records == [] and not store.path.exists()
+    secret = ensure_key(given, store, public=True)
+    assert secret is not None
+    [key] = store.read()
+    assert (key.name, key.tier) == (FIRST_NAME, "pro") and keyring(store).find([secret]) == key
+    assert ensure_key(given, store, public=True) is None
+    assert store.read() == (key,)
+
+
+def test_no_auth_beyond_this_machine_is_warned_of(store: KeyStore, caplog: pytest.LogCaptureFixture) -> None:
+    assert ensure_key(ServerSettings(auth=False), store, public=True) is None
+    assert "--no-auth" in caplog.text and not store.path.exists()
