@@ -1,0 +1,243 @@
+"""The tunnel of one server: a thread that opens it, tries it, watches it, and opens it again when it is lost."""
+
+from __future__ import annotations
+
+import http.client
+import logging
+import os
+import secrets
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from locallab.errors import ConfigError, TunnelError
+from locallab.settings import ServerSettings
+from locallab.tunnel.facts import State, TunnelFacts
+from locallab.tunnel.process import PARTING
+from locallab.tunnel.reasons import no_token
+from locallab.tunnel.usage import Usage
+
+if TYPE_CHECKING:
+    from locallab.tunnel.agent import Agent
+
+PATH = "/health/live"
+AGAIN = 0.5
+"""Seconds between two requests that try a tunnel."""
+STEADY = 60.0
+"""Seconds after which a tunnel was a good one, and its loss begins a new count."""
+SAVE_EVERY = 30.0
+NEARLY = 0.8
+"""The part of the free plan from which we warn."""
+
+log = logging.getLogger(__name__)
+
+
+def pause(failures: int) -> float:
+    """Seconds to wait after so many failures in a row."""
+    return float(min(60, 2 ** min(failures, 6)))
+
+
+class Tunnel:
+    """A public address for the server at `target`. `announce` gets each new address, after a request through it has come back;
+    `complain` gets why there is none. Both are called in the tunnel's own thread, which `start` starts and `close` ends.
+
+    Seconds: the agent has `patience` to come up, a request `trial` to come back; the tunnel is looked after `every` so often.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        token: str | None,
+        *,
+        domain: str | None = None,
+        announce: Callable[[str], None],
+        complain: Callable[[TunnelError], None],
+        usage: Usage | None = None,
+        patience: float = 15.0,
+        trial: float = 10.0,
+        every: float = 2.0,
+        pause: Callable[[int], float] = pause,
+    ) -> None:
+        self._target = target
+        self._token = token
+        self._domain = domain
+        self._announce = announce
+        self._complain = complain
+        self.usage = usage or Usage()
+        self._patience = patience
+        self._trial = trial
+        self._every = every
+        self._pause = pause
+        self._thread = threading.Thread(target=self._run, name="tunnel", daemon=True)
+        self._stop = threading.Event()
+        self._settled = threading.Event()  # it is open, or the first attempt has failed
+        self._agent: Agent | None = None
+        self._url: str | None = None
+        self._last: str | None = None  # the address announced last
+        self._host = b""
+        self._state: State = "opening"
+        self._error: TunnelError | None = None
+        self._opened = 0
+        self._metrics = {"connections": 0, "requests": 0}
+        self._complained = ""
+        self._warned = False
+        self._save_at = time.monotonic() + SAVE_EVERY
+
+    @property
+    def url(self) -> str | None:
+        """The public address while the tunnel is open."""
+        return self._url
+
+    def start(self) -> None:
+        """Begins to open the tunnel; the server must be listening already."""
+        self._thread.start()
+
+    def wait(self) -> str:
+        """The public address once it is open. Raises TunnelError when the first attempt fails, or when closed meanwhile."""
+        self._settled.wait()
+        if self._url is not None:
+            return self._url
+        raise self._error or TunnelError("the tunnel is closed")
+
+    def carries(self, host: bytes) -> bool:
+        """Whether a request with this Host came through the tunnel."""
+        return bool(self._host) and host.lower() == self._host
+
+    def facts(self) -> TunnelFacts:
+        """For /system/info; from any thread."""
+        error = str(self._error) if self._error and self._state != "open" else None
+        return TunnelFacts(self._url, self._state, error, self._opened, **self._metrics, month=self.usage.facts())
+
+    def close(self) -> None:
+        """Ends the agent and the thread; nothing of either is left. May be called again, and without `start`."""
+        self._stop.set()
+        if self._state == "open" and self._thread.is_alive():
+            self._thread.join(PARTING + 1)
+        while self._thread.is_alive():
+            agent = self._agent
+            if agent is not None:
+                agent.kill()  # whatever it was waiting for
+            self._thread.join(0.1)
+
+    def _run(self) -> None:
+        failures = 0
+        while not self._stop.is_set():
+            began = time.monotonic()
+            error = self._once()
+            if error is None or self._stop.is_set():
+                break
+            failures = failures + 1 if time.monotonic() - began < STEADY else 1
+            self._failed(error)
+            if error.lasting:
+                break
+            self._stop.wait(self._pause(failures))
+        self._state = "closed" if self._stop.is_set() else "failed"
+        self._url = None
+        self._settled.set()
+        self._save()
+
+    def _once(self) -> TunnelError | None:
+        """Opens the tunnel and stays with it until asked to stop; gives why it could not be opened, or was lost."""
+        try:
+            self._hold()
+        except TunnelError as error:
+            return error
+        except Exception as error:  # ours: whoever waits must be told all the same
+            log.exception("the tunnel failed")
+            return TunnelError(f"the tunnel failed: {error}", lasting=True)
+        return None
+
+    def _hold(self) -> None:
+        from locallab.tunnel.agent import Agent  # only with a tunnel, and not quick to import
+
+        if not self._token:
+            raise no_token()
+        with Agent(self._token, self._domain, self._patience) as self._agent:
+            url = self._agent.open(self._target)
+            self._host = urlsplit(url).netloc.lower().encode()
+            self._try(url)
+            self._take(url)
+            while not self._stop.wait(self._every):
+                self._check(self._agent, url)
+
+    def _take(self, url: str) -> None:
+        """The tunnel works."""
+        again = url == self._last
+        self._url = self._last = url
+        self._state, self._complained = "open", ""
+        self._opened += 1
+        self._settled.set()
+        if again:
+            log.info("the tunnel is open again at the same address")
+        else:
+            self._announce(url)
+
+    def _check(self, agent: Agent, url: str) -> None:
+        self._metrics = agent.metrics()
+        if agent.troubled():
+            self._try(url)
+        if time.monotonic() >= self._save_at:
+            self._save()
+        if not self._warned and self.usage.now().used >= NEARLY:
+            self._warned = True
+            log.warning("the tunnel has used %.0f%% of what ngrok's free plan allows a month", 100 * self.usage.now().used)
+
+    def _try(self, url: str) -> None:
+        """Sends requests through the tunnel until one comes back."""
+        deadline = time.monotonic() + self._trial
+        while True:
+            try:
+                return reach(url, max(AGAIN, deadline - time.monotonic()))
+            except TunnelError as error:
+                if error.lasting or time.monotonic() > deadline or self._stop.wait(AGAIN):
+                    raise
+
+    def _failed(self, error: TunnelError) -> None:
+        lost = self._state == "open"
+        self._url, self._error = None, error
+        self._state = "lost" if lost or self._state == "lost" else "opening"
+        self._settled.set()
+        if str(error) != self._complained:  # once, not at every attempt
+            self._complained = str(error)
+            self._complain(TunnelError(f"the tunnel is lost: {error}") if lost else error)
+
+    def _save(self) -> None:
+        self._save_at = time.monotonic() + SAVE_EVERY
+        try:
+            self.usage.save()
+        except OSError as error:
+            log.warning("the tunnel's usage cannot be saved: %s", error)
+
+
+def wanted(
+    settings: ServerSettings, target: str, announce: Callable[[str], None], complain: Callable[[TunnelError], None]
+) -> Tunnel | None:
+    """The tunnel that the settings ask for, if they do. Raises ConfigError for a public address without keys."""
+    if not settings.tunnel:
+        return None
+    if not settings.auth:
+        raise ConfigError("tunnel: a public address needs a key; leave out --no-auth")
+    token = settings.ngrok_token or os.environ.get("NGROK_AUTHTOKEN")
+    return Tunnel(target, token, domain=settings.tunnel_domain, announce=announce, complain=complain)
+
+
+def reach(url: str, timeout: float) -> None:
+    """Sends a request through the tunnel and returns when this server has answered it. Raises TunnelError."""
+    nonce = secrets.token_hex(16)
+    headers = {"x-request-id": nonce, "ngrok-skip-browser-warning": "1", "user-agent": "locallab", "connection": "close"}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url + PATH, headers=headers), timeout=timeout) as answer:
+            mine = answer.headers["x-request-id"] == nonce
+    except urllib.error.HTTPError as error:
+        error.close()
+        ours = error.headers["x-request-id"] == nonce
+        by = "this server: --allowed-hosts must allow that name" if ours else error.headers.get("ngrok-error-code", "ngrok")
+        raise TunnelError(f"a request through {url} was answered {error.code} by {by}", lasting=ours) from None
+    except (OSError, http.client.HTTPException) as error:
+        raise TunnelError(f"a request through {url} did not come back: {getattr(error, 'reason', error)}") from None
+    if not mine:
+        raise TunnelError(f"a request through {url} was answered by another server")

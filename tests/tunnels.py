@@ -1,0 +1,49 @@
+"""The stand-in for ngrok, ready to be found by pyngrok, and how it goes."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import stat
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+TOKEN = "2abcDEFghiJKLmnoPQRstuVWXyz_0123456789abcdef"
+
+
+class FakeNgrok:
+    """Puts the stand-in where pyngrok looks; `goes` says how it goes from the next start on."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.goes("fine")
+        self.path = folder / "ngrok"
+        script = shlex.join([sys.executable, str(Path(__file__).with_name("ngrok.py")), str(folder)])
+        self.path.write_text(f'#!/bin/sh\nexec {script} "$@"\n')
+        self.path.chmod(self.path.stat().st_mode | stat.S_IXUSR)
+        monkeypatch.setenv("PYNGROK_NGROK_PATH", str(self.path))
+
+    def goes(self, behaviour: str) -> None:
+        (self.folder / "behaviour").write_text(behaviour)
+
+    def silent(self, silent: bool) -> None:
+        """Whether the public address answers nothing."""
+        (self.folder / "silent").touch() if silent else (self.folder / "silent").unlink()
+
+    @property
+    def pids(self) -> list[int]:
+        """Of every start so far."""
+        file = self.folder / "pids"
+        return [int(line) for line in file.read_text().split()] if file.exists() else []
+
+    @property
+    def running(self) -> list[int]:
+        return [pid for pid in self.pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
+
+    def signal(self, number: signal.Signals) -> None:
+        """To the agent started last."""
+        os.kill(self.pids[-1], number)
