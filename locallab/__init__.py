@@ -1,10 +1,30 @@
-"""LocalLab: a private, fast, OpenAI-style inference endpoint on a machine of your own."""
+"""LocalLab: a private, fast, OpenAI-style inference endpoint on a machine of your own.
+
+with locallab.start(model="smollm2:135m") as server:      # a server in the background
+    server.openai().chat.completions.create(...)
+
+with locallab.Engine("smollm2:135m") as engine:            # a model without one
+    engine.chat([{"role": "user", "content": "Hello!"}])
+"""
 
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from locallab.local import Answer, Engine, Server, start
 
 try:
     __version__ = version("locallab")
 except PackageNotFoundError:  # run from a checkout that is not installed
     __version__ = "0+unknown"
 
-__all__ = ["__version__"]
+__all__ = ["Answer", "Engine", "Server", "__version__", "start"]
+
+
+def __getattr__(name: str) -> object:
+    """What needs llama.cpp and the server is imported when it is used first: `import locallab` alone stays quick."""
+    if name not in __all__:
+        raise AttributeError(f"module 'locallab' has no attribute {name!r}")
+    from locallab import local
+
+    return getattr(local, name)

@@ -4,7 +4,8 @@ LocalLabError
 ├── ConfigError               a flag, environment variable, settings key or registry entry is wrong
 ├── RequestError              the request itself is wrong; sending it again will not help
 │   ├── InvalidField          one field of it: carries `field`
-│   └── ContextLengthExceeded the prompt is longer than the context: carries both numbers
+│   ├── ContextLengthExceeded the prompt is longer than the context: carries both numbers
+│   └── UnknownResponse       no response with this id is kept: carries `response_id`
 ├── AccessError               who asks may not
 │   ├── Unauthorized          no key, or one that is not valid
 │   ├── Forbidden             a host or an origin that is not allowed
@@ -16,7 +17,10 @@ LocalLabError
 │   └── SourceError           the weights cannot be fetched
 ├── Overloaded                the queue is full; carries `retry_after` in seconds
 ├── EngineClosed              the engine is closing or closed
-└── EngineFailure             llama.cpp failed while computing
+├── EngineFailure             llama.cpp failed while computing
+├── TunnelError               the public address cannot be had, or is lost: carries `lasting`
+└── ServerError               a server that a command asks refuses, breaks off, or is none of ours
+    └── NoServer              nobody answers at its address: carries `url`
 """
 
 from __future__ import annotations
@@ -58,6 +62,14 @@ class ContextLengthExceeded(RequestError):
         self.n_ctx = n_ctx
 
 
+class UnknownResponse(RequestError):
+    """No response with this id is kept for this client, or not any more."""
+
+    def __init__(self, response_id: str) -> None:
+        super().__init__(f"Response with id {response_id!r} not found: it was never kept, or made room for later ones.")
+        self.response_id = response_id
+
+
 class AccessError(LocalLabError):
     """The request may be right, but who sends it may not."""
 
@@ -71,10 +83,13 @@ class Forbidden(AccessError):
 
 
 class RateLimited(AccessError):
-    """Too many requests. `limit` and `remaining` are requests, `reset` seconds since the epoch, `retry_after` seconds."""
+    """Too many requests: more than `rule`, such as "10 per 1 second", allows.
 
-    def __init__(self, limit: int, reset: int, retry_after: int, remaining: int = 0) -> None:
-        super().__init__(f"rate limit exceeded: {limit} requests per minute; try again in {retry_after} s")
+    `limit` and `remaining` are requests in the longest window, `reset` seconds since the epoch, `retry_after` seconds.
+    """
+
+    def __init__(self, rule: str, limit: int, reset: int, retry_after: int, remaining: int = 0) -> None:
+        super().__init__(f"rate limit exceeded: {rule}; try again in {retry_after} s")
         self.limit = limit
         self.remaining = remaining
         self.reset = reset
@@ -134,3 +149,23 @@ class EngineClosed(LocalLabError):
 
 class EngineFailure(LocalLabError):
     """llama.cpp failed while computing; the message carries its return code."""
+
+
+class TunnelError(LocalLabError):
+    """The public address cannot be had, or is lost. `lasting`: trying again will not help, something must be set right."""
+
+    def __init__(self, message: str, lasting: bool = False) -> None:
+        super().__init__(message)
+        self.lasting = lasting
+
+
+class ServerError(LocalLabError):
+    """A server that a command talks to cannot do what it is asked; the message says why."""
+
+
+class NoServer(ServerError):
+    """Nobody answers at this address."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(f"no server answers at {url}; start one with `locallab serve`, or name another with --url")
+        self.url = url

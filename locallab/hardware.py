@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,15 @@ X86_FLAGS = ("sse4_2", "avx", "f16c", "fma", "avx2", "avx_vnni", "avx512f", "avx
 ARM_FLAGS = ("asimd", "asimddp", "i8mm", "sve")
 FLAGS = X86_FLAGS + ARM_FLAGS
 """The instruction sets that llama.cpp has kernels for, as Linux names them."""
+
+WHEELS = "https://abetlen.github.io/llama-cpp-python/whl"
+WHEEL_LISTS = {
+    "cu118": ((11, 8), (6, 0), (8, 9)),
+    **{f"cu12{minor}": ((12, minor), (6, 0), (99, 0)) for minor in range(1, 6)},
+    "cu130": ((13, 0), (7, 5), (99, 0)),
+    "cu132": ((13, 2), (7, 5), (99, 0)),
+}
+"""Lists of llama-cpp-python wheels with CUDA, by its version, with the least and the highest compute capability they run on."""
 
 ROOT = Path("/")
 
@@ -72,16 +83,60 @@ def available_memory() -> int:
 
 def gpus() -> list[dict[str, Any]]:
     """NVIDIA GPUs with their memory and load now; empty without a driver. What a GPU does not tell is None."""
-    import pynvml
+    with _driver() as nvml:
+        return [_gpu(nvml, index) for index in range(nvml.nvmlDeviceGetCount())] if nvml else []
 
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return []
-    try:
-        return [_gpu(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())]
-    finally:
-        pynvml.nvmlShutdown()
+
+def own_vram() -> int | None:
+    """Bytes of GPU memory that the driver counts to this process; None where it does not tell (none used, a container)."""
+    with _driver() as nvml:
+        if nvml is None:
+            return None
+        try:
+            handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+            found = [each for handle in handles for each in nvml.nvmlDeviceGetComputeRunningProcesses(handle)]
+        except nvml.NVMLError:
+            return None
+    own = [each.usedGpuMemory for each in found if each.pid == os.getpid() and each.usedGpuMemory]
+    return sum(own) or None
+
+
+def cuda_version() -> tuple[int, int] | None:
+    """The newest CUDA that the NVIDIA driver runs; None without a driver."""
+    with _driver() as nvml:
+        try:
+            version = int(nvml.nvmlSystemGetCudaDriverVersion()) if nvml else 0
+        except nvml.NVMLError:
+            version = 0
+    return (version // 1000, version % 1000 // 10) if version else None
+
+
+def cuda_hint(gpu_build: bool) -> str | None:
+    """How to install a llama.cpp that uses the NVIDIA GPU of this machine; None without one, or where it does already."""
+    found = [] if gpu_build else gpus()
+    version = cuda_version() if found else None
+    if version is None:
+        return None
+    wanted = f"llama-cpp-python=={_version('llama-cpp-python')}"
+    index = _wheels(version, found[0]["compute_capability"])
+    pip = f"{sys.executable} -m pip install --force-reinstall --no-deps"
+    if index:
+        command = f"{pip} --only-binary :all: --index-url {WHEELS}/{index} {wanted}"
+    else:
+        command = f'CMAKE_ARGS="-DGGML_CUDA=on" {pip} --no-cache-dir --no-binary llama-cpp-python {wanted}'
+    name = found[0]["name"]
+    return f"{name} is not used: this llama.cpp was built without CUDA. For CUDA {version[0]}.{version[1]} run: {command}"
+
+
+def _wheels(driver: tuple[int, int], capability: str | None) -> str | None:
+    """The newest list of ready-made wheels that this driver and this GPU can run."""
+    able = tuple(int(part) for part in (capability or "0.0").split("."))
+    fitting = [
+        index
+        for index, (cuda, least, most) in WHEEL_LISTS.items()
+        if cuda <= driver and least <= able <= most and platform.machine() == "x86_64"
+    ]
+    return fitting[-1] if fitting else None
 
 
 def disk(path: Path) -> dict[str, Any]:
@@ -89,6 +144,22 @@ def disk(path: Path) -> dict[str, Any]:
     existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
     usage = shutil.disk_usage(existing)
     return {"path": str(path), "total_bytes": usage.total, "free_bytes": usage.free}
+
+
+@contextlib.contextmanager
+def _driver() -> Iterator[Any]:
+    """The NVIDIA driver's library, ready to be asked; None without a driver."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        yield None
+        return
+    try:
+        yield pynvml
+    finally:
+        pynvml.nvmlShutdown()
 
 
 def _gpu(nvml: Any, index: int) -> dict[str, Any]:

@@ -6,8 +6,10 @@ import contextlib
 import datetime
 import logging
 import queue
+import re
 import sys
 from collections.abc import Iterator
+from contextvars import ContextVar
 from logging.handlers import QueueHandler, QueueListener
 from typing import Any, TextIO
 
@@ -16,24 +18,37 @@ import msgspec
 BACKLOG = 10_000
 """Records that may wait for the writer; when nobody reads stderr, further ones are dropped and counted."""
 
-NOISY = ("uvicorn", "asyncio", "httpx", "httpcore", "urllib3", "huggingface_hub", "filelock", "pyngrok")
+NOISY = ("uvicorn", "asyncio", "httpx", "httpx2", "httpcore", "httpcore2", "urllib3", "huggingface_hub", "filelock", "pyngrok")
 """Loggers of libraries: their progress reports are of use only when debugging."""
+
+request_id: ContextVar[str] = ContextVar("request_id", default="")
+"""The id of the request that is being handled here; every record logged meanwhile carries it as `request_id`."""
+
+_KEYS = re.compile(
+    r"""(?ix) ( \b authorization ['"]? :\ * ['"]? bearer\ + | \b (?:x-)?api-key ['"]? :\ * ['"]?
+    | \b api_key = | \b locallab\.key\. | \b ll- (?=[\w-]{43}) ) [^\s'"&,;]+"""
+)
+"""API keys as they stand in requests, which the libraries of the server log when debugging."""
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(9), *range(10, 32), 127)}
 
 
 class TextFormatter(logging.Formatter):
-    """`2026-01-31 12:00:00.123 info locallab.x: message`. Control characters are escaped: a message cannot forge a line."""
+    """`2026-01-31 12:00:00.123 info locallab.x [request id]: message`.
+
+    Control characters are escaped: a message cannot forge a line.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         moment = datetime.datetime.fromtimestamp(record.created).isoformat(" ", "milliseconds")
-        line = f"{moment} {record.levelname.lower()} {record.name}: {record.getMessage().translate(_ESCAPES)}"
+        about = f" [{record.request_id}]" if hasattr(record, "request_id") else ""
+        line = f"{moment} {record.levelname.lower()} {record.name}{about}: {record.getMessage().translate(_ESCAPES)}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (UTC), level, logger, message, what the caller passed as `extra`, and the exception."""
+    """One JSON object a line: time (UTC), level, logger, message, request_id, the caller's `extra`, and the exception."""
 
     def format(self, record: logging.LogRecord) -> str:
         entry: dict[str, Any] = {name: value for name, value in vars(record).items() if name not in _STANDARD}
@@ -53,8 +68,10 @@ class _Enqueue(QueueHandler):
         self.dropped = 0
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        """Fixes the message now: its arguments may change, or be freed, before the writer sees them."""
-        record.msg, record.args = record.getMessage(), None
+        """Fixes the message now: its arguments may change, or be freed, before the writer sees them. Keys are taken out."""
+        record.msg, record.args = _KEYS.sub(r"\1[hidden]", record.getMessage()), None
+        if identity := request_id.get():
+            record.request_id = identity
         return record
 
     def enqueue(self, record: logging.LogRecord) -> None:

@@ -61,7 +61,12 @@ class ServerSettings:
 
     host: Annotated[str, Meta(description="address to listen on")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="port to listen on; 0: any free one")] = 8000
-    model: Annotated[str, Meta(description="model to serve: an id of models.yaml or a path of a .gguf file")] = "smollm2:135m"
+    model: Annotated[
+        str, Meta(description="model to serve: an id of the registry, hf:owner/repo:Q4_K_M, or the path of a .gguf file")
+    ] = "smollm2:135m"
+    registry: Annotated[
+        str | None, Meta(description="files like models.yaml, comma-separated, that add models or override known ones")
+    ] = None
     on_demand: Annotated[
         Literal["swap", "keep", "refuse"],
         Meta(
@@ -109,6 +114,14 @@ class ServerSettings:
     templates: Annotated[
         str | None, Meta(description="file of assistant templates that override the shipped ones; see the README")
     ] = None
+    tunnel: Annotated[bool, Meta(description="give the server a public address too, through ngrok; a key is asked for then")] = False
+    ngrok_token: Annotated[
+        str | None,
+        Meta(description="authtoken of the ngrok account that --tunnel uses; NGROK_AUTHTOKEN counts too", extra={"secret": True}),
+    ] = None
+    tunnel_domain: Annotated[
+        str | None, Meta(description="reserved domain of the ngrok account for --tunnel; default: as ngrok gives out")
+    ] = None
 
 
 def fields(cls: type) -> Iterator[tuple[str, Any, Any]]:
@@ -123,6 +136,11 @@ def describe(annotated: Any) -> str:
     return next((m.description or "" for m in typing.get_args(annotated)[1:] if isinstance(m, Meta)), "")
 
 
+def is_secret(annotated: Any) -> bool:
+    """Whether the setting is no flag, because every user of the machine can read the arguments of a process."""
+    return any((m.extra or {}).get("secret", False) for m in typing.get_args(annotated)[1:] if isinstance(m, Meta))
+
+
 def environment(cls: type, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The settings of `cls` that the environment gives as LOCALLAB_<NAME>; an empty value counts as not given."""
     found = {name: environ.get(f"LOCALLAB_{name.upper()}", "") for name, _, _ in fields(cls)}
@@ -134,6 +152,11 @@ def resolve(cls: type[Settings], *layers: tuple[str, Mapping[str, Any]]) -> Sett
 
     Raises ConfigError that names the origin and the key for an unknown key or a value of the wrong type or range.
     """
+    return cls(**given(cls, *layers))
+
+
+def given(cls: type, *layers: tuple[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What `layers` together say about `cls`, without its defaults. As `resolve` otherwise."""
     known = {name: annotated for name, annotated, _ in fields(cls)}
     merged: dict[str, Any] = {}
     for origin, values in layers:
@@ -142,7 +165,7 @@ def resolve(cls: type[Settings], *layers: tuple[str, Mapping[str, Any]]) -> Sett
                 raise ConfigError(f"{origin}: unknown setting {name!r}; known: {', '.join(known)}")
             if value is not None:
                 merged[name] = _convert(origin, name, value, known[name])
-    return cls(**merged)
+    return merged
 
 
 def _convert(origin: str, name: str, value: Any, annotated: Any) -> Any:

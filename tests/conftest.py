@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import platformdirs
 import pytest
 
@@ -12,13 +13,18 @@ GIVEN_MODEL = os.environ.get("LOCALLAB_TEST_MODEL")
 GIVEN_HOME = settings.home()
 CACHE = Path(platformdirs.user_cache_dir("locallab-tests", appauthor=False))
 
+hypothesis.settings.register_profile("locallab", deadline=None)  # how long an example takes tells how busy the machine is
+hypothesis.settings.load_profile("locallab")
+
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """No test sees, or changes, the user's settings, models or tokens."""
     for name in os.environ:
-        if name.startswith(("LOCALLAB_", "HF_", "HUGGING_FACE_")):
+        if name.startswith(("LOCALLAB_", "HF_", "HUGGING_FACE_", "NGROK_", "PYNGROK_")):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("HF_HOME", str(tmp_path_factory.mktemp("huggingface")))
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path_factory.mktemp("ollama")))
     monkeypatch.setenv("LOCALLAB_HOME", str(tmp_path_factory.mktemp("home")))
     monkeypatch.setenv("LOCALLAB_CONFIG", str(tmp_path_factory.mktemp("config")))
 

@@ -11,7 +11,7 @@ ANYWHERE = frozenset({"", "errors", "settings", "hardware"})
 """Parts that every part may import; "" is the package itself."""
 
 PARTS: Mapping[str, frozenset[str]] = {
-    "": frozenset(),
+    "": frozenset({"local"}),  # the names that Python programs use, imported when they are used first
     "errors": frozenset(),
     "settings": frozenset(),
     "hardware": frozenset(),
@@ -23,7 +23,7 @@ PARTS: Mapping[str, frozenset[str]] = {
     "tunnel": frozenset(),
     "fit": frozenset({"models"}),
     "pool": frozenset({"engine", "chat", "models"}),  # chat: a loaded model carries its template
-    "server": frozenset({"engine", "chat", "pool", "models", "keys", "tunnel"}),
+    "server": frozenset({"engine", "chat", "pool", "models", "keys", "tunnel", "logs"}),  # logs: the id of the request at hand
     "local": frozenset({"server", "pool", "models", "engine", "chat", "fit", "keys", "tunnel"}),  # the face for Python programs
     "cli": frozenset({"server", "pool", "models", "engine", "logs", "keys", "tunnel", "fit", "chat", "local"}),
     "__main__": frozenset({"cli"}),

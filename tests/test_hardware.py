@@ -122,6 +122,35 @@ class NVMLError(Exception):
     pass
 
 
+Process = namedtuple("Process", "pid usedGpuMemory")
+
+
+@pytest.mark.parametrize(
+    ("processes", "own"),
+    [
+        ([Process(os.getpid(), 5), Process(1, 7), Process(os.getpid(), 6)], 11),
+        ([Process(1, 7)], None),
+        ([Process(os.getpid(), None)], None),
+    ],
+    ids=["listed", "not listed", "without a figure"],
+)
+def test_own_vram(monkeypatch: pytest.MonkeyPatch, processes: list[Any], own: int | None) -> None:
+    fake_nvml(
+        monkeypatch,
+        nvmlDeviceGetCount=lambda: 1,
+        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetComputeRunningProcesses=lambda handle: processes,
+    )
+    assert hardware.own_vram() == own
+
+
+def test_own_vram_where_the_driver_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_nvml(monkeypatch, nvmlDeviceGetCount=refuse)
+    assert hardware.own_vram() is None
+    sys.modules["pynvml"].nvmlInit = refuse  # type: ignore[attr-defined]
+    assert hardware.own_vram() is None
+
+
 def fake_nvml(monkeypatch: pytest.MonkeyPatch, **functions: Any) -> None:
     nvml = types.SimpleNamespace(NVMLError=NVMLError, nvmlInit=lambda: None, nvmlShutdown=lambda: None, **functions)
     monkeypatch.setitem(sys.modules, "pynvml", nvml)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import threading
 import warnings
 
@@ -45,6 +46,40 @@ def test_text_message_cannot_forge_a_line() -> None:
         log.info("GET %s", "/x\n2026 error root: forged\x1b[31m")
     assert stream.getvalue().count("\n") == 1
     assert r"/x\x0a2026 error root: forged\x1b[31m" in stream.getvalue()
+
+
+def test_the_id_of_the_request_at_hand_is_in_every_line() -> None:
+    text, lines = io.StringIO(), io.StringIO()
+    for stream, form in ((text, "text"), (lines, "json")):
+        with logs.configured("info", form, stream):
+            before = logs.request_id.set("abc-1")
+            log.info("inside")
+            logs.request_id.reset(before)
+            log.info("outside")
+    assert re.search(r" info locallab\.test \[abc-1\]: inside\n.* info locallab\.test: outside\n$", text.getvalue())
+    assert [json.loads(line).get("request_id") for line in lines.getvalue().splitlines()] == ["abc-1", None]
+
+
+MADE = "ll-" + "aB3_-" * 8 + "xyz"
+HIDDEN = {
+    "> Authorization: Bearer sesame": "> Authorization: Bearer [hidden]",
+    "{'authorization': 'bearer sesame', 'a': 1}": "{'authorization': 'bearer [hidden]', 'a': 1}",
+    "x-api-key: sesame": "x-api-key: [hidden]",
+    '"api-key": "sesame"': '"api-key": "[hidden]"',
+    "GET /x?api_key=sesame&y=1 HTTP": "GET /x?api_key=[hidden]&y=1 HTTP",
+    "Sec-WebSocket-Protocol: locallab, locallab.key.sesame": "Sec-WebSocket-Protocol: locallab, locallab.key.[hidden]",
+    f"the key {MADE}!": "the key ll-[hidden]",
+    "api_key: is empty": "api_key: is empty",
+    "ll-short, api-keys: three": "ll-short, api-keys: three",
+}
+
+
+@pytest.mark.parametrize(("message", "shown"), HIDDEN.items())
+def test_keys_do_not_reach_the_log(message: str, shown: str) -> None:
+    stream = io.StringIO()
+    with logs.configured("info", "text", stream):
+        log.info("%s", message)
+    assert stream.getvalue().endswith(f": {shown}\n")
 
 
 def test_json_line_carries_extra_and_exception() -> None:

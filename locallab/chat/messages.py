@@ -153,7 +153,7 @@ def _part(field: str, part: object) -> str:
         return part
     if not isinstance(part, Mapping):
         raise InvalidField(field, "expected text or a list of parts")
-    kind = part.get("type") or "text"
+    kind = "text" if part.get("type") is None else part["type"]
     if kind in ("image_url", "input_image", "image"):
         raise InvalidField(field, "this model takes no images")
     if not isinstance(kind, str) or kind not in TEXT_PARTS:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from locallab import __version__
-from locallab.cli import serve
+from locallab.cli import doctor, fit, imports, keys, serve
 from locallab.errors import ConfigError, LocalLabError, UnknownModel
 
 
@@ -47,3 +47,7 @@ def main(context: click.Context) -> None:
 
 
 main.add_command(serve.command)
+main.add_command(imports.command)
+main.add_command(keys.command)
+main.add_command(fit.command)
+main.add_command(doctor.command)

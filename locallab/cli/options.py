@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 import click
@@ -22,13 +22,15 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def options(*classes: type) -> Callable[[Command], Command]:
-    """Gives a click command one option for each setting of `classes`; an option that is not used is passed as None."""
+def options(*classes: type, only: Container[str] | None = None) -> Callable[[Command], Command]:
+    """Gives a click command one option for each setting of `classes` that is no secret, or for those called `only`; one not
+    used is passed as None."""
 
     def decorate(command: Command) -> Command:
-        found = [_option(*field) for cls in classes for field in settings.fields(cls)]
-        for option in reversed(found):
-            command = option(command)
+        found = [field for cls in classes for field in settings.fields(cls) if not settings.is_secret(field[1])]
+        for field in reversed(found):
+            if only is None or field[0] in only:
+                command = _option(*field)(command)
         return command
 
     return decorate
@@ -49,6 +51,7 @@ def unknown(environ: Mapping[str, str], *classes: type) -> list[str]:
     known = {f"LOCALLAB_{name.upper()}" for cls in classes for name, _, _ in settings.fields(cls)} | {
         "LOCALLAB_HOME",
         "LOCALLAB_CONFIG",
+        "LOCALLAB_URL",
     }
     return sorted(name for name in environ if name.startswith("LOCALLAB_") and name not in known)
 

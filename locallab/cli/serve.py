@@ -9,22 +9,19 @@ import contextlib
 import json
 import logging
 import os
-import re
 import signal
-import socket
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from locallab import __version__, logs, settings
 from locallab.cli.options import Layer, layers, options, unknown
-from locallab.errors import ConfigError, LocalLabError
+from locallab.errors import LocalLabError
+from locallab.keys import Keyring, KeyStore, ensure_key
 from locallab.settings import EngineSettings, ServerSettings
 
 if TYPE_CHECKING:
-    from locallab.models import ModelSpec, Registry
     from locallab.pool import Loaded
 
 log = logging.getLogger(__name__)
@@ -35,8 +32,8 @@ log = logging.getLogger(__name__)
 def command(**flags: Any) -> int:
     """Serve a model over HTTP.
 
-    --model also takes the path of a .gguf file. Every option can be given as an environment variable too: --kv-type as
-    LOCALLAB_KV_TYPE. LOCALLAB_HOME is where models are kept.
+    --model also takes hf:owner/repo:Q4_K_M and the path of a .gguf file. Every option can be given as an environment
+    variable too: --kv-type as LOCALLAB_KV_TYPE. LOCALLAB_HOME is where models are kept.
     """
     server = settings.resolve(ServerSettings, *layers(ServerSettings, flags))
     engine = layers(EngineSettings, flags)
@@ -48,11 +45,11 @@ def command(**flags: Any) -> int:
 
 
 def _serve(server: ServerSettings, engine: Sequence[Layer]) -> int:
-    from locallab.models import Registry, Store, default_path
+    from locallab.models import Registry, Store
     from locallab.server import runner
 
-    registry = Registry.load(default_path())
-    spec = find(registry, server.model)
+    registry = Registry.discover(server.registry)
+    spec = registry.resolve(server.model)
     with contextlib.closing(runner.bind(server.host, server.port)) as sock:
         from locallab.cli.fetching import progress
 
@@ -61,13 +58,30 @@ def _serve(server: ServerSettings, engine: Sequence[Layer]) -> int:
         except (OSError, RuntimeError) as error:  # what llama-cpp-python raises when a library it was built with is missing
             raise LocalLabError(f"llama.cpp cannot be loaded: {error}; install llama-cpp-python again") from error
         from locallab.server.app import create_app
+        from locallab.tunnel import announcement, wanted
 
-        pool = Pool(registry, Store(), engine, grace=server.grace)
+        def announce(address: str) -> None:
+            click.echo(announcement(address, loaded.spec.id, made or server.api_key))
+
+        def ready() -> None:
+            click.echo(banner(loaded, runner.url(sock), made, asks))
+            if tunnel is not None:
+                tunnel.start()
+
+        tunnel = wanted(server, runner.url(sock), announce, lambda error: log.error("no public address: %s", error))
+        pool = Pool(registry, Store(), engine, grace=server.grace, on_demand=server.on_demand, keep_alive=server.keep_alive)
         try:
+            store = KeyStore()
+            keyring = Keyring(server, store, public=runner.is_public(sock) or tunnel is not None)
+            app = create_app(pool, server, keyring, tunnel)  # before the model loads, for it tells what is wrong with a setting
             with progress(spec) as report:
                 loaded = pool.load_now(spec.id, report)
-            return runner.serve(create_app(pool, server), sock, server, lambda: click.echo(banner(loaded, url(sock))))
+            made = ensure_key(server, store, keyring.public)
+            asks = keyring.required
+            return runner.serve(app, sock, server, ready)
         finally:
+            if tunnel is not None:
+                tunnel.close()
             pool.close()
 
 
@@ -90,47 +104,25 @@ def _stoppable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def find(registry: Registry, model: str) -> ModelSpec:
-    """The registry's model of this name; for the path of a .gguf file a new entry named after the file."""
-    if not model.lower().endswith(".gguf") and os.sep not in model:
-        return registry.get(model)
-    from locallab.models import FileSource, ModelSpec
-
-    path = Path(model).expanduser().absolute()
-    if not path.is_file():
-        raise ConfigError(f"model: there is no file {path}")
-    spec = ModelSpec(
-        id=re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("._-") or "model",
-        source=FileSource(path),
-        size=path.stat().st_size,
-        description=f"the file {path}",
-    )
-    registry.add("--model", spec)
-    return spec
-
-
-def url(sock: socket.socket) -> str:
-    """Where a client on this machine reaches the socket."""
-    host, port = sock.getsockname()[:2]
-    local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{local}]:{port}" if ":" in local else f"http://{local}:{port}"
-
-
-def banner(loaded: Loaded, base: str) -> str:
-    """What is printed once the server is up: what it serves, and two ways to try it."""
+def banner(loaded: Loaded, base: str, made: str | None = None, asks: bool = False) -> str:
+    """What is printed once the server is up: what it serves, and two ways to try it. `made` is a key to show this once;
+    `asks` says that the server wants one, be it that or another."""
     info, model = loaded.engine.info, loaded.spec.id
     messages = [{"role": "user", "content": "Hello!"}]
     body = json.dumps({"model": model, "messages": messages})
+    shown = f"\n  key      {made} (shown only now; `locallab keys` makes and revokes others)" if made else ""
+    key = made or ("YOUR_KEY" if asks else "none")
+    header = f" -H 'Authorization: Bearer {key}'" if asks else ""
     return f"""\
 LocalLab {__version__} listens on {base}
   model    {model} ({info.description})
   device   {info.device}
-  context  {info.context:,} tokens a request; the KV pool holds {info.kv_tokens:,}
+  context  {info.context:,} tokens a request; the KV pool holds {info.kv_tokens:,}{shown}
 
 Try it:
-  curl {base}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'
+  curl {base}/v1/chat/completions{header} -H 'Content-Type: application/json' -d '{body}'
 or in Python:
   from openai import OpenAI
-  client = OpenAI(base_url="{base}/v1", api_key="none")
+  client = OpenAI(base_url="{base}/v1", api_key="{key}")
   print(client.chat.completions.create(model="{model}", messages={json.dumps(messages)}).choices[0].message.content)
 """

@@ -2,17 +2,32 @@
 
 from locallab.engine.engine import Engine, ModelInfo
 from locallab.engine.llama import build_features
-from locallab.engine.request import Delivery, EngineStats, FinishReason, Listener, SamplingParams, TokenEvent, Usage
+from locallab.engine.request import (
+    Constraint,
+    Delivery,
+    EngineStats,
+    FimTokens,
+    FinishReason,
+    Listener,
+    SamplingParams,
+    TokenEvent,
+    Usage,
+)
+from locallab.engine.timings import Histogram, Totals
 
 __all__ = [
+    "Constraint",
     "Delivery",
     "Engine",
     "EngineStats",
+    "FimTokens",
     "FinishReason",
+    "Histogram",
     "Listener",
     "ModelInfo",
     "SamplingParams",
     "TokenEvent",
+    "Totals",
     "Usage",
     "build_features",
 ]

@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import threading
 import time
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from concurrent.futures import Future
 from pathlib import Path
@@ -15,14 +16,16 @@ from typing import Literal
 from locallab import hardware
 from locallab.engine import llama, sampler
 from locallab.engine.cache import UNLIMITED
+from locallab.engine.constraint import Grammars
 from locallab.engine.costs import StepCosts
 from locallab.engine.hostcache import HostCache
 from locallab.engine.limits import WALK_SECONDS, Limits, context_length, idle_cells
 from locallab.engine.limits import limits as limits_of
-from locallab.engine.request import Delivery, EngineStats, Listener, SamplingParams, TokenEvent
+from locallab.engine.request import Constraint, Delivery, EngineStats, FimTokens, Listener, SamplingParams, TokenEvent
 from locallab.engine.scheduler import Scheduler
 from locallab.engine.sequence import Sequence
 from locallab.engine.text import TextStream
+from locallab.engine.timings import Totals
 from locallab.engine.worker import Cancel, Close, Submit, Worker
 from locallab.errors import ContextLengthExceeded, EngineClosed, InvalidField, ModelLoadError, Overloaded
 from locallab.settings import EngineSettings
@@ -33,7 +36,8 @@ CALIBRATION_TOKENS = 64
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
     """Facts about a loaded model. `reuse` is what the prefix cache may share: any prefix, or only whole finished sequences
-    (recurrent, hybrid and sliding-window models). Sizes in bytes, lengths in tokens."""
+    (recurrent, hybrid and sliding-window models). `fim` is None for a model that cannot fill in the middle. Sizes in bytes,
+    lengths in tokens."""
 
     path: Path
     description: str
@@ -50,6 +54,8 @@ class ModelInfo:
     add_bos: bool
     reuse: Literal["prefix", "whole"]
     device: str
+    fim: FimTokens | None = None
+    control_tokens: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def call_each(events: list[tuple[Listener, TokenEvent]]) -> None:
@@ -83,14 +89,32 @@ class Engine:
                 raise EngineClosed()
             return self._model.tokenize(text, add_special=add_special, parse_special=parse_special)
 
+    def detokenize(self, tokens: Seq[int]) -> str:
+        """The text of `tokens`, markup included; bytes that are no UTF-8 become U+FFFD. Raises InvalidField."""
+        with self._native_lock:
+            if self._closed:
+                raise EngineClosed()
+            self._check_tokens("tokens", tokens)
+            data = b"".join(self._model.piece(token) or self._model.markup(token) for token in tokens)
+        return data.decode("utf-8", "replace")
+
+    def prepare(self, constraint: Constraint) -> None:
+        """Compiles a constraint, so that `submit` need not: milliseconds, a quarter of a second for a model's first one.
+
+        Raises InvalidField, with the constraint's own field, for what cannot be enforced in full; EngineClosed.
+        """
+        self._grammars.compile(constraint)
+
     def submit(self, prompt: Seq[int], params: SamplingParams, listener: Listener) -> int:
         """Queues a request and returns its id at once; `listener` gets its events through the engine's `deliver`.
 
-        Raises InvalidField, ContextLengthExceeded (before any work), Overloaded, EngineClosed.
+        A constraint that is not prepared is compiled here. Raises InvalidField, ContextLengthExceeded (before any work),
+        Overloaded, EngineClosed.
         """
         tokens = list(prompt)
         self._check(tokens, params)
         limit = self.info.context if params.max_tokens is None else min(self.info.context, len(tokens) + params.max_tokens)
+        guide = self._grammars.guide(params.constraint) if params.constraint else None
         with self._lock:
             if self._closed:
                 raise EngineClosed()
@@ -98,7 +122,7 @@ class Engine:
             if waiting >= self._settings.queue:
                 raise Overloaded(waiting, retry_after=1 + waiting // self._settings.parallel)
             self._open += 1
-            sequence = Sequence(next(self._ids), tokens, len(tokens), limit, params, listener, TextStream(params.stop))
+            sequence = Sequence(next(self._ids), tokens, len(tokens), limit, params, listener, TextStream(params.stop), guide)
             self._worker.commands.put(Submit(sequence))
         return sequence.id
 
@@ -108,6 +132,11 @@ class Engine:
 
     def stats(self) -> EngineStats:
         return self._worker.stats()
+
+    @property
+    def totals(self) -> Totals:
+        """What it has done since it was loaded: goes on counting, and is still there when the engine is closed."""
+        return self._worker.totals
 
     def close(self, grace: float = 0.0) -> None:
         """Refuses new requests, lets running ones finish for `grace` seconds, cancels the rest, and frees all native memory."""
@@ -120,10 +149,13 @@ class Engine:
         sampler.check(params, self.info.n_vocab)
         if not tokens:
             raise InvalidField("prompt", "must have at least one token")
-        if min(tokens) < 0 or max(tokens) >= self.info.n_vocab:
-            raise InvalidField("prompt", f"token ids must be from 0 to {self.info.n_vocab - 1}")
+        self._check_tokens("prompt", tokens)
         if len(tokens) >= self.info.context:
             raise ContextLengthExceeded(len(tokens), self.info.context)
+
+    def _check_tokens(self, field: str, tokens: Seq[int]) -> None:
+        if tokens and (min(tokens) < 0 or max(tokens) >= self.info.n_vocab):
+            raise InvalidField(field, f"token ids must be from 0 to {self.info.n_vocab - 1}")
 
     def _ended(self) -> None:
         with self._lock:
@@ -149,6 +181,8 @@ class Engine:
             _check_memory(path)
         model = self._model = llama.Model(path, settings.gpu_layers)
         native.callback(model.close)
+        self._grammars = Grammars(model)
+        native.callback(self._grammars.close)
         limits = limits_of(model, settings, hardware.available_memory(), on_gpu)
         threads = settings.threads or hardware.threads()
         context = llama.Context(
@@ -200,6 +234,7 @@ def _info(model: llama.Model, settings: EngineSettings, limits: Limits, device: 
         add_bos=model.add_bos,
         reuse="prefix" if limits.rewind_limit == UNLIMITED else "whole",
         device=device,
+        fim=model.fim,
     )
 
 

@@ -16,7 +16,8 @@ DEFAULT_POOL = 16384
 """Tokens the KV pool holds by default, or two contexts if that is more, where a quarter of the free memory allows."""
 
 CACHED_SEQUENCES = 64
-"""llama sequence ids beyond those of running requests: so many finished ones can stay in the pool."""
+"""llama sequence ids beyond those of running requests: so many finished ones can stay in the pool. Where each takes memory
+for a state of its own, there are no more of them than of running ones."""
 
 CPU_TILE = 64
 """Tokens from which on ggml's CPU flash attention works in tiles (GGML_FA_TILE_Q)."""
@@ -60,7 +61,7 @@ def limits(model: llama.Model, settings: EngineSettings, free: int, on_gpu: bool
     per_token = max(1, model.kv_bytes_per_token(settings.kv_type))
     room = max(context, min(max(2 * context, DEFAULT_POOL), free // (4 * per_token)))
     cells = -(-(settings.kv_tokens or min(room, settings.parallel * context)) // 256) * 256
-    if cells * per_token > free:
+    if not on_gpu and cells * per_token > free:
         raise ModelLoadError(
             model.path,
             f"a KV pool of {cells} tokens needs {cells * per_token / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free;"
@@ -71,7 +72,7 @@ def limits(model: llama.Model, settings: EngineSettings, free: int, on_gpu: bool
         cells=cells,
         batch=settings.batch,
         parallel=settings.parallel,
-        slots=min(llama.MAX_SEQUENCES, settings.parallel + CACHED_SEQUENCES),
+        slots=slots(settings.parallel, model.keeps_state),
         cache_cells=cells // 4 if settings.cache_tokens is None else settings.cache_tokens,
         step_seconds=settings.step_ms / 1000,
         rewind_limit=0 if model.keeps_state else window - 1 if window else UNLIMITED,
@@ -79,9 +80,17 @@ def limits(model: llama.Model, settings: EngineSettings, free: int, on_gpu: bool
     )
 
 
+def slots(parallel: int, keeps_state: bool) -> int:
+    """llama sequence ids there are: for running requests and for finished ones that stay in the pool."""
+    cached = min(parallel, CACHED_SEQUENCES) if keeps_state else CACHED_SEQUENCES
+    return min(llama.MAX_SEQUENCES, parallel + cached)
+
+
 def idle_cells(limits: Limits, token_seconds: float, walk_seconds: float) -> int:
     """Cells of finished requests that slow a token down by no more than WALK_SHARE.
 
-    A token takes `token_seconds`; passing one cell it does not see takes `walk_seconds`.
+    A token takes `token_seconds`; passing one cell it does not see takes `walk_seconds`, nothing in a model without attention.
     """
+    if not walk_seconds:
+        return limits.cache_cells
     return min(limits.cache_cells, max(LEAST_CACHE, int(WALK_SHARE * token_seconds / walk_seconds)))

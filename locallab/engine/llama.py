@@ -20,6 +20,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 import llama_cpp
 
 from locallab.engine import llamalog
+from locallab.engine.request import FimTokens
 from locallab.errors import EngineFailure, ModelLoadError
 
 KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
@@ -100,6 +101,31 @@ class Model:
         return int(llama_cpp.llama_model_n_swa(self._model))
 
     @property
+    def fim(self) -> FimTokens | None:
+        """The tokens that fill in the middle; None unless the model has those for prefix, suffix and middle."""
+        prefix, suffix, middle, repo, separator, pad = (
+            token if token >= 0 else None
+            for token in (
+                llama_cpp.llama_vocab_fim_pre(self._vocab),
+                llama_cpp.llama_vocab_fim_suf(self._vocab),
+                llama_cpp.llama_vocab_fim_mid(self._vocab),
+                llama_cpp.llama_vocab_fim_rep(self._vocab),
+                llama_cpp.llama_vocab_fim_sep(self._vocab),
+                llama_cpp.llama_vocab_fim_pad(self._vocab),
+            )
+        )
+        if prefix is None or suffix is None or middle is None:
+            return None
+        bos = llama_cpp.llama_vocab_bos(self._vocab) if self.add_bos else None
+        return FimTokens(prefix=prefix, suffix=suffix, middle=middle, repo=repo, separator=separator, pad=pad, bos=bos)
+
+    @property
+    def native_tokenizer(self) -> tuple[int, int]:
+        """The addresses of the vocabulary and of llama_tokenize, for libraries that call it; valid until `close`."""
+        function = ctypes.cast(llama_cpp.llama_cpp._lib.llama_tokenize, ctypes.c_void_p)
+        return self._vocab, function.value or 0
+
+    @property
     def chat_template(self) -> str | None:
         template = llama_cpp.llama_model_chat_template(self._model, None)
         return template.decode("utf-8", "replace") if template else None
@@ -148,6 +174,10 @@ class Model:
         if found is None:
             found = self._pieces[token] = self._to_piece(token, special=False)
         return found
+
+    def markup(self, token: int) -> bytes:
+        """The name of a token that stands for no bytes: "<|im_end|>"; empty for any other."""
+        return b"" if self.piece(token) else self._to_piece(token, special=True)
 
     def close(self) -> None:
         if self._model:
@@ -306,9 +336,11 @@ def supports_gpu() -> bool:
 
 def build_features() -> dict[str, object]:
     """Facts about the llama.cpp that is loaded."""
+    system_info = llama_cpp.llama_print_system_info().decode("utf-8", "replace").strip()  # "<backend> : <feature> = 1 | ..."
     return {
         "llama_cpp_python": llama_cpp.__version__,
         "gpu_offload": bool(llama_cpp.llama_supports_gpu_offload()),
+        "cuda": "CUDA : " in system_info,
         "mmap": bool(llama_cpp.llama_supports_mmap()),
-        "system_info": llama_cpp.llama_print_system_info().decode("utf-8", "replace").strip(),
+        "system_info": system_info,
     }

@@ -22,6 +22,16 @@ class Constraint:
     field: str = "grammar"
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class ReasoningBudget:
+    """At most `tokens` of reasoning between the texts `begin` and `end`; `open`: the prompt has begun it already."""
+
+    tokens: int
+    begin: str
+    end: str
+    open: bool
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How tokens are chosen and when to stop. The caller checks ranges (`check` names a wrong one).
@@ -30,6 +40,7 @@ class SamplingParams:
     `penalty_window` is the number of last tokens the penalties look at (0: none, -1: all). `logit_bias` holds
     (token id, bias) pairs. `seed` None draws one. `stop` strings are matched in the answer's text and never part of it.
     `max_tokens` None means as far as the context goes. `constraint` restricts the answer to a language.
+    `visible` are control tokens whose texts are part of the answer's; `reasoning` bounds what comes before it.
     """
 
     temperature: float = 0.8
@@ -48,6 +59,22 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     max_tokens: int | None = None
     constraint: Constraint | None = None
+    visible: tuple[int, ...] = ()
+    reasoning: ReasoningBudget | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class FimTokens:
+    """The tokens with which a model fills in the middle of a text. `repo` begins the name of a repository, `separator` a file
+    of it, `pad` is what such models may end with; `bos` is what a prompt begins with, if anything."""
+
+    prefix: int
+    suffix: int
+    middle: int
+    repo: int | None = None
+    separator: int | None = None
+    pad: int | None = None
+    bos: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -63,7 +90,8 @@ class Usage:
 class TokenEvent:
     """One step's news of one request: new text (perhaps empty), and at the end why it ended and the usage.
 
-    `finish_reason` is set on the last event only. With "error", `error` holds what happened.
+    `finish_reason` is set on the last event only. With "error", `error` holds what happened; `stop` is the stop string that
+    ended the answer, if one did.
     """
 
     text: str
@@ -71,6 +99,7 @@ class TokenEvent:
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     error: Exception | None = None
+    stop: str | None = None
 
 
 Listener = Callable[[TokenEvent], None]

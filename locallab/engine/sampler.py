@@ -7,6 +7,8 @@ import random
 from collections.abc import Iterable
 
 import llama_cpp
+import numpy as np
+import numpy.typing as npt
 
 from locallab.engine.llama import Context, Model
 from locallab.engine.request import SamplingParams
@@ -14,6 +16,9 @@ from locallab.errors import InvalidField
 
 _SEEDS = (1 << 32) - 1
 """Seeds are below it; this one itself (LLAMA_DEFAULT_SEED) would mean a random seed."""
+
+_IMPOSSIBLE = 1e-20
+"""A token less likely than the best one by this factor cannot be drawn; typical_p takes the logarithm of what is left."""
 
 
 def check(params: SamplingParams, n_vocab: int) -> None:
@@ -45,7 +50,7 @@ class Sampler:
     """Draws the next token of one request. Owned by the engine's thread; `close` frees the native chain.
 
     The order is llama.cpp's: bias, penalties, top-k, typical, top-p, min-p, temperature, draw. A request that is greedy and
-    changes no logit needs no chain (`is_plain`): its token is the largest logit.
+    changes no logit needs no chain: its token is the largest logit. `banned` are tokens that are never drawn.
     """
 
     def __init__(self, params: SamplingParams, model: Model, n_ctx: int) -> None:
@@ -55,18 +60,22 @@ class Sampler:
         self._penalized = params.penalty_window != 0 and (
             params.repeat_penalty != 1 or params.frequency_penalty != 0 or params.presence_penalty != 0
         )
-        self.is_plain = params.temperature == 0 and not params.logit_bias and not self._penalized
+        is_plain = params.temperature == 0 and not params.logit_bias and not self._penalized
         self.banned = [token for token, _ in banned]
-        self._chain = None if self.is_plain else self._build(params, model.n_vocab)
+        self._chain = None if is_plain else self._build(params, model.n_vocab)
 
-    def accept(self, prompt: list[int]) -> None:
-        """Shows the prompt to the penalties."""
-        for token in prompt[-self._window :] if self._penalized else ():
+    def accept(self, tokens: list[int]) -> None:
+        """Shows tokens that were not drawn (a prompt, what a grammar forced) to the penalties."""
+        for token in tokens[-self._window :] if self._penalized else ():
             llama_cpp.llama_sampler_accept(self._chain, token)
 
-    def sample(self, context: Context, index: int) -> int:
-        """Draws from the logits of entry `index` of the last batch, and accepts the token (llama_sampler_sample)."""
-        return int(llama_cpp.llama_sampler_sample(self._chain, context.handle, index))
+    def draw(self, context: Context, logits: npt.NDArray[np.float32], index: int) -> int:
+        """Draws from `logits`, which are the context's own of entry `index` of the last batch, and accepts the token."""
+        if self._chain is not None:
+            return int(llama_cpp.llama_sampler_sample(self._chain, context.handle, index))
+        if self.banned:
+            logits[self.banned] = -np.inf
+        return int(logits.argmax())
 
     def close(self) -> None:
         if self._chain is not None:
@@ -94,6 +103,7 @@ class Sampler:
         if params.top_k > 0:
             yield llama_cpp.llama_sampler_init_top_k(params.top_k)
         if params.typical_p < 1:
+            yield llama_cpp.llama_sampler_init_min_p(_IMPOSSIBLE, 1)
             yield llama_cpp.llama_sampler_init_typical(params.typical_p, 1)
         if params.top_p < 1:
             yield llama_cpp.llama_sampler_init_top_p(params.top_p, 1)

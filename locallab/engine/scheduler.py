@@ -1,7 +1,8 @@
 """Decides what the next step computes. Pure: never touches llama_cpp, so that every rule can be tested by itself.
 
 There are no prefill and decode phases. Each running sequence has known and computed tokens; a step moves `computed` towards
-`known` under one token budget: first a token for each sequence that is decoding, then chunks of prompts.
+`known` under one token budget: first a token for each sequence that is decoding, then the other tokens that a grammar has
+forced on it, then chunks of prompts.
 
 The life of a sequence: submit -> waiting -> (admit) running -> finish or cancel. The KV pool full, the youngest running one
 goes back to waiting and is recomputed later. A finished sequence stays in the prefix cache until its room is wanted.
@@ -29,6 +30,8 @@ LOOKAHEAD = 128
 """Tokens of its answer that a request must find room for to be let in: preempting costs more than waiting."""
 ADMISSIONS = 64
 """Waiting requests looked at in one step, so that a long queue costs no time between steps."""
+FORCED = 16
+"""Tokens of an answer, known all at once, up to which it counts as decoding; what is more is computed as a prompt is."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -79,8 +82,8 @@ class Chunk:
 
     @property
     def is_answer(self) -> bool:
-        """Whether it is one token of an answer that is being decoded, to all that cost is concerned with."""
-        return self.count == 1 and self.last
+        """Whether it is of an answer that is being decoded, to all that cost is concerned with."""
+        return self.start >= self.sequence.n_prompt - 1 and self.count <= FORCED
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -124,18 +127,18 @@ class Scheduler:
             self._release(sequence.slot)
         sequence.slot = UNPLACED
 
-    def append(self, sequence: Sequence, token: int) -> None:
-        """Mutates: the next token of a running sequence is known."""
-        sequence.tokens.append(token)
-        self.cache.extend(sequence.slot, [token])
+    def append(self, sequence: Sequence, tokens: list[int]) -> None:
+        """Mutates: the next tokens of a running sequence are known."""
+        sequence.tokens += tokens
+        self.cache.extend(sequence.slot, tokens)
 
     def plan(self) -> StepPlan:
         """Mutates: admits and preempts; what is to be computed counts as computed only after `commit`."""
         decoding = self._make_room_for_decode()
         self._admit()
         self._bound_cache()  # not before: what a waiting request shares is live now
-        answers = [Chunk(s, s.computed, 1) for s in decoding]
-        prompts = list(self._prompt_chunks(decoding))
+        answers = list(self._answer_chunks(decoding))
+        prompts = list(self._prompt_chunks(decoding, sum(chunk.count for chunk in answers)))
         moves, self._moves = self._moves, []
         return StepPlan(moves, self._batches(answers, prompts))
 
@@ -173,7 +176,7 @@ class Scheduler:
     def _make_room_for_decode(self) -> list[Sequence]:
         """The running sequences that decode, after room for a token of each has been made."""
         while True:
-            decoding = [s for s in self.running if s.pending == 1]
+            decoding = [s for s in self.running if _decodes(s)]
             if len(decoding) <= self._free_cells:
                 return decoding
             if not self._evict_one():
@@ -238,12 +241,22 @@ class Scheduler:
         if not sequence.n_answer:  # what is found again after a preemption had been computed once
             sequence.cached = computed
 
-    def _prompt_chunks(self, decoding: list[Sequence]) -> Iterator[Chunk]:
+    def _answer_chunks(self, decoding: list[Sequence]) -> Iterator[Chunk]:
+        """A token for each, and of those that were forced as many more as the budget has room for, the oldest first."""
+        n_decode = len(decoding)
+        spare = sum(s.pending for s in decoding) - n_decode
+        if spare:
+            spare = min(spare, self._budget(n_decode), self.limits.batch - n_decode, self._room_for_prompts(n_decode))
+        for sequence in decoding:
+            count = 1 + max(0, min(sequence.pending - 1, spare))
+            spare -= count - 1
+            yield Chunk(sequence, sequence.computed, count)
+
+    def _prompt_chunks(self, decoding: list[Sequence], n_decode: int) -> Iterator[Chunk]:
         """Cuts the rest of the budget into chunks: in turns the oldest prompt goes first and the shortest one."""
         prefilling = [s for s in self.running if s not in decoding]
         if not prefilling:
             return
-        n_decode = len(decoding)
         room = min(self.limits.batch - n_decode, self._room_for_prompts(n_decode))
         budget = min(self._budget(n_decode), room)
         tile = self.limits.tile if budget >= self.limits.tile else 0
@@ -276,11 +289,9 @@ class Scheduler:
     def _batches(self, answers: list[Chunk], prompts: list[Chunk]) -> list[list[Chunk]]:
         """All in one batch, but where attention works in tiles: there answers go in batches below a tile, then prompts."""
         tile = self.limits.tile
-        if not tile or len(answers) + sum(c.count for c in prompts) < tile:
-            parts = [answers + prompts]
-        else:
-            parts = [answers[i : i + tile - 1] for i in range(0, len(answers), tile - 1)] + [prompts]
-        return [part for part in parts if part]
+        if not tile or sum(chunk.count for chunk in answers + prompts) < tile:
+            return list(_packed(answers + prompts, self.limits.batch))
+        return [*_packed(answers, tile - 1), *_packed(prompts, self.limits.batch)]
 
     def _room_for_prompts(self, n_decode: int) -> int:
         """Cells for prompt chunks; frees cold ones. At least one token is always possible: what runs was let in with room."""
@@ -321,6 +332,25 @@ class Scheduler:
     def _release(self, slot: int) -> None:
         self._moves.append(Remove(slot))
         self._free_slots.append(slot)
+
+
+def _decodes(sequence: Sequence) -> bool:
+    """Whether its prompt is computed and little of its answer is due: the token drawn last and what a grammar has forced."""
+    return sequence.computed >= sequence.n_prompt - 1 and sequence.pending <= FORCED
+
+
+def _packed(chunks: list[Chunk], size: int) -> Iterator[list[Chunk]]:
+    """Splits chunks into batches of at most `size` tokens; a chunk that is larger has one for itself."""
+    part: list[Chunk] = []
+    filled = 0
+    for chunk in chunks:
+        if part and filled + chunk.count > size:
+            yield part
+            part, filled = [], 0
+        part.append(chunk)
+        filled += chunk.count
+    if part:
+        yield part
 
 
 def _soon(sequence: Sequence) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 
+from locallab.engine.guide import Guide
 from locallab.engine.request import FinishReason, Listener, SamplingParams, Usage
 from locallab.engine.text import TextStream
 
@@ -14,7 +16,8 @@ UNPLACED = -1
 class Sequence:
     """Known tokens (prompt, then answer) of which the first `computed` have their KV in the llama sequence `slot`.
 
-    `limit` is the length at which the answer ends: by max_tokens or by the context.
+    `limit` is the length at which the answer ends: by max_tokens or by the context. `guide` holds the answer to a language.
+    `submitted` and `last_token` are when it was made and when its last token was drawn (time.perf_counter).
     """
 
     id: int
@@ -24,10 +27,13 @@ class Sequence:
     params: SamplingParams
     listener: Listener
     text: TextStream
+    guide: Guide | None = None
     computed: int = 0
     slot: int = UNPLACED
     cached: int = 0
     finish_reason: FinishReason | None = None
+    submitted: float = dataclasses.field(default_factory=time.perf_counter)
+    last_token: float | None = None
 
     @property
     def n_answer(self) -> int:
@@ -35,7 +41,8 @@ class Sequence:
 
     @property
     def pending(self) -> int:
-        """Tokens that are known but not computed: 1 while decoding, more while its prompt (or what was preempted) is due."""
+        """Tokens that are known but not computed: 1 while decoding, more when a grammar forced some, or while its prompt (or
+        what was preempted) is due."""
         return len(self.tokens) - self.computed
 
     @property

@@ -7,14 +7,18 @@ import logging
 import queue
 import time
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
 
 import numpy as np
+import numpy.typing as npt
 
+from locallab.engine.guide import Guide, Masks
 from locallab.engine.llama import NO_ROOM, Batch, Context, Model
 from locallab.engine.request import Delivery, EngineStats, FinishReason, Listener, TokenEvent
 from locallab.engine.sampler import Sampler
 from locallab.engine.scheduler import Chunk, Copy, Move, Remove, Restore, Save, Scheduler
 from locallab.engine.sequence import UNPLACED, Sequence
+from locallab.engine.timings import Totals
 from locallab.errors import EngineClosed, EngineFailure
 
 logger = logging.getLogger(__name__)
@@ -41,7 +45,7 @@ Command = Submit | Cancel | Close
 
 
 class Worker:
-    """Runs steps until it is closed. Only `commands` and `stats` may be touched from other threads."""
+    """Runs steps until it is closed. Only `commands`, `stats` and `totals` may be touched from other threads."""
 
     def __init__(
         self, model: Model, context: Context, scheduler: Scheduler, deliver: Delivery, ended: Callable[[], None]
@@ -54,11 +58,12 @@ class Worker:
         self._deliver = deliver
         self._ended = ended
         self._batch = Batch(scheduler.limits.batch)
+        self._masks = Masks(model.n_vocab)
         self._sequences: dict[int, Sequence] = {}
         self._samplers: dict[int, Sampler] = {}
         self._events: list[tuple[Listener, TokenEvent]] = []
         self._deadline: float | None = None
-        self._totals = {"prompt_tokens": 0, "cached_tokens": 0, "completion_tokens": 0, "steps": 0}
+        self.totals = Totals()
 
     def run(self) -> None:
         """Works until a Close command has been carried out. Every sequence gets its last event, whatever happens."""
@@ -72,6 +77,7 @@ class Worker:
                 logger.exception("a step failed; all running requests have failed")
                 self._fail_all(EngineFailure(f"internal error: {error}"))
         self._hand_out()
+        self._masks.close()
 
     def _take_commands(self) -> bool:
         """Carries out what other threads asked for; waits when there is nothing to compute. False: time to stop."""
@@ -105,20 +111,35 @@ class Worker:
         self._scheduler.submit(sequence)
         if sequence.limit <= sequence.n_prompt:
             self._end(sequence, "length")
+        elif sequence.guide:
+            self._begin_guide(sequence, sequence.guide)
+
+    def _begin_guide(self, sequence: Sequence, guide: Guide) -> None:
+        try:
+            guide.begin()
+        except EngineFailure as error:
+            self._end(sequence, "error", error=error)
+            return
+        if not guide.due:
+            self._masks.want(guide)
 
     def _step(self) -> None:
+        began = time.perf_counter()
         plan = self._scheduler.plan()
+        self.totals.preemptions = self._scheduler.preemptions
         for move in plan.moves:
             self._move(move)
         for batch in plan.batches:
             chunks = [chunk for chunk in batch if chunk.sequence.slot != UNPLACED]
             if chunks and not self._compute(chunks):
                 return
-        self._totals["steps"] += 1
+        self.totals.steps += 1
+        self.totals.step.observe(time.perf_counter() - began)
 
     def _compute(self, chunks: list[Chunk]) -> bool:
         """Computes one batch and what follows from it. False: there was no room, the rest of the plan is void."""
         outputs = self._fill(chunks)
+        self._masks.start()
         self._hand_out()  # the event loop works on these while llama.cpp computes and the interpreter is free
         began = time.perf_counter()
         if self._context.decode(self._batch) == NO_ROOM:
@@ -126,7 +147,7 @@ class Worker:
                 raise EngineFailure("llama.cpp finds no KV room for a single sequence")
             return False
         seconds = time.perf_counter() - began
-        n_answers = sum(chunk.is_answer for chunk in chunks)
+        n_answers = sum(chunk.count for chunk in chunks if chunk.is_answer)
         self._scheduler.costs.observe(n_answers, sum(chunk.count for chunk in chunks) - n_answers, seconds)
         self._scheduler.commit(chunks)
         self._advance([chunk for chunk in chunks if chunk.last], outputs)
@@ -169,50 +190,92 @@ class Worker:
         return [i for i, wanted in enumerate(outputs) if wanted]
 
     def _advance(self, chunks: list[Chunk], outputs: list[int]) -> None:
-        """Draws a token for each sequence that has caught up, and says what it means for the request."""
+        """Finds the next tokens of each sequence that has caught up, and says what they mean for the request.
+
+        Those with a guide come last: only they wait for masks.
+        """
         if not chunks:
             return
         logits = self._context.logits()
+        guided: list[tuple[Sequence, Guide, npt.NDArray[np.float32], int]] = []
         for row, (chunk, output) in enumerate(zip(chunks, outputs, strict=True)):
             sequence = chunk.sequence
-            sampler = self._samplers.get(sequence.id) or self._sampler(sequence)
-            if sampler.is_plain:
-                if sampler.banned:
-                    logits[row, sampler.banned] = -np.inf
-                token = int(logits[row].argmax())
+            if sequence.guide:
+                guided.append((sequence, sequence.guide, logits[row], output))
             else:
-                token = sampler.sample(self._context, output)
-            self._emit(sequence, token)
+                self._emit(sequence, [self._sampler(sequence).draw(self._context, logits[row], output)])
+        if guided:
+            self._masks.wait()
+        for sequence, guide, row_logits, output in guided:
+            try:
+                self._follow(sequence, guide, row_logits, output)
+            except EngineFailure as error:
+                self._end(sequence, "error", error=error)
+
+    def _follow(self, sequence: Sequence, guide: Guide, logits: npt.NDArray[np.float32], output: int) -> None:
+        """What its grammar forces at the beginning, or a token drawn from what it allows, and then what it forces."""
+        sampler = self._sampler(sequence)
+        drawn = []
+        if not guide.due:
+            if not guide.restrict(logits, sampler.banned):
+                self._end(sequence, "stop")
+                return
+            drawn = [sampler.draw(self._context, logits, output)]
+            guide.accept(drawn[0])
+        forced = guide.take()
+        sampler.accept(forced)
+        self._emit(sequence, drawn + forced)
+        if sequence.id in self._sequences:
+            self._masks.want(guide)
 
     def _sampler(self, sequence: Sequence) -> Sampler:
         """Made with the first token, so that what never gets that far costs nothing."""
+        sampler = self._samplers.get(sequence.id)
+        if sampler:
+            return sampler
         sampler = self._samplers[sequence.id] = Sampler(sequence.params, self._model, self._context.n_ctx)
         sampler.accept(sequence.tokens)
-        self._totals["prompt_tokens"] += sequence.n_prompt
-        self._totals["cached_tokens"] += sequence.cached
+        self.totals.prompt_tokens += sequence.n_prompt
+        self.totals.cached_tokens += sequence.cached
         return sampler
 
-    def _emit(self, sequence: Sequence, token: int) -> None:
-        self._totals["completion_tokens"] += 1
-        self._scheduler.append(sequence, token)
-        ends = token in sequence.params.stop_token_ids or (token in self._model.end_tokens and not sequence.params.ignore_eos)
-        text = "" if ends else sequence.text.feed(self._model.piece(token))
-        if ends or sequence.text.stopped:
-            self._end(sequence, "stop", text, token)
-        elif len(sequence.tokens) >= sequence.limit:
-            self._end(sequence, "length", text, token)
+    def _emit(self, sequence: Sequence, tokens: list[int]) -> None:
+        count, text, reason = self._read(sequence, tokens)
+        said = tokens[:count]
+        self.totals.tokens(sequence, count, time.perf_counter())
+        self._scheduler.append(sequence, said)
+        if reason:
+            self._end(sequence, reason, text, said)
         else:
-            self._events.append((sequence.listener, TokenEvent(text, (token,))))
+            self._events.append((sequence.listener, TokenEvent(text, tuple(said))))
+
+    def _read(self, sequence: Sequence, tokens: list[int]) -> tuple[int, str, FinishReason | None]:
+        """How many of the tokens still belong to the answer, their text, and why it ends with them if it does."""
+        text = ""
+        params, limit = sequence.params, sequence.limit - len(sequence.tokens)
+        for count, token in enumerate(tokens, 1):
+            if token in params.stop_token_ids or (token in self._model.end_tokens and not params.ignore_eos):
+                return count, text, "stop"
+            text += sequence.text.feed(self._model.piece(token))
+            if sequence.text.stopped or (count == len(tokens) and sequence.guide and sequence.guide.complete):
+                return count, text, "stop"
+            if count >= limit:
+                return count, text, "length"
+        return len(tokens), text, None
 
     def _end(
-        self, sequence: Sequence, reason: FinishReason, text: str = "", token: int | None = None, error: Exception | None = None
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        text: str = "",
+        tokens: Seq[int] = (),
+        error: Exception | None = None,
     ) -> None:
         """A sequence has ended, wherever it was; its room is free with the next step."""
         self._scheduler.finish(sequence)
         self._forget(sequence)
         text += sequence.text.finish()
-        tokens = () if token is None else (token,)
-        self._events.append((sequence.listener, TokenEvent(text, tokens, reason, sequence.usage, error)))
+        self._events.append((sequence.listener, TokenEvent(text, tuple(tokens), reason, sequence.usage, error)))
 
     def _forget(self, sequence: Sequence) -> None:
         del self._sequences[sequence.id]
@@ -241,13 +304,16 @@ class Worker:
 
     def stats(self) -> EngineStats:
         """A snapshot; each figure is read by itself, so they may be a step apart."""
-        scheduler = self._scheduler
+        scheduler, totals = self._scheduler, self.totals
         return EngineStats(
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
             kv_used=scheduler.cache.used,
             kv_total=scheduler.limits.cells,
             cached=scheduler.cache.cold_cells,
-            preemptions=scheduler.preemptions,
-            **self._totals,
+            prompt_tokens=totals.prompt_tokens,
+            cached_tokens=totals.cached_tokens,
+            completion_tokens=totals.completion_tokens,
+            preemptions=totals.preemptions,
+            steps=totals.steps,
         )

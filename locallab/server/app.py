@@ -4,31 +4,68 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import BaseRoute
 
+from locallab.chat.tasks import Templates, overrides
 from locallab.errors import LocalLabError
+from locallab.keys import Keyring, KeyStore
 from locallab.pool import Pool
 from locallab.server.errors import report, respond
 from locallab.server.generate import ClientGone
-from locallab.server.middleware import AccessLog, BodyLimit, Failsafe, Paths
+from locallab.server.hosts import Hosts
+from locallab.server.leases import Leases
+from locallab.server.limits import Limits
+from locallab.server.metrics import Metrics
+from locallab.server.middleware import (
+    AccessLog,
+    Auth,
+    BodyLimit,
+    Cors,
+    CountTraffic,
+    Credentials,
+    Failsafe,
+    HostCheck,
+    OriginCheck,
+    Paths,
+    Proxies,
+    RateLimit,
+    Traffic,
+    Tunnelled,
+    networks,
+)
+from locallab.server.origins import Origins
+from locallab.server.routes.anthropic import Anthropic
+from locallab.server.routes.assistant import Assistant
+from locallab.server.routes.docs import Docs
 from locallab.server.routes.models import Models
 from locallab.server.routes.native import Native
 from locallab.server.routes.openai import OpenAI
+from locallab.server.routes.socket import Socket
 from locallab.server.routes.system import System
 from locallab.settings import ServerSettings
+from locallab.tunnel import Tunnel
 
 CLIENT_GONE = 499
 """The status in the access log of a request whose client left; nobody receives it."""
 
 
-def create_app(pool: Pool, settings: ServerSettings) -> Starlette:
-    """The server of `pool`'s model. Starting gives the pool its event loop; stopping closes it, which ends all streams."""
+AGENTS = ["127.0.0.1", "::1"]
+"""Where a tunnel's agent connects from; it tells the client's address in X-Forwarded-For."""
+
+
+def create_app(pool: Pool, settings: ServerSettings, keyring: Keyring | None = None, tunnel: Tunnel | None = None) -> Starlette:
+    """The server of `pool`'s model. Starting gives the pool its event loop; stopping closes it, which ends all streams.
+
+    `keyring` None: the keys of this machine. `tunnel`: what comes through it is counted. Raises ConfigError for a setting that
+    cannot be used.
+    """
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -36,22 +73,53 @@ def create_app(pool: Pool, settings: ServerSettings) -> Starlette:
         yield
         await asyncio.to_thread(pool.close)
 
+    traffic, templates = Traffic(), Templates.load(*overrides(settings.templates))
+    routes = [
+        *Native(pool, settings).routes(),
+        *Models(pool).routes(),
+        *Assistant(pool, settings, templates).routes(),
+        *Socket(pool, settings, templates).routes(),
+        *_system(pool, traffic, tunnel).routes(),
+        *OpenAI(pool, settings).routes(),
+        *Anthropic(pool, settings).routes(),
+    ]
+    routes += Docs(routes).routes()
+    counting = [Middleware(Tunnelled, tunnel=tunnel)] if tunnel else []
     return Starlette(
-        routes=[
-            *Native(pool, settings).routes(),
-            *Models(pool).routes(),
-            *System(pool).routes(),
-            *OpenAI(pool, settings).routes(),
-        ],
-        middleware=[
-            Middleware(AccessLog, enabled=settings.access_log),
-            Middleware(Paths),
-            Middleware(Failsafe),
-            Middleware(BodyLimit, mib=settings.max_body_mib),
-        ],
+        routes=routes,
+        middleware=counting + _middleware(settings, keyring or Keyring(settings, KeyStore()), traffic, routes, tunnel),
         exception_handlers={LocalLabError: _answer, HTTPException: _answer, ClientGone: _nobody},
         lifespan=lifespan,
     )
+
+
+def _system(pool: Pool, traffic: Traffic, tunnel: Tunnel | None) -> System:
+    metrics = Metrics(pool, traffic)
+    return System(pool, metrics, public_url=lambda: tunnel.url, tunnel=tunnel.facts) if tunnel else System(pool, metrics)
+
+
+def _middleware(
+    settings: ServerSettings, keyring: Keyring, traffic: Traffic, routes: Sequence[BaseRoute], tunnel: Tunnel | None
+) -> list[Middleware]:
+    """From the outside in. Who the client is and what must not be logged comes before the log; CORS marks refusals too, so
+    it stands before what refuses, and the failsafe, which answers for that, right behind it."""
+    origins = Origins(settings.cors_origins)
+    trusted = networks(settings.trusted_proxies) + (AGENTS if tunnel else [])
+    return [
+        Middleware(Proxies, trusted=trusted),
+        Middleware(Credentials),
+        Middleware(AccessLog, enabled=settings.access_log),
+        Middleware(Paths),
+        Middleware(CountTraffic, traffic=traffic, routes=routes),
+        Middleware(Cors, origins=origins, keyring=keyring),
+        Middleware(Failsafe),
+        Middleware(HostCheck, hosts=Hosts(settings.allowed_hosts), keyring=keyring, tunnel=tunnel),
+        Middleware(OriginCheck, origins=origins, keyring=keyring),
+        Middleware(Auth, keyring=keyring),
+        Middleware(RateLimit, limits=Limits(settings)),
+        Middleware(BodyLimit, mib=settings.max_body_mib),
+        Middleware(Leases),
+    ]
 
 
 async def _answer(request: Request, error: Exception) -> Response:

@@ -82,6 +82,9 @@ class OpenAIChunks(abc.ABC):
     def fail(self, error: Exception) -> bytes:
         return event(openai_body(error))
 
+    def ping(self) -> bytes:
+        return b"".join(self._open(0)) or self._chunk(self.choice(0, "", None))
+
     @abc.abstractmethod
     def opening(self, index: int) -> list[dict[str, Any]]:
         """Choices to send before the first text of an answer, one chunk each."""
@@ -92,9 +95,7 @@ class OpenAIChunks(abc.ABC):
 
     def _events(self, items: list[Item]) -> Iterable[bytes]:
         for index, news in items:
-            if not self._opened[index]:
-                self._opened[index] = True
-                yield from (self._chunk(choice) for choice in self.opening(index))
+            yield from self._open(index)
             if news.text:
                 before, after = self._around[index]
                 yield before + dumps(news.text) + after
@@ -102,6 +103,12 @@ class OpenAIChunks(abc.ABC):
                 self._usages[index] = news.usage or Usage(0, 0, 0)
                 more = {"usage": usage_body([self._usages[index]])} if self._finish_usage else {}
                 yield self._chunk(self.choice(index, "", news.finish_reason), **more)
+
+    def _open(self, index: int) -> Iterable[bytes]:
+        """What opens an answer, once."""
+        if not self._opened[index]:
+            self._opened[index] = True
+            yield from (self._chunk(choice) for choice in self.opening(index))
 
     def _chunk(self, choice: dict[str, Any], **more: Any) -> bytes:
         if self._include_usage:
@@ -141,7 +148,7 @@ class CompletionChunks(OpenAIChunks):
         return {"index": index, "text": text, "logprobs": None, "finish_reason": finish_reason}
 
     def fail(self, error: Exception) -> bytes:
-        return event(openai_body(error, "prompt"))
+        return event(openai_body(error, "/v1/completions"))
 
 
 class NativeChunks:
@@ -162,3 +169,6 @@ class NativeChunks:
 
     def fail(self, error: Exception) -> bytes:
         return event(native_body(error))
+
+    def ping(self) -> bytes:
+        return event({"response": ""})

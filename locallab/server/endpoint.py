@@ -9,11 +9,14 @@ from typing import Any
 
 from starlette.routing import Route
 
+from locallab.server.sse import EVENTS
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Contract:
     """What one endpoint takes and gives. `body` and `answer` are msgspec structs; `streams` says that the body's `stream`
-    turns the answer into server-sent events; `errors` are the statuses it can fail with besides those every route has."""
+    turns the answer into a stream of the media type `stream_type`; `errors` are the statuses it can fail with besides those every route has.
+    `summary` and `description` are the first line and the rest of the handler's docstring."""
 
     tag: str
     summary: str
@@ -22,10 +25,12 @@ class Contract:
     streams: bool = False
     errors: tuple[int, ...] = ()
     media_type: str = "application/json"
+    description: str = ""
+    stream_type: str = EVENTS
 
 
 class Endpoint(Route):
-    """A Starlette route with its contract; the summary is the first line of the handler's docstring."""
+    """A Starlette route with its contract."""
 
     def __init__(
         self,
@@ -39,7 +44,27 @@ class Endpoint(Route):
         streams: bool = False,
         errors: tuple[int, ...] = (),
         media_type: str = "application/json",
+        stream_type: str = EVENTS,
     ) -> None:
         super().__init__(path, handler, methods=[method])
-        summary = (inspect.getdoc(handler) or "").partition("\n")[0]
-        self.contract = Contract(tag, summary, body, answer, streams, errors, media_type)
+        summary, _, rest = (inspect.getdoc(handler) or "").partition("\n")
+        self.contract = Contract(tag, summary, body, answer, streams, errors, media_type, rest.strip(), stream_type)
+
+
+class Generating(Endpoint):
+    """A route on which a model answers, at once or as a stream."""
+
+    def __init__(
+        self, path: str, handler: Callable[..., Any], *, tag: str, body: type, answer: type, stream_type: str = EVENTS
+    ) -> None:
+        super().__init__(
+            path,
+            handler,
+            tag=tag,
+            method="POST",
+            body=body,
+            answer=answer,
+            streams=True,
+            errors=(404, 503),
+            stream_type=stream_type,
+        )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import msgspec
+from msgspec import Meta
 from starlette.requests import Request
 
+from locallab.chat.messages import ROLES, TEXT_PARTS
 from locallab.engine.request import SamplingParams
 from locallab.errors import InvalidField, RequestError
 
@@ -35,31 +37,66 @@ RANGES: Mapping[str, tuple[float, float, bool]] = {
     "max_length": (-1, INFINITY, True),
     "max_tokens": (-1, INFINITY, True),
     "max_completion_tokens": (-1, INFINITY, True),
+    "max_output_tokens": (-1, INFINITY, True),
+    "num_predict": (-2, INFINITY, True),
+    "num_ctx": (0, INFINITY, True),
 }
 """Lowest and highest value of a field, and whether the lowest is allowed itself."""
+
+
+BIASES = {"propertyNames": {"pattern": "^[0-9]{1,6}$"}, "additionalProperties": {"minimum": -100, "maximum": 100}}
+TOKENS = {"items": {"minimum": 0}}
+TEXT = {"type": ["string", "null"]}
+PARTS = [
+    {"type": "object", "properties": {"type": {"enum": [kind]}, key: TEXT}, "required": ["type"]}
+    for kind, key in TEXT_PARTS.items()
+]
+BARE_PART = {"type": "object", "properties": {"type": {"enum": [None]}, "text": TEXT}}
+PARTS_LIST = {"type": "array", "items": {"anyOf": [{"type": "string"}, *PARTS, BARE_PART]}}
+MESSAGES = {
+    "type": "array",
+    "minItems": 1,
+    "items": {
+        "type": "object",
+        "properties": {"role": {"enum": list(ROLES)}, "content": {"anyOf": [TEXT, PARTS_LIST]}, "name": TEXT},
+        "required": ["role"],
+    },
+}
+"""What JSON schemas say of fields whose values are checked elsewhere."""
 
 
 class Sampling(msgspec.Struct, kw_only=True):
     """How an answer is drawn and where it ends: the fields that every generating route takes."""
 
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    typical_p: float | None = None
-    repetition_penalty: float | None = None
-    repeat_penalty: float | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    penalty_window: int | None = None
-    repeat_last_n: int | None = None
-    logit_bias: dict[int, float] | None = None
-    seed: int | None = None
-    do_sample: bool | None = None
-    ignore_eos: bool | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
-    max_tokens: int | None = None
+    temperature: Annotated[float | None, Meta(description="how freely tokens are drawn; 0 takes the likeliest")] = None
+    top_k: Annotated[int | None, Meta(description="draw among so many likeliest tokens; 0 and -1: all")] = None
+    top_p: Annotated[
+        float | None,
+        Meta(description="draw among the likeliest tokens that have this share of the probability together; 1: all"),
+    ] = None
+    min_p: Annotated[
+        float | None, Meta(description="leave out tokens less likely than this share of the likeliest; 0: none")
+    ] = None
+    typical_p: Annotated[
+        float | None, Meta(description="draw among the most typical tokens of this share of the probability; 1: all")
+    ] = None
+    repetition_penalty: Annotated[float | None, Meta(description="makes tokens less likely that have occurred; 1: off")] = None
+    repeat_penalty: Annotated[float | None, Meta(description="another name of repetition_penalty")] = None
+    frequency_penalty: Annotated[float | None, Meta(description="makes a token less likely each time it has occurred")] = None
+    presence_penalty: Annotated[float | None, Meta(description="makes a token less likely once it has occurred")] = None
+    penalty_window: Annotated[int | None, Meta(description="last tokens that the penalties look at; -1: all")] = None
+    repeat_last_n: Annotated[int | None, Meta(description="another name of penalty_window")] = None
+    logit_bias: Annotated[
+        dict[int, float] | None, Meta(description="token ids, and what to add to their logits", extra_json_schema=BIASES)
+    ] = None
+    seed: Annotated[int | None, Meta(description="the same seed draws the same answer; -1: another each time")] = None
+    do_sample: Annotated[bool | None, Meta(description="false: as temperature 0")] = None
+    ignore_eos: Annotated[bool | None, Meta(description="go on after the model's end token")] = None
+    stop: Annotated[str | list[str] | None, Meta(description="texts that end the answer, and are no part of it")] = None
+    stop_token_ids: Annotated[list[int] | None, Meta(description="token ids that end the answer", extra_json_schema=TOKENS)] = (
+        None
+    )
+    max_tokens: Annotated[int | None, Meta(description="most tokens of the answer; -1: as far as the context goes")] = None
 
     LIMITS: ClassVar[tuple[str, ...]] = ("max_tokens",)
     """Fields that limit the answer's tokens; the first that is set counts. -1 is no limit."""
@@ -153,6 +190,9 @@ def _decoder(kind: type[Body]) -> msgspec.json.Decoder[Body]:
 
 def _wrong(message: str) -> RequestError:
     """msgspec's message ends in the path of what is wrong: `Expected ... - at `$.stop[0]``."""
+    missing = re.fullmatch(r"Object missing required field `(\w+)`|Expected `[^`]*`, got `null` - at `\$\.(\w+)`", message)
+    if missing:
+        return InvalidField(missing[1] or missing[2], "is missing")
     found = re.fullmatch(r"(.*) - at (?:`key` in )?`\$\.?(.*?)(?:\[\.\.\.\])?`", message)
     reason = message if found is None else found[1]
     readable = reason.replace("`", "").replace(" | null", "").replace("Expected", "expected")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 
 from starlette.types import Receive
@@ -27,11 +27,12 @@ class ClientGone(Exception):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answer:
-    """One complete answer."""
+    """One complete answer. `stop` is the stop string that ended it, if one did."""
 
     text: str
     finish_reason: str
     usage: Usage
+    stop: str | None = None
 
 
 class Generation:
@@ -45,11 +46,11 @@ class Generation:
     def __init__(self, engine: Engine, jobs: Sequence[Job]) -> None:
         self._engine = engine
         self._loop = asyncio.get_running_loop()
-        self.heard = self._loop.time()  # when the last news were read
         self._items: list[Item] = []
         self._waiter: asyncio.Future[None] | None = None
         self._running: dict[int, int] = {}  # index -> request id of the engine
         self._unfinished = len(jobs)
+        self._stopped = False
         self._failure: Exception | None = None
         try:
             for index, (prompt, params) in enumerate(jobs):
@@ -78,7 +79,6 @@ class Generation:
             self._waiter = self._loop.create_future()
             await self._waiter
         if self._items:
-            self.heard = self._loop.time()
             items, self._items = self._items, []
             return items
         if self._failure is not None:
@@ -90,6 +90,12 @@ class Generation:
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
+
+    def stop(self) -> None:
+        """Ends what runs within a step of the engine: the news to come say so, and how many tokens it has taken."""
+        self._stopped = True
+        for request_id in self._running.values():
+            self._engine.cancel(request_id)
 
     @contextlib.contextmanager
     def watching(self, receive: Receive) -> Iterator[None]:
@@ -134,7 +140,7 @@ class Generation:
         self._unfinished -= 1
         if event.finish_reason == "error":
             self._fail(event.error or EngineFailure("the engine failed"))
-        elif event.finish_reason == "cancelled":
+        elif event.finish_reason == "cancelled" and not self._stopped:
             self._fail(EngineClosed("the engine was closed before the answer was complete"))
         else:
             self._items.append((index, event))
@@ -149,18 +155,27 @@ class Generation:
         self._running.clear()
 
 
+async def follow(engine: Engine, jobs: Sequence[Job], receive: Receive, take: Callable[[list[Item]], None]) -> None:
+    """Gives all news to `take`, to the end. Raises ClientGone when the client leaves first."""
+    with Generation(engine, jobs) as generation, generation.watching(receive):
+        while not generation.done:
+            take(await generation.ready())
+
+
 async def collect(engine: Engine, jobs: Sequence[Job], receive: Receive) -> list[Answer]:
     """Every answer in full. Raises ClientGone when the client leaves first."""
     texts: list[list[str]] = [[] for _ in jobs]
     ends: dict[int, TokenEvent] = {}
-    with Generation(engine, jobs) as generation, generation.watching(receive):
-        while not generation.done:
-            for index, event in await generation.ready():
-                texts[index].append(event.text)
-                if event.finish_reason is not None:
-                    ends[index] = event
+
+    def take(items: list[Item]) -> None:
+        for index, event in items:
+            texts[index].append(event.text)
+            if event.finish_reason is not None:
+                ends[index] = event
+
+    await follow(engine, jobs, receive, take)
     return [_answer("".join(text), ends[index]) for index, text in enumerate(texts)]
 
 
 def _answer(text: str, end: TokenEvent) -> Answer:
-    return Answer(text, end.finish_reason or "stop", end.usage or Usage(0, 0, 0))
+    return Answer(text, end.finish_reason or "stop", end.usage or Usage(0, 0, 0), end.stop)

@@ -2,38 +2,124 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from locallab.models.registry import ModelSpec
-from locallab.pool import Loaded, Pool
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from locallab.models.spec import ModelSpec
+from locallab.pool import Loaded, Pool, Status
+
+Size = Annotated[str, Meta(description="of the weights' file, such as 98MB")]
+Standing = Annotated[Status, Meta(description="error: the last load failed, see `error`")]
 
 
-def entry(pool: Pool, spec: ModelSpec) -> dict[str, Any]:
+class AvailableModel(msgspec.Struct, kw_only=True):
     """A model of the registry, and how it stands."""
-    error = pool.error(spec.id)
-    status = pool.status(spec.id)
-    return {
-        "name": spec.id,
-        "aliases": spec.aliases,
-        "size": readable_size(spec.size),
-        "size_bytes": spec.size,
-        "context": spec.context,
-        "description": spec.description,
-        "recommended": spec.recommended,
-        "loaded": status == "ready",
-        "status": status,
-        **({"error": error} if error else {}),
-    }
+
+    name: str
+    size: Size
+    context: Annotated[int | None, Meta(description="tokens one request may use; null: known once it is loaded")]
+    description: str
+    recommended: bool
+    aliases: tuple[str, ...] = ()
+    size_bytes: int | UnsetType | None = UNSET
+    on_disk: Annotated[bool | UnsetType, Meta(description="whether the weights are here; else loading fetches them")] = UNSET
+    loaded: bool | UnsetType = UNSET
+    status: Standing | UnsetType = UNSET
+    error: Annotated[str | UnsetType, Meta(description="why the last load failed")] = UNSET
 
 
-def figures(pool: Pool, loaded: Loaded) -> dict[str, Any]:
-    """The loaded model, with the figures it really has."""
-    info = loaded.engine.info
+class AvailableModels(msgspec.Struct):
+    """The registry."""
+
+    models: list[AvailableModel]
+
+
+class ModelStatus(msgspec.Struct, kw_only=True):
+    """One model: how it stands, and with what figures once it is loaded."""
+
+    name: Annotated[str | None, Meta(description="null: no model is loaded")]
+    size: Size | None
+    loaded: bool
+    vram_usage: Annotated[
+        str | None, Meta(description="GPU memory that loading it took, as measured; of RAM on a machine without a GPU")
+    ]
+    status: Standing
+    usage_of: Annotated[Literal["vram", "ram"] | UnsetType, Meta(description="which memory vram_usage tells of")] = UNSET
+    usage_bytes: Annotated[int | UnsetType, Meta(description="vram_usage in bytes")] = UNSET
+    error: Annotated[str | UnsetType, Meta(description="why the last load failed")] = UNSET
+    size_bytes: int | UnsetType | None = UNSET
+    on_disk: bool | UnsetType = UNSET
+    context: Annotated[int | UnsetType | None, Meta(description="tokens one request may use")] = UNSET
+    description: str | UnsetType = UNSET
+    recommended: bool | UnsetType = UNSET
+    aliases: tuple[str, ...] | UnsetType = UNSET
+    trained_context: int | UnsetType = UNSET
+    kv_tokens: Annotated[int | UnsetType, Meta(description="tokens the KV pool holds for all requests together")] = UNSET
+    parameters: int | UnsetType = UNSET
+    architecture: str | UnsetType = UNSET
+    type: str | UnsetType = UNSET
+    device: str | UnsetType = UNSET
+    prefix_reuse: Annotated[Literal["prefix", "whole"] | UnsetType, Meta(description="what the prefix cache may share")] = UNSET
+    loaded_at: Annotated[int | UnsetType, Meta(description="seconds since the epoch")] = UNSET
+    load_seconds: float | UnsetType = UNSET
+
+
+NO_MODEL = ModelStatus(name=None, size=None, loaded=False, vram_usage=None, status="unloaded")
+
+
+def available(pool: Pool, spec: ModelSpec) -> AvailableModel:
+    """A model of the registry, and how it stands."""
+    loaded = pool.get(spec.id)
+    size = pool.store.size(spec)
+    return AvailableModel(
+        name=spec.id,
+        size=readable_size(size or spec.size),
+        context=loaded.engine.info.context if loaded else spec.context,
+        description=spec.description,
+        recommended=spec.recommended,
+        aliases=spec.aliases,
+        size_bytes=size or spec.size,
+        on_disk=pool.store.has(spec),
+        loaded=loaded is not None,
+        status=pool.status(spec.id),
+        error=pool.error(spec.id) or UNSET,
+    )
+
+
+def standing(pool: Pool, spec: ModelSpec) -> ModelStatus:
+    """One model in full."""
+    loaded = pool.get(spec.id)
+    known = msgspec.structs.asdict(available(pool, spec))
+    return ModelStatus(**{**known, "vram_usage": None, **(_figures(loaded) if loaded else {})})
+
+
+def current(pool: Pool) -> ModelStatus:
+    """The model that answers requests naming none, or that the next one of them brings back."""
+    found = pool.current
+    spec = found.spec if found else pool.default
+    return standing(pool, spec) if spec else NO_MODEL
+
+
+def readable_size(size: int | None) -> str:
+    """Bytes as a figure of decimal units, such as 98MB; a model that is not fetched yet may be of unknown size."""
+    if size is None:
+        return "unknown"
+    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
+        if size >= scale:
+            return f"{size / scale:.3g}{unit}"
+    return f"{size}B"
+
+
+def _figures(loaded: Loaded) -> dict[str, Any]:
+    """What is known of a model once it is loaded."""
+    info, memory = loaded.engine.info, loaded.memory
+    usage = memory.vram or memory.ram
     return {
-        **entry(pool, loaded.spec),
-        "size": readable_size(info.size_bytes),
-        "size_bytes": info.size_bytes,
-        "context": info.context,
+        "vram_usage": readable_size(usage),
+        "usage_of": "vram" if memory.vram else "ram",
+        "usage_bytes": usage,
         "trained_context": info.n_ctx_train,
         "kv_tokens": info.kv_tokens,
         "parameters": info.n_params,
@@ -42,12 +128,5 @@ def figures(pool: Pool, loaded: Loaded) -> dict[str, Any]:
         "device": info.device,
         "prefix_reuse": info.reuse,
         "loaded_at": loaded.created,
+        "load_seconds": round(loaded.seconds, 3),
     }
-
-
-def readable_size(size: int) -> str:
-    """Bytes as a figure of decimal units, such as 98MB."""
-    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
-        if size >= scale:
-            return f"{size / scale:.3g}{unit}"
-    return f"{size}B"

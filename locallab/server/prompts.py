@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from locallab.chat import Message
+from locallab.engine import Engine
 from locallab.pool import Loaded
 
 LONG = 16_384
@@ -19,8 +20,21 @@ async def chat_prompt(loaded: Loaded, messages: Sequence[Message]) -> list[int]:
 
 async def text_prompt(loaded: Loaded, text: str) -> list[int]:
     """The text as it stands; markup in it counts, and the model's opening token comes first unless the text has it already."""
-    bos = loaded.engine.info.bos
-    bare = bool(bos) and text.startswith(bos)
-    if len(text) < LONG:
-        return loaded.engine.tokenize(text, add_special=not bare, parse_special=True)
-    return await asyncio.to_thread(loaded.engine.tokenize, text, add_special=not bare, parse_special=True)
+    return await tokenized(loaded, [text])
+
+
+async def tokenized(loaded: Loaded, pieces: Sequence[str]) -> list[int]:
+    """As `text_prompt`, for a text in pieces: no token spans two of them."""
+    if sum(map(len, pieces)) < LONG:
+        return tokenize(loaded.engine, pieces)
+    return await asyncio.to_thread(tokenize, loaded.engine, pieces)
+
+
+def tokenize(engine: Engine, pieces: Sequence[str]) -> list[int]:
+    """As `tokenized`; blocks."""
+    head, *rest = pieces or [""]
+    bare = bool(engine.info.bos) and head.startswith(engine.info.bos)
+    tokens = engine.tokenize(head, add_special=not bare, parse_special=True)
+    for piece in rest:
+        tokens += engine.tokenize(piece, add_special=False, parse_special=True)
+    return tokens

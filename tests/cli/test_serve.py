@@ -18,8 +18,6 @@ from openai import OpenAI
 
 from locallab import pool
 from locallab.cli import serve
-from locallab.errors import ConfigError, UnknownModel
-from locallab.models import Registry, default_path
 from locallab.server import runner
 
 ROOT = Path(__file__).parents[2]
@@ -156,36 +154,6 @@ def test_a_file_that_is_no_model_is_named_with_status_1(tmp_path: Path) -> None:
     assert "Traceback" not in err
 
 
-@pytest.fixture
-def registry() -> Registry:
-    return Registry.load(default_path())
-
-
-def test_find_a_name(registry: Registry) -> None:
-    assert serve.find(registry, "SmolLM2:135M").id == "smollm2:135m"
-    with pytest.raises(UnknownModel):
-        serve.find(registry, "nothing")
-
-
-@pytest.mark.parametrize(
-    ("name", "model_id"),
-    [("Tiny-Q4.gguf", "Tiny-Q4"), ("my model (1).GGUF", "my-model-1"), ("--.gguf", "model"), ("sub/blob", "blob")],
-)
-def test_find_a_file(registry: Registry, tmp_path: Path, name: str, model_id: str) -> None:
-    path = tmp_path / name
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(b"GGUF")
-    spec = serve.find(registry, str(path))
-    assert spec.id == model_id
-    assert registry.get(model_id) is spec
-    assert "context" not in {key for key, value in spec.engine_settings.items() if value is not None}
-
-
-def test_find_no_file(registry: Registry, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=str(tmp_path / "x.gguf")):
-        serve.find(registry, str(tmp_path / "x.gguf"))
-
-
 @pytest.mark.parametrize(
     ("host", "shown"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::1", "[::1]"), ("::", "[::1]")]
 )
@@ -193,7 +161,7 @@ def test_url_is_one_a_local_client_can_use(host: str, shown: str) -> None:
     if ":" in host and not socket.has_ipv6:
         pytest.skip("no IPv6")
     with contextlib.closing(runner.bind(host, 0)) as sock:
-        assert serve.url(sock) == f"http://{shown}:{sock.getsockname()[1]}"
+        assert runner.url(sock) == f"http://{shown}:{sock.getsockname()[1]}"
 
 
 def test_a_signal_while_loading_ends_with_status_0(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,6 +170,9 @@ def test_a_signal_while_loading_ends_with_status_0(monkeypatch: pytest.MonkeyPat
     class LoadingPool:
         def __init__(self, *arguments: Any, **options: Any) -> None:
             """Takes what Pool takes."""
+
+        def each(self, *arguments: Any) -> None:
+            """Nothing is loaded."""
 
         def load_now(self, *arguments: Any) -> None:
             signal.raise_signal(signal.SIGTERM)

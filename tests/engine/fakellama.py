@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from locallab.engine.llama import NO_ROOM, Batch
+from locallab.errors import EngineFailure
 
 VOCAB = 64
 END = 0
@@ -29,6 +30,77 @@ def answer(prompt: Sequence[int], count: int) -> list[int]:
     for _ in range(count):
         tokens.append(next_token(tokens))
     return tokens[len(prompt) :]
+
+
+def guided_answer(prompt: Sequence[int], count: int) -> list[int]:
+    """The same for a request with a FakeGuide."""
+    tokens = [*prompt, *forced(prompt[-1])]
+    while len(tokens) < len(prompt) + count:
+        tokens.append(next_token(tokens))
+        tokens += forced(tokens[-1])
+    return tokens[len(prompt) : len(prompt) + count]
+
+
+def forced(token: int) -> list[int]:
+    """What must follow a token that was drawn: often nothing, seldom much."""
+    count = (0, 0, 3, 0, 1, 0, 7, 0, 0, 40, 0)[token % 11]
+    return [(token * 7 + i * 5) % (VOCAB - 1) + 1 for i in range(count)]
+
+
+class FakeGuide:
+    """A grammar that forces tokens and else allows all; holds the worker to what a Guide demands."""
+
+    complete = False
+
+    def __init__(self, prompt: Sequence[int], fails: bool = False) -> None:
+        self._last = prompt[-1]
+        self._fails = fails
+        self.due: list[int] = []
+        self.has_mask = False
+
+    def begin(self) -> None:
+        self.due = forced(self._last)
+
+    def take(self) -> list[int]:
+        due, self.due = self.due, []
+        return due
+
+    def restrict(self, logits: npt.NDArray[np.float32], banned: Sequence[int]) -> bool:
+        assert self.has_mask and not self.due
+        if self._fails:
+            raise EngineFailure("the grammar cannot be followed")
+        return True
+
+    def accept(self, token: int) -> None:
+        assert self.has_mask and not self.due
+        self.has_mask = False
+        self.due = forced(token)
+
+
+class FakeMasks:
+    """Computes masks only in `wait`, as the slowest threads would. `waits` counts how often that was asked."""
+
+    def __init__(self) -> None:
+        self._wanted: list[FakeGuide] = []
+        self._running: list[FakeGuide] = []
+        self.waits = 0
+
+    def want(self, guide: FakeGuide) -> None:
+        assert guide not in self._wanted and not guide.has_mask
+        self._wanted.append(guide)
+
+    def start(self) -> None:
+        self._running += self._wanted
+        self._wanted = []
+
+    def wait(self) -> None:
+        self.waits += 1
+        for guide in self._running:
+            guide.has_mask = True
+        self._running = []
+
+    def close(self) -> None:
+        pass
 
 
 class FakeModel:

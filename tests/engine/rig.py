@@ -13,7 +13,7 @@ from locallab.engine.sequence import Sequence
 from locallab.engine.text import TextStream
 from locallab.engine.worker import Cancel, Submit, Worker
 
-from .fakellama import FakeContext, FakeModel
+from .fakellama import FakeContext, FakeGuide, FakeMasks, FakeModel
 
 
 class Rig:
@@ -50,18 +50,19 @@ class Rig:
         self.scheduler = Scheduler(limits, HostCache(host_bytes, **limit), costs)
         self.ended = 0
         self.worker = Worker(FakeModel(), self.context, self.scheduler, self._deliver, self._count)  # type: ignore[arg-type]
+        self.masks = self.worker._masks = FakeMasks()  # type: ignore[assignment]
         self.events: dict[int, list[TokenEvent]] = {}
         self.prompts: dict[int, list[int]] = {}
         self._ids = iter(range(1 << 30))
 
-    def submit(self, prompt: Seq[int], max_tokens: int = 8, **params: object) -> int:
+    def submit(self, prompt: Seq[int], max_tokens: int = 8, *, guide: FakeGuide | None = None, **params: object) -> int:
         id = next(self._ids)
         self.events[id] = []
         self.prompts[id] = list(prompt)
         limit = min(self.scheduler.limits.cells, len(prompt) + max_tokens)
         sampling = SamplingParams(temperature=0, **params)  # type: ignore[arg-type]
         text = TextStream(sampling.stop)
-        sequence = Sequence(id, list(prompt), len(prompt), limit, sampling, self.events[id].append, text)
+        sequence = Sequence(id, list(prompt), len(prompt), limit, sampling, self.events[id].append, text, guide)
         self.worker._carry_out(Submit(sequence))
         return id
 

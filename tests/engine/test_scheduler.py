@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -9,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from locallab.engine import scheduler
 
-from .fakellama import answer
+from .fakellama import FakeGuide, answer, guided_answer
 from .rig import Rig
 
 BASES = [[1, 2, 3, 4] * 12, [5, 6, 7] * 10, [1, 2, 3, 4] * 4 + [9] * 20]
@@ -49,11 +51,15 @@ class Traffic(RuleBasedStateMachine):
         )
         self.rig.context.can_rewind = rewind != 0
         self.wanted: dict[int, int] = {}
+        self.answers: dict[int, Callable[[Sequence[int], int], list[int]]] = {}
         self.cancelled: set[int] = set()
 
-    @rule(prompt=prompts, max_tokens=st.integers(0, 30))
-    def arrive(self, prompt, max_tokens):
-        self.wanted[self.rig.submit(prompt, max_tokens)] = max_tokens
+    @rule(prompt=prompts, max_tokens=st.integers(0, 30), guided=st.booleans())
+    def arrive(self, prompt, max_tokens, guided):
+        guide = FakeGuide(prompt) if guided else None
+        id = self.rig.submit(prompt, max_tokens, guide=guide)
+        self.wanted[id] = max_tokens
+        self.answers[id] = guided_answer if guided else answer
 
     @precondition(lambda self: self.rig.worker._sequences)
     @rule(data=st.data())
@@ -83,7 +89,7 @@ class Traffic(RuleBasedStateMachine):
         assert self.rig.ended == len(self.wanted)
         for id, max_tokens in self.wanted.items():
             prompt = self.rig.prompts[id]
-            expected = answer(prompt, min(max_tokens, self.rig.scheduler.limits.cells - len(prompt)))
+            expected = self.answers[id](prompt, min(max_tokens, self.rig.scheduler.limits.cells - len(prompt)))
             got = self.rig.tokens(id)
             assert [e.finish_reason for e in self.rig.events[id]].count(None) == len(self.rig.events[id]) - 1
             if id in self.cancelled and self.rig.last(id).finish_reason == "cancelled":

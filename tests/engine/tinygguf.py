@@ -6,7 +6,7 @@ or state shows in the next few tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import gguf
@@ -29,26 +29,42 @@ _SLIDING = [True, True, False, True]
 _RECURRENT = [False, True, False, True]
 
 
-def write(path: Path, architecture: str, *, seed: int = 0, without: Iterable[str] = (), called: str | None = None) -> Path:
+Tokens = Sequence[tuple[str, gguf.TokenType]]
+
+
+def write(
+    path: Path,
+    architecture: str,
+    *,
+    seed: int = 0,
+    without: Iterable[str] = (),
+    called: str | None = None,
+    more: Tokens = (),
+) -> Path:
     """Writes a model to `path` and returns it. The same arguments give the same bytes.
 
-    `without` names tensors to leave out; `called` is the architecture to claim in the metadata.
+    `without` names tensors to leave out; `called` is the architecture to claim in the metadata; `more` are tokens behind the
+    N_VOCAB that every such model has.
     """
-    model = _Tiny(path, architecture, seed, frozenset(without), called)
+    model = _Tiny(path, architecture, seed, frozenset(without), called, more)
     model.close()
     return path
 
 
 class _Tiny:
-    def __init__(self, path: Path, architecture: str, seed: int, without: frozenset[str], called: str | None) -> None:
+    def __init__(
+        self, path: Path, architecture: str, seed: int, without: frozenset[str], called: str | None, more: Tokens
+    ) -> None:
+        n_vocab = N_VOCAB + len(more)
+        self._more = more
         self._random = np.random.default_rng(seed)
         self._without = without
         self._writer = gguf.GGUFWriter(path, called or architecture)
         self._facts()
         self._vocabulary()
-        self._matrix("token_embd.weight", N_VOCAB, _EMBED, scale=1 / _EMBED**0.5 if architecture == "gemma3" else 1)
+        self._matrix("token_embd.weight", n_vocab, _EMBED, scale=1 / _EMBED**0.5 if architecture == "gemma3" else 1)
         self._ones("token_embd_norm.weight" if architecture == "lfm2" else "output_norm.weight", _EMBED)
-        self._matrix("output.weight", N_VOCAB, _EMBED, scale=4 / _EMBED**0.5)
+        self._matrix("output.weight", n_vocab, _EMBED, scale=4 / _EMBED**0.5)
         getattr(self, f"_{architecture}")()
 
     def close(self) -> None:
@@ -124,13 +140,14 @@ class _Tiny:
         self._writer.add_value_length(_HEAD)
 
     def _vocabulary(self) -> None:
-        """SentencePiece: three specials, all bytes, the letters."""
+        """SentencePiece: three specials, all bytes, the letters, and what else was asked for."""
         letters = [chr(ord("a") + i) for i in range(26)]
         types = gguf.TokenType
         self._writer.add_tokenizer_model("llama")
-        self._writer.add_token_list(["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters])
-        self._writer.add_token_scores([0.0] * N_VOCAB)
-        self._writer.add_token_types([types.UNKNOWN, *[types.CONTROL] * 2, *[types.BYTE] * 256, *[types.NORMAL] * 26])
+        texts, kinds = [text for text, _ in self._more], [kind for _, kind in self._more]
+        self._writer.add_token_list(["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters, *texts])
+        self._writer.add_token_scores([0.0] * (N_VOCAB + len(texts)))
+        self._writer.add_token_types([types.UNKNOWN, *[types.CONTROL] * 2, *[types.BYTE] * 256, *[types.NORMAL] * 26, *kinds])
         self._writer.add_bos_token_id(BOS)
         self._writer.add_eos_token_id(EOS)
         self._writer.add_unk_token_id(0)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,14 @@ import httpx
 import openai
 import pytest
 import uvicorn
+from starlette.routing import BaseRoute
 
+from locallab.keys import Keyring, KeyStore
 from locallab.models.store import Store
 from locallab.pool import Pool
 from locallab.server.app import create_app
 from locallab.settings import EngineSettings, ServerSettings
-from tests.fakes import FakeEngine, registry
+from tests.fakes import FakeEngine, FakeMemory, registry
 
 
 @dataclasses.dataclass
@@ -44,7 +46,9 @@ class Served:
 @contextlib.contextmanager
 def running(app: Any) -> Iterator[str]:
     """Serves the app from a thread; gives its URL."""
-    config = uvicorn.Config(app, port=0, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=5)
+    config = uvicorn.Config(
+        app, port=0, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=5, proxy_headers=False
+    )
     server = uvicorn.Server(config)
     started = threading.Event()
     startup = server.startup
@@ -71,14 +75,31 @@ Serve = Callable[..., "contextlib.AbstractContextManager[Served]"]
 
 def start_in(folder: Path) -> Serve:
     @contextlib.contextmanager
-    def start(load: str | None = "tiny:1b", engine: dict[str, Any] | None = None, **settings: Any) -> Iterator[Served]:
-        def make(path: Path, settings: EngineSettings, deliver: Any) -> Any:
-            return FakeEngine(path, settings, deliver, **(engine or {}))
+    def start(
+        load: str | None = "tiny:1b",
+        engine: dict[str, Any] | None = None,
+        public: bool = False,
+        routes: Sequence[BaseRoute] = (),
+        tunnel: Any = None,
+        room: int = 10,
+        **settings: Any,
+    ) -> Iterator[Served]:
+        engines: list[FakeEngine] = []
 
-        pool = Pool(registry(folder), Store(folder / "store"), engine=make, grace=0.0)
+        def make(path: Path, settings: EngineSettings, deliver: Any) -> Any:
+            engines.append(FakeEngine(path, settings, deliver, **(engine or {})))
+            return engines[-1]
+
+        given = ServerSettings(**{"rate_limit": False, **settings})  # a test is no slow client
+        memory = FakeMemory(room * 10**8, 10**8, lambda: list(engines))
+        options: dict[str, Any] = {"on_demand": given.on_demand, "keep_alive": given.keep_alive, "memory": memory}
+        pool = Pool(registry(folder), Store(folder / "store"), engine=make, grace=0.0, **options)
         if load:
             pool.load_now(load)
-        with running(create_app(pool, ServerSettings(**settings))) as url, httpx.Client(base_url=url, timeout=30) as client:
+        keyring = Keyring(given, KeyStore(folder / "keys.json"), public)
+        app = create_app(pool, given, keyring, tunnel)
+        app.router.routes.extend(routes)
+        with running(app) as url, httpx.Client(base_url=url, timeout=30) as client:
             yield Served(url, client, pool)
 
     return start
@@ -86,7 +107,9 @@ def start_in(folder: Path) -> Serve:
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Serve:
-    """Starts a server: `load` a model first or not, the engine's options, other options for ServerSettings."""
+    """Starts a server: `load` a model first or not, the engine's options, whether it counts as reachable from other machines,
+    further routes, a tunnel, memory for so many models, other options for ServerSettings. Its keys are in
+    tmp_path / "keys.json"."""
     return start_in(tmp_path)
 
 

@@ -7,7 +7,6 @@ import pytest
 
 from locallab import __version__
 from locallab.engine.request import SamplingParams
-from locallab.server.modelinfo import readable_size
 from tests.fakes import TEXT
 from tests.server.conftest import Serve, Served
 from tests.server.sse import DONE, events
@@ -146,56 +145,6 @@ def test_long_prompt_is_tokenized_elsewhere(serve: Serve) -> None:
         assert served.http.post("/generate", json={"prompt": "x" * 20_000}).json()["usage"]["prompt_tokens"] == 20_001
 
 
-def test_current_and_available(served: Served) -> None:
-    current = served.http.get("/models/current").json()
-    assert current["name"] == "tiny:1b" and current["loaded"] is True and current["status"] == "ready"
-    assert current["context"] == 512 and current["size"] == "98MB" and current["device"] == "CPU (no thread)"
-    models = served.http.get("/models/available").json()["models"]
-    assert [(m["name"], m["status"], m["loaded"]) for m in models] == [
-        ("tiny:1b", "ready", True),
-        ("other:2b", "unloaded", False),
-        ("broken:3b", "unloaded", False),
-    ]
-    assert {
-        "size": "98MB",
-        "size_bytes": 98_000_000,
-        "context": 512,
-        "description": "a fake",
-        "aliases": ["first"],
-    }.items() <= (models[0].items())
-
-
-def test_load_swaps_the_model(serve: Serve) -> None:
-    with serve() as served:
-        before = served.engine
-        response = served.http.post("/models/load", json={"model_id": "other:2b"})
-        assert response.status_code == 200 and response.json()["name"] == "other:2b"
-        assert served.http.get("/models/current").json()["name"] == "other:2b"
-        assert served.http.post("/generate", json={"prompt": "hi", "model_id": "other:2b"}).json()["model"] == "other:2b"
-        served.http.post("/models/load", json={"model_id": "tiny:1b"})  # begins when the first model is closed
-        assert before.closed_with == 0.0
-
-
-def test_load_that_fails(serve: Serve) -> None:
-    with serve() as served:
-        response = served.http.post("/models/load", json={"model_id": "broken:3b"})
-        assert response.status_code == 500 and "not a GGUF file" in response.json()["detail"]
-        models = served.http.get("/models/available").json()["models"]
-        assert models[2]["status"] == "error" and "not a GGUF file" in models[2]["error"]
-        assert served.http.post("/generate", json={"prompt": "hi"}).status_code == 200
-
-
-@pytest.mark.parametrize("path", ["/generate", "/chat"])
-def test_model_id(served: Served, path: str) -> None:
-    def status(model_id: str | None) -> tuple[int, str]:
-        response = served.http.post(path, json={"prompt": "hi", "messages": USER, "model_id": model_id})
-        return response.status_code, response.json().get("detail", "")
-
-    assert [status(name) for name in (None, "", "tiny:1b", "first")] == [(200, "")] * 4
-    assert status("other:2b") == (404, "model 'other:2b' is not loaded; POST /models/load loads it")
-    assert status("tiny") == (404, "unknown model 'tiny'; did you mean tiny:1b?")
-
-
 def test_info(served: Served) -> None:
     body = served.http.get("/system/info").json()
     assert body["service"] == "locallab" and body["version"] == __version__ and body["uptime_seconds"] >= 0
@@ -215,7 +164,6 @@ def test_without_a_model(serve: Serve) -> None:
         assert served.http.get("/health").status_code == 200
         ready = served.http.get("/health/ready")
         assert ready.status_code == 503 and ready.headers["retry-after"] == "2"
-        assert served.http.get("/models/current").json() == {"name": None, "loaded": False, "status": "unloaded"}
         assert served.http.get("/system/info").json()["model"] is None
         response = served.http.post("/generate", json={"prompt": "hi"})
         assert response.status_code == 503 and "no model is loaded" in response.json()["detail"]
@@ -234,8 +182,3 @@ def test_stopping_ends_streams(serve: Serve) -> None:
             assert [line for line in lines if line] == [
                 'data: {"detail":"the engine was closed before the answer was complete"}'
             ]
-
-
-@pytest.mark.parametrize(("size", "text"), [(5, "5B"), (98_000_000, "98MB"), (1_234_567_890, "1.23GB"), (2_500, "2.5KB")])
-def test_sizes(size: int, text: str) -> None:
-    assert readable_size(size) == text

@@ -247,17 +247,34 @@ def test_completions_tolerate(served: Served) -> None:
 
 
 def test_models(served: Served) -> None:
+    """The loaded one first, then those that asking for them would load."""
     models = served.openai.models.list()
-    assert [(model.id, model.owned_by) for model in models] == [("tiny:1b", "locallab")]
+    assert [(model.id, model.owned_by) for model in models] == [
+        ("tiny:1b", "locallab"),
+        ("other:2b", "locallab"),
+        ("broken:3b", "locallab"),
+    ]
     body = served.http.get("/v1/models").json()
     assert body["models"] == body["data"]
-    [entry] = body["data"]
+    entry, other, _ = body["data"]
     assert entry["meta"]["n_ctx"] == entry["context_length"] == entry["max_model_len"] == 512 and entry["created"] > 0
-    assert served.openai.models.retrieve("tiny:1b").id == "tiny:1b"
+    assert (entry["status"], other["status"]) == ("ready", "unloaded")
+    assert "meta" not in other and other["context_length"] == other["max_model_len"] == 512 and other["created"] > 0
+    for name in ("tiny:1b", "other:2b"):
+        assert served.openai.models.retrieve(name).id == name
+
+
+def test_models_are_in_the_order_of_use(serve: Serve) -> None:
+    with serve(on_demand="keep") as served:
+        served.http.post("/v1/completions", json={"prompt": "hi", "model": "other:2b"})
+        (served.pool.store.root.parent / "broken-3b.gguf").unlink()
+        assert [model.id for model in served.openai.models.list()] == ["other:2b", "tiny:1b"]
+        with pytest.raises(openai.NotFoundError, match="'broken:3b' is not loaded"):
+            served.openai.models.retrieve("broken:3b")
 
 
 def test_models_before_one_is_loaded(serve: Serve) -> None:
-    with serve(load=None) as served:
+    with serve(load=None, on_demand="refuse") as served:
         assert served.http.get("/v1/models").json() == {"object": "list", "data": [], "models": []}
         response = served.http.post("/v1/chat/completions", json={"messages": USER})
         assert response.status_code == 503 and response.headers["retry-after"] == "2"
@@ -268,15 +285,31 @@ def test_models_before_one_is_loaded(serve: Serve) -> None:
     ("name", "message"),
     [("nobody/no-such-model", "unknown model 'nobody/no-such-model'"), ("other:2b", "model 'other:2b' is not loaded;")],
 )
-def test_model_that_is_not_there(served: Served, name: str, message: str) -> None:
-    with pytest.raises(openai.NotFoundError) as caught:
-        served.openai.models.retrieve(name)
-    assert caught.value.code == "model_not_found" and caught.value.param == "model" and message in caught.value.message
+def test_model_that_is_not_there(serve: Serve, name: str, message: str) -> None:
+    with serve(on_demand="refuse") as served:
+        with pytest.raises(openai.NotFoundError) as caught:
+            served.openai.models.retrieve(name)
+        assert caught.value.code == "model_not_found" and caught.value.param == "model" and message in caught.value.message
 
 
-def test_model_of_the_registry_that_is_not_loaded(served: Served) -> None:
-    with pytest.raises(openai.NotFoundError, match="POST /models/load"):
+def test_model_of_the_registry_that_is_not_loaded(serve: Serve) -> None:
+    with serve(on_demand="refuse") as served, pytest.raises(openai.NotFoundError, match="POST /models/load"):
         served.openai.chat.completions.create(model="other:2b", messages=USER)
+
+
+def test_model_that_is_asked_is_loaded(serve: Serve) -> None:
+    with serve() as served:
+        for name in ("other:2b", "OTHER:2B", "gpt-4o", "first"):
+            answer = served.openai.chat.completions.create(model=name, messages=USER)
+            assert answer.model == name and answer.choices[0].message.content == TEXT
+            assert served.pool.current and served.pool.current.spec.id == ("tiny:1b" if name == "first" else "other:2b")
+
+
+def test_unknown_model_where_names_are_strict(serve: Serve) -> None:
+    with serve(strict_models=True) as served:
+        with pytest.raises(openai.NotFoundError, match="unknown model 'tiny'; did you mean tiny:1b"):
+            served.openai.chat.completions.create(model="tiny", messages=USER)
+        assert served.openai.chat.completions.create(model="first", messages=USER).model == "first"
 
 
 @pytest.mark.parametrize("path", ["chat/completions", "completions"])

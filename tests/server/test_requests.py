@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 import socket
 from typing import Any
 
 import pytest
 
+from locallab import logs
 from locallab.server.middleware import Failsafe
 from locallab.server.middleware.paths import canonical
 from tests.fakes import TEXT
@@ -217,7 +219,7 @@ def test_declared_length_is_refused_unread(serve: Serve) -> None:
         serve(max_body_mib=1) as served,
         socket.create_connection((served.http.base_url.host, served.http.base_url.port)) as sock,
     ):
-        sock.sendall(b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999999\r\n\r\n")
+        sock.sendall(b"POST /generate HTTP/1.1\r\nhost: localhost\r\ncontent-length: 99999999999\r\n\r\n")
         answer = b""
         while more := sock.recv(65536):  # until the server hangs up
             answer += more
@@ -255,16 +257,17 @@ def test_exception_after_the_first_byte_ends_the_connection() -> None:
     assert len(sent) == 1
 
 
-def test_access_log(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "locallab.access"), serve() as served:
+def test_access_log(serve: Serve) -> None:
+    stream = io.StringIO()
+    with logs.configured("info", "text", stream), serve() as served:
         response = served.http.post("/v1//completions/", json={"prompt": "hi"}, headers={"x-request-id": "mine-1"})
         assert response.headers["x-request-id"] == "mine-1"
         ids = {served.http.get("/nope").headers["x-request-id"] for _ in range(2)}
         assert len(ids) == 2
-    lines = [record.getMessage() for record in caplog.records if record.name == "locallab.access"]
+    lines = [line for line in stream.getvalue().splitlines() if "locallab.access" in line]
     assert len(lines) == 3
-    assert lines[0].startswith("127.0.0.1 POST /v1//completions/ 200 ") and lines[0].endswith(" ms mine-1")
-    assert lines[1].startswith("127.0.0.1 GET /nope 404 ")
+    assert " locallab.access [mine-1]: 127.0.0.1 POST /v1//completions/ 200 " in lines[0] and lines[0].endswith(" ms")
+    assert "]: 127.0.0.1 GET /nope 404 " in lines[1] and {line.split("[")[1].split("]")[0] for line in lines[1:]} == ids
 
 
 @pytest.mark.parametrize("sent", ["", "x" * 129, "a\tb", "é"], ids=["empty", "long", "control", "not ASCII"])
@@ -281,6 +284,6 @@ def test_access_log_can_be_off(serve: Serve, caplog: pytest.LogCaptureFixture) -
 
 def test_client_that_leaves_in_the_middle_of_its_request(served: Served, caplog: pytest.LogCaptureFixture) -> None:
     with socket.create_connection((served.http.base_url.host, served.http.base_url.port)) as sock:
-        sock.sendall(b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+        sock.sendall(b"POST /generate HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{")
     assert served.http.get("/health").status_code == 200
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []

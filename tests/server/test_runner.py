@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from locallab.errors import ConfigError
+from locallab.errors import ConfigError, LocalLabError
 from locallab.server import runner
 from locallab.settings import ServerSettings
 
@@ -197,3 +197,28 @@ def test_not_in_the_main_thread() -> None:
     thread.start()
     thread.join(PATIENCE)
     assert "main thread" in str(caught[0])
+
+
+class Unready(Lifespan):
+    """An app that cannot start."""
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.failed", "message": "no model"})
+
+
+def test_in_the_background_signals_stay_the_programs() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with runner.bind("127.0.0.1", 0) as sock:
+        server = runner.Background(Lifespan(), sock, ServerSettings(grace=0))
+        assert signal.getsignal(signal.SIGTERM) is before
+        socket.create_connection(sock.getsockname(), timeout=PATIENCE).close()
+        server.stop()
+        server.stop()
+    assert "server" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_in_the_background_an_app_that_cannot_start_is_an_error() -> None:
+    with runner.bind("127.0.0.1", 0) as sock, pytest.raises(LocalLabError, match="could not start"):
+        runner.Background(Unready(), sock, ServerSettings())
+    assert "server" not in {thread.name for thread in threading.enumerate()}

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
+from msgspec import Meta
 from starlette.requests import Request
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
 from locallab.chat import Message, normalize
-from locallab.errors import InvalidField
 from locallab.pool import Pool
+from locallab.server.answers import Generated, NativeChatAnswer
 from locallab.server.chunks import ChatChunks, Head, NativeChunks, usage_body
-from locallab.server.endpoint import Endpoint
-from locallab.server.fields import Sampling, read
+from locallab.server.endpoint import Generating
+from locallab.server.fields import MESSAGES, Sampling, read
 from locallab.server.generate import Generation, collect
+from locallab.server.leases import lease
 from locallab.server.prompts import chat_prompt, text_prompt
 from locallab.server.reply import reply
 from locallab.server.sse import EventStream
@@ -24,9 +26,9 @@ from locallab.settings import ServerSettings
 class NativeBody(Sampling, kw_only=True):
     """What /generate and /chat have in common. `max_length` counts tokens of the answer, without the prompt."""
 
-    model_id: str | None = None
-    stream: bool | None = None
-    max_length: int | None = None
+    model_id: Annotated[str | None, Meta(description="the model to ask, by its name or an alias")] = None
+    stream: Annotated[bool | None, Meta(description="send the answer while it is written")] = None
+    max_length: Annotated[int | None, Meta(description="most tokens of the answer; comes before max_tokens")] = None
 
     LIMITS: ClassVar[tuple[str, ...]] = ("max_length", "max_tokens")
 
@@ -34,12 +36,12 @@ class NativeBody(Sampling, kw_only=True):
 class GenerateBody(NativeBody, kw_only=True):
     """`chat_template` true sends the prompt as a user's message, through the model's template."""
 
-    prompt: str | None = None
-    chat_template: bool | None = None
+    prompt: Annotated[str, Meta(description="the text to go on from")]
+    chat_template: Annotated[bool | None, Meta(description="true: put it to the model as a user's message")] = None
 
 
-class ChatBody(NativeBody, kw_only=True):
-    messages: Any = None
+class NativeChatBody(NativeBody, kw_only=True):
+    messages: Annotated[Any, Meta(description="the conversation, oldest first", extra_json_schema=MESSAGES)]
 
 
 class Native:
@@ -51,17 +53,15 @@ class Native:
 
     def routes(self) -> list[BaseRoute]:
         return [
-            Endpoint("/generate", self.generate, method="POST", tag="native", body=GenerateBody, streams=True),
-            Endpoint("/chat", self.chat, method="POST", tag="native", body=ChatBody, streams=True),
+            Generating("/generate", self.generate, tag="native", body=GenerateBody, answer=Generated),
+            Generating("/chat", self.chat, tag="native", body=NativeChatBody, answer=NativeChatAnswer),
         ]
 
     async def generate(self, request: Request) -> ASGIApp:
         """Complete a prompt as it stands."""
         body = await read(request, GenerateBody)
-        loaded = self._pool.find(body.model_id, strict=True)
+        loaded = await lease(request, self._pool, body.model_id, strict=True)
         params = body.params(loaded.engine.info.n_vocab, self._settings.completion_tokens)
-        if body.prompt is None:
-            raise InvalidField("prompt", "is missing")
         as_chat = [Message("user", body.prompt)] if body.chat_template else None
         prompt = await (chat_prompt(loaded, as_chat) if as_chat else text_prompt(loaded, body.prompt))
         if body.stream:
@@ -72,8 +72,8 @@ class Native:
 
     async def chat(self, request: Request) -> ASGIApp:
         """Answer a conversation, through the model's chat template."""
-        body = await read(request, ChatBody)
-        loaded = self._pool.find(body.model_id, strict=True)
+        body = await read(request, NativeChatBody)
+        loaded = await lease(request, self._pool, body.model_id, strict=True)
         params = body.params(loaded.engine.info.n_vocab, None)
         prompt = await chat_prompt(loaded, normalize(body.messages))
         head = Head.make("chatcmpl", loaded.spec.id)

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import msgspec
+from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
 from locallab.chat import normalize
 from locallab.engine.request import SamplingParams
 from locallab.errors import InvalidField, ModelNotLoaded
-from locallab.pool import Loaded, Pool
+from locallab.pool import Pool
+from locallab.server.answers import ChatCompletion, ModelCard, ModelList, TextCompletion
 from locallab.server.chunks import ChatChunks, CompletionChunks, Head, usage_body
-from locallab.server.fields import Sampling, read
+from locallab.server.endpoint import Endpoint, Generating
+from locallab.server.fields import MESSAGES, Sampling, read
 from locallab.server.generate import Answer, Generation, Job, collect
+from locallab.server.leases import lease
+from locallab.server.modelcards import model_cards
 from locallab.server.prompts import chat_prompt, text_prompt
 from locallab.server.reply import reply
 from locallab.server.sse import EventStream
@@ -28,16 +33,16 @@ UNSUPPORTED = "not supported yet"
 
 
 class StreamOptions(msgspec.Struct):
-    include_usage: bool | None = None
+    include_usage: Annotated[bool | None, Meta(description="end the stream with a chunk that has the usage")] = None
 
 
 class OpenAIBody(Sampling, kw_only=True):
     """What both routes have in common. A field that would change the answer and that we cannot heed is refused, not ignored."""
 
-    model: str | None = None
-    n: int | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    model: Annotated[str | None, Meta(description="the model to ask; an unknown name is the current one")] = None
+    n: Annotated[int | None, Meta(description="answers to each prompt")] = None
+    stream: Annotated[bool | None, Meta(description="send the answer while it is written")] = None
+    stream_options: Annotated[StreamOptions | None, Meta(description="what a stream tells besides the answer")] = None
 
     @property
     def include_usage(self) -> bool:
@@ -45,16 +50,16 @@ class OpenAIBody(Sampling, kw_only=True):
 
 
 class ChatBody(OpenAIBody, kw_only=True):
-    messages: Any = None
-    max_completion_tokens: int | None = None
-    logprobs: bool | None = None
-    top_logprobs: int | None = None
-    response_format: dict[str, Any] | None = None
-    tools: list[Any] | None = None
-    tool_choice: Any = None
-    functions: list[Any] | None = None
-    function_call: Any = None
-    modalities: list[str] | None = None
+    messages: Annotated[Any, Meta(description="the conversation, oldest first", extra_json_schema=MESSAGES)]
+    max_completion_tokens: Annotated[int | None, Meta(description="the same as max_tokens, and comes before it")] = None
+    logprobs: Annotated[bool | None, Meta(description="not supported yet")] = None
+    top_logprobs: Annotated[int | None, Meta(description="not supported yet")] = None
+    response_format: Annotated[dict[str, Any] | None, Meta(description="only of the type text yet")] = None
+    tools: Annotated[list[Any] | None, Meta(description="not supported yet, unless tool_choice is none")] = None
+    tool_choice: Annotated[Any, Meta(description="only auto and none yet")] = None
+    functions: Annotated[list[Any] | None, Meta(description="not supported yet, unless function_call is none")] = None
+    function_call: Annotated[Any, Meta(description="only auto and none yet")] = None
+    modalities: Annotated[list[str] | None, Meta(description="only text")] = None
 
     LIMITS: ClassVar[tuple[str, ...]] = ("max_completion_tokens", "max_tokens")
 
@@ -70,12 +75,23 @@ class ChatBody(OpenAIBody, kw_only=True):
         _refuse("modalities", any(kind != "text" for kind in self.modalities or ()))
 
 
+PROMPTS = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "minItems": 1, "items": {"type": "string"}},
+        {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}},
+        {"type": "array", "minItems": 1, "items": {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}},
+    ]
+}
+"""What `prompts` takes, as a JSON schema."""
+
+
 class CompletionBody(OpenAIBody, kw_only=True):
-    prompt: Any = None
-    echo: bool | None = None
-    suffix: str | None = None
-    best_of: int | None = None
-    logprobs: int | bool | None = None
+    prompt: Annotated[Any, Meta(description="a text, texts, token ids, or lists of them", extra_json_schema=PROMPTS)]
+    echo: Annotated[bool | None, Meta(description="put the prompt before its answer")] = None
+    suffix: Annotated[str | None, Meta(description="not supported yet")] = None
+    best_of: Annotated[int | None, Meta(description="only the same as n")] = None
+    logprobs: Annotated[int | bool | None, Meta(description="not supported yet")] = None
 
     def check(self) -> None:
         """Raises InvalidField for what cannot be served."""
@@ -94,15 +110,16 @@ class OpenAI:
 
     def routes(self) -> list[BaseRoute]:
         return [
-            Route("/v1/chat/completions", self.chat, methods=["POST"]),
-            Route("/v1/completions", self.completions, methods=["POST"]),
-            Route("/v1/models", self.models),
-            Route("/v1/models/{id:path}", self.model),
+            Generating("/v1/chat/completions", self.chat, tag="openai", body=ChatBody, answer=ChatCompletion),
+            Generating("/v1/completions", self.completions, tag="openai", body=CompletionBody, answer=TextCompletion),
+            Endpoint("/v1/models", self.models, tag="openai", answer=ModelList),
+            Endpoint("/v1/models/{id:path}", self.model, tag="openai", answer=ModelCard, errors=(404,)),
         ]
 
     async def chat(self, request: Request) -> ASGIApp:
+        """Answer a conversation."""
         body = await read(request, ChatBody)
-        loaded = self._pool.find(body.model, strict=False)
+        loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
         params = body.params(loaded.engine.info.n_vocab, None)
         body.check()
         prompt = await chat_prompt(loaded, normalize(body.messages))
@@ -116,8 +133,9 @@ class OpenAI:
         return reply(head.body("chat.completion", choices, usage=_usage(answers, len(jobs))))
 
     async def completions(self, request: Request) -> ASGIApp:
+        """Complete one prompt or several as they stand."""
         body = await read(request, CompletionBody)
-        loaded = self._pool.find(body.model, strict=False)
+        loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
         params = body.params(loaded.engine.info.n_vocab, self._settings.completion_tokens)
         body.check()
         given = prompts(body.prompt)
@@ -133,16 +151,17 @@ class OpenAI:
         return reply(head.body("text_completion", choices, usage=_usage(answers, n)))
 
     async def models(self, request: Request) -> Response:
-        current = self._pool.current
-        entries = [_entry(current)] if current else []
-        return reply({"object": "list", "data": entries, "models": entries})
+        """The models that can be asked: the loaded ones first, then those that a request would load."""
+        cards = list(model_cards(self._pool))
+        return reply(ModelList("list", cards, cards))
 
     async def model(self, request: Request) -> Response:
-        wanted = request.path_params["id"]
-        spec, current = self._pool.registry.get(wanted), self._pool.current
-        if current is None or current.spec.id != spec.id:
+        """One model that can be asked."""
+        spec = self._pool.registry.get(request.path_params["id"])
+        card = next((card for card in model_cards(self._pool) if card.id == spec.id), None)
+        if card is None:
             raise ModelNotLoaded(spec.id)
-        return reply(_entry(current))
+        return reply(card)
 
 
 def prompts(raw: Any) -> list[str | list[int]]:
@@ -193,24 +212,3 @@ def _choice(index: int, answer: Answer, **what: Any) -> dict[str, Any]:
 
 def _usage(answers: Sequence[Answer], n: int) -> dict[str, Any]:
     return usage_body([answer.usage for answer in answers], n)
-
-
-def _entry(loaded: Loaded) -> dict[str, Any]:
-    """A model with its context under every name that clients look for."""
-    info = loaded.engine.info
-    return {
-        "id": loaded.spec.id,
-        "name": loaded.spec.id,
-        "object": "model",
-        "created": loaded.created,
-        "owned_by": "locallab",
-        "context_length": info.context,
-        "max_model_len": info.context,
-        "meta": {
-            "n_ctx": info.context,
-            "n_ctx_train": info.n_ctx_train,
-            "n_vocab": info.n_vocab,
-            "n_params": info.n_params,
-            "size": info.size_bytes,
-        },
-    }

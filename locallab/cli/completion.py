@@ -1,0 +1,79 @@
+"""`locallab completion`: what makes a shell complete commands, options and model names."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+import click
+from click.shell_completion import BashComplete, CompletionItem, add_completion_class, get_completion_class, split_arg_string
+
+from locallab import settings
+from locallab.cli.options import layers
+from locallab.errors import LocalLabError
+from locallab.settings import ServerSettings
+
+SHELLS = ("bash", "zsh", "fish")
+VARIABLE = "_LOCALLAB_COMPLETE"
+
+_BASH = """\
+%(complete_func)s() {
+    local IFS=$'\\n' line="${COMP_LINE:0:COMP_POINT}" word before="" answer kind value
+    # The line as it stands: bash cuts words at the colon that names of models have, and completes what is behind it.
+    answer=$(env COMP_WORDS="$line" %(complete_var)s=bash_complete "$1")
+    word="${line##*[[:space:]]}"
+    [[ "$COMP_WORDBREAKS" == *:* && "$word" == *:* ]] && before="${word%%"${word##*:}"}"
+    COMPREPLY=()
+    for value in $answer; do
+        kind="${value%%%%,*}"
+        value="${value#*,}"
+        case "$kind" in
+            dir | file) compopt -o default; COMPREPLY=() ;;
+            plain) COMPREPLY+=("${value#"$before"}") ;;
+        esac
+    done
+}
+complete -o nosort -F %(complete_func)s %(prog_name)s
+"""
+
+
+@add_completion_class
+class Bash(BashComplete):
+    """As click's, for words with colons."""
+
+    source_template = _BASH
+
+    @staticmethod
+    def _check_version() -> None:
+        """Says nothing: bash 4.4 is ten years old."""
+
+    def get_completion_args(self) -> tuple[list[str], str]:
+        line = os.environ["COMP_WORDS"]
+        words = split_arg_string(line)[1:]
+        return (words, "") if not words or line[-1:].isspace() else (words[:-1], words[-1])
+
+
+def model_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Completes a model: the names of the registry, and files."""
+    from locallab.models import Registry
+
+    found: list[CompletionItem] = []
+    with contextlib.suppress(LocalLabError):  # a broken registry is told by the command, not in the middle of a word
+        given = settings.resolve(ServerSettings, *layers(ServerSettings, {}))
+        specs = [spec for spec in Registry.discover(given.registry) if spec.id.lower().startswith(incomplete.lower())]
+        found = [CompletionItem(spec.id, help=spec.description) for spec in specs]
+    return found or [CompletionItem(incomplete, type="file")]
+
+
+@click.command("completion")
+@click.argument("shell", type=click.Choice(SHELLS))
+@click.pass_context
+def command(context: click.Context, shell: str) -> None:
+    """Print what makes a shell complete commands, options and model names.
+
+    bash: add eval "$(locallab completion bash)" to ~/.bashrc. zsh: the same with zsh in ~/.zshrc, after compinit. fish: locallab
+    completion fish > ~/.config/fish/completions/locallab.fish
+    """
+    kind = get_completion_class(shell)
+    assert kind is not None, "click knows all three"
+    click.echo(kind(context.find_root().command, {}, "locallab", VARIABLE).source())

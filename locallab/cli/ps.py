@@ -1,0 +1,61 @@
+"""`locallab ps`: what the running server has loaded."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from locallab.cli import client
+from locallab.cli.tables import table
+
+
+@click.command("ps")
+@client.options
+@click.option("--json", "as_json", is_flag=True, help="print an object of url, version, uptime_seconds and models")
+def command(url: str | None, api_key: str | None, as_json: bool) -> None:
+    """List the models that a running server has loaded: the memory each took, its requests, how long it is there."""
+    from locallab.cli.fetching import duration
+
+    with client.Server(url, api_key) as server:
+        info = server.get("/system/info")
+    models = [_entry(model) for model in info["models"]]
+    if as_json:
+        kept = {name: info[name] for name in ("version", "uptime_seconds", "public_url")}
+        click.echo(json.dumps({"url": server.url, **kept, "models": models}))
+        return
+    click.echo(f"LocalLab {info['version']} at {server.url}, up for {duration(info['uptime_seconds'])}", err=True)
+    table(("model", "memory", "device", "context", "running", "waiting", "loaded"), map(_row, models))
+
+
+def _entry(model: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "id": model["name"],
+        **{name: model[name] for name in ("type", "device", "context", "kv_tokens", "loaded_at")},
+        **model["memory"],
+        **{name: model["stats"][name] for name in ("running", "waiting", "completion_tokens")},
+    }
+
+
+def _row(model: Mapping[str, Any]) -> tuple[str, ...]:
+    from locallab.cli.fetching import duration
+
+    return (
+        model["id"],
+        _memory(model),
+        model["device"],
+        f"{model['context']:,}",
+        str(model["running"]),
+        str(model["waiting"]),
+        f"{duration(max(0, time.time() - model['loaded_at']))} ago",
+    )
+
+
+def _memory(model: Mapping[str, Any]) -> str:
+    from locallab.models.sources.job import amount
+
+    used = {"RAM": model["ram_bytes"], "VRAM": model["vram_bytes"]}
+    return " + ".join(f"{amount(size)} {kind}" for kind, size in used.items() if size) or "-"

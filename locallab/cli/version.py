@@ -1,0 +1,46 @@
+"""`locallab version`: what is installed here."""
+
+from __future__ import annotations
+
+import json
+import platform
+from typing import Any
+
+import click
+
+from locallab import __version__
+from locallab.cli.tables import facts
+
+
+@click.command("version")
+@click.option("--json", "as_json", is_flag=True, help="print an object of locallab, python, platform and llama_cpp")
+def command(as_json: bool) -> None:
+    """Print the versions of LocalLab, llama-cpp-python and Python, and what llama.cpp was built with."""
+    build = _build()
+    if as_json:
+        known = {"locallab": __version__, "python": platform.python_version(), "platform": platform.platform()}
+        click.echo(json.dumps({**known, "llama_cpp": build}))
+        return
+    facts(
+        [
+            ("locallab", __version__),
+            ("llama-cpp-python", build.get("llama_cpp_python") or build["error"]),
+            ("llama.cpp", build.get("system_info")),
+            ("gpu", _gpu(build) if "cuda" in build else None),
+            ("python", platform.python_version()),
+            ("platform", platform.platform()),
+        ]
+    )
+
+
+def _build() -> dict[str, Any]:
+    """What `build_features` tells, or {"error": why llama.cpp cannot be loaded}."""
+    try:
+        from locallab.engine import build_features
+    except (ImportError, OSError, RuntimeError) as error:
+        return {"error": f"cannot be loaded: {error}"}
+    return build_features()
+
+
+def _gpu(build: dict[str, Any]) -> str:
+    return "CUDA" if build["cuda"] else "yes" if build["gpu_offload"] else "built without"

@@ -1,0 +1,68 @@
+"""What of this machine models may use, as plain figures."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from locallab import hardware
+
+RAM_MARGIN = 256 << 20
+"""Bytes of the free RAM that stay free at least; a tenth of it if that is more."""
+
+GPU_MARGIN = 512 << 20
+"""Bytes of each GPU's free memory that CUDA itself takes, and what comes and goes while it computes; a twentieth if that is
+more."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Gpu:
+    """A GPU that llama.cpp can use; `free` is None where it shares the RAM."""
+
+    name: str
+    free: int | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Machine:
+    """Free bytes of RAM, and the GPUs. `gpu_build` is whether the installed llama.cpp can use a GPU at all."""
+
+    ram: int
+    gpus: tuple[Gpu, ...] = ()
+    threads: int = 1
+    gpu_build: bool = False
+
+    @classmethod
+    def here(cls, gpu_build: bool) -> Machine:
+        """This machine as it is now."""
+        gpus = tuple(Gpu(str(gpu["name"] or "GPU"), gpu["free_bytes"]) for gpu in hardware.gpus())
+        return cls(hardware.available_memory(), gpus, hardware.threads(), gpu_build)
+
+    @property
+    def has_gpu(self) -> bool:
+        """Whether layers can go on a GPU."""
+        return self.gpu_build and bool(self.gpus)
+
+    @property
+    def shared(self) -> bool:
+        """Whether what is on the GPU takes from the RAM."""
+        return self.has_gpu and any(gpu.free is None for gpu in self.gpus)
+
+    @property
+    def usable_ram(self) -> int:
+        """Bytes of RAM that a model may take."""
+        return max(0, self.ram - max(RAM_MARGIN, self.ram // 10))
+
+    @property
+    def usable_vram(self) -> int:
+        """Bytes that a model may take of all GPUs together."""
+        if not self.has_gpu:
+            return 0
+        if self.shared:
+            return self.usable_ram
+        return sum(max(0, gpu.free - max(GPU_MARGIN, gpu.free // 20)) for gpu in self.gpus if gpu.free)
+
+    def holds(self, ram: int, vram: int) -> bool:
+        """Whether so much fits at the same time."""
+        if self.shared:
+            return ram + vram <= self.usable_ram
+        return ram <= self.usable_ram and vram <= self.usable_vram

@@ -1,0 +1,67 @@
+"""Says in one line how a model is loaded, and why not better. Pure."""
+
+from __future__ import annotations
+
+from locallab.fit.estimates import Estimate, Load
+from locallab.fit.machine import Machine
+from locallab.fit.shapes import Shape
+
+Tried = tuple[Load, Estimate]
+
+
+def reason(shape: Shape, machine: Machine, fits: bool, chosen: Tried, first: Tried) -> str:
+    """`chosen` is what is done, or what does not fit either; `first` what was wanted most."""
+    load, needs = chosen
+    if not fits:
+        return f"does not fit: even {_described(shape, load)} would take {_takes(needs)}; {_usable(machine)} can be used"
+    text = f"{_described(shape, load)}: takes {_takes(needs)}; {_usable(machine)} can be used"
+    if load != first[0]:
+        text += f"; {_differences(shape, load, first[0])} would take {_takes(first[1])}"
+    if machine.gpus and not machine.gpu_build:
+        text += "; the GPU is not used, because this llama.cpp was built without CUDA"
+    return text
+
+
+def size(count: int) -> str:
+    """Bytes for people: 812 MiB, 4.4 GiB."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def place(shape: Shape, gpu_layers: int) -> str:
+    """Where the layers are."""
+    total = len(shape.layers) + 1
+    if not gpu_layers:
+        return "on the CPU"
+    return f"all {total} layers on the GPU" if not 0 <= gpu_layers < total else f"{gpu_layers} of {total} layers on the GPU"
+
+
+def _described(shape: Shape, load: Load) -> str:
+    return f"{place(shape, load.gpu_layers)}, context {load.context:,}, KV {load.kv_type}, {_requests(load)}"
+
+
+def _requests(load: Load) -> str:
+    return f"{load.parallel} requests at once" if load.parallel > 1 else "one request at a time"
+
+
+def _takes(needs: Estimate) -> str:
+    return f"{f'{size(needs.gpu)} of GPU memory and ' if needs.gpu else ''}{size(needs.ram)} of RAM"
+
+
+def _usable(machine: Machine) -> str:
+    """What is free and need not be left alone."""
+    own = machine.has_gpu and not machine.shared
+    return f"{f'{size(machine.usable_vram)} of GPU memory and ' if own else ''}{size(machine.usable_ram)} of RAM"
+
+
+def _differences(shape: Shape, load: Load, wanted: Load) -> str:
+    """What was wanted and is not done."""
+    found = []
+    if wanted.gpu_layers != load.gpu_layers:
+        found.append(place(shape, wanted.gpu_layers))
+    if wanted.context != load.context:
+        found.append(f"context {wanted.context:,}")
+    if wanted.kv_type != load.kv_type:
+        found.append(f"KV {wanted.kv_type}")
+    if wanted.parallel != load.parallel:
+        found.append(_requests(wanted))
+    return ", ".join(found) or f"a KV pool of {wanted.kv_tokens:,} tokens"

@@ -1,0 +1,211 @@
+"""What a model's header says about the memory it takes, layer by layer. Pure; follows how llama.cpp lays its memory out."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from locallab.models.gguf import Header
+from locallab.settings import KvType
+
+KV_BYTES: dict[KvType, float] = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
+"""Bytes of one number in the KV cache."""
+
+SLIDING = {
+    **dict.fromkeys(("gemma2", "gpt-oss"), 2),
+    **dict.fromkeys(("afmoe", "cohere2", "exaone4", "exaone-moe", "llama4", "olmo2", "smallthinker"), 4),
+    "gemma3n": 5,
+    "gemma3": 6,
+}
+"""Architectures of which every so-manieth layer looks at everything, and the others through a window."""
+
+ALWAYS_SLIDING = frozenset({"exaone-moe", "gemma2", "llama4"})
+"""Those that have a window even where the file says none."""
+
+SHARED_KV = {"gemma3n": 20}
+"""Layers with a KV cache of their own where the file does not say; those above use theirs."""
+
+RECURRENT = frozenset({"mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7"})
+BOTH = frozenset({"falcon-h1"})
+"""Architectures whose every layer has a state, instead of a KV cache or beside it."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Layer:
+    """One layer: bytes of its weights, numbers in its KV cache for one token, whether it looks through a window, numbers of
+    the state it keeps for one sequence."""
+
+    weights: int
+    kv: int
+    sliding: bool
+    state: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Shape:
+    """The model as its memory sees it. `embeddings` and `output` are bytes, one tensor if `tied`; `rest` are the bytes of what
+    belongs to no layer otherwise; the other figures are numbers of a vector, or counts. `compressible`: the KV cache can be of
+    a type that comes in blocks."""
+
+    layers: tuple[Layer, ...]
+    embeddings: int
+    output: int
+    tied: bool
+    rest: int
+    width: int
+    heads_width: int
+    feed_forward: int
+    inner: int
+    experts_used: int
+    expert_width: int
+    n_vocab: int
+    n_merges: int
+    n_ctx_train: int
+    compressible: bool
+
+    @property
+    def weights(self) -> int:
+        """Bytes of all weights; tied ones count once."""
+        return sum(layer.weights for layer in self.layers) + self.embeddings + self.rest + (0 if self.tied else self.output)
+
+    def kv_bytes(self, kv_type: KvType) -> int:
+        """Bytes of the KV cache of one token."""
+        return int(sum(layer.kv for layer in self.layers) * KV_BYTES[kv_type])
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether every sequence there may be takes memory of its own."""
+        return any(layer.state for layer in self.layers)
+
+
+def shape(header: Header) -> Shape:
+    """The shape of a model; what its header leaves out counts as llama.cpp counts it."""
+    layers = _layers(header)
+    width = header.number("embedding_length") or 0
+    by_name = {tensor.name: tensor.size for tensor in header.tensors}
+    embeddings, output = by_name.get("token_embd.weight", 0), by_name.get("output.weight", 0)
+    outside = sum(tensor.size for tensor in header.tensors if tensor.layer is None)
+    key, value = _head(header, "")
+    return Shape(
+        layers=layers,
+        embeddings=embeddings,
+        output=output or embeddings,
+        tied=not output,
+        rest=outside - embeddings - output,
+        width=width,
+        heads_width=(header.number("attention.head_count") or 0) * key,
+        feed_forward=header.number("feed_forward_length") or 0,
+        inner=header.number("ssm.inner_size") or 0,
+        experts_used=header.number("expert_used_count") or 0,
+        expert_width=header.number("expert_feed_forward_length") or header.number("feed_forward_length") or 0,
+        n_vocab=header.n_vocab,
+        n_merges=header.lengths.get("tokenizer.ggml.merges", 0),
+        n_ctx_train=header.number("context_length") or 0,
+        compressible=key % 32 == 0 and value % 32 == 0,
+    )
+
+
+def approximate(size: int, n_ctx_train: int = 0) -> Shape:
+    """What a model of so many bytes of weights usually looks like: one of 7 or 8 billion weights of about 4.7 GB, scaled."""
+    scale = size / 4.7e9
+    width = max(256, int(4096 * scale**0.35 / 256) * 256)
+    layers = max(8, int(32 * scale**0.2))
+    embeddings = size // 12
+    each = Layer(weights=(size - embeddings) // layers, kv=int(65536 * scale**0.5 / layers), sliding=False, state=0)
+    return Shape(
+        layers=(each,) * layers,
+        embeddings=embeddings,
+        output=embeddings,
+        tied=True,
+        rest=0,
+        width=width,
+        heads_width=width,
+        feed_forward=7 * width // 2,
+        inner=0,
+        experts_used=0,
+        expert_width=0,
+        n_vocab=150_000,
+        n_merges=150_000,
+        n_ctx_train=n_ctx_train,
+        compressible=True,
+    )
+
+
+def _layers(header: Header) -> tuple[Layer, ...]:
+    # What predicts further tokens at once (nextn) is not loaded.
+    count = max(0, (header.number("block_count") or 0) - (header.number("nextn_predict_layers") or 0))
+    weights = dict.fromkeys(range(count), 0)
+    for tensor in header.tensors:
+        if tensor.layer in weights:
+            weights[tensor.layer] += tensor.size
+    heads = header.number("attention.head_count") or 0
+    kv_heads = header.each_layer("attention.head_count_kv", count, heads)
+    sliding, recurrent = _sliding(header, count), _recurrent(header, kv_heads)
+    with_kv = _with_kv(header, count)
+    state = _state(header)
+    return tuple(
+        Layer(
+            weights=weights[index],
+            kv=0 if only_state else kv_heads[index] * sum(_head(header, "_swa" if sliding[index] else "")),
+            sliding=sliding[index],
+            state=state if has_state else 0,
+        )
+        for index, has_state in enumerate(recurrent)
+        for only_state in [(has_state and header.architecture not in BOTH) or index >= with_kv]
+    )
+
+
+def _head(header: Header, kind: str) -> tuple[int, int]:
+    """Numbers of a key and of a value in one head; `kind` "_swa" for layers with a window."""
+    each = (header.number("embedding_length") or 0) // max(1, header.number("attention.head_count") or 1)
+    key, value = (header.number(f"attention.{name}_length", each) or 0 for name in ("key", "value"))
+    key = header.number(f"attention.key_length{kind}", key) or 0
+    value = header.number(f"attention.value_length{kind}", value) or 0
+    return key, 0 if header.number("attention.key_length_mla") else value  # MLA keeps one vector for both
+
+
+def _sliding(header: Header, count: int) -> tuple[bool, ...]:
+    """Which layers look through a window. The engine keeps as much of the KV cache for them as for the others."""
+    name = "attention.sliding_window_pattern"
+    period = SLIDING.get(header.architecture, 0)
+    if not header.number("attention.sliding_window") and header.architecture not in ALWAYS_SLIDING:
+        return (False,) * count
+    if f"{header.architecture}.{name}" in header.arrays:
+        return tuple(map(bool, header.each_layer(name, count)))
+    period = period and (header.number(name) or period)
+    return tuple(index % period < period - 1 if period else False for index in range(count))
+
+
+def _with_kv(header: Header, count: int) -> int:
+    """How many layers, from the first on, have a KV cache of their own."""
+    shared = header.number("attention.shared_kv_layers")
+    return SHARED_KV.get(header.architecture, count) if shared is None else count - shared
+
+
+def _recurrent(header: Header, kv_heads: tuple[int, ...]) -> tuple[bool, ...]:
+    """Which layers keep a state."""
+    if header.architecture in RECURRENT | BOTH:
+        return (True,) * len(kv_heads)
+    if f"{header.architecture}.attention.recurrent_layers" in header.arrays:
+        return tuple(map(bool, header.each_layer("attention.recurrent_layers", len(kv_heads))))
+    if every := header.number("full_attention_interval", 4 if header.architecture.startswith(("qwen3next", "qwen35")) else 0):
+        return tuple((index + 1) % every != 0 for index in range(len(kv_heads)))
+    mixes = header.each_layer("feed_forward_length", len(kv_heads)) if header.architecture.startswith("nemotron_h") else None
+    return tuple(
+        heads == 0 and bool(_state(header)) and not (mixes and mixes[index])  # Nemotron-H: some layers only feed forward
+        for index, heads in enumerate(kv_heads)
+    )
+
+
+def _state(header: Header) -> int:
+    """Numbers of the state that one recurrent layer keeps for one sequence, all of 4 bytes."""
+    width, number = header.number("embedding_length") or 0, header.number
+    if wkv := number("wkv.head_size"):
+        return width * wkv + width * (number("token_shift_count") or 2)
+    if taps := number("shortconv.l_cache"):
+        return width * (taps - 1)
+    taps = max(0, (number("ssm.conv_kernel") or 0) - 1)
+    inner, size, groups = (number(f"ssm.{name}") or 0 for name in ("inner_size", "state_size", "group_count"))
+    if head := number("kda.head_dim"):
+        heads = number("attention.head_count") or 0
+        return heads * head * head + 3 * (taps or 3) * heads * head
+    return taps * (inner + 2 * groups * size) + size * inner

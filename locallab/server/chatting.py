@@ -1,0 +1,51 @@
+"""From a chat request, whatever its dialect, to what the engine is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Sequence
+
+from locallab.chat.guard import guarded, pieces
+from locallab.chat.turn import ChatRequest, Turn, plan
+from locallab.engine.request import ReasoningBudget, SamplingParams
+from locallab.pool import Loaded
+from locallab.server.generate import Job
+from locallab.server.prompts import tokenized
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Asked:
+    """A turn and its jobs, one for each answer that is wanted."""
+
+    turn: Turn
+    jobs: list[Job]
+
+
+async def ask(loaded: Loaded, request: ChatRequest, params: SamplingParams, n: int = 1) -> Asked:
+    """Renders, tokenises, and compiles what has to be enforced. Raises InvalidField for what the model cannot do."""
+    info = loaded.engine.info
+    request = dataclasses.replace(request, messages=guarded(request.messages, loaded.markup))
+    turn = plan(request, loaded.template, info.control_tokens)
+    prompt = await tokenized(loaded, pieces(turn.prompt))
+    if turn.constraint is not None:
+        await asyncio.to_thread(loaded.engine.prepare, turn.constraint)
+    params = dataclasses.replace(
+        params,
+        constraint=turn.constraint,
+        visible=tuple(info.control_tokens[text] for text in turn.visible),
+        reasoning=_budget(request, turn),
+    )
+    return Asked(turn, spread([prompt], params, n))
+
+
+def spread(prompts: Sequence[Sequence[int]], params: SamplingParams, n: int) -> list[Job]:
+    """`n` answers to each prompt, next to each other; of a seed each answer has its own."""
+    seeds = [None if params.seed is None else (params.seed + i) & 0xFFFFFFFF for i in range(n)]
+    return [(prompt, dataclasses.replace(params, seed=seed)) for prompt in prompts for seed in seeds]
+
+
+def _budget(request: ChatRequest, turn: Turn) -> ReasoningBudget | None:
+    if request.thinking.budget is None or turn.tags is None:
+        return None
+    return ReasoningBudget(request.thinking.budget, turn.tags.begin, turn.tags.end, turn.open)

@@ -1,0 +1,50 @@
+"""A request keeps its model until its answer has been sent in full."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from locallab.pool import Loaded, Pool
+from locallab.server.disconnect import unless_gone
+
+HELD = "locallab.leases"
+"""Where a request's scope has the stack that releases its leases."""
+
+
+class Leases:
+    """Gives every HTTP request a stack for its leases, and releases them when the app is done with it, however that ends."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        with contextlib.ExitStack() as stack:
+            scope[HELD] = stack
+            await self._app(scope, receive, send)
+
+
+def afterwards(request: Request, do: Callable[[], None]) -> None:
+    """Calls `do` when the answer has been sent, and the request's leases are released, whatever came of it."""
+    stack: contextlib.ExitStack = request.scope[HELD]
+    before = stack.pop_all()
+    stack.callback(do)
+    stack.push(before.__exit__)
+
+
+async def lease(request: Request, pool: Pool, model_id: str | None, *, strict: bool) -> Loaded:
+    """The model, as `Pool.lease` finds it, for as long as the request lasts. Call it when the body has been read.
+
+    Raises ClientGone when the client leaves while the model is loaded, and what `Pool.lease` and `Lease.wait` raise.
+    """
+    held = pool.lease(model_id, strict=strict)
+    request.scope[HELD].callback(held.release)
+    if held.ready:
+        return await held.wait()
+    return await unless_gone(held.wait(), request.receive)

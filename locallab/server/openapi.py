@@ -1,0 +1,170 @@
+"""The API's description in OpenAPI 3.1, made from the contracts of the routes and the structs they name."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from starlette.routing import BaseRoute
+
+from locallab import __version__
+from locallab.engine import SamplingParams
+from locallab.server.answers import PROBLEMS
+from locallab.server.apitext import ABOUT, EVENT, HEADERS, LINE, PARAMETERS, REASONS, SECURITY, TAGS
+from locallab.server.areas import area, is_open
+from locallab.server.endpoint import Endpoint
+from locallab.server.errors import dialect
+from locallab.server.examples import EXAMPLES
+from locallab.server.fields import RANGES
+from locallab.server.sse import EVENTS
+
+Schema = dict[str, Any]
+
+SAFE = 2**53
+"""JSON numbers beyond this are exact in few clients: such bounds are left out."""
+
+
+def document(routes: Sequence[BaseRoute]) -> Schema:
+    """Describes every Endpoint among `routes`; OpenAPI has no place for a WebSocket but the text."""
+    endpoints = [route for route in routes if isinstance(route, Endpoint)]
+    schemas = _Schemas(endpoints)
+    paths: dict[str, Schema] = {}
+    for endpoint in endpoints:
+        paths.setdefault(endpoint.path_format, {})[method(endpoint).lower()] = _operation(endpoint, schemas)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "LocalLab", "version": __version__, "description": ABOUT},
+        "servers": [{"url": "/"}],
+        "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
+        "paths": paths,
+        "components": {
+            "schemas": schemas.components,
+            "responses": {name: body for endpoint in endpoints for name, body in _failures(endpoint, schemas).items()},
+            "headers": HEADERS,
+            "securitySchemes": SECURITY,
+        },
+    }
+
+
+def method(endpoint: Endpoint) -> str:
+    """The method that the route was made for; Starlette adds HEAD to GET."""
+    return min(endpoint.methods or {"GET"})
+
+
+class _Schemas:
+    """The structs of all contracts as JSON schemas, with what `fields` checks besides the types."""
+
+    def __init__(self, endpoints: Sequence[Endpoint]) -> None:
+        bodies = [endpoint.contract.body for endpoint in endpoints]
+        answers = [endpoint.contract.answer for endpoint in endpoints]
+        types = [kind for kind in dict.fromkeys([*bodies, *answers, *PROBLEMS.values()]) if kind is not None]
+        references, self.components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
+        self._references = dict(zip(types, references, strict=True))
+        for body in {body for body in bodies if body is not None}:
+            _tighten(self.of(body), {**DEFAULTS, **getattr(body, "DEFAULTS", {})})
+
+    def reference(self, kind: type) -> Schema:
+        return self._references[kind]
+
+    def of(self, kind: type) -> Schema:
+        found: Schema = self.components[self._references[kind]["$ref"].rpartition("/")[2]]
+        return found
+
+
+def _tighten(schema: Schema, defaults: Mapping[str, Any]) -> None:
+    """Mutates: what is checked beyond the type, and what a field left out stands for."""
+    for name, field in schema["properties"].items():
+        field.pop("default", None)  # null is not set, everywhere
+        if name in defaults:
+            field["default"] = defaults[name]
+        for branch in field.get("anyOf", [field]):
+            if name in RANGES and branch.get("type") in ("integer", "number"):
+                branch.update(_bounds(*RANGES[name]))
+
+
+def _bounds(low: float, high: float, closed: bool) -> Schema:
+    bounds = {"minimum" if closed else "exclusiveMinimum": low, "maximum": high}
+    return {name: bound for name, bound in bounds.items() if abs(bound) < SAFE}
+
+
+def _operation(endpoint: Endpoint, schemas: _Schemas) -> Schema:
+    contract = endpoint.contract
+    named = re.sub(r"\W+", "_", f"{method(endpoint).lower()}{endpoint.path_format}").strip("_")
+    operation: Schema = {"operationId": named, "summary": contract.summary, "tags": [contract.tag]}
+    if contract.description:
+        operation["description"] = contract.description
+    if endpoint.param_convertors:
+        operation["parameters"] = [
+            {"name": name, "in": "path", "required": True, "description": PARAMETERS[name], "schema": {"type": "string"}}
+            for name in endpoint.param_convertors
+        ]
+    if contract.body:
+        needed = bool(schemas.of(contract.body)["required"])
+        operation["requestBody"] = {"required": needed, "content": _json(endpoint, schemas.reference(contract.body), "request")}
+    if not is_open(endpoint.path):
+        operation["security"] = [{}, *({name: []} for name in SECURITY)]
+    failures = {name.rpartition("-")[2]: {"$ref": f"#/components/responses/{name}"} for name in _failures(endpoint, schemas)}
+    operation["responses"] = {"200": _success(endpoint, schemas), **failures}
+    return operation
+
+
+def _success(endpoint: Endpoint, schemas: _Schemas) -> Schema:
+    contract = endpoint.contract
+    if contract.answer:
+        content = _json(endpoint, schemas.reference(contract.answer), "answer")
+    elif contract.media_type == "application/json":
+        content = {"application/json": {"schema": {"type": "object"}}}
+    else:
+        content = {contract.media_type: {"schema": {"type": "string"}}}
+    if contract.streams:
+        content[contract.stream_type] = {"schema": EVENT if contract.stream_type == EVENTS else LINE}
+    return {"description": "the answer", "headers": _headers(200, area(endpoint.path) != "uncounted"), "content": content}
+
+
+def _failures(endpoint: Endpoint, schemas: _Schemas) -> dict[str, Schema]:
+    """What a route answers when it fails, by a name that ends in the status; many routes share them."""
+    name = dialect(endpoint.path).name
+    content = {"application/json": {"schema": schemas.reference(PROBLEMS[name])}}
+    return {
+        f"{name}-{status}": {"description": REASONS[status], "headers": _headers(status), "content": content}
+        for status in sorted(_statuses(endpoint))
+    }
+
+
+def _statuses(endpoint: Endpoint) -> set[int]:
+    """Statuses other than 200 that a route may answer with."""
+    contract = endpoint.contract
+    found = {403, 500, *contract.errors}
+    if contract.body:
+        found |= {400, 413}
+    if not is_open(endpoint.path):
+        found.add(401)
+    if area(endpoint.path) != "uncounted":
+        found.add(429)
+    return found
+
+
+def _headers(status: int, counted: bool = False) -> Schema:
+    names = ["X-Request-ID"]
+    if counted or status == 429:
+        names += [name for name in HEADERS if name.startswith("X-RateLimit-")]
+    if status in (429, 503):
+        names.append("Retry-After")
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+
+
+def _json(endpoint: Endpoint, schema: Schema, kind: str) -> dict[str, Schema]:
+    example = EXAMPLES.get((method(endpoint), endpoint.path))
+    shown = {"example": example[kind]} if example and kind in example else {}
+    return {"application/json": {"schema": schema, **shown}}
+
+
+def _defaults() -> dict[str, Any]:
+    return {f.name: f.default for f in dataclasses.fields(SamplingParams) if isinstance(f.default, (bool, int, float))}
+
+
+DEFAULTS: Mapping[str, Any] = _defaults()
+"""What a field of the engine's sampling stands at when the request does not set it."""

@@ -1,0 +1,62 @@
+"""Reads the answers of one generation: token events in, what they say out. Every chat dialect formats from this."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+
+from locallab.chat.deltas import Delta, Said, Text, gather
+from locallab.chat.turn import Turn
+from locallab.engine.request import TokenEvent, Usage
+from locallab.server.generate import Answer, Item
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class End:
+    """How an answer ended. `finish_reason` is stop, length or tool_calls."""
+
+    finish_reason: str
+    usage: Usage
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class News:
+    """What one event brought for the answer with this index; `event` is the engine's own."""
+
+    index: int
+    deltas: list[Delta]
+    end: End | None
+    event: TokenEvent
+
+
+class Reader:
+    """One parser for each of `n` answers to a turn."""
+
+    def __init__(self, turn: Turn, n: int = 1) -> None:
+        self._parsers = [turn.parser() for _ in range(n)]
+
+    def read(self, items: Iterable[Item]) -> Iterator[News]:
+        for index, event in items:
+            parser = self._parsers[index]
+            deltas = parser.feed(event.text) if event.text else []
+            end = None
+            if event.finish_reason is not None:
+                deltas += parser.finish()
+                end = End(_reason(event.finish_reason, parser.called), event.usage or Usage(0, 0, 0))
+            yield News(index, deltas, end, event)
+
+
+def read_whole(turn: Turn, answer: Answer) -> tuple[Said, End]:
+    """A complete answer."""
+    parser = turn.parser()
+    said = gather([*parser.feed(answer.text), *parser.finish()])
+    return said, End(_reason(answer.finish_reason, parser.called), answer.usage)
+
+
+def plain_text(deltas: Iterable[Delta]) -> str:
+    """The text among the deltas."""
+    return "".join(delta.text for delta in deltas if isinstance(delta, Text))
+
+
+def _reason(reason: str, called: bool) -> str:
+    return "tool_calls" if called and reason == "stop" else reason

@@ -1,0 +1,106 @@
+"""The programming assistant over HTTP: /api/v1/assistant/*. Its WebSocket is in socket.py."""
+
+from __future__ import annotations
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp
+
+from locallab.chat.tasks import Templates
+from locallab.pool import Pool
+from locallab.server.assistant import AssistantBody, ask, check
+from locallab.server.endpoint import Endpoint, Generating
+from locallab.server.fields import read
+from locallab.server.generate import Generation, collect
+from locallab.server.leases import lease
+from locallab.server.reply import reply
+from locallab.server.sse import EventStream
+from locallab.server.telling import AssistantAnswer, AssistantChunks, Telling
+from locallab.settings import ServerSettings
+
+ROOT = "/api/v1/assistant"
+
+
+class TaskTemplates(msgspec.Struct):
+    """The user's message of each task, with the field that takes the prompt."""
+
+    refactor: str
+    debug: str
+    generate: str
+    audit: str
+    document: str
+
+
+class TemplatesAnswer(msgspec.Struct):
+    templates: TaskTemplates
+
+
+class Assistant:
+    """The routes."""
+
+    def __init__(self, pool: Pool, settings: ServerSettings, templates: Templates) -> None:
+        self._pool = pool
+        self._settings = settings
+        self._templates = templates
+
+    def routes(self) -> list[BaseRoute]:
+        handlers = (self.generate, self.refactor, self.debug, self.audit, self.document, self.chat)
+        tasks = [
+            Generating(f"{ROOT}/{handler.__name__}", handler, tag="assistant", body=AssistantBody, answer=AssistantAnswer)
+            for handler in handlers
+        ]
+        return [*tasks, Endpoint(f"{ROOT}/templates", self.templates, tag="assistant", answer=TemplatesAnswer)]
+
+    async def generate(self, request: Request) -> ASGIApp:
+        """Write code.
+
+        A prompt that is the beginning of a program, such as `def hello`, is continued: the response is the prompt and what
+        follows it. With `suffix`, a model that has tokens for it fills in what is between the two. Any other prompt is taken
+        for a description.
+        """
+        return await self._answer(request, "generate")
+
+    async def refactor(self, request: Request) -> ASGIApp:
+        """Make code simpler and clearer: the new code, then what has changed."""
+        return await self._answer(request, "refactor")
+
+    async def debug(self, request: Request) -> ASGIApp:
+        """Find what is wrong with code: the diagnosis, then the fix.
+
+        With `format` json, `result` has the fields `diagnosis`, `fix` and `code`.
+        """
+        return await self._answer(request, "debug")
+
+    async def audit(self, request: Request) -> ASGIApp:
+        """Audit code for security: findings with their severity and line.
+
+        With `format` json, `result` has the fields `findings`, a list of objects with `title`, `detail`, `line`, `severity` and
+        `fix`, and `summary`.
+        """
+        return await self._answer(request, "audit")
+
+    async def document(self, request: Request) -> ASGIApp:
+        """Add docstrings and comments to code."""
+        return await self._answer(request, "document")
+
+    async def chat(self, request: Request) -> ASGIApp:
+        """Answer a question, with the conversation before it in `history`."""
+        return await self._answer(request, "chat")
+
+    async def templates(self, request: Request) -> Response:
+        """What each task says to the model, with the field that takes the prompt."""
+        return reply(TemplatesAnswer(TaskTemplates(**self._templates.templates)))
+
+    async def _answer(self, request: Request, task: str) -> ASGIApp:
+        question = check(await read(request, AssistantBody), task)
+        loaded = await lease(request, self._pool, question.model, strict=True)
+        asked = await ask(question, loaded, self._templates, self._settings.completion_tokens)
+        if question.body.stream:
+            return EventStream(Generation(loaded.engine, [asked.job]), AssistantChunks(asked))
+        [answer] = await collect(loaded.engine, [asked.job], request.receive)
+        telling = Telling(asked)
+        telling.feed(answer.text, last=True)
+        telling.end(answer.finish_reason, answer.usage)
+        return reply(telling.answer())

@@ -1,0 +1,60 @@
+"""Histograms count exactly; an engine's totals say what it has done."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from locallab.engine.timings import FIRST_TOKEN_SECONDS, TOKEN_SECONDS, Histogram
+
+from .rig import Rig
+
+seconds = st.floats(0, 1000) | st.sampled_from(TOKEN_SECONDS)
+
+
+@given(st.lists(seconds))
+def test_a_bucket_holds_what_is_at_most_its_bound_and_above_the_one_before(values: list[float]) -> None:
+    histogram = Histogram(TOKEN_SECONDS)
+    for value in values:
+        histogram.observe(value)
+    lows = (-1.0, *TOKEN_SECONDS)
+    highs = (*TOKEN_SECONDS, float("inf"))
+    assert histogram.counts == [sum(low < v <= high for v in values) for low, high in zip(lows, highs, strict=True)]
+    assert histogram.sum == sum(values)
+
+
+def test_bounds_rise() -> None:
+    for bounds in (TOKEN_SECONDS, FIRST_TOKEN_SECONDS):
+        assert list(bounds) == sorted(set(bounds))
+
+
+def test_every_token_and_step_is_counted_once() -> None:
+    rig = Rig()
+    answers = {rig.submit(range(1, 20), max_tokens=5): 5, rig.submit(range(30, 40), max_tokens=1): 1}
+    steps = rig.drain()
+    totals = rig.worker.totals
+    assert totals.completion_tokens == sum(answers.values()) and totals.prompt_tokens == 29
+    assert sum(totals.time_to_first_token.counts) == len(answers)
+    assert sum(totals.inter_token.counts) == totals.completion_tokens - len(answers)
+    assert sum(totals.step.counts) == totals.steps == steps
+    assert 0 < totals.inter_token.sum < totals.step.sum * len(answers)
+
+
+def test_what_never_answers_has_no_first_token() -> None:
+    rig = Rig()
+    rig.cancel(rig.submit(range(1, 200)))
+    rig.step()
+    assert sum(rig.worker.totals.time_to_first_token.counts) == rig.worker.totals.prompt_tokens == 0
+
+
+def test_a_preempted_request_has_one_first_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("locallab.engine.scheduler.LOOKAHEAD", 1)
+    rig = Rig(cells=64, parallel=4, cache_cells=0)
+    for first in (1, 2, 3):
+        rig.submit([first] * 8, max_tokens=40)
+    rig.drain()
+    totals = rig.worker.totals
+    assert totals.preemptions == rig.scheduler.preemptions > 0
+    assert sum(totals.time_to_first_token.counts) == 3 and totals.prompt_tokens == 24
+    assert sum(totals.inter_token.counts) == totals.completion_tokens - 3

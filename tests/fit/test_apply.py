@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from locallab.errors import ConfigError, ModelLoadError, SourceError
+from locallab.fit import Machine, fit_model, fitted, model_shape
+from locallab.models import FileSource, ModelSpec
+from tests.engine import tinygguf
+
+SMALL = Machine(2 << 30)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tinygguf.write(tmp_path / "tiny.gguf", "llama")
+
+
+def spec(**more: object) -> ModelSpec:
+    return ModelSpec(id="x", source=FileSource(Path("/x.gguf")), description="d", **more)  # type: ignore[arg-type]
+
+
+def test_the_file_is_read_where_there_is_one(path: Path) -> None:
+    assert len(model_shape(spec(size=10**9), path).layers) == 4
+    assert not fit_model(spec(size=10**9), path, SMALL).approximate
+    with pytest.raises(ModelLoadError):
+        fit_model(spec(), path.with_name("none.gguf"), SMALL)
+
+
+def test_without_a_file_its_size_has_to_do() -> None:
+    fit = fit_model(spec(size=10**9), None, SMALL)
+    assert fit.approximate
+    assert fit.estimate.weights == pytest.approx(10**9, rel=0.001)
+    with pytest.raises(SourceError, match="locallab pull"):
+        fit_model(spec(), None, SMALL)
+
+
+def test_the_entry_s_context_may_be_lowered_its_settings_and_the_flags_not(path: Path) -> None:
+    entry = spec(size=10**9, context=100_000, settings={"kv_type": "q4_0"})
+    flags = [("--parallel", {"parallel": 5})]
+    fit = fit_model(entry, None, SMALL, flags)
+    assert fit.fits
+    assert fit.load.context < 100_000
+    assert (fit.load.kv_type, fit.load.parallel) == ("q4_0", 5)
+    settings = fitted(entry, fit, flags)
+    assert (settings.context, settings.kv_type, settings.parallel) == (fit.load.context, "q4_0", 5)
+    assert settings.kv_tokens == fit.load.kv_tokens
+
+
+def test_what_is_fixed_comes_last(path: Path) -> None:
+    flags = [("--context", {"context": "300"}), ("--step-ms", {"step_ms": 7})]
+    settings = fitted(spec(), fit_model(spec(), path, SMALL, flags), flags)
+    assert (settings.context, settings.step_ms) == (300, 7)
+    with pytest.raises(ConfigError, match="--context"):
+        fit_model(spec(), path, SMALL, [("--context", {"context": "many"})])

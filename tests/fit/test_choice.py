@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from locallab.fit import Fit, Gpu, Machine, Shape, Wishes, approximate, choose, estimate, layer
+from locallab.fit.choice import CONTEXT, FLOOR, LEAST
+from locallab.fit.shapes import Layer
+from locallab.models import gguf
+from locallab.settings import EngineSettings, resolve
+from tests.engine import tinygguf
+
+GIB = 1 << 30
+SEVEN = approximate(4_700_000_000, 32768)
+"""A model of 7 or 8 billion weights; its KV cache takes 128 KiB a token."""
+
+HYBRID = dataclasses.replace(
+    SEVEN, layers=(Layer(SEVEN.layers[0].weights, 0, False, 400_000),) * 30 + SEVEN.layers[:2], inner=4096
+)
+"""As large, but most of its layers keep a state for each sequence."""
+
+
+def machine(ram: float, *vram: float, build: bool = True) -> Machine:
+    """So many GiB of RAM and of each GPU's memory."""
+    return Machine(int(ram * GIB), tuple(Gpu("GPU", int(each * GIB)) for each in vram), 8, build)
+
+
+def summary(fit: Fit) -> tuple[int, int, str, int]:
+    return fit.load.gpu_layers, fit.load.context, fit.load.kv_type, fit.load.parallel
+
+
+CASES = {
+    "ample RAM": (machine(64), (0, CONTEXT, "f16", 64)),
+    "ample GPU": (machine(64, 24), (-1, CONTEXT, "f16", 64)),
+    "a smaller pool": (machine(64, 6.5), (-1, CONTEXT, "f16", 64)),
+    "a compressed cache": (machine(64, 5.9), (-1, CONTEXT, "q8_0", 64)),
+    "less context": (machine(64, 5.4), (-1, FLOOR, "q8_0", 64)),
+    "a part of the layers": (machine(64, 4.5), (25, CONTEXT, "q8_0", 64)),
+    "a GPU too small to help": (machine(64, 1), (0, CONTEXT, "f16", 64)),
+    "two GPUs": (machine(64, 5, 5), (-1, CONTEXT, "f16", 64)),
+    "no CUDA": (machine(64, 24, build=False), (0, CONTEXT, "f16", 64)),
+    "little RAM": (machine(6.1), (0, CONTEXT, "q8_0", 64)),
+    "less RAM": (machine(5.5), (0, FLOOR, "q8_0", 64)),
+    "the least": (machine(5.15), (0, LEAST, "q8_0", 16)),
+    "shared memory": (Machine(16 * GIB, (Gpu("Orin", None),), 8, True), (-1, CONTEXT, "f16", 64)),
+}
+
+
+@pytest.mark.parametrize(("where", "expected"), CASES.values(), ids=CASES)
+def test_what_suits_a_machine(where: Machine, expected: tuple[int, int, str, int]) -> None:
+    fit = choose(SEVEN, where)
+    print(fit.reason)
+    assert fit.fits
+    assert summary(fit) == expected
+
+
+def test_states_of_many_sequences_make_it_fewer_requests() -> None:
+    assert [choose(HYBRID, machine(ram)).load.parallel for ram in (64, 11, 6)] == [64, 16, 4]
+
+
+def test_what_fits_nowhere() -> None:
+    fit = choose(SEVEN, machine(4, 2))
+    assert not fit.fits
+    assert summary(fit) == (0, LEAST, "q8_0", 1)
+    assert fit.reason.startswith("does not fit: even on the CPU, context 512, KV q8_0, one request at a time would take 4.")
+
+
+def test_reasons() -> None:
+    """One line each: what is done, what it takes, what can be used, and what was wanted but is too much."""
+    assert choose(SEVEN, machine(64)).reason == (
+        "on the CPU, context 8,192, KV f16, 64 requests at once: takes 6.6 GiB of RAM; 57.6 GiB of RAM can be used"
+    )
+    assert choose(SEVEN, machine(64, 5.4)).reason == (
+        "all 33 layers on the GPU, context 4,096, KV q8_0, 64 requests at once: takes 4.8 GiB of GPU memory and 503 MiB of RAM;"
+        " 4.9 GiB of GPU memory and 57.6 GiB of RAM can be used; context 8,192, KV f16 would take 6.5 GiB of GPU memory and"
+        " 515 MiB of RAM"
+    )
+    assert "; all 33 layers on the GPU, KV f16 would take 6.5 GiB" in choose(SEVEN, machine(64, 4.5)).reason
+    assert "; a KV pool of 16,384 tokens would take 6.5 GiB" in choose(SEVEN, machine(64, 6.5)).reason
+    assert choose(SEVEN, machine(64, 24, build=False)).reason.endswith(
+        "; the GPU is not used, because this llama.cpp was built without CUDA"
+    )
+
+
+def test_the_host_cache_gets_what_is_left() -> None:
+    assert choose(SEVEN, machine(64)).cache_ram_mib == 512
+    tight = choose(SEVEN, machine(5.15))
+    assert 0 <= tight.cache_ram_mib < 512
+    assert machine(5.15).holds(tight.estimate.ram + (tight.cache_ram_mib << 20), 0)
+
+
+def test_a_fixed_host_cache_is_kept_free() -> None:
+    fit = choose(SEVEN, machine(64), Wishes(cache_ram_mib=40_000))
+    assert (fit.fits, fit.cache_ram_mib) == (True, 40_000)
+    assert not choose(SEVEN, machine(64), Wishes(cache_ram_mib=60_000)).fits
+
+
+def test_a_usual_context_is_wanted_and_a_fixed_one_kept() -> None:
+    assert choose(SEVEN, machine(64), Wishes(usual_context=20_000)).load.context == 20_000
+    assert choose(SEVEN, machine(6.1), Wishes(usual_context=20_000)).load.context < 20_000
+    fixed = choose(SEVEN, machine(6.1), Wishes(context=20_000))
+    assert (fixed.fits, fixed.load.context) == (False, 20_000)
+
+
+def test_the_layer_is_all_that_was_chosen() -> None:
+    fit = choose(SEVEN, machine(64, 6.5))
+    assert fit.layer == {
+        "gpu_layers": -1,
+        "context": 8192,
+        "kv_tokens": 8192,
+        "kv_type": "f16",
+        "parallel": 64,
+        "cache_ram_mib": 512,
+    }
+    assert resolve(EngineSettings, ("fit", fit.layer)).kv_tokens == 8192
+
+
+def test_a_layer_for_a_file(tmp_path: Path) -> None:
+    header = gguf.read(tinygguf.write(tmp_path / "tiny.gguf", "llama"))
+    assert layer(header, machine(4), {"parallel": 3, "batch": 64})["context"] == tinygguf.CONTEXT
+    assert layer(header, machine(4), {"parallel": 3, "batch": 64})["parallel"] == 3
+    assert layer(header, machine(4), {}, usual_context=256)["context"] == 256
+
+
+amounts = st.floats(0, 40)
+machines = st.builds(
+    lambda ram, vram, build, share: Machine(
+        int(ram * GIB), tuple(Gpu("GPU", None if share else int(each * GIB)) for each in vram), 4, build
+    ),
+    amounts,
+    st.lists(amounts, max_size=3),
+    st.booleans(),
+    st.booleans(),
+)
+wishes = st.builds(
+    Wishes,
+    context=st.none() | st.integers(1, 100_000),
+    kv_tokens=st.none() | st.integers(1, 100_000),
+    kv_type=st.none() | st.sampled_from(["f16", "q4_0"]),
+    gpu_layers=st.none() | st.integers(-1, 40),
+    parallel=st.none() | st.integers(1, 192),
+    usual_context=st.none() | st.integers(1, 100_000),
+    cache_ram_mib=st.none() | st.integers(0, 2000),
+)
+shapes = st.sampled_from([SEVEN, HYBRID, approximate(100_000_000), approximate(40_000_000_000)])
+
+
+@given(shapes, machines, wishes)
+def test_what_is_chosen_fits_and_keeps_what_is_fixed(shape: Shape, where: Machine, wanted: Wishes) -> None:
+    fit = choose(shape, where, wanted)
+    load = fit.load
+    assert fit.fits == where.holds(fit.estimate.ram + ((wanted.cache_ram_mib or 0) << 20), fit.estimate.gpu)
+    assert fit.estimate == estimate(shape, load, max(1, len(where.gpus)))
+    assert wanted.kv_type in (None, load.kv_type)
+    assert wanted.parallel in (None, load.parallel)
+    assert wanted.context is None or load.context == min(wanted.context, load.kv_tokens)
+    assert wanted.kv_tokens is None or load.kv_tokens == -(-wanted.kv_tokens // 256) * 256
+    assert load.gpu_layers == 0 if not where.has_gpu else wanted.gpu_layers in (None, load.gpu_layers)
+    assert load.kv_tokens >= load.context >= 1
+    resolve(EngineSettings, ("fit", fit.layer))  # only values that settings take
+    assert "\n" not in fit.reason
+
+
+@given(shapes, machines, wishes, amounts)
+def test_more_memory_is_never_worse(shape: Shape, where: Machine, wanted: Wishes, more: float) -> None:
+    larger = dataclasses.replace(where, ram=where.ram + int(more * GIB))
+    assert not choose(shape, where, wanted).fits or choose(shape, larger, wanted).fits

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from locallab import hardware
+from locallab.fit import Gpu, Machine
+
+GIB = 1 << 30
+
+
+def test_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[dict[str, Any]] = [{"name": "T4", "free_bytes": 7}, {"name": None, "free_bytes": None}]
+    monkeypatch.setattr(hardware, "gpus", lambda: found)
+    monkeypatch.setattr(hardware, "available_memory", lambda: 5)
+    monkeypatch.setattr(hardware, "threads", lambda: 3)
+    assert Machine.here(gpu_build=True) == Machine(5, (Gpu("T4", 7), Gpu("GPU", None)), 3, True)
+
+
+def test_some_memory_is_left_alone() -> None:
+    assert Machine(1 * GIB).usable_ram == GIB - (256 << 20)
+    assert Machine(100 * GIB).usable_ram == 90 * GIB
+    assert Machine(100).usable_ram == 0
+    one = Machine(GIB, (Gpu("a", 4 * GIB),), gpu_build=True)
+    assert one.usable_vram == 4 * GIB - (512 << 20)
+    two = Machine(GIB, (Gpu("a", 100 * GIB), Gpu("b", 100)), gpu_build=True)
+    assert two.usable_vram == 95 * GIB
+
+
+def test_a_gpu_without_a_build_for_it_counts_for_nothing() -> None:
+    machine = Machine(4 * GIB, (Gpu("a", 4 * GIB),), gpu_build=False)
+    assert not machine.has_gpu
+    assert machine.usable_vram == 0
+    assert not Machine(4 * GIB, (), gpu_build=True).has_gpu
+
+
+def test_what_holds() -> None:
+    machine = Machine(10 * GIB, (Gpu("a", 10 * GIB),), gpu_build=True)
+    assert machine.holds(9 * GIB, machine.usable_vram)
+    assert not machine.holds(9 * GIB + 1, 0)
+    assert not machine.holds(0, machine.usable_vram + 1)
+
+
+def test_a_gpu_that_shares_the_ram() -> None:
+    machine = Machine(10 * GIB, (Gpu("a", None),), gpu_build=True)
+    assert machine.has_gpu
+    assert machine.holds(4 * GIB, 5 * GIB)
+    assert not machine.holds(5 * GIB, 5 * GIB)

@@ -1,0 +1,151 @@
+"""How the figures of a header become layers, for what no model of test_estimates has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from locallab.fit import approximate, shape
+from locallab.models.gguf import read
+
+Step = Callable[[gguf.GGUFWriter], object]
+
+
+def header(path: Path, architecture: str, layers: int, *steps: Step) -> Path:
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_block_count(layers)
+    writer.add_embedding_length(64)
+    writer.add_head_count(4)
+    for step in steps:
+        step(writer)
+    for layer in range(layers):
+        writer.add_tensor(f"blk.{layer}.x", np.ones(layer + 1, np.float32))
+    writer.add_tensor("token_embd.weight", np.ones(10, np.float32))
+    writer.add_tensor("rope_freqs.weight", np.ones(3, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def numbers(key: str, value: int) -> Step:
+    return lambda writer: writer.add_uint32(key, value)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "x.gguf"
+
+
+def test_weights_by_layer(path: Path) -> None:
+    found = shape(read(header(path, "llama", 3)))
+    assert [layer.weights for layer in found.layers] == [4, 8, 12]
+    assert (found.embeddings, found.output, found.tied, found.rest) == (40, 40, True, 12)
+    assert found.weights == 4 + 8 + 12 + 40 + 12
+
+
+def test_heads_are_as_wide_as_the_width_gives_by_default(path: Path) -> None:
+    found = shape(read(header(path, "llama", 2, lambda writer: writer.add_head_count_kv(2))))
+    assert [layer.kv for layer in found.layers] == [2 * (16 + 16)] * 2
+    assert found.kv_bytes("f16") == 2 * 64 * 2
+    assert not found.compressible
+
+
+def test_each_layer_has_its_own_heads(path: Path) -> None:
+    steps = [lambda writer: writer.add_head_count_kv([4, 1]), lambda writer: writer.add_key_length(32)]
+    assert [layer.kv for layer in shape(read(header(path, "llama", 2, *steps))).layers] == [4 * 48, 48]
+
+
+def test_one_latent_vector_for_keys_and_values(path: Path) -> None:
+    steps = [
+        lambda writer: writer.add_head_count_kv(1),
+        lambda writer: writer.add_key_length(576),
+        lambda writer: writer.add_value_length(512),
+        lambda writer: writer.add_key_length_mla(192),
+    ]
+    assert [layer.kv for layer in shape(read(header(path, "deepseek2", 2, *steps))).layers] == [576, 576]
+
+
+def test_layers_that_predict_further_tokens_are_not_loaded(path: Path) -> None:
+    found = shape(read(header(path, "glm4moe", 3, numbers("glm4moe.nextn_predict_layers", 1))))
+    assert [layer.weights for layer in found.layers] == [4, 8]
+
+
+def test_layers_that_share_a_cache(path: Path) -> None:
+    found = shape(read(header(path, "gemma4", 4, numbers("gemma4.attention.shared_kv_layers", 3))))
+    assert [bool(layer.kv) for layer in found.layers] == [True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "steps", "expected"),
+    [
+        ("llama", [lambda writer: writer.add_sliding_window(8)], [False] * 6),
+        ("gemma3", [], [False] * 6),
+        ("gemma3", [lambda writer: writer.add_sliding_window(8)], [True] * 5 + [False]),
+        ("gemma2", [], [True, False] * 3),
+        ("gemma4", [lambda w: w.add_sliding_window(8), lambda w: w.add_sliding_window_pattern([True] * 2 + [False] * 4)], [True] * 2 + [False] * 4),
+    ],
+    ids=["not heeded", "no window", "every sixth", "always", "as listed"],
+)  # fmt: skip
+def test_windows(path: Path, architecture: str, steps: list[Step], expected: list[bool]) -> None:
+    found = shape(read(header(path, architecture, 6, *steps)))
+    assert [layer.sliding for layer in found.layers] == expected
+
+
+def test_heads_of_layers_with_a_window(path: Path) -> None:
+    steps = [
+        lambda writer: writer.add_sliding_window(8),
+        lambda writer: writer.add_sliding_window_pattern([True, False]),
+        numbers("gemma4.attention.key_length_swa", 8),
+        numbers("gemma4.attention.value_length_swa", 4),
+    ]
+    assert [layer.kv for layer in shape(read(header(path, "gemma4", 2, *steps))).layers] == [4 * 12, 4 * 32]
+
+
+STATE = [
+    lambda writer: writer.add_ssm_conv_kernel(4),
+    lambda writer: writer.add_ssm_inner_size(128),
+    lambda writer: writer.add_ssm_state_size(8),
+    lambda writer: writer.add_ssm_group_count(2),
+]
+SIZE = 3 * (128 + 2 * 2 * 8) + 8 * 128
+
+
+@pytest.mark.parametrize(
+    ("architecture", "steps", "states", "caches"),
+    [
+        ("mamba2", STATE, [SIZE] * 4, [False] * 4),
+        ("falcon-h1", STATE, [SIZE] * 4, [True] * 4),
+        ("jamba", [*STATE, lambda w: w.add_head_count_kv([0, 2, 0, 2])], [SIZE, 0] * 2, [False, True] * 2),
+        ("qwen3next", STATE, [SIZE] * 3 + [0], [False] * 3 + [True]),
+        ("qwen3next", [*STATE, lambda w: w.add_full_attention_interval(2)], [SIZE, 0] * 2, [False, True] * 2),
+        (
+            "nemotron_h",
+            [*STATE, lambda w: w.add_head_count_kv([0, 0, 2, 0]), lambda w: w.add_feed_forward_length([0, 9, 0, 9])],
+            [SIZE, 0, 0, 0],
+            [False, False, True, False],
+        ),
+        (
+            "rwkv7",
+            [lambda w: w.add_wkv_head_size(16), lambda w: w.add_token_shift_count(2)],
+            [64 * 16 + 2 * 64] * 4,
+            [False] * 4,
+        ),
+        ("llama", [lambda w: w.add_head_count_kv([0, 2, 2, 2])], [0] * 4, [False, True, True, True]),
+    ],
+)
+def test_states(path: Path, architecture: str, steps: list[Step], states: list[int], caches: list[bool]) -> None:
+    found = shape(read(header(path, architecture, 4, *steps)))
+    assert [layer.state for layer in found.layers] == states
+    assert [bool(layer.kv) for layer in found.layers] == caches
+    assert found.keeps_state == any(states)
+
+
+@pytest.mark.parametrize("size", [1, 10**8, 10**9, 10**10, 10**12])
+def test_a_usual_shape_has_the_size_asked_for(size: int) -> None:
+    assert approximate(size).weights == pytest.approx(size, rel=0.01, abs=100)

@@ -1,0 +1,178 @@
+"""/openapi.json is valid, complete, and true: bodies are checked as it says, answers look as it says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jsonschema
+import msgspec
+import pytest
+from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR
+from starlette.routing import WebSocketRoute
+
+from locallab.server.app import create_app
+from locallab.server.apitext import TAGS
+from locallab.server.endpoint import Endpoint
+from locallab.server.openapi import document, method
+from locallab.settings import ServerSettings
+from tests.server.conftest import Serve, Served
+from tests.server.described import Described
+
+USER = [{"role": "user", "content": "hi"}]
+
+
+@pytest.fixture
+def described(served: Served) -> Described:
+    return Described(served.http.get("/openapi.json").json())
+
+
+def test_it_is_openapi(described: Described) -> None:
+    OPENAPI_31_VALIDATOR.validate(described.api)
+    for schema in described.api["components"]["schemas"].values():
+        jsonschema.Draft202012Validator.check_schema(schema)
+
+
+def test_every_reference_leads_somewhere(described: Described) -> None:
+    references = [value for name, value in walk(described.api) if name == "$ref"]
+    assert len(references) > 50
+    for reference in references:
+        described.follow(reference)
+
+
+def test_every_route_is_described_and_nothing_else(served: Served, described: Described) -> None:
+    routes = create_app(served.pool, ServerSettings(rate_limit=False)).routes
+    assert {type(route) for route in routes} - {WebSocketRoute} and all(
+        isinstance(route, (Endpoint, WebSocketRoute)) for route in routes
+    )
+    real = {(method(route), route.path_format) for route in routes if isinstance(route, Endpoint)}
+    told = {(name.upper(), path) for path, methods in described.api["paths"].items() for name in methods}
+    assert real == told
+    for route in routes:
+        if isinstance(route, WebSocketRoute):
+            assert f"`WS {route.path}`" in described.api["info"]["description"]
+
+
+def test_every_operation_says_what_it_is(described: Described) -> None:
+    ids = []
+    for verb, path, operation in described.operations():
+        ids.append(operation["operationId"])
+        assert operation["summary"].endswith("."), path
+        assert operation["tags"][0] in TAGS, path
+        content = operation["responses"]["200"]["content"]
+        assert any(kind["schema"] != {"type": "object"} for kind in content.values()) or path == "/openapi.json", path
+        if verb == "post":
+            assert {"400", "413", "401", "500"} <= set(operation["responses"]), path
+    assert len(ids) == len(set(ids))
+
+
+def test_every_field_of_a_body_is_explained(described: Described) -> None:
+    missing = [
+        f"{path}: {name}"
+        for _, path, operation in described.operations()
+        if "requestBody" in operation
+        for name, field in described.body(operation)["properties"].items()
+        if not field.get("description")
+    ]
+    assert missing == []
+
+
+def test_health_and_docs_need_no_key_and_have_no_limit(described: Described) -> None:
+    free = {path for _, path, operation in described.operations() if "429" not in operation["responses"]}
+    assert free == {"/", "/health", "/health/ready", "/health/live", "/metrics", "/docs", "/openapi.json"}
+    public = {path for _, path, operation in described.operations() if "security" not in operation}
+    assert public == free - {"/metrics"}
+
+
+def test_ranges_and_defaults_are_told(described: Described) -> None:
+    fields = described.body(described.operation("post", "/generate"))["properties"]
+    number = next(branch for branch in fields["temperature"]["anyOf"] if branch["type"] == "number")
+    assert number == {"type": "number", "minimum": 0, "maximum": 100}
+    top_p = next(branch for branch in fields["top_p"]["anyOf"] if branch["type"] == "number")
+    assert top_p == {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
+    assert {"type": "null"} in fields["temperature"]["anyOf"] and fields["temperature"]["default"] == 0.8
+    assert described.body(described.operation("post", "/generate"))["required"] == ["prompt"]
+
+
+def test_examples_are_true(described: Described) -> None:
+    examples = [(schema, example) for schema, example in described.examples()]
+    assert len(examples) > 8
+    for schema, example in examples:
+        described.check(example, schema)
+
+
+BODIES: dict[str, dict[str, Any]] = {
+    "/generate": {"prompt": "hi"},
+    "/chat": {"messages": USER},
+    "/models/load": {"model_id": "tiny:1b"},
+    "/models/unload": {"model_id": "other:2b"},
+    "/v1/chat/completions": {"messages": USER},
+    "/v1/completions": {"prompt": "hi"},
+    **{
+        f"/api/v1/assistant/{task}": {"prompt": "x = 1", "task": task}
+        for task in ("generate", "refactor", "debug", "audit", "document", "chat")
+    },
+}
+
+
+def test_real_answers_are_as_described(served: Served, described: Described) -> None:
+    asked = []
+    for verb, path, operation in described.operations():
+        if verb == "post" and path not in BODIES:
+            continue
+        response = served.http.request(verb, path.replace("{id}", "tiny:1b"), json=BODIES.get(path))
+        assert response.status_code == 200, (path, response.text)
+        described.check_response(operation, response)
+        asked.append(path)
+    assert set(BODIES) <= set(asked)
+
+
+def test_real_errors_are_as_described(served: Served, described: Described) -> None:
+    for path, body in (("/generate", {}), ("/v1/completions", {"prompt": "x" * 600}), ("/models/load", {"model_id": "tiny"})):
+        response = served.http.post(path, json=body)
+        assert response.status_code in (400, 404)
+        described.check_response(described.operation("post", path), response)
+
+
+def test_a_server_without_a_model_answers_as_described(serve: Serve) -> None:
+    with serve(load=None) as served:
+        described = Described(served.http.get("/openapi.json").json())
+        for path in ("/", "/health", "/health/ready", "/system/info", "/models/current", "/v1/models"):
+            described.check_response(described.operation("get", path), served.http.get(path))
+        described.check_response(described.operation("post", "/chat"), served.http.post("/chat", json={"messages": USER}))
+
+
+def test_a_client_can_tell_a_stream(served: Served, described: Described) -> None:
+    response = served.http.post("/generate", json={"prompt": "hi", "stream": True})
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert "text/event-stream" in described.operation("post", "/generate")["responses"]["200"]["content"]
+
+
+def test_bounds_of_a_body_do_not_touch_an_answer() -> None:
+    class Body(msgspec.Struct):
+        n: int | None = None
+
+    class Answer(msgspec.Struct):
+        n: int
+
+    async def handler(request: object) -> None:
+        """Do it."""
+
+    schemas = document([Endpoint("/x", handler, tag="native", method="POST", body=Body, answer=Answer)])["components"][
+        "schemas"
+    ]
+    assert schemas["Body"]["properties"]["n"]["anyOf"][0] == {"type": "integer", "minimum": 1, "maximum": 128}
+    assert schemas["Answer"]["properties"]["n"] == {"type": "integer"}
+
+
+def walk(value: Any) -> Iterator[tuple[str, Any]]:
+    """Every (key, value) at any depth."""
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, inside in entries:
+        yield str(name), inside
+        yield from walk(inside)
+
+
+def test_it_names_no_machine(described: Described) -> None:
+    assert not re.search(r"localhost|127\.0\.0\.1", str(described.api["paths"]))

@@ -1,0 +1,166 @@
+"""WebSockets under the runner itself: how a server that stops ends them, what is too much for it, what it logs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+
+from locallab.keys import Keyring, KeyStore
+from locallab.models.store import Store
+from locallab.pool import Pool
+from locallab.server import runner
+from locallab.server.app import create_app
+from locallab.server.conversation import PATH, RESTARTING
+from locallab.settings import EngineSettings, ServerSettings
+from tests.fakes import FakeEngine, Step, registry, say
+
+PATIENCE = 30.0
+QUIET = logging.getLogger("tests.quiet client")
+QUIET.disabled = True
+
+
+class Server:
+    """A running one, as its client sees it. It may be stopped once: a second signal ends the process."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self._stopped = False
+
+    def stop(self) -> None:
+        if not self._stopped:
+            self._stopped = True
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    @contextlib.contextmanager
+    def connected(self, query: str = "", **options: Any) -> Iterator[ClientConnection]:
+        with connect(f"ws://127.0.0.1:{self.port}{PATH}{query}", open_timeout=PATIENCE, logger=QUIET, **options) as connection:
+            yield connection
+
+    def refuses(self) -> None:
+        """Waits until the server takes no connection any more."""
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE).close()
+            except ConnectionResetError:
+                continue
+            except ConnectionRefusedError:
+                return
+
+
+Client = Callable[[Server], None]
+Serving = Callable[..., None]
+
+
+@pytest.fixture
+def serving(tmp_path: Path) -> Serving:
+    """Runs a server here, in the main thread, while `client` talks to its port in another; then stops it."""
+
+    def serve(client: Client, *steps: Step, **settings: Any) -> None:
+        def make(path: Path, engine: EngineSettings, deliver: Any) -> Any:
+            return FakeEngine(path, engine, deliver, script=lambda prompt, params: list(steps), context=8192)
+
+        given = ServerSettings(**{"port": 0, **settings})
+        pool = Pool(registry(tmp_path), Store(tmp_path / "store"), engine=make, grace=0.0)
+        pool.load_now("tiny:1b")
+        app = create_app(pool, given, Keyring(given, KeyStore(tmp_path / "keys.json")))
+        with runner.bind("127.0.0.1", 0) as sock, ThreadPoolExecutor(1) as other:
+            server = Server(sock.getsockname()[1])
+            talks = []
+            assert runner.serve(app, sock, given, lambda: talks.append(other.submit(talk, client, server))) == 0
+            talks[0].result(PATIENCE)
+
+    return serve
+
+
+def talk(client: Client, server: Server) -> None:
+    try:
+        client(server)
+    finally:
+        server.stop()
+
+
+def ask(connection: ClientConnection) -> None:
+    connection.send(json.dumps({"prompt": "some words", "task": "chat"}))
+
+
+def event(connection: ClientConnection) -> dict[str, Any]:
+    return dict(json.loads(connection.recv(PATIENCE)))
+
+
+def code_of(connection: ClientConnection) -> int | None:
+    """The code with which the server closes the connection, which must be the next thing it does."""
+    with pytest.raises(ConnectionClosed):
+        connection.recv(PATIENCE)
+    return connection.close_code
+
+
+def test_a_request_that_runs_ends_and_then_the_connection(serving: Serving) -> None:
+    go = threading.Event()
+
+    def client(server: Server) -> None:
+        with server.connected() as connection, server.connected() as idle:
+            ask(connection)
+            assert event(connection)["text"] == "a"
+            server.stop()
+            assert code_of(idle) == RESTARTING
+            server.refuses()
+            go.set()
+            assert event(connection) == {"type": "token", "text": "b"}
+            assert event(connection)["finish_reason"] == "stop"
+            assert code_of(connection) == RESTARTING
+
+    serving(client, b"a", go, b"b", grace=PATIENCE)
+
+
+def test_a_request_that_does_not_end_in_time_gets_an_error(serving: Serving) -> None:
+    def client(server: Server) -> None:
+        with server.connected() as connection:
+            ask(connection)
+            assert event(connection)["text"] == "a"
+            server.stop()
+            last = event(connection)
+            assert last["type"] == "error" and "closed" in last["detail"]
+            assert code_of(connection) == RESTARTING
+
+    serving(client, b"a", threading.Event(), grace=0.0)
+
+
+def test_what_is_far_too_large_ends_the_connection(serving: Serving) -> None:
+    def client(server: Server) -> None:
+        with server.connected() as connection:
+            connection.send("x" * (runner.MESSAGE_ROOM << 20))
+            assert event(connection) == {"type": "error", "detail": "the message is larger than 1 MiB"}
+            with contextlib.suppress(ConnectionClosed):  # it need not read to the end
+                connection.send("x" * ((runner.MESSAGE_ROOM << 20) + 1))
+            assert code_of(connection) == 1009
+        with server.connected() as connection:
+            ask(connection)
+            assert event(connection)["type"] == "token"
+
+    serving(client, *say("fine"), max_body_mib=1)
+
+
+def test_no_key_is_logged(serving: Serving, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+
+    def client(server: Server) -> None:
+        for query, headers in ((f"?api_key={'k' * 20}", {}), ("", {"Authorization": f"Bearer {'k' * 20}"})):
+            with server.connected(query, additional_headers=headers) as connection:
+                ask(connection)
+                assert event(connection)["type"] == "token"
+
+    serving(client, *say("fine"), api_key="k" * 20)
+    assert "k" * 20 not in caplog.text and PATH in caplog.text
