@@ -31,6 +31,10 @@ class Thinking:
     effort: str | None = None
     budget: int | None = None
 
+    @property
+    def off(self) -> bool:
+        return self.enabled is False or self.effort == "none"
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ChatRequest:
@@ -57,6 +61,11 @@ class Turn:
     tags: Tags | None
     open: bool
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the model's text is the answer, with nothing to be read out of it."""
+        return self.format is None and self.tags is None
+
     def parser(self) -> AnswerParser:
         """A new one for each answer."""
         reasoning = ThinkParser(self.tags, self.open) if self.tags else None
@@ -74,7 +83,7 @@ def plan(request: ChatRequest, template: ChatTemplate, control: Mapping[str, int
     prompt = _prompt(request, tools, tool_format, template)
     tags = None if found.whole else tags_of(template.source)
     opened = tags is not None and prompt.rstrip().endswith(tags.begin)
-    closing = opened and (request.thinking.enabled is False or _cannot_think(request.answer))
+    closing = opened and (request.thinking.off or _cannot_think(request.answer))
     if tags and (closing or prompt.rstrip().endswith(tags.end)):
         prompt += f"\n{tags.end}\n\n" if closing else ""
         tags, opened = None, False
@@ -100,7 +109,7 @@ def _described(tool: Tool) -> dict[str, Any]:
 
 def _thinking(wish: Thinking) -> dict[str, Any]:
     """The variables by which templates are told: each family has its own."""
-    enabled = False if wish.effort == "none" else wish.enabled
+    enabled = False if wish.off else wish.enabled
     switches = {} if enabled is None else {"enable_thinking": enabled, "thinking": enabled}
     return switches | ({"reasoning_effort": wish.effort} if wish.effort and wish.effort != "none" else {})
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from locallab.chat.guard import guarded, pieces
 from locallab.chat.turn import ChatRequest, Turn, plan
-from locallab.engine.request import ReasoningBudget, SamplingParams
+from locallab.engine.request import Constraint, ReasoningBudget, SamplingParams
 from locallab.pool import Loaded
 from locallab.server.generate import Job
 from locallab.server.prompts import tokenized
@@ -28,15 +28,20 @@ async def ask(loaded: Loaded, request: ChatRequest, params: SamplingParams, n: i
     request = dataclasses.replace(request, messages=guarded(request.messages, loaded.markup))
     turn = plan(request, loaded.template, info.control_tokens)
     prompt = await tokenized(loaded, pieces(turn.prompt))
-    if turn.constraint is not None:
-        await asyncio.to_thread(loaded.engine.prepare, turn.constraint)
     params = dataclasses.replace(
-        params,
-        constraint=turn.constraint,
+        await constrained(loaded, params, turn.constraint),
         visible=tuple(info.control_tokens[text] for text in turn.visible),
         reasoning=_budget(request, turn),
     )
     return Asked(turn, spread([prompt], params, n))
+
+
+async def constrained(loaded: Loaded, params: SamplingParams, constraint: Constraint | None) -> SamplingParams:
+    """The same, with the constraint compiled. Raises InvalidField for one that cannot be honoured."""
+    if constraint is None:
+        return params
+    await asyncio.to_thread(loaded.engine.prepare, constraint)
+    return dataclasses.replace(params, constraint=constraint)
 
 
 def spread(prompts: Sequence[Sequence[int]], params: SamplingParams, n: int) -> list[Job]:

@@ -11,9 +11,12 @@ from typing import Any
 
 import msgspec
 
+from locallab.chat.deltas import CallArguments, CallStart, Delta, Reasoning, Text
+from locallab.chat.turn import Turn
 from locallab.engine.request import Usage
 from locallab.server.errors import native_body, openai_body
 from locallab.server.generate import Item
+from locallab.server.reader import Reader
 from locallab.server.sse import DONE
 
 dumps = msgspec.json.Encoder().encode
@@ -100,9 +103,13 @@ class OpenAIChunks(abc.ABC):
                 before, after = self._around[index]
                 yield before + dumps(news.text) + after
             if news.finish_reason is not None:
-                self._usages[index] = news.usage or Usage(0, 0, 0)
-                more = {"usage": usage_body([self._usages[index]])} if self._finish_usage else {}
-                yield self._chunk(self.choice(index, "", news.finish_reason), **more)
+                yield self._last(index, news.finish_reason, news.usage or Usage(0, 0, 0))
+
+    def _last(self, index: int, finish_reason: str, usage: Usage) -> bytes:
+        """What ends an answer."""
+        self._usages[index] = usage
+        more = {"usage": usage_body([usage])} if self._finish_usage else {}
+        return self._chunk(self.choice(index, "", finish_reason), **more)
 
     def _open(self, index: int) -> Iterable[bytes]:
         """What opens an answer, once."""
@@ -123,13 +130,42 @@ class OpenAIChunks(abc.ABC):
 
 
 class ChatChunks(OpenAIChunks):
+    """The chunks of `n` answers to one turn. An answer that is all text takes the short way, without a parser."""
+
     kind = "chat.completion.chunk"
+
+    def __init__(self, head: Head, turn: Turn, n: int = 1, *, include_usage: bool = False, finish_usage: bool = False) -> None:
+        super().__init__(head, n, n=n, include_usage=include_usage, finish_usage=finish_usage)
+        self._reader = None if turn.is_plain else Reader(turn, n)
 
     def opening(self, index: int) -> list[dict[str, Any]]:
         return [{"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]
 
     def choice(self, index: int, text: str, finish_reason: str | None) -> dict[str, Any]:
         return {"index": index, "delta": {"content": text} if text else {}, "finish_reason": finish_reason}
+
+    def _events(self, items: list[Item]) -> Iterable[bytes]:
+        if self._reader is None:
+            yield from super()._events(items)
+            return
+        for news in self._reader.read(items):
+            yield from self._open(news.index)
+            for delta in news.deltas:
+                yield self._chunk({"index": news.index, "delta": _delta_body(delta), "finish_reason": None})
+            if news.end is not None:
+                yield self._last(news.index, news.end.finish_reason, news.end.usage)
+
+
+def _delta_body(delta: Delta) -> dict[str, Any]:
+    match delta:
+        case Text(text):
+            return {"content": text}
+        case Reasoning(text):
+            return {"reasoning_content": text}
+        case CallStart(index, id, name):
+            return {"tool_calls": [{"index": index, "id": id, "type": "function", "function": {"name": name, "arguments": ""}}]}
+        case CallArguments(index, text):
+            return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
 
 
 class CompletionChunks(OpenAIChunks):

@@ -35,6 +35,7 @@ RANGES: Mapping[str, tuple[float, float, bool]] = {
     "n": (1, 128, True),
     "best_of": (1, 128, True),
     "max_length": (-1, INFINITY, True),
+    "reasoning_budget": (0, INFINITY, True),
     "max_tokens": (-1, INFINITY, True),
     "max_completion_tokens": (-1, INFINITY, True),
     "max_output_tokens": (-1, INFINITY, True),

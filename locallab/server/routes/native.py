@@ -10,20 +10,26 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
 from locallab.chat import Message, normalize
+from locallab.chat.turn import ChatRequest, Thinking
 from locallab.pool import Pool
 from locallab.server.answers import Generated, NativeChatAnswer
+from locallab.server.chatting import ask, constrained
 from locallab.server.chunks import ChatChunks, Head, NativeChunks, usage_body
 from locallab.server.endpoint import Generating
-from locallab.server.fields import MESSAGES, Sampling, read
+from locallab.server.fields import MESSAGES, read
 from locallab.server.generate import Generation, collect
 from locallab.server.leases import lease
-from locallab.server.prompts import chat_prompt, text_prompt
+from locallab.server.notes import noted
+from locallab.server.openai_chat import message_body
+from locallab.server.prompts import text_prompt
+from locallab.server.reader import read_whole
 from locallab.server.reply import reply
 from locallab.server.sse import EventStream
+from locallab.server.structured import Structured
 from locallab.settings import ServerSettings
 
 
-class NativeBody(Sampling, kw_only=True):
+class NativeBody(Structured, kw_only=True):
     """What /generate and /chat have in common. `max_length` counts tokens of the answer, without the prompt."""
 
     model_id: Annotated[str | None, Meta(description="the model to ask, by its name or an alias")] = None
@@ -62,11 +68,15 @@ class Native:
         body = await read(request, GenerateBody)
         loaded = await lease(request, self._pool, body.model_id, strict=True)
         params = body.params(loaded.engine.info.n_vocab, self._settings.completion_tokens)
-        as_chat = [Message("user", body.prompt)] if body.chat_template else None
-        prompt = await (chat_prompt(loaded, as_chat) if as_chat else text_prompt(loaded, body.prompt))
+        if body.chat_template:
+            as_chat = ChatRequest(messages=[Message("user", body.prompt)], answer=body.constraint(), thinking=Thinking(False))
+            jobs = (await ask(loaded, as_chat, params)).jobs
+        else:
+            params = await constrained(loaded, params, body.constraint())
+            jobs = [(await text_prompt(loaded, body.prompt), params)]
         if body.stream:
-            return EventStream(Generation(loaded.engine, [(prompt, params)]), NativeChunks(loaded.spec.id))
-        [answer] = await collect(loaded.engine, [(prompt, params)], request.receive)
+            return EventStream(Generation(loaded.engine, jobs), NativeChunks(loaded.spec.id))
+        [answer] = await collect(loaded.engine, jobs, request.receive)
         end = {"finish_reason": answer.finish_reason, "usage": usage_body([answer.usage])}
         return reply({"response": answer.text, "model": loaded.spec.id, **end})
 
@@ -75,12 +85,16 @@ class Native:
         body = await read(request, NativeChatBody)
         loaded = await lease(request, self._pool, body.model_id, strict=True)
         params = body.params(loaded.engine.info.n_vocab, None)
-        prompt = await chat_prompt(loaded, normalize(body.messages))
+        notes: list[str] = []
+        chat = ChatRequest(messages=normalize(body.messages, notes), answer=body.constraint())
+        asked = await ask(loaded, chat, params)
         head = Head.make("chatcmpl", loaded.spec.id)
         if body.stream:
-            return EventStream(Generation(loaded.engine, [(prompt, params)]), ChatChunks(head, finish_usage=True))
-        [answer] = await collect(loaded.engine, [(prompt, params)], request.receive)
-        message = {"role": "assistant", "content": answer.text}
-        choice = {"index": 0, "message": message, "finish_reason": answer.finish_reason}
-        end = {"finish_reason": answer.finish_reason, "usage": usage_body([answer.usage])}
-        return reply(head.body("chat.completion", [choice], **end))
+            return noted(
+                EventStream(Generation(loaded.engine, asked.jobs), ChatChunks(head, asked.turn, finish_usage=True)), notes
+            )
+        [answer] = await collect(loaded.engine, asked.jobs, request.receive)
+        said, end = read_whole(asked.turn, answer)
+        choice = {"index": 0, "message": message_body(said), "finish_reason": end.finish_reason}
+        ending = {"finish_reason": end.finish_reason, "usage": usage_body([answer.usage])}
+        return noted(reply(head.body("chat.completion", [choice], **ending)), notes)

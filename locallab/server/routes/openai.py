@@ -2,77 +2,34 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
-import msgspec
 from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
-from locallab.chat import normalize
-from locallab.engine.request import SamplingParams
 from locallab.errors import InvalidField, ModelNotLoaded
 from locallab.pool import Pool
 from locallab.server.answers import ChatCompletion, ModelCard, ModelList, TextCompletion
+from locallab.server.chatting import ask, constrained, spread
 from locallab.server.chunks import ChatChunks, CompletionChunks, Head, usage_body
 from locallab.server.endpoint import Endpoint, Generating
-from locallab.server.fields import MESSAGES, Sampling, read
-from locallab.server.generate import Answer, Generation, Job, collect
+from locallab.server.fields import read
+from locallab.server.generate import Answer, Generation, collect
 from locallab.server.leases import lease
 from locallab.server.modelcards import model_cards
-from locallab.server.prompts import chat_prompt, text_prompt
+from locallab.server.notes import noted
+from locallab.server.openai_chat import ChatBody, OpenAIBody, message_body
+from locallab.server.prompts import text_prompt
+from locallab.server.reader import read_whole
 from locallab.server.reply import reply
 from locallab.server.sse import EventStream
 from locallab.settings import ServerSettings
 
 UNSUPPORTED = "not supported yet"
-
-
-class StreamOptions(msgspec.Struct):
-    include_usage: Annotated[bool | None, Meta(description="end the stream with a chunk that has the usage")] = None
-
-
-class OpenAIBody(Sampling, kw_only=True):
-    """What both routes have in common. A field that would change the answer and that we cannot heed is refused, not ignored."""
-
-    model: Annotated[str | None, Meta(description="the model to ask; an unknown name is the current one")] = None
-    n: Annotated[int | None, Meta(description="answers to each prompt")] = None
-    stream: Annotated[bool | None, Meta(description="send the answer while it is written")] = None
-    stream_options: Annotated[StreamOptions | None, Meta(description="what a stream tells besides the answer")] = None
-
-    @property
-    def include_usage(self) -> bool:
-        return bool(self.stream_options and self.stream_options.include_usage)
-
-
-class ChatBody(OpenAIBody, kw_only=True):
-    messages: Annotated[Any, Meta(description="the conversation, oldest first", extra_json_schema=MESSAGES)]
-    max_completion_tokens: Annotated[int | None, Meta(description="the same as max_tokens, and comes before it")] = None
-    logprobs: Annotated[bool | None, Meta(description="not supported yet")] = None
-    top_logprobs: Annotated[int | None, Meta(description="not supported yet")] = None
-    response_format: Annotated[dict[str, Any] | None, Meta(description="only of the type text yet")] = None
-    tools: Annotated[list[Any] | None, Meta(description="not supported yet, unless tool_choice is none")] = None
-    tool_choice: Annotated[Any, Meta(description="only auto and none yet")] = None
-    functions: Annotated[list[Any] | None, Meta(description="not supported yet, unless function_call is none")] = None
-    function_call: Annotated[Any, Meta(description="only auto and none yet")] = None
-    modalities: Annotated[list[str] | None, Meta(description="only text")] = None
-
-    LIMITS: ClassVar[tuple[str, ...]] = ("max_completion_tokens", "max_tokens")
-
-    def check(self) -> None:
-        """Raises InvalidField for what cannot be served."""
-        _refuse("logprobs", bool(self.logprobs))
-        _refuse("top_logprobs", bool(self.top_logprobs))
-        _refuse("response_format", self.response_format is not None and self.response_format.get("type") != "text")
-        _refuse("tools", bool(self.tools) and self.tool_choice != "none")
-        _refuse("tool_choice", self.tool_choice not in (None, "auto", "none"))
-        _refuse("functions", bool(self.functions) and self.function_call != "none")
-        _refuse("function_call", self.function_call not in (None, "auto", "none"))
-        _refuse("modalities", any(kind != "text" for kind in self.modalities or ()))
 
 
 PROMPTS = {
@@ -121,16 +78,17 @@ class OpenAI:
         body = await read(request, ChatBody)
         loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
         params = body.params(loaded.engine.info.n_vocab, None)
-        body.check()
-        prompt = await chat_prompt(loaded, normalize(body.messages))
-        jobs = _jobs([prompt], params, body.n or 1)
+        notes: list[str] = []
+        asked = await ask(loaded, body.request(notes), params, body.n or 1)
+        n = len(asked.jobs)
         head = Head.make("chatcmpl", body.model or loaded.spec.id)
         if body.stream:
-            chunks = ChatChunks(head, len(jobs), n=len(jobs), include_usage=body.include_usage)
-            return EventStream(Generation(loaded.engine, jobs), chunks)
-        answers = await collect(loaded.engine, jobs, request.receive)
-        choices = [_choice(i, a, message={"role": "assistant", "content": a.text}) for i, a in enumerate(answers)]
-        return reply(head.body("chat.completion", choices, usage=_usage(answers, len(jobs))))
+            chunks = ChatChunks(head, asked.turn, n, include_usage=body.include_usage)
+            return noted(EventStream(Generation(loaded.engine, asked.jobs), chunks), notes)
+        answers = await collect(loaded.engine, asked.jobs, request.receive)
+        said = [read_whole(asked.turn, answer) for answer in answers]
+        choices = [_choice(i, end.finish_reason, message=message_body(what)) for i, (what, end) in enumerate(said)]
+        return noted(reply(head.body("chat.completion", choices, usage=_usage(answers, n))), notes)
 
     async def completions(self, request: Request) -> ASGIApp:
         """Complete one prompt or several as they stand."""
@@ -138,16 +96,17 @@ class OpenAI:
         loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
         params = body.params(loaded.engine.info.n_vocab, self._settings.completion_tokens)
         body.check()
+        params = await constrained(loaded, params, body.constraint())
         given = prompts(body.prompt)
         n = body.n or 1
         echo = [text for text in _echoes(given, bool(body.echo)) for _ in range(n)]
-        jobs = _jobs([await text_prompt(loaded, p) if isinstance(p, str) else p for p in given], params, n)
+        jobs = spread([await text_prompt(loaded, p) if isinstance(p, str) else p for p in given], params, n)
         head = Head.make("cmpl", body.model or loaded.spec.id)
         if body.stream:
             chunks = CompletionChunks(head, echo, n=n, include_usage=body.include_usage)
             return EventStream(Generation(loaded.engine, jobs), chunks)
         answers = await collect(loaded.engine, jobs, request.receive)
-        choices = [_choice(i, a, text=echo[i] + a.text) for i, a in enumerate(answers)]
+        choices = [_choice(i, a.finish_reason, text=echo[i] + a.text) for i, a in enumerate(answers)]
         return reply(head.body("text_completion", choices, usage=_usage(answers, n)))
 
     async def models(self, request: Request) -> Response:
@@ -195,19 +154,13 @@ def _echoes(given: Sequence[str | list[int]], wanted: bool) -> list[str]:
     return [prompt for prompt in given if isinstance(prompt, str)]
 
 
-def _jobs(given: Sequence[Sequence[int]], params: SamplingParams, n: int) -> list[Job]:
-    """`n` answers to each prompt, next to each other; of a seed each answer has its own."""
-    seeds = [None if params.seed is None else (params.seed + i) & 0xFFFFFFFF for i in range(n)]
-    return [(prompt, dataclasses.replace(params, seed=seed)) for prompt in given for seed in seeds]
-
-
 def _refuse(field: str, wanted: bool) -> None:
     if wanted:
         raise InvalidField(field, UNSUPPORTED)
 
 
-def _choice(index: int, answer: Answer, **what: Any) -> dict[str, Any]:
-    return {"index": index, **what, "logprobs": None, "finish_reason": answer.finish_reason}
+def _choice(index: int, finish_reason: str, **what: Any) -> dict[str, Any]:
+    return {"index": index, **what, "logprobs": None, "finish_reason": finish_reason}
 
 
 def _usage(answers: Sequence[Answer], n: int) -> dict[str, Any]:

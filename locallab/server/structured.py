@@ -1,0 +1,96 @@
+"""What an answer must match, as clients of several dialects ask for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from msgspec import Meta
+
+from locallab.engine.request import Constraint
+from locallab.errors import InvalidField
+from locallab.server.fields import Sampling
+
+FORMATS = {
+    "anyOf": [
+        {"type": "null"},
+        {"type": "object", "properties": {"type": {"enum": ["text", "json_object"]}}, "required": ["type"]},
+        {
+            "type": "object",
+            "properties": {"type": {"enum": ["json_schema"]}, "json_schema": {"type": "object", "required": ["schema"]}},
+            "required": ["type", "json_schema"],
+        },
+    ]
+}
+
+
+class Structured(Sampling, kw_only=True):
+    """Fields that restrict the answer; at most one of them may be set."""
+
+    response_format: Annotated[
+        Any, Meta(description="text, json_object, or json_schema with the schema", extra_json_schema=FORMATS)
+    ] = None
+    grammar: Annotated[
+        str | None, Meta(description="a grammar in GBNF, or in Lark if it begins with %llguidance or defines start")
+    ] = None
+    regex: Annotated[str | None, Meta(description="a regular expression that the whole answer matches")] = None
+    choice: Annotated[list[str] | None, Meta(description="texts of which the answer is one")] = None
+
+    def constraint(self) -> Constraint | None:
+        """What the answer must match. Raises InvalidField for what is no constraint, or for two of them."""
+        found = [
+            each
+            for each in (
+                read_format(self.response_format),
+                grammar_of(self.grammar),
+                Constraint("regex", self.regex, "regex") if self.regex else None,
+                _choice(self.choice),
+            )
+            if each is not None
+        ]
+        if len(found) > 1:
+            raise InvalidField(found[1].field, f"cannot be combined with {found[0].field}")
+        return found[0] if found else None
+
+
+def read_format(raw: object, field: str = "response_format") -> Constraint | None:
+    """OpenAI's `response_format`; the schema may also stand beside the type, as Responses and others have it."""
+    if raw is None:
+        return None
+    if not isinstance(raw, Mapping):
+        raise InvalidField(field, "expected an object with a type")
+    match raw.get("type"):
+        case "text" | None:
+            return None
+        case "json_object":
+            schema = raw.get("schema")
+            return Constraint("json_object", "", field) if schema is None else schema_of(schema, f"{field}.schema")
+        case "json_schema":
+            nested = raw.get("json_schema")
+            if isinstance(nested, Mapping):
+                return schema_of(nested.get("schema"), f"{field}.json_schema.schema")
+            return schema_of(raw.get("schema"), f"{field}.schema")
+        case kind:
+            raise InvalidField(f"{field}.type", f"unknown type {kind!r}; known: text, json_object, json_schema")
+
+
+def schema_of(raw: object, field: str) -> Constraint:
+    if not isinstance(raw, Mapping | bool):
+        raise InvalidField(field, "is missing" if raw is None else "expected a JSON schema")
+    return Constraint("json_schema", json.dumps(raw), field)
+
+
+def grammar_of(source: str | None, field: str = "grammar") -> Constraint | None:
+    if not source:
+        return None
+    is_lark = source.lstrip().startswith("%llguidance") or any(line.startswith("start:") for line in source.splitlines())
+    return Constraint("lark" if is_lark else "gbnf", source, field)
+
+
+def _choice(choices: list[str] | None) -> Constraint | None:
+    if choices is None:
+        return None
+    if not choices:
+        raise InvalidField("choice", "is empty")
+    return Constraint("choice", json.dumps(choices), "choice")
