@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import queue
 import threading
 import time
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 from locallab import hardware
 from locallab.engine import llama, sampler
@@ -19,12 +20,13 @@ from locallab.engine.cache import UNLIMITED
 from locallab.engine.constraint import Grammars
 from locallab.engine.costs import StepCosts
 from locallab.engine.hostcache import HostCache
-from locallab.engine.limits import WALK_SECONDS, Limits, context_length, idle_cells
+from locallab.engine.limits import WALK_SECONDS, context_length, idle_cells
 from locallab.engine.limits import limits as limits_of
-from locallab.engine.request import Constraint, Delivery, EngineStats, FimTokens, Listener, SamplingParams, TokenEvent
+from locallab.engine.request import Constraint, Delivery, EngineStats, FimTokens, Kind, Listener, SamplingParams, TokenEvent
 from locallab.engine.scheduler import Scheduler
 from locallab.engine.sequence import Sequence
 from locallab.engine.text import TextStream
+from locallab.engine.thinking import Thinking
 from locallab.engine.timings import Totals
 from locallab.engine.worker import Cancel, Close, Submit, Worker
 from locallab.errors import ContextLengthExceeded, EngineClosed, InvalidField, ModelLoadError, Overloaded
@@ -35,9 +37,9 @@ CALIBRATION_TOKENS = 64
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """Facts about a loaded model. `reuse` is what the prefix cache may share: any prefix, or only whole finished sequences
-    (recurrent, hybrid and sliding-window models). `fim` is None for a model that cannot fill in the middle. Sizes in bytes,
-    lengths in tokens."""
+    """Facts about a loaded model. `reuse` is what the prefix cache may share: any prefix, only whole finished sequences
+    (recurrent, hybrid and sliding-window models), or nothing where no text is made. `fim` is None for a model that cannot fill
+    in the middle. `dimensions` are those of the vectors of an embedding model. Sizes in bytes, lengths in tokens."""
 
     path: Path
     description: str
@@ -52,16 +54,28 @@ class ModelInfo:
     bos: str
     eos: str
     add_bos: bool
-    reuse: Literal["prefix", "whole"]
+    reuse: Literal["prefix", "whole", "none"]
     device: str
     fim: FimTokens | None = None
     control_tokens: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    kind: Kind = "text"
+    dimensions: int = 0
 
 
 def call_each(events: list[tuple[Listener, TokenEvent]]) -> None:
     """The plainest Delivery: calls the listeners in the engine's thread."""
     for listener, event in events:
         listener(event)
+
+
+class Works(Protocol):
+    """What computes, in a thread of the engine's own."""
+
+    commands: queue.SimpleQueue[Any]
+    totals: Totals
+
+    def run(self) -> None: ...
+    def stats(self) -> EngineStats: ...
 
 
 class Engine:
@@ -89,14 +103,17 @@ class Engine:
                 raise EngineClosed()
             return self._model.tokenize(text, add_special=add_special, parse_special=parse_special)
 
-    def detokenize(self, tokens: Seq[int]) -> str:
-        """The text of `tokens`, markup included; bytes that are no UTF-8 become U+FFFD. Raises InvalidField."""
+    def pieces(self, tokens: Seq[int]) -> list[bytes]:
+        """What each token stands for, markup included. Raises InvalidField."""
         with self._native_lock:
             if self._closed:
                 raise EngineClosed()
             self._check_tokens("tokens", tokens)
-            data = b"".join(self._model.piece(token) or self._model.markup(token) for token in tokens)
-        return data.decode("utf-8", "replace")
+            return [self._model.piece(token) or self._model.markup(token) for token in tokens]
+
+    def detokenize(self, tokens: Seq[int]) -> str:
+        """The text of `tokens`, markup included; bytes that are no UTF-8 become U+FFFD. Raises InvalidField."""
+        return b"".join(self.pieces(tokens)).decode("utf-8", "replace")
 
     def prepare(self, constraint: Constraint) -> None:
         """Compiles a constraint, so that `submit` need not: milliseconds, a quarter of a second for a model's first one.
@@ -116,13 +133,9 @@ class Engine:
         limit = self.info.context if params.max_tokens is None else min(self.info.context, len(tokens) + params.max_tokens)
         guide = self._grammars.guide(params.constraint) if params.constraint else None
         with self._lock:
-            if self._closed:
-                raise EngineClosed()
-            waiting = self._open - self._settings.parallel
-            if waiting >= self._settings.queue:
-                raise Overloaded(waiting, retry_after=1 + waiting // self._settings.parallel)
-            self._open += 1
-            sequence = Sequence(next(self._ids), tokens, len(tokens), limit, params, listener, TextStream(params.stop), guide)
+            self._admit()
+            text, thinking = TextStream(params.stop), Thinking(params.reasoning) if params.reasoning else None
+            sequence = Sequence(next(self._ids), tokens, len(tokens), limit, params, listener, text, guide, thinking)
             self._worker.commands.put(Submit(sequence))
         return sequence.id
 
@@ -144,6 +157,15 @@ class Engine:
             self._closed = True
             self._worker.commands.put(Close(time.monotonic() + grace))
         self._thread.join()
+
+    def _admit(self) -> None:
+        """Counts a request in; to be called with the lock. Raises Overloaded, EngineClosed."""
+        if self._closed:
+            raise EngineClosed()
+        waiting = self._open - self._settings.parallel
+        if waiting >= self._settings.queue:
+            raise Overloaded(waiting, retry_after=1 + waiting // self._settings.parallel)
+        self._open += 1
 
     def _check(self, tokens: list[int], params: SamplingParams) -> None:
         sampler.check(params, self.info.n_vocab)
@@ -174,13 +196,20 @@ class Engine:
                 raise
             self._loaded.set_exception(error)
 
-    def _load(self, path: Path, deliver: Delivery, native: contextlib.ExitStack) -> Worker:
-        settings = self._settings
-        on_gpu = settings.gpu_layers != 0 and llama.supports_gpu()
+    def _open_model(self, path: Path, native: contextlib.ExitStack) -> tuple[llama.Model, bool]:
+        """The model, which `native` will free, and whether it is on a GPU."""
+        on_gpu = self._settings.gpu_layers != 0 and llama.supports_gpu()
         if not on_gpu:
             _check_memory(path)
-        model = self._model = llama.Model(path, settings.gpu_layers)
+        model = self._model = llama.Model(path, self._settings.gpu_layers)
         native.callback(model.close)
+        return model, on_gpu
+
+    def _load(self, path: Path, deliver: Delivery, native: contextlib.ExitStack) -> Works:
+        settings = self._settings
+        model, on_gpu = self._open_model(path, native)
+        if not model.has_decoder:
+            raise ModelLoadError(path, "this model cannot generate text")
         self._grammars = Grammars(model)
         native.callback(self._grammars.close)
         limits = limits_of(model, settings, hardware.available_memory(), on_gpu)
@@ -194,18 +223,24 @@ class Engine:
             kv_type=settings.kv_type,
         )
         native.callback(context.close)
-        device = _gpu(model, settings) if on_gpu else f"CPU ({threads} threads)"
-        self.info = _info(model, settings, limits, device)
+        reuse: Literal["prefix", "whole"] = "prefix" if limits.rewind_limit == UNLIMITED else "whole"
+        where = device(model, settings, threads, on_gpu)
+        self.info = info_of(
+            model, context=context_length(model, settings), kv_tokens=limits.cells, reuse=reuse, device=where, fim=model.fim
+        )
         costs = _calibrate(context, model.n_vocab)
         if settings.cache_tokens is None:
             walk = _walk_on_gpu(model, settings, costs) if on_gpu else WALK_SECONDS * model.n_layer * model.n_head / threads
             limits = dataclasses.replace(limits, cache_cells=idle_cells(limits, costs.per_token(), walk))
         host = HostCache(settings.cache_ram_mib << 20, limits.rewind_limit)
-        self._worker = Worker(model, context, Scheduler(limits, host, costs), deliver, self._ended)
+        self._worker: Works = Worker(model, context, Scheduler(limits, host, costs), deliver, self._ended)
         return self._worker
 
 
-def _gpu(model: llama.Model, settings: EngineSettings) -> str:
+def device(model: llama.Model, settings: EngineSettings, threads: int, on_gpu: bool) -> str:
+    """What computes, in words."""
+    if not on_gpu:
+        return f"CPU ({threads} threads)"
     layers = model.n_layer + 1
     offloaded = layers if settings.gpu_layers < 0 else min(layers, settings.gpu_layers)
     name = next((str(gpu["name"]) for gpu in hardware.gpus()), "GPU")
@@ -217,7 +252,8 @@ def _walk_on_gpu(model: llama.Model, settings: EngineSettings, costs: StepCosts)
     return model.kv_bytes_per_token(settings.kv_type) * costs.decode(1) / model.size_bytes
 
 
-def _info(model: llama.Model, settings: EngineSettings, limits: Limits, device: str) -> ModelInfo:
+def info_of(model: llama.Model, **facts: Any) -> ModelInfo:
+    """What the model says of itself, and the `facts` that depend on how it was loaded."""
     return ModelInfo(
         path=model.path,
         description=model.description,
@@ -225,16 +261,13 @@ def _info(model: llama.Model, settings: EngineSettings, limits: Limits, device: 
         size_bytes=model.size_bytes,
         n_params=model.n_params,
         n_ctx_train=model.n_ctx_train,
-        context=context_length(model, settings),
-        kv_tokens=limits.cells,
         n_vocab=model.n_vocab,
         chat_template=model.chat_template,
         bos=model.bos,
         eos=model.eos,
         add_bos=model.add_bos,
-        reuse="prefix" if limits.rewind_limit == UNLIMITED else "whole",
-        device=device,
-        fim=model.fim,
+        control_tokens=model.control_tokens(),
+        **facts,
     )
 
 

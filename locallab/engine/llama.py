@@ -51,9 +51,9 @@ class Model:
         self.path = path
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
-        if not llama_cpp.llama_model_has_decoder(self._model) or self.n_vocab == 0:
+        if self.n_vocab == 0:
             self.close()
-            raise ModelLoadError(path, "this model cannot generate text")
+            raise ModelLoadError(path, "this model has no vocabulary")
         self._pieces: dict[int, bytes] = {}
         self.end_tokens = frozenset(t for t in range(self.n_vocab) if llama_cpp.llama_vocab_is_eog(self._vocab, t))
 
@@ -94,6 +94,10 @@ class Model:
     def keeps_state(self) -> bool:
         """Whether a sequence's memory is (also) a running state that cannot be rewound: recurrent and hybrid models."""
         return bool(llama_cpp.llama_model_is_recurrent(self._model) or llama_cpp.llama_model_is_hybrid(self._model))
+
+    @property
+    def has_decoder(self) -> bool:
+        return bool(llama_cpp.llama_model_has_decoder(self._model))
 
     @property
     def sliding_window(self) -> int:
@@ -178,6 +182,15 @@ class Model:
     def markup(self, token: int) -> bytes:
         """The name of a token that stands for no bytes: "<|im_end|>"; empty for any other."""
         return b"" if self.piece(token) else self._to_piece(token, special=True)
+
+    def name(self, token: int) -> bytes:
+        """The text that stands for a token, control tokens included."""
+        return self._to_piece(token, special=True)
+
+    def control_tokens(self) -> dict[str, int]:
+        """The control tokens by the texts that stand for them. Looks at every token: some 10 ms for each 100,000."""
+        found = [t for t in range(self.n_vocab) if llama_cpp.llama_vocab_is_control(self._vocab, t)]
+        return {text: token for token in found if (text := self.name(token).decode("utf-8", "replace"))}
 
     def close(self) -> None:
         if self._model:

@@ -8,6 +8,7 @@ import time
 from locallab.engine.guide import Guide
 from locallab.engine.request import FinishReason, Listener, SamplingParams, Usage
 from locallab.engine.text import TextStream
+from locallab.engine.thinking import Thinking
 
 UNPLACED = -1
 
@@ -16,7 +17,8 @@ UNPLACED = -1
 class Sequence:
     """Known tokens (prompt, then answer) of which the first `computed` have their KV in the llama sequence `slot`.
 
-    `limit` is the length at which the answer ends: by max_tokens or by the context. `guide` holds the answer to a language.
+    `limit` is the length at which the answer ends: by max_tokens or by the context. `guide` holds the answer to a language,
+    `thinking` its reasoning to a budget.
     `submitted` and `last_token` are when it was made and when its last token was drawn (time.perf_counter).
     """
 
@@ -28,6 +30,7 @@ class Sequence:
     listener: Listener
     text: TextStream
     guide: Guide | None = None
+    thinking: Thinking | None = None
     computed: int = 0
     slot: int = UNPLACED
     cached: int = 0

@@ -18,7 +18,12 @@ class TextStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._stop = tuple(s for s in stop if s)
         self._held = ""
-        self.stopped = False
+        self.stop: str | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string, `stop`, has ended the text."""
+        return self.stop is not None
 
     def feed(self, data: bytes) -> str:
         return self._release(self._decoder.decode(data))
@@ -35,17 +40,17 @@ class TextStream:
         text = self._held + text
         found = self._first_stop(text)
         if found is not None:
-            self.stopped = True
+            at, self.stop = found
             self._held = ""
-            return text[:found]
+            return text[:at]
         keep = self._unfinished(text)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
-    def _first_stop(self, text: str) -> int | None:
-        """Where the stop string begins that is complete first."""
-        ends = [(at + len(s), at) for s in self._stop if (at := text.find(s)) >= 0]
-        return min(ends)[1] if ends else None
+    def _first_stop(self, text: str) -> tuple[int, str] | None:
+        """Where the stop string begins that is complete first, and which it is."""
+        ends = [(at + len(s), at, s) for s in self._stop if (at := text.find(s)) >= 0]
+        return min(ends)[1:] if ends else None
 
     def _unfinished(self, text: str) -> int:
         """Length of the longest end of `text` that a stop string begins with."""

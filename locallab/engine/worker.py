@@ -18,6 +18,7 @@ from locallab.engine.request import Delivery, EngineStats, FinishReason, Listene
 from locallab.engine.sampler import Sampler
 from locallab.engine.scheduler import Chunk, Copy, Move, Remove, Restore, Save, Scheduler
 from locallab.engine.sequence import UNPLACED, Sequence
+from locallab.engine.thinking import Thinking
 from locallab.engine.timings import Totals
 from locallab.errors import EngineClosed, EngineFailure
 
@@ -111,17 +112,8 @@ class Worker:
         self._scheduler.submit(sequence)
         if sequence.limit <= sequence.n_prompt:
             self._end(sequence, "length")
-        elif sequence.guide:
-            self._begin_guide(sequence, sequence.guide)
-
-    def _begin_guide(self, sequence: Sequence, guide: Guide) -> None:
-        try:
-            guide.begin()
-        except EngineFailure as error:
-            self._end(sequence, "error", error=error)
-            return
-        if not guide.due:
-            self._masks.want(guide)
+        elif sequence.guide and not sequence.guide.due:
+            self._masks.want(sequence.guide)
 
     def _step(self) -> None:
         began = time.perf_counter()
@@ -240,6 +232,8 @@ class Worker:
         return sampler
 
     def _emit(self, sequence: Sequence, tokens: list[int]) -> None:
+        if sequence.thinking is not None:
+            tokens = tokens + self._closing(sequence, sequence.thinking, tokens)
         count, text, reason = self._read(sequence, tokens)
         said = tokens[:count]
         self.totals.tokens(sequence, count, time.perf_counter())
@@ -249,6 +243,23 @@ class Worker:
         else:
             self._events.append((sequence.listener, TokenEvent(text, tuple(said))))
 
+    def _closing(self, sequence: Sequence, thinking: Thinking, tokens: list[int]) -> list[int]:
+        """What ends the reasoning where the tokens use up its budget."""
+        if not any([thinking.spend(self._piece(sequence, token)) for token in tokens]):
+            return []
+        assert sequence.params.reasoning is not None
+        closing = f"\n{sequence.params.reasoning.end}\n\n"
+        forced = self._model.tokenize(closing, add_special=False, parse_special=True)
+        if sequence.guide is not None:
+            for token in forced:
+                sequence.guide.accept(token)
+            forced += sequence.guide.take()
+        self._sampler(sequence).accept(forced)
+        return forced
+
+    def _piece(self, sequence: Sequence, token: int) -> bytes:
+        return self._model.name(token) if token in sequence.params.visible else self._model.piece(token)
+
     def _read(self, sequence: Sequence, tokens: list[int]) -> tuple[int, str, FinishReason | None]:
         """How many of the tokens still belong to the answer, their text, and why it ends with them if it does."""
         text = ""
@@ -256,7 +267,7 @@ class Worker:
         for count, token in enumerate(tokens, 1):
             if token in params.stop_token_ids or (token in self._model.end_tokens and not params.ignore_eos):
                 return count, text, "stop"
-            text += sequence.text.feed(self._model.piece(token))
+            text += sequence.text.feed(self._piece(sequence, token))
             if sequence.text.stopped or (count == len(tokens) and sequence.guide and sequence.guide.complete):
                 return count, text, "stop"
             if count >= limit:
@@ -275,7 +286,8 @@ class Worker:
         self._scheduler.finish(sequence)
         self._forget(sequence)
         text += sequence.text.finish()
-        self._events.append((sequence.listener, TokenEvent(text, tuple(tokens), reason, sequence.usage, error)))
+        event = TokenEvent(text, tuple(tokens), reason, sequence.usage, error, sequence.text.stop)
+        self._events.append((sequence.listener, event))
 
     def _forget(self, sequence: Sequence) -> None:
         del self._sequences[sequence.id]
