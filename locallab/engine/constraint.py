@@ -24,6 +24,7 @@ RULES = 1000
 """Rules of a grammar: beyond, the time to compile it may grow with their cube."""
 STACK = 256 << 20
 """Bytes of address space for the stack of the compiling thread."""
+LONGEST_REASON = 400
 _STACK_LOCK = threading.Lock()
 
 # Python's own layout, which models have read much of: a fixed one leaves most tokens between values to be forced, and a model
@@ -41,7 +42,7 @@ _STRING = r'"(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*"'
 _EMBEDDED = re.compile(r'"(?:\\.|[^"\\])*"?|//.*|#.*|/(?:\\.|[^/\\\n])*/?|(?P<json>%json\s*\{)(?P<empty>\s*\})?')
 _STRINGS = re.compile(rf"\s*\[\s*{_STRING}(?:\s*,\s*{_STRING})*\s*\]\s*")
 _RULE = re.compile(r"^\s*[?!]?\w+[^:\n]*:", re.MULTILINE)
-_STATE = re.compile(r"\s*<(?:state|non-verbose/)>|\n *[0-9]+ \| ")
+_DISPLAY = re.compile(r"\n *[0-9]+ \| ")
 _MIN_PROPERTIES = re.compile(r'"minProperties"\s*:\s*([0-9]+)')
 
 
@@ -52,7 +53,7 @@ class Grammars:
     def __init__(self, model: Model) -> None:
         self._model = model
         self._limits = LLParserLimits(verbose_errors=False)
-        self._compiled: OrderedDict[Constraint, LLMatcher] = OrderedDict()
+        self._compiled: OrderedDict[Constraint, Guide] = OrderedDict()
         self._lock = threading.Lock()
         self._tokenizer: LLTokenizer | None = None
         self._thread: ThreadPoolExecutor | None = None
@@ -60,11 +61,11 @@ class Grammars:
 
     def compile(self, constraint: Constraint) -> None:
         """Raises InvalidField, with the constraint's own field, for what cannot be enforced in full; EngineClosed."""
-        self._matcher(constraint)
+        self._beginning(constraint)
 
     def guide(self, constraint: Constraint) -> Guide:
         """A guide at the beginning of an answer. Raises as `compile`."""
-        return Guide(self._matcher(constraint).deep_copy())
+        return self._beginning(constraint).copy()
 
     def close(self) -> None:
         """Waits for what is being compiled, and refuses more: the model is about to go."""
@@ -73,37 +74,37 @@ class Grammars:
         if self._thread is not None:
             self._thread.shutdown()
 
-    def _matcher(self, constraint: Constraint) -> LLMatcher:
+    def _beginning(self, constraint: Constraint) -> Guide:
         with self._lock:
             if self._closed:
                 raise EngineClosed()
-            matcher = self._find(constraint)
-            if matcher is not None:
-                return matcher
+            found = self._find(constraint)
+            if found is not None:
+                return found
             if self._thread is None:
                 self._thread = _thread()
             compiling = self._thread.submit(self._compiled_once, constraint)
         return compiling.result()
 
-    def _compiled_once(self, constraint: Constraint) -> LLMatcher:
+    def _compiled_once(self, constraint: Constraint) -> Guide:
         """In the compiling thread, so that who asks for the same meanwhile finds it."""
         with self._lock:
-            matcher = self._find(constraint)
-        if matcher is None:
-            matcher = self._compile(constraint)
+            found = self._find(constraint)
+        if found is None:
+            found = self._compile(constraint)
             with self._lock:
-                self._compiled[constraint] = matcher
+                self._compiled[constraint] = found
                 while len(self._compiled) > CAPACITY:
                     self._compiled.popitem(last=False)
-        return matcher
+        return found
 
-    def _find(self, constraint: Constraint) -> LLMatcher | None:
-        matcher = self._compiled.get(constraint)
-        if matcher is not None:
+    def _find(self, constraint: Constraint) -> Guide | None:
+        found = self._compiled.get(constraint)
+        if found is not None:
             self._compiled.move_to_end(constraint)
-        return matcher
+        return found
 
-    def _compile(self, constraint: Constraint) -> LLMatcher:
+    def _compile(self, constraint: Constraint) -> Guide:
         try:
             constraint.source.encode()
             grammar = _grammar(constraint)
@@ -118,13 +119,10 @@ class Grammars:
                 constraint.field, "cannot be enforced: the tokenizer of this model does not keep texts as they are"
             )
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
-        first = matcher.deep_copy()
-        if not matcher.is_error():
-            first.compute_bitmask()
-        problems = [first.get_error()] if first.is_error() else matcher.get_grammar_warnings()
+        problems = [matcher.get_error()] if matcher.is_error() else matcher.get_grammar_warnings() or _dead_end(matcher)
         if problems:
             raise InvalidField(constraint.field, _reason(constraint, problems[0]))
-        return matcher
+        return Guide(matcher)
 
 
 def _thread() -> ThreadPoolExecutor:
@@ -147,6 +145,14 @@ def _tokenizer(model: Model) -> LLTokenizer:
     return LLTokenizer.from_llamacpp(  # type: ignore[attr-defined, no-any-return]
         tokens=tokens, vocab_ptr=vocabulary, tokenize_fptr=tokenize, eos_token=sorted(model.end_tokens), slices=None
     )
+
+
+def _dead_end(matcher: LLMatcher) -> list[str]:
+    """What goes wrong at the very beginning."""
+    trial = matcher.deep_copy()
+    trial.consume_tokens(trial.compute_ff_tokens())
+    trial.compute_bitmask()
+    return [trial.get_error()] if trial.is_error() else []
 
 
 def _hidden(name: bytes) -> bytes:
@@ -213,7 +219,9 @@ def _choice(source: str) -> str:
 
 def _reason(constraint: Constraint, problem: str) -> str:
     """llguidance's message in one line, without what it adds about its own state."""
-    problem = _STATE.split(problem)[0]
+    for addition in ("<state>", "<non-verbose/>"):
+        problem = problem.partition(addition)[0]
+    problem = _DISPLAY.split(problem)[0].strip()
     if "Unimplemented keys: " in problem:
         keys = re.findall(_STRING, problem.partition("Unimplemented keys: ")[2])
         return f"uses {', '.join(keys)}, which cannot be enforced"
@@ -227,4 +235,4 @@ def _reason(constraint: Constraint, problem: str) -> str:
         problem = ("" if constraint.kind == "regex" else "pattern: ") + problem.partition("\nerror: ")[2]
     if problem.startswith("oneOf"):
         problem = "oneOf is supported only where a value shows at once which of the schemas is meant; anyOf always is"
-    return f"cannot be enforced: {' '.join(problem.split())}"
+    return f"cannot be enforced: {' '.join(problem[:LONGEST_REASON].split())}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,23 +25,27 @@ class Guide:
     """
 
     def __init__(self, matcher: LLMatcher) -> None:
+        """Takes a matcher at the beginning of an answer, and finds what every answer begins with. Raises EngineFailure."""
         self.matcher = matcher
         self.mask: npt.NDArray[np.int32] | None = None
         self.due: list[int] = []
+        self._force()
 
     @property
     def complete(self) -> bool:
         """Whether the answer, with what is due, is as it must be and nothing can follow."""
         return self.matcher.is_stopped() and not self.matcher.is_error()
 
-    def begin(self) -> None:
-        """Mutates: finds what every answer begins with."""
-        self._force()
+    def copy(self) -> Guide:
+        """Another one at the same place."""
+        other = copy.copy(self)
+        other.matcher = self.matcher.deep_copy()
+        return other
 
-    def accept(self, token: int) -> None:
-        """Mutates: `token` has been drawn; then what must follow is due."""
+    def accept(self, *tokens: int) -> None:
+        """Mutates: the answer goes on with `tokens`; then what must follow them is due."""
         self.mask = None
-        self.matcher.consume_token(token)
+        self.matcher.consume_tokens(list(tokens))
         self._check()
         self._force()
 

@@ -245,14 +245,14 @@ class Worker:
 
     def _closing(self, sequence: Sequence, thinking: Thinking, tokens: list[int]) -> list[int]:
         """What ends the reasoning where the tokens use up its budget."""
-        if not any([thinking.spend(self._piece(sequence, token)) for token in tokens]):
+        told = [thinking.spend(self._piece(sequence, token)) for token in tokens]  # each token counts
+        if not any(told):
             return []
         assert sequence.params.reasoning is not None
         closing = f"\n{sequence.params.reasoning.end}\n\n"
         forced = self._model.tokenize(closing, add_special=False, parse_special=True)
         if sequence.guide is not None:
-            for token in forced:
-                sequence.guide.accept(token)
+            sequence.guide.accept(*forced)
             forced += sequence.guide.take()
         self._sampler(sequence).accept(forced)
         return forced

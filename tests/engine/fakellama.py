@@ -53,13 +53,9 @@ class FakeGuide:
     complete = False
 
     def __init__(self, prompt: Sequence[int], fails: bool = False) -> None:
-        self._last = prompt[-1]
         self._fails = fails
-        self.due: list[int] = []
+        self.due = forced(prompt[-1])
         self.has_mask = False
-
-    def begin(self) -> None:
-        self.due = forced(self._last)
 
     def take(self) -> list[int]:
         due, self.due = self.due, []

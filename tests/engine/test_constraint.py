@@ -239,6 +239,7 @@ REFUSED: list[tuple[str, str, str]] = [
     ("lark", 'begin: "a"', "no start rule"),
     ("lark", "start: other", 'unknown name: "other"'),
     ("lark", "start: start", "no text matches"),
+    ("lark", 'start: "a" start', "Too many items"),
     ("lark", 'start: "a" %json {"uniqueItems": true}', '"uniqueItems"'),
     ("lark", 'start: "a" %json {"not": {}, "x-guidance": {"lenient": true}}', '"not"'),
     ("lark", 'start: %json {"minProperties": 3}', "minProperties"),
@@ -264,14 +265,18 @@ def test_references_that_lead_on_for_thousands_of_steps_are_followed(engine: Eng
     assert draw(engine, "json_schema", json.dumps(schema, separators=(",", ":"))).text == '"end"'
 
 
-@pytest.mark.parametrize("part", ['"', '\\"', "[", "{", "/", "(", "%json {", "a::=", '["', ",", "\\"])
-@pytest.mark.parametrize("kind", ["json_schema", "regex", "lark", "gbnf", "choice"])
-def test_nonsense_is_refused_however_much_of_it_there_is(engine: Engine, kind: Any, part: str) -> None:
-    for begin in ('"', "root ::= ", "start: ", "["):
-        source = (begin + part * constraint.LONGEST)[: constraint.LONGEST]
-        if kind != "regex" or part in ("[", "(", "\\"):
-            with pytest.raises(InvalidField):
-                engine.prepare(Constraint(kind, source))
+@pytest.mark.parametrize("begin", ['json_schema {"', "lark start: ", "gbnf root ::= ", 'choice ["a", "'])
+@pytest.mark.parametrize("part", ['\\"', "[", "{", "/", "(", "%json {", "a::=", ",", "\\"])
+def test_much_nonsense_is_refused_without_ado(engine: Engine, begin: str, part: str) -> None:
+    """It neither hangs nor ends the process; a comment is none."""
+    kind, _, text = begin.partition(" ")
+    source = (text + part * constraint.LONGEST)[: constraint.LONGEST]
+    try:
+        engine.prepare(Constraint(kind, source))  # type: ignore[arg-type]
+    except InvalidField as error:
+        assert len(error.reason) < 500
+    else:
+        assert source.startswith("start: //")
 
 
 def test_a_name_cannot_be_spelt_so_that_the_schema_does_not_know_it(engine: Engine) -> None:
@@ -378,10 +383,11 @@ def test_a_request_cancelled_in_mid_answer_leaves_the_others_alone(engine: Engin
 
 def test_a_grammar_that_grows_too_complex_ends_its_request_only(path: Path) -> None:
     with running(path) as engine:
-        engine._grammars._limits = constraint.LLParserLimits(step_max_items=60, verbose_errors=False)
-        lost = begin(engine, "lark", 'start: x x x x x x\nx: "a" | "a" x | x "a"', ignore_eos=True)
+        engine._grammars._limits = constraint.LLParserLimits(step_max_items=400, verbose_errors=False)
+        lost = begin(engine, "lark", 'start: x\nx: "a" | "b" | x x', ignore_eos=True)
         fine = begin(engine, "regex", "[cd]{20}")
-        assert lost.reason == "error" and "the grammar cannot be followed" in str(lost.last.error)  # type: ignore[union-attr]
+        assert lost.reason == "error" and lost.tokens
+        assert lost.last is not None and "the grammar cannot be followed" in str(lost.last.error)
         assert re.fullmatch("[cd]{20}", checked(fine).text)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from locallab.chat.deltas import Parser
+from locallab.chat.tools.relax import relaxed
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ class Lark:
 
     def value(self, tool: Tool, schema: Mapping[str, Any]) -> str:
         """A value of `schema`, which is a part of the tool's, as a grammar node."""
-        return f"%json {json.dumps(schema if tool.strict else {**schema, 'x-guidance': {'lenient': True}})}"
+        return f"%json {json.dumps(schema if tool.strict else relaxed(schema))}"
 
 
 class ToolFormat(abc.ABC):
