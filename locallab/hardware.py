@@ -84,7 +84,11 @@ def available_memory() -> int:
 def gpus() -> list[dict[str, Any]]:
     """NVIDIA GPUs with their memory and load now; empty without a driver. What a GPU does not tell is None."""
     with _driver() as nvml:
-        return [_gpu(nvml, index) for index in range(nvml.nvmlDeviceGetCount())] if nvml else []
+        try:
+            count = nvml.nvmlDeviceGetCount() if nvml else 0
+        except nvml.NVMLError:
+            count = 0
+        return [_gpu(nvml, index) for index in range(count)]
 
 
 def own_vram() -> int | None:

@@ -62,8 +62,12 @@ class ServerSettings:
     host: Annotated[str, Meta(description="address to listen on")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="port to listen on; 0: any free one")] = 8000
     model: Annotated[
-        str, Meta(description="model to serve: an id of the registry, hf:owner/repo:Q4_K_M, or the path of a .gguf file")
-    ] = "smollm2:135m"
+        str | None,
+        Meta(
+            description="model to serve: an id of the registry, hf:owner/repo:Q4_K_M, or the path of a .gguf file; default: the "
+            "best recommended one that fits"
+        ),
+    ] = None
     registry: Annotated[
         str | None, Meta(description="files like models.yaml, comma-separated, that add models or override known ones")
     ] = None

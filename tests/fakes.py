@@ -8,14 +8,25 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from locallab.engine import EngineStats, ModelInfo, Totals
 from locallab.engine.engine import call_each
-from locallab.engine.request import Constraint, Delivery, FimTokens, FinishReason, Listener, SamplingParams, TokenEvent, Usage
+from locallab.engine.request import (
+    Constraint,
+    Delivery,
+    FimTokens,
+    FinishReason,
+    Listener,
+    SamplingParams,
+    TokenEvent,
+    TokenLogprob,
+    Usage,
+)
 from locallab.engine.text import TextStream
 from locallab.errors import ContextLengthExceeded, EngineClosed, InvalidField, ModelLoadError, Overloaded
-from locallab.models.registry import Registry
-from locallab.pool.memory import Memory, MemoryUse, Need, Reading
+from locallab.models.registry import ModelSpec, Registry
+from locallab.pool.memory import NO_MEMORY, Layers, Memory, MemoryUse, Need, Reading, Suited, settings_of
 from locallab.settings import EngineSettings
 
 BOS, EOS, N_VOCAB = 256, 257, 258
@@ -40,6 +51,12 @@ def say(text: str, size: int = 3) -> list[Step]:
     return [data[i : i + size] for i in range(0, len(data), size)]
 
 
+def weighed(token: int, count: int) -> TokenLogprob:
+    """Bytes are the likelier the smaller they are; the first letters are said to be the likeliest."""
+    top = tuple((each, bytes([each]), (97 - each) / 100) for each in range(97, 97 + count))
+    return TokenLogprob(token, MARKUP.get(token) or bytes([token]), -token / 100, top)
+
+
 @dataclasses.dataclass(eq=False)
 class Running:
     id: int
@@ -49,18 +66,27 @@ class Running:
     steps: list[Step]
     text: TextStream
     said: int = 0
-    raw: bytes = b""
+    scored: bool = False
 
-    def stop(self) -> str:
-        """The stop string that is complete first in what was said."""
-        text = self.raw.decode("utf-8", "replace")
-        return min((s for s in self.params.stop if s in text), key=lambda s: text.index(s) + len(s))
+    def told(self, tokens: bytes) -> dict[str, Any]:
+        """The tokens, and their logprobs if they are asked for; before the first of them the prompt's."""
+        count, of_prompt = self.params.logprobs, self.params.prompt_logprobs and not self.scored
+        self.scored = True
+        if count is None:
+            return {"token_ids": tuple(tokens)}
+        prompt = tuple(weighed(token, count) for token in self.prompt[1:]) if of_prompt else ()
+        return {
+            "token_ids": tuple(tokens),
+            "logprobs": tuple(weighed(token, count) for token in tokens),
+            "prompt_logprobs": prompt,
+        }
 
 
 class FakeEngine:
     """Has the face of Engine; a token is a byte. Plays `script(prompt, params)` for each request, one step of all at a time.
 
-    `submitted`, `prepared` and `cancelled` record what was asked; `full` makes it refuse; `cached` is what its usage says.
+    `submitted`, `urgent`, `prepared` and `cancelled` record what was asked; `full` makes it refuse; `cached` is what its usage
+    says.
     """
 
     def __init__(
@@ -114,6 +140,7 @@ class FakeEngine:
         self.full = False
         self.cached = 0
         self.submitted: list[tuple[str, SamplingParams]] = []
+        self.urgent: list[bool] = []
         self.prepared: list[Constraint] = []
         self.cancelled: list[int] = []
 
@@ -122,10 +149,18 @@ class FakeEngine:
         body = list(text.removeprefix("<s>").encode() if opened else text.encode())
         return [BOS] * (opened + add_special) + body
 
+    def pieces(self, tokens: Sequence[int]) -> list[bytes]:
+        if tokens and (min(tokens) < 0 or max(tokens) >= N_VOCAB):
+            raise InvalidField("tokens", f"token ids must be from 0 to {N_VOCAB - 1}")
+        return [MARKUP.get(token) or (bytes([token]) if token < 256 else b"") for token in tokens]
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        return b"".join(self.pieces(tokens)).decode("utf-8", "replace")
+
     def prepare(self, constraint: Constraint) -> None:
         self.prepared.append(constraint)
 
-    def submit(self, prompt: Sequence[int], params: SamplingParams, listener: Listener) -> int:
+    def submit(self, prompt: Sequence[int], params: SamplingParams, listener: Listener, *, urgent: bool = False) -> int:
         tokens = list(prompt)
         if not tokens:
             raise InvalidField("prompt", "must have at least one token")
@@ -141,6 +176,7 @@ class FakeEngine:
             steps = list(self.script(tokens, params))
             request = Running(next(self._ids), tokens, params, listener, steps, TextStream(params.stop))
             self.submitted.append((detokenize(tokens), params))
+            self.urgent.append(urgent)
             self._running[request.id] = request
             self._lock.notify()
         return request.id
@@ -195,23 +231,23 @@ class FakeEngine:
         left = len(step) if limit is None else limit - request.said
         text = request.text.feed(step[:left])
         request.said += len(step[:left])
-        request.raw += step[:left]
         self.totals.completion_tokens += len(step[:left])
+        told = request.told(step[:left])
         if request.text.stopped:
-            return self._end(request, text, "stop", stop=request.stop())
+            return self._end(request, text, "stop", **told)
         if left < len(step) or (limit is not None and request.said == limit):
-            return self._end(request, text + request.text.finish(), "length")
+            return self._end(request, text + request.text.finish(), "length", **told)
         if len(request.steps) <= 1:
-            return self._end(request, text + request.text.finish(), "stop")
-        return TokenEvent(text, tuple(step))
+            return self._end(request, text + request.text.finish(), "stop", **told)
+        return TokenEvent(text, **told)
 
     def _end(
-        self, request: Running, text: str, reason: FinishReason, error: Exception | None = None, stop: str | None = None
+        self, request: Running, text: str, reason: FinishReason, error: Exception | None = None, **told: Any
     ) -> TokenEvent:
         del self._running[request.id]
         self.totals.prompt_tokens += len(request.prompt)
         usage = Usage(len(request.prompt), request.said, self.cached)
-        return TokenEvent(text, finish_reason=reason, usage=usage, error=error, stop=stop)
+        return TokenEvent(text, finish_reason=reason, usage=usage, error=error, stop=request.text.stop, **told)
 
 
 class FakeMemory(Memory):
@@ -229,8 +265,10 @@ class FakeMemory(Memory):
     def reading(self) -> Reading:
         return Reading(sum(self._size for engine in self._engines() if engine.closed_with is None))
 
-    def need(self, path: Path, settings: EngineSettings) -> Need:
-        return Need(path, MemoryUse(ram=self._size), MemoryUse(ram=self._size))
+    def suit(self, spec: ModelSpec, path: Path, layers: Layers, held: MemoryUse = NO_MEMORY) -> Suited:
+        """Every model is of the same size and gets what is fixed for it; that it cannot fit is left to the plan."""
+        need = Need(path, MemoryUse(ram=self._size), MemoryUse(ram=self._size))
+        return Suited(settings_of(spec, layers), need, "a fake")
 
 
 def registry(folder: Path, *names: str) -> Registry:

@@ -22,10 +22,11 @@ PARTS: Mapping[str, frozenset[str]] = {
     "keys": frozenset(),
     "tunnel": frozenset(),
     "fit": frozenset({"models"}),
-    "pool": frozenset({"engine", "chat", "models"}),  # chat: a loaded model carries its template
+    "clients": frozenset(),
+    "pool": frozenset({"engine", "chat", "models", "fit"}),  # chat: a loaded model carries its template
     "server": frozenset({"engine", "chat", "pool", "models", "keys", "tunnel", "logs"}),  # logs: the id of the request at hand
     "local": frozenset({"server", "pool", "models", "engine", "chat", "fit", "keys", "tunnel"}),  # the face for Python programs
-    "cli": frozenset({"server", "pool", "models", "engine", "logs", "keys", "tunnel", "fit", "chat", "local"}),
+    "cli": frozenset({"server", "pool", "models", "engine", "logs", "keys", "tunnel", "fit", "chat", "local", "clients"}),
     "__main__": frozenset({"cli"}),
 }
 """What each part may import of the others, besides ANYWHERE and itself."""

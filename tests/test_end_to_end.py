@@ -162,6 +162,27 @@ def test_a_prompt_beyond_the_context_is_refused_before_any_work(server):
     assert server.stats()["steps"] == steps
 
 
+def test_metrics_tell_what_was_done(server):
+    def figures() -> dict[str, float]:
+        lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+        return {
+            line.split("{")[0]: float(line.split()[-1]) for line in lines if line.startswith("locallab_") and "le=" not in line
+        }
+
+    async def run() -> tuple[str, str, int]:
+        async with server.client as client:
+            return await stream(client, "Tell me a story.", max_tokens=8, extra_body={"ignore_eos": True})
+
+    before = figures()
+    asyncio.run(run())
+    after = figures()
+    grown = {name.removeprefix("locallab_"): after[name] - before.get(name, 0) for name in after}
+    assert grown["completion_tokens_total"] == 8 and grown["prompt_tokens_total"] > 8
+    assert grown["time_to_first_token_seconds_count"] == 1 and grown["inter_token_seconds_count"] == 7
+    assert grown["step_seconds_count"] >= 8 and min(grown["step_seconds_sum"], grown["inter_token_seconds_sum"]) > 0
+    assert after["locallab_kv_capacity_tokens"] >= after["locallab_kv_used_tokens"] > 8
+
+
 def test_a_long_prompt_does_not_stop_the_others(server):
     async def run() -> None:
         async with server.client as client:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import sys
 import types
 from collections import namedtuple
@@ -187,6 +188,11 @@ def test_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
+def test_a_driver_that_counts_no_gpus_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_nvml(monkeypatch, nvmlDeviceGetCount=refuse)
+    assert hardware.gpus() == []
+
+
 def test_no_driver_no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_nvml(monkeypatch)
     sys.modules["pynvml"].nvmlInit = refuse  # type: ignore[attr-defined]
@@ -196,3 +202,78 @@ def test_no_driver_no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_versions_of_what_is_not_installed_are_none() -> None:
     assert hardware._version("no-such-distribution") is None
     assert isinstance(hardware._version("click"), str)
+
+
+def card(monkeypatch: pytest.MonkeyPatch, cuda: int, capability: tuple[int, int] = (7, 5)) -> None:
+    """An NVIDIA T4, or another of that compute capability, whose driver runs this CUDA."""
+    fake_nvml(
+        monkeypatch,
+        nvmlDeviceGetCount=lambda: 1,
+        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetName=lambda handle: "Tesla T4",
+        nvmlDeviceGetMemoryInfo=lambda handle: Room(16, 15),
+        nvmlDeviceGetCudaComputeCapability=lambda handle: capability,
+        nvmlSystemGetDriverVersion=lambda: "550.1",
+        nvmlDeviceGetUtilizationRates=refuse,
+        nvmlSystemGetCudaDriverVersion=lambda: cuda,
+    )
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+
+
+def test_the_driver_s_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    card(monkeypatch, 12040)
+    assert hardware.cuda_version() == (12, 4)
+    fake_nvml(monkeypatch, nvmlSystemGetCudaDriverVersion=refuse)
+    assert hardware.cuda_version() is None
+    monkeypatch.setitem(sys.modules, "pynvml", types.SimpleNamespace(NVMLError=NVMLError, nvmlInit=refuse))
+    assert hardware.cuda_version() is None
+
+
+@pytest.mark.parametrize(
+    ("cuda", "capability", "index"),
+    [
+        (11080, (7, 5), "cu118"),
+        (12000, (8, 9), "cu118"),
+        (12010, (7, 5), "cu121"),
+        (12040, (7, 5), "cu124"),
+        (12090, (9, 0), "cu125"),
+        (13000, (12, 0), "cu130"),
+        (13010, (7, 5), "cu130"),
+        (13030, (8, 6), "cu132"),
+        (13030, (7, 0), "cu125"),
+    ],
+)
+def test_the_hint_names_the_wheels_for_this_cuda_and_gpu(
+    monkeypatch: pytest.MonkeyPatch, cuda: int, capability: tuple[int, int], index: str
+) -> None:
+    card(monkeypatch, cuda, capability)
+    hint = hardware.cuda_hint(gpu_build=False)
+    version = hardware.facts()["versions"]["llama-cpp-python"]
+    assert hint == (
+        f"Tesla T4 is not used: this llama.cpp was built without CUDA. For CUDA {cuda // 1000}.{cuda % 1000 // 10} run:"
+        f" {sys.executable} -m pip install --force-reinstall --no-deps --only-binary :all:"
+        f" --index-url https://abetlen.github.io/llama-cpp-python/whl/{index} llama-cpp-python=={version}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("cuda", "capability", "machine"),
+    [(11040, (7, 5), "x86_64"), (12040, (5, 2), "x86_64"), (12000, (9, 0), "x86_64"), (12040, (9, 0), "aarch64")],
+    ids=["old CUDA", "old GPU", "no wheels for both", "another processor"],
+)
+def test_where_there_are_no_wheels_the_hint_builds_one(
+    monkeypatch: pytest.MonkeyPatch, cuda: int, capability: tuple[int, int], machine: str
+) -> None:
+    card(monkeypatch, cuda, capability)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    hint = hardware.cuda_hint(gpu_build=False)
+    assert hint
+    assert f'run: CMAKE_ARGS="-DGGML_CUDA=on" {sys.executable} -m pip install' in hint
+    assert "--index-url" not in hint
+
+
+def test_no_hint_where_nothing_is_amiss(monkeypatch: pytest.MonkeyPatch) -> None:
+    card(monkeypatch, 12040)
+    assert hardware.cuda_hint(gpu_build=True) is None
+    monkeypatch.setitem(sys.modules, "pynvml", types.SimpleNamespace(NVMLError=NVMLError, nvmlInit=refuse))
+    assert hardware.cuda_hint(gpu_build=False) is None

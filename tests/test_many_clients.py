@@ -89,7 +89,8 @@ async def leaving(http: httpx.AsyncClient, index: int) -> None:
 
 async def leaving_by_socket(url: str, index: int) -> None:
     async with connect(url) as socket:
-        await socket.send(json.dumps({"prompt": f"A story about {index}.", "task": "chat", "max_tokens": 200, "ignore_eos": True}))
+        story = {"prompt": f"A story about {index}.", "task": "chat", "max_tokens": 200, "ignore_eos": True}
+        await socket.send(json.dumps(story))
         if index % 2:
             await socket.recv()
 

@@ -34,6 +34,13 @@ def test_a_later_layer_wins_and_none_is_not_given() -> None:
     assert (found.context, found.threads, found.kv_type) == (1024, 2, "q8_0")
 
 
+def test_what_was_given_is_known_without_the_defaults() -> None:
+    layers = [("models.yaml", {"context": "4096"}), ("flags", {"context": None, "threads": 2})]
+    assert settings.given(EngineSettings, *layers) == {"context": 4096, "threads": 2}
+    with pytest.raises(ConfigError, match="flags: unknown setting 'x'"):
+        settings.given(EngineSettings, ("flags", {"x": 1}))
+
+
 def test_flags_win_over_the_environment_over_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCALLAB_CONTEXT", "2048")
     monkeypatch.setenv("LOCALLAB_PARALLEL", "8")

@@ -30,13 +30,17 @@ from pyngrok import installer
 
 from locallab import settings
 from locallab.errors import TunnelError
+from locallab.server import runner
+from locallab.server.app import create_app
 from locallab.server.middleware import AccessLog
 from locallab.server.middleware.tunnelled import Tunnelled
+from locallab.settings import ServerSettings
 from locallab.tunnel import Tunnel, Usage, announcement
 from locallab.tunnel.process import sweep
 from locallab.tunnel.reasons import explained
 from locallab.tunnel.tunnel import pause
 from locallab.tunnel.usage import FREE_BYTES, FREE_REQUESTS, Month
+from tests.pool.made import making
 from tests.server.conftest import running
 from tests.tunnels import TOKEN, FakeNgrok
 
@@ -531,3 +535,22 @@ def test_the_announcement(key: str | None) -> None:
         assert key in text
     else:
         assert "locallab keys" in text
+
+
+def test_clients_that_come_through_it_are_told_apart(ngrok: FakeNgrok, tmp_path: Path) -> None:
+    """All of them come from the agent, which says for whom."""
+    given = ServerSettings(auth=False, native_rate="2/hour")
+    with contextlib.ExitStack() as stack:
+        sock = stack.enter_context(contextlib.closing(runner.bind("127.0.0.1", 0)))
+        tunnel = Tunnel(runner.url(sock), TOKEN, announce=lambda url: None, complain=lambda error: None)
+        made = stack.enter_context(making(tmp_path))
+        stack.callback(runner.Background(create_app(made.pool, given, tunnel=tunnel), sock, given).stop)
+        stack.callback(tunnel.close)
+        tunnel.start()
+        url = tunnel.wait()
+
+        def left(*clients: str) -> list[int]:
+            answers = [httpx.get(f"{url}/system/info", headers={"x-forwarded-for": client}) for client in clients]
+            return [int(answer.headers["x-ratelimit-remaining"]) for answer in answers]
+
+        assert left("1.1.1.1", "1.1.1.1", "2.2.2.2", "9.9.9.9, 2.2.2.2", "3.3.3.3") == [1, 0, 1, 0, 1]

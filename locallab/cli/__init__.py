@@ -1,6 +1,6 @@
 """The `locallab` command. One file per subcommand; a failure is one line on stderr and an exit status.
 
-0: done, or stopped as asked. 2: a flag, setting or registry entry is wrong. 1: anything else that failed.
+0: done, or stopped as asked. 2: a flag, setting, model name or registry entry is wrong. 130: interrupted. 1: anything else.
 """
 
 from __future__ import annotations
@@ -12,11 +12,17 @@ from typing import Any, NoReturn
 import click
 
 from locallab import __version__
-from locallab.cli import doctor, fit, imports, keys, serve
+from locallab.cli import bench, chat, completion, doctor, fit, imports, keys, listing, ps, pull, rm, run, serve, show, version
 from locallab.errors import ConfigError, LocalLabError, UnknownModel
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
 class _Group(click.Group):
+    def list_commands(self, context: click.Context) -> list[str]:
+        """In the order in which people need them."""
+        return list(self.commands)
+
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
         """Runs the command and exits. Unlike click's own, tells a failure in one line."""
         extra["standalone_mode"] = False
@@ -37,17 +43,20 @@ def _fail(message: str, status: int) -> NoReturn:
     sys.exit(status)
 
 
-@click.group(cls=_Group, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Group, invoke_without_command=True, context_settings=CONTEXT)
 @click.version_option(__version__, prog_name="locallab", message="%(prog)s %(version)s")
 @click.pass_context
 def main(context: click.Context) -> None:
-    """A private, fast, OpenAI-style endpoint on a machine of your own."""
+    """A private, fast, OpenAI-style endpoint on a machine of your own.
+
+    Exit status: 0 when it is done, or was stopped as asked; 2 when a flag, a setting, a model's name or an entry of the
+    registry is wrong; 130 when Ctrl-C interrupted it; 1 when anything else went wrong. What went wrong is one line on stderr.
+    """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
 
-main.add_command(serve.command)
-main.add_command(imports.command)
-main.add_command(keys.command)
-main.add_command(fit.command)
-main.add_command(doctor.command)
+COMMANDS = (serve, pull, listing, ps, rm, show, run, chat, fit, keys, imports, bench, doctor, version, completion)
+
+for each in COMMANDS:
+    main.add_command(each.command)

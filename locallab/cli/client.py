@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import ipaddress
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -31,8 +31,12 @@ ANSWER = 60.0
 
 def options(command: Command) -> Command:
     """Gives a click command --url and --api-key."""
-    key = click.option("--api-key", envvar="LOCALLAB_API_KEY", help="its key; better given as LOCALLAB_API_KEY, which nobody sees")
-    url = click.option("--url", envvar="LOCALLAB_URL", help="the server to ask (LOCALLAB_URL)  [default: the one on this machine]")
+    key = click.option(
+        "--api-key", envvar="LOCALLAB_API_KEY", help="its key; better given as LOCALLAB_API_KEY, which nobody sees"
+    )
+    url = click.option(
+        "--url", envvar="LOCALLAB_URL", help="the server to ask (LOCALLAB_URL)  [default: the one on this machine]"
+    )
     return url(key(command))
 
 
@@ -62,12 +66,13 @@ class Server:
 
         self.url = _base(url or default_url())
         self._has_key = bool(key)
-        self._http = httpx.Client(
-            base_url=self.url,
-            headers={"authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx.Timeout(ANSWER, connect=CONNECT),
-            trust_env=not _is_near(self.url),  # a proxy for the world is none for this machine
-        )
+        self._options: dict[str, Any] = {
+            "base_url": self.url,
+            "headers": {"authorization": f"Bearer {key}"} if key else {},
+            "timeout": httpx.Timeout(ANSWER, connect=CONNECT),
+            "trust_env": not _is_near(self.url),  # a proxy for the world is none for this machine
+        }
+        self._http = httpx.Client(**self._options)
 
     def __enter__(self) -> Server:
         return self
@@ -107,10 +112,35 @@ class Server:
                 if line.startswith("data: ") and line != "data: [DONE]":
                     yield self._event(line[6:])
 
+    def asynchronous(self) -> httpx.AsyncClient:
+        """A client for `aevents` that opens any number of connections."""
+        import httpx
+
+        return httpx.AsyncClient(**self._options, limits=httpx.Limits(max_connections=None))
+
+    async def aevents(self, http: httpx.AsyncClient, path: str, body: Mapping[str, Any]) -> AsyncIterator[Any]:
+        """As `events`, for many at once."""
+        with self._asking():
+            async with http.stream("POST", path, json={**body, "stream": True}, timeout=_patient()) as response:
+                if response.status_code != 200:
+                    await response.aread()
+                    self._json(response)
+                async for line in response.aiter_lines():
+                    if line.startswith("data: ") and line != "data: [DONE]":
+                        yield self._event(line[6:])
+
+    @contextlib.contextmanager
+    def keyless(self) -> Iterator[httpx.Client]:
+        """A client that sends no key of itself, for requests that no other method makes."""
+        import httpx
+
+        with self._asking(), httpx.Client(**{**self._options, "headers": {}}) as http:
+            yield http
+
     def chat(self, model: str, messages: Sequence[Mapping[str, str]], sampling: Mapping[str, Any]) -> Iterator[Piece]:
         """Answers a conversation."""
         body = {"model": model, "messages": list(messages), "stream_options": {"include_usage": True}, **sampling}
-        return _ended(_chat_piece(event) for event in self.events("/v1/chat/completions", body))
+        return _ended(chat_piece(event) for event in self.events("/v1/chat/completions", body))
 
     def assist(self, task: str, body: Mapping[str, Any]) -> Iterator[Piece]:
         """Does a task of the programming assistant."""
@@ -234,7 +264,8 @@ def _problem(body: Any) -> str | None:
     return (error.get("message") if isinstance(error, dict) else error) or (None if "result" in body else body.get("detail"))
 
 
-def _chat_piece(event: Mapping[str, Any]) -> Piece:
+def chat_piece(event: Mapping[str, Any]) -> Piece:
+    """What an event of /v1/chat/completions brings."""
     usage = {"usage": event["usage"]} if event.get("usage") else None
     for choice in event["choices"]:
         delta = choice["delta"]

@@ -9,7 +9,6 @@ import click
 from click.shell_completion import BashComplete, CompletionItem, add_completion_class, get_completion_class, split_arg_string
 
 from locallab import settings
-from locallab.cli.options import layers
 from locallab.errors import LocalLabError
 from locallab.settings import ServerSettings
 
@@ -55,6 +54,7 @@ class Bash(BashComplete):
 
 def model_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Completes a model: the names of the registry, and files."""
+    from locallab.cli.options import layers
     from locallab.models import Registry
 
     found: list[CompletionItem] = []
@@ -69,10 +69,10 @@ def model_names(context: click.Context, parameter: click.Parameter, incomplete: 
 @click.argument("shell", type=click.Choice(SHELLS))
 @click.pass_context
 def command(context: click.Context, shell: str) -> None:
-    """Print what makes a shell complete commands, options and model names.
+    """Print a shell's completion script.
 
-    bash: add eval "$(locallab completion bash)" to ~/.bashrc. zsh: the same with zsh in ~/.zshrc, after compinit. fish: locallab
-    completion fish > ~/.config/fish/completions/locallab.fish
+    It completes commands, options and the names of models. bash: put eval "$(locallab completion bash)" into ~/.bashrc. zsh:
+    the same with zsh into ~/.zshrc, below compinit. fish: locallab completion fish > ~/.config/fish/completions/locallab.fish
     """
     kind = get_completion_class(shell)
     assert kind is not None, "click knows all three"

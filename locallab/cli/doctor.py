@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from locallab import settings
-from locallab.cli.options import layers, options
+from locallab.cli import client, clients
+from locallab.cli.options import flag, layers, options
 from locallab.settings import ServerSettings
 
 SIGNS = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[red]fail[/]"}
@@ -19,14 +21,21 @@ SIGNS = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[red]fail[/]"
 
 @click.command("doctor")
 @options(ServerSettings, only=("host", "port"))
-@click.option("--json", "as_json", is_flag=True, help="print a list of objects of name, status, detail and remedy")
-def command(as_json: bool, **flags: Any) -> int:
+@click.option("--clients", "ask", is_flag=True, help="instead send a running server what well-known clients send")
+@client.options
+@click.option("--json", "as_json", is_flag=True, help="print a list of objects")
+@click.pass_context
+def command(context: click.Context, /, ask: bool, url: str | None, api_key: str | None, as_json: bool, **flags: Any) -> int:
     """Check Python, compiler, llama.cpp, GPU, memory, disk, port, Hub, token and ngrok; say how to mend what is wrong.
 
-    Each is ok, warn or fail. Exit status 1 if one fails.
+    Each is ok, warn or fail. With --clients: replays the requests of editors, agents and libraries to a server, this one or
+    any other, and tells which answers such a client would break on. Exit status 1 if one fails.
     """
     from locallab.cli import checks
 
+    _agree(context, ask)
+    if ask:
+        return clients.report(url, api_key, as_json)
     server = settings.resolve(ServerSettings, *layers(ServerSettings, flags))
     found = checks.run(checks.everything(server))
     if as_json:
@@ -34,6 +43,13 @@ def command(as_json: bool, **flags: Any) -> int:
     else:
         _print(found)
     return 1 if any(check.status == "fail" for check in found) else 0
+
+
+def _agree(context: click.Context, ask: bool) -> None:
+    """Refuses the options on the command line that only the other kind of check heeds."""
+    for name in ("host", "port") if ask else ("url", "api_key"):
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{flag(name)} {'does not go with' if ask else 'goes with'} --clients")
 
 
 def _print(found: Sequence[Any]) -> None:

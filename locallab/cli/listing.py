@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 @click.command("list")
 @click.option("--json", "as_json", is_flag=True, help="print a list of objects")
 def command(as_json: bool) -> None:
-    """List the models that can be named: those of the registry, and those fetched as hf:owner/repo."""
+    """List the models there are.
+
+    Those of the registry, and those fetched as hf:owner/repo. Any other of the Hub can be named like that too.
+    """
     from locallab.models import Registry, Store
     from locallab.models.sources.job import amount
 

@@ -12,6 +12,7 @@ import click
 from msgspec import Meta
 
 from locallab import settings
+from locallab.cli.completion import model_names
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Layer = tuple[str, Mapping[str, Any]]
@@ -65,7 +66,8 @@ def _option(name: str, annotated: Any, default: Any) -> Callable[[Command], Comm
         default = "on" if default else "off"
     help_text = text if default is None else f"{text}  [default: {default}]"
     metavar = {"integer range": "INTEGER", "float range": "NUMBER"}.get(kind.name)
-    return click.option(switch, name, type=kind, default=None, help=help_text, metavar=metavar)
+    names = model_names if name == "model" else None
+    return click.option(switch, name, type=kind, default=None, help=help_text, metavar=metavar, shell_complete=names)
 
 
 def _type(annotated: Any) -> click.ParamType[Any]:

@@ -17,7 +17,10 @@ from locallab.cli.tables import table
 @client.options
 @click.option("--json", "as_json", is_flag=True, help="print an object of url, version, uptime_seconds and models")
 def command(url: str | None, api_key: str | None, as_json: bool) -> None:
-    """List the models that a running server has loaded: the memory each took, its requests, how long it is there."""
+    """List what a running server has loaded.
+
+    Of each model: the memory it took, where it is computed, its requests, and since when it is there.
+    """
     from locallab.cli.fetching import duration
 
     with client.Server(url, api_key) as server:

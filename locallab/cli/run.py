@@ -28,16 +28,18 @@ TASKS = ("generate", "refactor", "debug", "audit", "document", "chat")
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="INTEGER", help="longest answer, in tokens")
 @click.option("--temperature", type=click.FloatRange(min=0), metavar="NUMBER", help="how freely it is drawn; 0: the likeliest")
 @click.option("--json", "as_json", is_flag=True, help="print an object with the answer and its usage, once it is whole")
-def command(
-    model: str | None, prompt: str | None, url: str | None, api_key: str | None, as_json: bool, **wishes: Any
-) -> None:
+def command(model: str | None, prompt: str | None, url: str | None, api_key: str | None, as_json: bool, **wishes: Any) -> None:
     """Print the answer of MODEL to PROMPT, as it comes.
 
-    What is piped in is the prompt, or comes below it: cat x.py | locallab run MODEL --task audit. Without MODEL the one that the
-    server has loaded answers. Where no server runs, the model is loaded for this answer only.
+    What is piped in is the prompt, or comes below it: cat x.py | locallab run MODEL --task audit. Without MODEL, which a lone
+    PROMPT of several words may lack, the one that the server has loaded answers. Where no server runs, the model is loaded for
+    this answer only.
     """
     from locallab.cli.session import session
+    from locallab.cli.writing import plain
 
+    if model and prompt is None and _is_prompt(model):
+        model, prompt = None, model
     asked = _prompt(prompt)
     if wishes["language"] and not wishes["task"]:
         raise ConfigError("--language: goes with --task")
@@ -47,8 +49,15 @@ def command(
         answer = _ask(server, model_id, asked, wishes)
         if as_json:
             click.echo(json.dumps(_whole(model_id, answer)))
-        else:
-            _print(answer)
+            return
+        with plain() as writer:
+            for piece in answer:  # what the model says to itself is no part of it
+                writer.write(piece.text)
+
+
+def _is_prompt(word: str) -> bool:
+    """No model's name has a space, but for the path of a file."""
+    return any(map(str.isspace, word)) and not word.lower().endswith(".gguf")
 
 
 def _prompt(given: str | None) -> str:
@@ -56,7 +65,9 @@ def _prompt(given: str | None) -> str:
     piped = "" if sys.stdin.isatty() else sys.stdin.read()
     parts = [part for part in (given, piped) if part and part.strip()]
     if not parts:
-        raise ConfigError("prompt: is missing: name a model, then the prompt, or pipe it in; `locallab chat` is for conversations")
+        raise ConfigError(
+            "prompt: is missing: name a model, then the prompt, or pipe it in; `locallab chat` is for conversations"
+        )
     return "\n\n".join(parts)
 
 
@@ -66,18 +77,6 @@ def _ask(server: Server, model: str, prompt: str, wishes: Mapping[str, Any]) -> 
         return server.assist(wishes["task"], {"prompt": prompt, "model": model, "language": wishes["language"], **sampling})
     system = [{"role": "system", "content": wishes["system"]}] if wishes["system"] else []
     return server.chat(model, [*system, {"role": "user", "content": prompt}], sampling)
-
-
-def _print(answer: Iterator[Piece]) -> None:
-    """As it comes; what the model says to itself is no part of it."""
-    last = ""
-    try:
-        for piece in answer:
-            last = piece.text or last
-            click.echo(piece.text, nl=False)
-    finally:
-        if last and not last.endswith("\n"):
-            click.echo()
 
 
 def _whole(model: str, answer: Iterator[Piece]) -> dict[str, Any]:

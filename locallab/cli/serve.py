@@ -49,11 +49,13 @@ def _serve(server: ServerSettings, engine: Sequence[Layer]) -> int:
     from locallab.server import runner
 
     registry = Registry.discover(server.registry)
-    spec = registry.resolve(server.model)
+    if server.model:
+        registry.resolve(server.model)  # a wrong name is told at once
     with contextlib.closing(runner.bind(server.host, server.port)) as sock:
         from locallab.cli.fetching import progress
 
         try:
+            from locallab.local.choosing import choose, warn_of_idle_gpu
             from locallab.pool import Pool
         except (OSError, RuntimeError) as error:  # what llama-cpp-python raises when a library it was built with is missing
             raise LocalLabError(f"llama.cpp cannot be loaded: {error}; install llama-cpp-python again") from error
@@ -74,6 +76,8 @@ def _serve(server: ServerSettings, engine: Sequence[Layer]) -> int:
             store = KeyStore()
             keyring = Keyring(server, store, public=runner.is_public(sock) or tunnel is not None)
             app = create_app(pool, server, keyring, tunnel)  # before the model loads, for it tells what is wrong with a setting
+            warn_of_idle_gpu()
+            spec = choose(registry, server.model, engine)
             with progress(spec) as report:
                 loaded = pool.load_now(spec.id, report)
             made = ensure_key(server, store, keyring.public)

@@ -1,4 +1,4 @@
-"""The server that `run` and `chat` talk to: the one that runs already, else one in this process, for as long as it is needed."""
+"""The server that `run` and `chat` talk to: the one that runs already, else one in this process while it is needed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from locallab.cli.client import Server, default_url
 from locallab.cli.fetching import progress
 from locallab.cli.options import layers
 from locallab.errors import LocalLabError, UnknownModel
-from locallab.settings import ServerSettings
+from locallab.settings import EngineSettings, ServerSettings
 
 if TYPE_CHECKING:
     from locallab import local
@@ -50,14 +50,16 @@ def _started(model: str | None) -> Iterator[local.Server]:
     from locallab.models import Registry
 
     given = settings.resolve(ServerSettings, *layers(ServerSettings, {"model": model}))
-    spec = Registry.discover(given.registry).resolve(given.model)
-    click.echo(f"No server at {default_url()}; loading {spec.id} for this command.", err=True)
     with logs.configured("warning", given.log_format):
         try:
             from locallab.local import start
+            from locallab.local.choosing import choose
         except (OSError, RuntimeError) as error:  # what llama-cpp-python raises when a library it was built with is missing
             raise LocalLabError(f"llama.cpp cannot be loaded: {error}; install llama-cpp-python again") from error
+        spec = choose(Registry.discover(given.registry), given.model, layers(EngineSettings, {}))
+        click.echo(f"No server at {default_url()}; loading {spec.id} for this command.", err=True)
         with progress(spec) as report:
-            server = start(given.model, tunnel=False, progress=report, host="127.0.0.1", port=0, grace=0, rate_limit=False)
+            name = given.model or spec.id
+            server = start(name, tunnel=False, progress=report, host="127.0.0.1", port=0, grace=0, rate_limit=False)
         with server:
             yield server

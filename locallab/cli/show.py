@@ -27,7 +27,10 @@ FIM_KEYS = ("fim_mid_token_id", "fim_middle_token_id", "middle_token_id")
 @click.argument("model", shell_complete=model_names)
 @click.option("--json", "as_json", is_flag=True, help="print an object, with the whole chat template")
 def command(model: str, as_json: bool) -> None:
-    """Show what is known of MODEL: its entry in the registry and, once it is on disk, what its file says."""
+    """Show what is known of MODEL.
+
+    Its entry in the registry and, once it is on disk, what its file says.
+    """
     from locallab.models import Registry, Store
 
     given = settings.resolve(ServerSettings, *layers(ServerSettings, {}))
@@ -113,7 +116,7 @@ def _lines(entry: Mapping[str, Any]) -> Iterable[tuple[str, str | None]]:
     yield "about", entry["description"]
     yield "aliases", ", ".join(entry["aliases"]) or None
     for part, source in entry["source"].items():
-        yield "source" if part == "model" else part, " ".join(str(value) for value in source.values())
+        yield "source" if part == "model" else part, " ".join(str(value) for name, value in source.items() if name != "sha256")
     yield "size", amount(entry["size"]) if entry["size"] else None
     yield "context", f"{entry['context']:,} tokens a request" if entry["context"] else None
     yield "settings", ", ".join(f"{name}={value}" for name, value in entry["settings"].items()) or None

@@ -17,6 +17,11 @@ def is_fancy() -> bool:
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
+def note(text: str) -> None:
+    """Prints what is said beside the matter itself."""
+    click.echo(click.style(text, dim=True) if is_fancy() else text)
+
+
 def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Prints aligned columns. On a terminal the last one is cut where the line ends."""
     lines = [tuple(heading), *map(tuple, rows)]

@@ -15,7 +15,10 @@ from locallab.cli.tables import facts
 @click.command("version")
 @click.option("--json", "as_json", is_flag=True, help="print an object of locallab, python, platform and llama_cpp")
 def command(as_json: bool) -> None:
-    """Print the versions of LocalLab, llama-cpp-python and Python, and what llama.cpp was built with."""
+    """Print what is installed.
+
+    The versions of LocalLab, llama-cpp-python and Python, and what llama.cpp was built with.
+    """
     build = _build()
     if as_json:
         known = {"locallab": __version__, "python": platform.python_version(), "platform": platform.platform()}
@@ -43,4 +46,4 @@ def _build() -> dict[str, Any]:
 
 
 def _gpu(build: dict[str, Any]) -> str:
-    return "CUDA" if build["cuda"] else "yes" if build["gpu_offload"] else "built without"
+    return "yes, by CUDA" if build["cuda"] else "yes" if build["gpu_offload"] else "no: built for the CPU only"

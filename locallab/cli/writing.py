@@ -1,20 +1,28 @@
-"""Shows an answer while it comes: on a terminal as Markdown, each block set for good once it is complete; elsewhere as it is."""
+"""Shows an answer while it comes: on a terminal as Markdown, block by block; elsewhere as it is."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 import threading
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
 
 import click
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.segment import Segment
+
+EVERY = 1 / 12
+"""Seconds between two drawings."""
 
 MARGIN = 2
 """Lines of the terminal that a block still growing leaves free."""
+
+_CONTROLS = dict.fromkeys({*range(32), *range(127, 160)} - {ord("\n"), ord("\t")})
 
 
 class Writer(Protocol):
@@ -30,7 +38,6 @@ class Writer(Protocol):
 @contextlib.contextmanager
 def writing() -> Iterator[Writer]:
     """A Writer on stdout. On leaving all is shown that came, whatever the reason."""
-    writer = _Plain()
     if sys.stdout.isatty():
         from rich.console import Console
 
@@ -39,10 +46,33 @@ def writing() -> Iterator[Writer]:
             with _Formatted(console) as formatted:
                 yield formatted
             return
+    with plain() as writer:
+        yield writer
+
+
+@contextlib.contextmanager
+def plain() -> Iterator[Writer]:
+    """As `writing`, without Markdown wherever it goes."""
+    writer = _Plain()
     try:
         yield writer
     finally:
         writer.end()
+
+
+def harmless(text: str) -> str:
+    """The text without control characters: no model shall send commands to a terminal."""
+    return text.translate(_CONTROLS)
+
+
+def parts(text: str) -> list[str]:
+    """The blocks of Markdown: paragraphs, lists and so on; joined they are the text. Pure."""
+    from markdown_it import MarkdownIt
+
+    tokens = MarkdownIt().enable("strikethrough").enable("table").parse(text)  # as rich reads it
+    starts = [token.map[0] for token in tokens if token.level == 0 and token.map]
+    lines = io.StringIO(text).readlines()  # at line feeds only, as Markdown does
+    return ["".join(lines[start:end]) for start, end in pairwise([0, *starts[1:], len(lines)])]
 
 
 def settled(text: str) -> int:
@@ -50,23 +80,21 @@ def settled(text: str) -> int:
 
     Only whole lines count: "2" may go on as "2." and belong to the list above it.
     """
-    from markdown_it import MarkdownIt
-
     whole = text[: text.rfind("\n") + 1]
-    starts = [token.map[0] for token in _markdown(MarkdownIt).parse(whole) if token.level == 0 and token.map and token.nesting >= 0]
-    return sum(len(line) for line in whole.splitlines(keepends=True)[: starts[-1]]) if starts else 0
+    return len(whole) - len(parts(whole)[-1])
 
 
 class _Plain:
     def __init__(self) -> None:
         self._last = ""
+        self._terminal = sys.stdout.isatty()
 
     def think(self, text: str) -> None:
         """Not shown: it is no part of the answer."""
 
     def write(self, text: str) -> None:
         self._last = text or self._last
-        click.echo(text, nl=False)
+        click.echo(harmless(text) if self._terminal else text, nl=False)
 
     def end(self) -> None:
         if self._last and not self._last.endswith("\n"):
@@ -74,77 +102,91 @@ class _Plain:
 
 
 class _Formatted:
-    """What still grows is drawn again and again by rich, from a thread of its own, below what is set."""
+    """What still grows is drawn again and again, from a thread of its own, below what is set. `_lock` is held for whatever
+    reaches the terminal: rich's own thread and its print can come between each other."""
 
     def __init__(self, console: Console) -> None:
         from rich.live import Live
         from rich.spinner import Spinner
 
         self._console = console
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._thought = self._text = ""
         self._apart = False  # whether an empty line goes before the next block
         self._waiting = Spinner("dots", style="dim")
-        self._live = Live(console=console, transient=True, refresh_per_second=12, get_renderable=self._growing)
+        self._live = Live(console=console, transient=True, auto_refresh=False, get_renderable=self._growing)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._draw, name="writing", daemon=True)
 
     def __enter__(self) -> _Formatted:
         self._live.start()
+        self._thread.start()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        self._stopped.set()
+        self._thread.join()
         self._live.stop()
         self._set(len(self._text))
 
     def think(self, text: str) -> None:
         with self._lock:
-            self._thought += text
+            self._thought += harmless(text)
 
     def write(self, text: str) -> None:
         with self._lock:
-            self._text += text
+            self._text += harmless(text)
         if "\n" in text and (complete := settled(self._text)):
             self._set(complete)
 
+    def _draw(self) -> None:
+        while not self._stopped.wait(EVERY):
+            with self._lock:
+                self._live.refresh()
+
     def _set(self, length: int) -> None:
         """Shows so many characters for good."""
+        from rich.segment import SegmentLines
+
         with self._lock:
-            thought, self._thought = self._thought.strip(), ""
-            block, self._text = self._text[:length], self._text[length:]
-        for each in (_dim(thought) if thought else None, _formatted(block) if block.strip() else None):
-            if each is not None:
-                if self._apart:
-                    self._console.print()
-                self._console.print(each)
+            blocks = _blocks(self._thought, self._text[:length])
+            self._thought, self._text = "", self._text[length:]
+            for block in blocks:
+                self._console.print(SegmentLines([*self._gap(), *self._lines(block)], new_lines=True), end="")
                 self._apart = True
+            self._live.refresh()
+
+    def _gap(self) -> list[list[Segment]]:
+        return [[]] if self._apart else []
+
+    def _lines(self, block: RenderableType) -> list[list[Segment]]:
+        """As drawn, without the empty lines that rich puts around some blocks and not around others."""
+        lines = self._console.render_lines(block, pad=False)
+        full = [
+            index
+            for index, line in enumerate(lines)
+            if any(each.text.strip() or (each.style and each.style.bgcolor) for each in line)
+        ]
+        return lines[full[0] : full[-1] + 1] if full else []
 
     def _growing(self) -> RenderableType:
         """The end of what is not set yet, as far as the terminal has room: what rich cannot take back it would show twice."""
-        from rich.segment import Segment, SegmentLines
+        from rich.segment import SegmentLines
 
         with self._lock:
-            thought, text = self._thought.strip(), self._text
-        if not thought and not text.strip():
+            blocks = _blocks(self._thought, self._text)
+        if not blocks:
             return self._waiting
-        blocks = [_dim(thought)] if thought else []
-        blocks += [_formatted(text)] if text.strip() else []
-        lines: list[list[Segment]] = [[]] if self._apart else []
-        for each in blocks:
-            lines += self._console.render_lines(each, pad=False)
+        lines: list[list[Segment]] = []
+        for block in blocks:
+            lines += [*self._gap(), *self._lines(block)] if not lines else [[], *self._lines(block)]
         return SegmentLines(lines[-max(1, self._console.height - MARGIN) :], new_lines=True)
 
 
-def _dim(text: str) -> RenderableType:
+def _blocks(thought: str, text: str) -> list[RenderableType]:
+    """What there is of both, each as it is shown."""
+    from rich.markdown import Markdown
     from rich.text import Text
 
-    return Text(text, style="dim italic")
-
-
-def _formatted(text: str) -> RenderableType:
-    from rich.markdown import Markdown
-
-    return Markdown(text)
-
-
-def _markdown(kind: type[MarkdownIt]) -> MarkdownIt:
-    """Reads as rich does."""
-    return kind().enable("strikethrough").enable("table")
+    thoughts: list[RenderableType] = [Text(thought.strip(), style="dim italic")] if thought.strip() else []
+    return [*thoughts, *(Markdown(part) for part in parts(text) if part.strip())]

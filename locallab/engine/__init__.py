@@ -1,5 +1,6 @@
 """Continuous batching over llama.cpp. The only room that touches llama_cpp; no asyncio, no HTTP, no JSON."""
 
+from locallab.engine.embedder import Embedder
 from locallab.engine.engine import Engine, ModelInfo
 from locallab.engine.llama import build_features
 from locallab.engine.request import (
@@ -8,6 +9,7 @@ from locallab.engine.request import (
     EngineStats,
     FimTokens,
     FinishReason,
+    Kind,
     Listener,
     SamplingParams,
     TokenEvent,
@@ -18,11 +20,13 @@ from locallab.engine.timings import Histogram, Totals
 __all__ = [
     "Constraint",
     "Delivery",
+    "Embedder",
     "Engine",
     "EngineStats",
     "FimTokens",
     "FinishReason",
     "Histogram",
+    "Kind",
     "Listener",
     "ModelInfo",
     "SamplingParams",

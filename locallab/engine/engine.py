@@ -20,8 +20,9 @@ from locallab.engine.cache import UNLIMITED
 from locallab.engine.constraint import Grammars
 from locallab.engine.costs import StepCosts
 from locallab.engine.hostcache import HostCache
-from locallab.engine.limits import WALK_SECONDS, context_length, idle_cells
+from locallab.engine.limits import WALK_SECONDS, context_length, idle_cells, kv_room
 from locallab.engine.limits import limits as limits_of
+from locallab.engine.logprobs import Logprobs
 from locallab.engine.request import Constraint, Delivery, EngineStats, FimTokens, Kind, Listener, SamplingParams, TokenEvent
 from locallab.engine.scheduler import Scheduler
 from locallab.engine.sequence import Sequence
@@ -39,7 +40,8 @@ CALIBRATION_TOKENS = 64
 class ModelInfo:
     """Facts about a loaded model. `reuse` is what the prefix cache may share: any prefix, only whole finished sequences
     (recurrent, hybrid and sliding-window models), or nothing where no text is made. `fim` is None for a model that cannot fill
-    in the middle. `dimensions` are those of the vectors of an embedding model. Sizes in bytes, lengths in tokens."""
+    in the middle. `dimensions` are those of the vectors of an embedding model; `parallel` requests are computed at once. Sizes
+    in bytes, lengths in tokens."""
 
     path: Path
     description: str
@@ -60,6 +62,7 @@ class ModelInfo:
     control_tokens: Mapping[str, int] = dataclasses.field(default_factory=dict)
     kind: Kind = "text"
     dimensions: int = 0
+    parallel: int = 1
 
 
 def call_each(events: list[tuple[Listener, TokenEvent]]) -> None:
@@ -122,11 +125,11 @@ class Engine:
         """
         self._grammars.compile(constraint)
 
-    def submit(self, prompt: Seq[int], params: SamplingParams, listener: Listener) -> int:
+    def submit(self, prompt: Seq[int], params: SamplingParams, listener: Listener, *, urgent: bool = False) -> int:
         """Queues a request and returns its id at once; `listener` gets its events through the engine's `deliver`.
 
-        A constraint that is not prepared is compiled here. Raises InvalidField, ContextLengthExceeded (before any work),
-        Overloaded, EngineClosed.
+        An `urgent` one goes ahead of others, as long as they get on too. A constraint that is not prepared is compiled here.
+        Raises InvalidField, ContextLengthExceeded (before any work), Overloaded, EngineClosed.
         """
         tokens = list(prompt)
         self._check(tokens, params)
@@ -135,7 +138,9 @@ class Engine:
         with self._lock:
             self._admit()
             text, thinking = TextStream(params.stop), Thinking(params.reasoning) if params.reasoning else None
-            sequence = Sequence(next(self._ids), tokens, len(tokens), limit, params, listener, text, guide, thinking)
+            told = Logprobs(params, self._model) if params.logprobs is not None else None
+            who = next(self._ids)
+            sequence = Sequence(who, tokens, len(tokens), limit, params, listener, text, guide, thinking, told, urgent)
             self._worker.commands.put(Submit(sequence))
         return sequence.id
 
@@ -188,13 +193,20 @@ class Engine:
         try:
             with contextlib.ExitStack() as native:
                 worker = self._load(path, deliver, native)
+                native.callback(self._shut)
                 self._loaded.set_result(None)
                 worker.run()
-                native.enter_context(self._native_lock)
         except BaseException as error:
             if self._loaded.done():
                 raise
             self._loaded.set_exception(error)
+
+    def _shut(self) -> None:
+        """Before anything native is freed, whatever ended the thread: lets nobody in, and waits for who is at it."""
+        with self._lock:
+            self._closed = True
+        with self._native_lock:
+            pass
 
     def _open_model(self, path: Path, native: contextlib.ExitStack) -> tuple[llama.Model, bool]:
         """The model, which `native` will free, and whether it is on a GPU."""
@@ -212,7 +224,7 @@ class Engine:
             raise ModelLoadError(path, "this model cannot generate text")
         self._grammars = Grammars(model)
         native.callback(self._grammars.close)
-        limits = limits_of(model, settings, hardware.available_memory(), on_gpu)
+        limits = limits_of(model, settings, free_memory(model, settings, on_gpu), on_gpu)
         threads = settings.threads or hardware.threads()
         context = llama.Context(
             model,
@@ -226,7 +238,13 @@ class Engine:
         reuse: Literal["prefix", "whole"] = "prefix" if limits.rewind_limit == UNLIMITED else "whole"
         where = device(model, settings, threads, on_gpu)
         self.info = info_of(
-            model, context=context_length(model, settings), kv_tokens=limits.cells, reuse=reuse, device=where, fim=model.fim
+            model,
+            context=context_length(model, settings),
+            kv_tokens=limits.cells,
+            reuse=reuse,
+            device=where,
+            fim=model.fim,
+            parallel=limits.parallel,
         )
         costs = _calibrate(context, model.n_vocab)
         if settings.cache_tokens is None:
@@ -235,6 +253,12 @@ class Engine:
         host = HostCache(settings.cache_ram_mib << 20, limits.rewind_limit)
         self._worker: Works = Worker(model, context, Scheduler(limits, host, costs), deliver, self._ended)
         return self._worker
+
+
+def free_memory(model: llama.Model, settings: EngineSettings, on_gpu: bool) -> int:
+    """Bytes that the model's KV pool may take, now that its weights are loaded."""
+    gpus = [gpu["free_bytes"] for gpu in hardware.gpus()] if on_gpu else []
+    return kv_room(hardware.available_memory(), gpus, settings.gpu_layers, model.n_layer)
 
 
 def device(model: llama.Model, settings: EngineSettings, threads: int, on_gpu: bool) -> str:

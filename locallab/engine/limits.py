@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from locallab.engine import llama
 from locallab.engine.cache import UNLIMITED
@@ -55,13 +56,25 @@ def context_length(model: llama.Model, settings: EngineSettings) -> int:
     return min(context, settings.kv_tokens or context)
 
 
+def kv_room(ram: int, gpus: Sequence[int | None], gpu_layers: int, layers: int) -> int:
+    """Bytes that a KV pool may take at most: each layer's part lies where the layer is, the output being the first on a GPU.
+
+    `ram` and `gpus` are free bytes, None for a GPU that shares the RAM.
+    """
+    above = layers if gpu_layers < 0 else min(layers, max(0, gpu_layers - 1))
+    if not above or not gpus or None in gpus:
+        return ram
+    on_gpus = sum(filter(None, gpus)) * layers // above
+    return on_gpus if above == layers else min(on_gpus, ram * layers // (layers - above))
+
+
 def limits(model: llama.Model, settings: EngineSettings, free: int, on_gpu: bool) -> Limits:
-    """The limits of `model` with `free` bytes of memory. Raises ModelLoadError when the KV pool cannot fit."""
+    """The limits of `model` with `free` bytes for its KV pool. Raises ModelLoadError when that cannot fit."""
     context = context_length(model, settings)
     per_token = max(1, model.kv_bytes_per_token(settings.kv_type))
     room = max(context, min(max(2 * context, DEFAULT_POOL), free // (4 * per_token)))
     cells = -(-(settings.kv_tokens or min(room, settings.parallel * context)) // 256) * 256
-    if not on_gpu and cells * per_token > free:
+    if cells * per_token > free:
         raise ModelLoadError(
             model.path,
             f"a KV pool of {cells} tokens needs {cells * per_token / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free;"

@@ -166,11 +166,14 @@ class Model:
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """Token ids of `text`. Thread-safe (llama_tokenize)."""
         data = text.encode("utf-8", "replace")
-        buffer = (llama_cpp.llama_token * (len(data) + 8))()
-        n = llama_cpp.llama_tokenize(self._vocab, data, len(data), buffer, len(buffer), add_special, parse_special)
-        if n < 0:
-            raise EngineFailure(f"llama_tokenize failed: {n}")
-        return list(buffer[:n])
+        room = len(data) + 8
+        for _ in range(2):  # a vocabulary that writes a space as a character of three bytes may need more room
+            buffer = (llama_cpp.llama_token * room)()
+            n = llama_cpp.llama_tokenize(self._vocab, data, len(data), buffer, room, add_special, parse_special)
+            if n >= 0:
+                return list(buffer[:n])
+            room = max(room, -n)
+        raise EngineFailure(f"llama_tokenize failed: {n}")
 
     def piece(self, token: int) -> bytes:
         """The bytes a token stands for; empty for control tokens."""

@@ -8,6 +8,9 @@ from typing import Literal
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
+Kind = Literal["text", "embedding", "reranker"]
+"""What a model makes: text, the vector of a text, or how well a text answers a question."""
+
 
 ConstraintKind = Literal["json_schema", "json_object", "regex", "lark", "gbnf", "choice"]
 
@@ -41,6 +44,8 @@ class SamplingParams:
     (token id, bias) pairs. `seed` None draws one. `stop` strings are matched in the answer's text and never part of it.
     `max_tokens` None means as far as the context goes. `constraint` restricts the answer to a language.
     `visible` are control tokens whose texts are part of the answer's; `reasoning` bounds what comes before it.
+    `logprobs` tells how likely each token of the answer was, and so many of the likeliest in its place (None: not even the
+    former); `prompt_logprobs` tells the same of the prompt's, which then is computed as a whole.
     """
 
     temperature: float = 0.8
@@ -61,6 +66,8 @@ class SamplingParams:
     constraint: Constraint | None = None
     visible: tuple[int, ...] = ()
     reasoning: ReasoningBudget | None = None
+    logprobs: int | None = None
+    prompt_logprobs: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,11 +94,25 @@ class Usage:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """How likely the model found a token: the natural logarithm, of all tokens and before sampling or a constraint changes
+    anything. `piece` is what the token stands for, or its name; `hidden` tells the latter. `top` are the likeliest tokens in
+    its place, the best first, each with its piece and logprob."""
+
+    token: int
+    piece: bytes
+    logprob: float
+    top: tuple[tuple[int, bytes, float], ...] = ()
+    hidden: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class TokenEvent:
     """One step's news of one request: new text (perhaps empty), and at the end why it ended and the usage.
 
     `finish_reason` is set on the last event only. With "error", `error` holds what happened; `stop` is the stop string that
-    ended the answer, if one did.
+    ended the answer, if one did. `logprobs` are those of the tokens that are part of the answer: not of one that ends it.
+    `prompt_logprobs` come with the first event: those of the prompt's tokens but the first.
     """
 
     text: str
@@ -100,6 +121,8 @@ class TokenEvent:
     usage: Usage | None = None
     error: Exception | None = None
     stop: str | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
 
 Listener = Callable[[TokenEvent], None]

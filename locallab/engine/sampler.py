@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from locallab.engine.llama import Context, Model
+from locallab.engine.logprobs import MOST_LOGPROBS
 from locallab.engine.request import SamplingParams
 from locallab.errors import InvalidField
 
@@ -34,6 +35,10 @@ def check(params: SamplingParams, n_vocab: int) -> None:
     _require("penalty_window", params.penalty_window, params.penalty_window >= -1, "at least -1 (-1: everything)")
     if params.max_tokens is not None:
         _require("max_tokens", params.max_tokens, params.max_tokens >= 0, "at least 0")
+    if params.logprobs is not None:
+        _require("logprobs", params.logprobs, 0 <= params.logprobs <= MOST_LOGPROBS, f"between 0 and {MOST_LOGPROBS}")
+    elif params.prompt_logprobs:
+        raise InvalidField("prompt_logprobs", "needs logprobs: how many alternatives to tell")
     for token, bias in params.logit_bias:
         _require("logit_bias", token, 0 <= token < n_vocab, f"a token id from 0 to {n_vocab - 1}")
         _require("logit_bias", bias, not math.isnan(bias), "a number")

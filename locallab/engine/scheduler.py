@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import itertools
 from collections.abc import Iterator
 
 from locallab.engine.cache import NO_MATCH, Match, PrefixCache
@@ -30,6 +31,8 @@ LOOKAHEAD = 128
 """Tokens of its answer that a request must find room for to be let in: preempting costs more than waiting."""
 ADMISSIONS = 64
 """Waiting requests looked at in one step, so that a long queue costs no time between steps."""
+OVERTAKING = 4
+"""Urgent requests that are let in ahead of others that wait, one after the other; then one of the others goes first."""
 FORCED = 16
 """Tokens of an answer, known all at once, up to which it counts as decoding; what is more is computed as a prompt is."""
 
@@ -81,6 +84,14 @@ class Chunk:
         return self.start + self.count == len(self.sequence.tokens)
 
     @property
+    def outputs(self) -> int:
+        """Its last tokens whose logits are wanted: the very last if the next is to be found, more where a prompt's are told."""
+        unscored = self.sequence.unscored
+        if not unscored:
+            return int(self.last)
+        return max(0, self.start + self.count - max(self.start, self.sequence.n_prompt - 1 - unscored))
+
+    @property
     def is_answer(self) -> bool:
         """Whether it is of an answer that is being decoded, to all that cost is concerned with."""
         return self.start >= self.sequence.n_prompt - 1 and self.count <= FORCED
@@ -108,10 +119,12 @@ class Scheduler:
         self._free_slots = list(range(limits.slots))[::-1]
         self._moves: list[Move] = []
         self._oldest_first = False
+        self._overtaken = 0  # urgent sequences let in ahead of others since one of those was
+        self._ahead = 0  # prompt tokens by which urgent sequences are ahead of others, while there are both
 
     def submit(self, sequence: Sequence) -> None:
-        """Mutates: queues a new sequence, or puts one back at the place of its age."""
-        bisect.insort(self.waiting, sequence, key=lambda s: s.id)
+        """Mutates: queues a new sequence, or puts one back at the place of its age. Urgent ones stand before all others."""
+        bisect.insort(self.waiting, sequence, key=lambda s: (not s.urgent, s.id))
 
     def finish(self, sequence: Sequence) -> None:
         """Mutates: a sequence has ended, at whatever point; what it computed stays in the prefix cache."""
@@ -185,19 +198,31 @@ class Scheduler:
     def _admit(self) -> None:
         """Moves waiting sequences to running, oldest first. One that waits for a prefix lets others pass; one that waits
         for room does not, so that it gets it."""
-        for sequence in list(self.waiting[:ADMISSIONS]):
-            if len(self.running) >= self.limits.parallel:
-                return
-            ready, known = self.cache.match(sequence.tokens)
+        for sequence in self._candidates():
+            ready, known = (NO_MATCH, NO_MATCH) if sequence.unscored else self.cache.match(sequence.tokens)
             if known.length - ready.ready >= WORTH_WAITING:
                 continue
-            saved = self._saved(sequence, ready.ready + WORTH_WAITING)
+            saved = None if sequence.unscored else self._saved(sequence, ready.ready + WORTH_WAITING)
             shared = NO_MATCH if saved else ready
             if not self._fits(sequence, shared):
                 return
             self._place(sequence, shared)
             if saved:
                 self._restore(sequence, saved)
+
+    def _candidates(self) -> Iterator[Sequence]:
+        """Those that wait, in the order in which they are let in while there is a place: urgent ones first, but not too many in
+        a row."""
+        if len(self.running) >= self.limits.parallel:
+            return
+        urgent = [s for s in self.waiting[:ADMISSIONS] if s.urgent]
+        others = list(itertools.islice((s for s in self.waiting if not s.urgent), ADMISSIONS))
+        while (urgent or others) and len(self.running) < self.limits.parallel:
+            overtakes = bool(urgent and others) and self._overtaken < OVERTAKING
+            sequence = (urgent if overtakes or not others else others).pop(0)
+            yield sequence
+            if sequence.slot != UNPLACED:
+                self._overtaken = self._overtaken + 1 if overtakes else 0
 
     def _saved(self, sequence: Sequence, at_least: int) -> StoredMatch | None:
         """A state in host RAM that saves computing so many tokens and, whole as it is first put back, has room."""
@@ -253,25 +278,43 @@ class Scheduler:
             yield Chunk(sequence, sequence.computed, count)
 
     def _prompt_chunks(self, decoding: list[Sequence], n_decode: int) -> Iterator[Chunk]:
-        """Cuts the rest of the budget into chunks: in turns the oldest prompt goes first and the shortest one."""
+        """Cuts the rest of the budget into chunks."""
         prefilling = [s for s in self.running if s not in decoding]
         if not prefilling:
             return
         room = min(self.limits.batch - n_decode, self._room_for_prompts(n_decode))
         budget = min(self._budget(n_decode), room)
         tile = self.limits.tile if budget >= self.limits.tile else 0
-        self._oldest_first = not self._oldest_first
-        for sequence in prefilling if self._oldest_first else sorted(prefilling, key=lambda s: s.pending):
+        outputs = self.limits.slots - len(self.running)
+        for sequence in self._in_turn(prefilling):
             if budget <= 0:
                 return
-            count = min(sequence.pending, budget)
-            if sequence.pending - count < tile:
-                count = min(sequence.pending, room)  # no end of less than a tile
-            elif count < tile:
-                continue  # nor a beginning, beside another prompt
-            yield Chunk(sequence, sequence.computed, count)
+            if sequence.unscored:
+                count = min(sequence.pending, budget, 1 + outputs)
+                outputs -= count - 1
+            else:
+                count = min(sequence.pending, budget)
+                if sequence.pending - count < tile:
+                    count = min(sequence.pending, room)  # no end of less than a tile
+                elif count < tile:
+                    continue  # nor a beginning, beside another prompt
+            yield self._prompt_chunk(sequence, count)
             room -= count
             budget -= count
+
+    def _in_turn(self, prefilling: list[Sequence]) -> list[Sequence]:
+        """In turns the oldest prompt goes first and the shortest one. Urgent ones go before all others, as long as they have
+        not been given more tokens than those."""
+        self._oldest_first = not self._oldest_first
+        ordered = prefilling if self._oldest_first else sorted(prefilling, key=lambda s: s.pending)
+        if all(not s.urgent for s in ordered) or all(s.urgent for s in ordered):
+            self._ahead = 0
+            return ordered
+        return sorted(ordered, key=lambda s: s.urgent != (self._ahead <= 0))
+
+    def _prompt_chunk(self, sequence: Sequence, count: int) -> Chunk:
+        self._ahead = max(0, self._ahead + (count if sequence.urgent else -count))
+        return Chunk(sequence, sequence.computed, count)
 
     def _budget(self, n_decode: int) -> int:
         """Prompt tokens for this step: as many as nobody who reads along waits too long for.

@@ -6,6 +6,7 @@ import dataclasses
 import time
 
 from locallab.engine.guide import Guide
+from locallab.engine.logprobs import Logprobs
 from locallab.engine.request import FinishReason, Listener, SamplingParams, Usage
 from locallab.engine.text import TextStream
 from locallab.engine.thinking import Thinking
@@ -18,7 +19,7 @@ class Sequence:
     """Known tokens (prompt, then answer) of which the first `computed` have their KV in the llama sequence `slot`.
 
     `limit` is the length at which the answer ends: by max_tokens or by the context. `guide` holds the answer to a language,
-    `thinking` its reasoning to a budget.
+    `thinking` its reasoning to a budget. `logprobs` are told if they are asked for. An `urgent` one goes ahead of others.
     `submitted` and `last_token` are when it was made and when its last token was drawn (time.perf_counter).
     """
 
@@ -31,6 +32,8 @@ class Sequence:
     text: TextStream
     guide: Guide | None = None
     thinking: Thinking | None = None
+    logprobs: Logprobs | None = None
+    urgent: bool = False
     computed: int = 0
     slot: int = UNPLACED
     cached: int = 0
@@ -47,6 +50,16 @@ class Sequence:
         """Tokens that are known but not computed: 1 while decoding, more when a grammar forced some, or while its prompt (or
         what was preempted) is due."""
         return len(self.tokens) - self.computed
+
+    @property
+    def complete(self) -> bool:
+        """Whether its grammar lets nothing follow what is said."""
+        return self.guide is not None and not (self.logprobs and self.logprobs.due) and self.guide.complete
+
+    @property
+    def unscored(self) -> int:
+        """Tokens of the prompt whose logprobs are wanted and not known yet."""
+        return self.logprobs.unscored(self.n_prompt) if self.logprobs else 0
 
     @property
     def usage(self) -> Usage:

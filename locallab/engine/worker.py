@@ -9,12 +9,10 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
-import numpy as np
-import numpy.typing as npt
-
 from locallab.engine.guide import Guide, Masks
 from locallab.engine.llama import NO_ROOM, Batch, Context, Model
-from locallab.engine.request import Delivery, EngineStats, FinishReason, Listener, TokenEvent
+from locallab.engine.logprobs import Logits, Logprobs
+from locallab.engine.request import Delivery, EngineStats, FinishReason, Listener, TokenEvent, TokenLogprob
 from locallab.engine.sampler import Sampler
 from locallab.engine.scheduler import Chunk, Copy, Move, Remove, Restore, Save, Scheduler
 from locallab.engine.sequence import UNPLACED, Sequence
@@ -68,9 +66,11 @@ class Worker:
 
     def run(self) -> None:
         """Works until a Close command has been carried out. Every sequence gets its last event, whatever happens."""
-        while self._take_commands():
+        going = True
+        while going:
             try:
-                self._step()
+                if going := self._take_commands():
+                    self._step()
             except EngineFailure as error:
                 logger.error("%s; all running requests have failed", error)
                 self._fail_all(error)
@@ -110,7 +110,7 @@ class Worker:
     def _begin(self, sequence: Sequence) -> None:
         self._sequences[sequence.id] = sequence
         self._scheduler.submit(sequence)
-        if sequence.limit <= sequence.n_prompt:
+        if sequence.limit <= sequence.n_prompt and not sequence.unscored:
             self._end(sequence, "length")
         elif sequence.guide and not sequence.guide.due:
             self._masks.want(sequence.guide)
@@ -142,7 +142,8 @@ class Worker:
         n_answers = sum(chunk.count for chunk in chunks if chunk.is_answer)
         self._scheduler.costs.observe(n_answers, sum(chunk.count for chunk in chunks) - n_answers, seconds)
         self._scheduler.commit(chunks)
-        self._advance([chunk for chunk in chunks if chunk.last], outputs)
+        if outputs:
+            self._advance(chunks, outputs)
         return True
 
     def _move(self, move: Move) -> None:
@@ -167,7 +168,7 @@ class Worker:
         self._scheduler.unrestored(move.sequence)
 
     def _fill(self, chunks: list[Chunk]) -> list[int]:
-        """Fills the batch; returns the entries whose logits are wanted: the last one of each chunk that catches up."""
+        """Fills the batch; returns the entries whose logits are wanted."""
         tokens: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
@@ -177,7 +178,7 @@ class Worker:
             tokens += chunk.sequence.tokens[chunk.start : end]
             positions += range(chunk.start, end)
             slots += [chunk.sequence.slot] * chunk.count
-            outputs += [0] * (chunk.count - 1) + [int(chunk.last)]
+            outputs += [0] * (chunk.count - chunk.outputs) + [1] * chunk.outputs
         self._batch.fill(tokens, positions, slots, outputs)
         return [i for i, wanted in enumerate(outputs) if wanted]
 
@@ -186,25 +187,46 @@ class Worker:
 
         Those with a guide come last: only they wait for masks.
         """
-        if not chunks:
-            return
         logits = self._context.logits()
-        guided: list[tuple[Sequence, Guide, npt.NDArray[np.float32], int]] = []
-        for row, (chunk, output) in enumerate(zip(chunks, outputs, strict=True)):
-            sequence = chunk.sequence
+        guided: list[tuple[Sequence, Guide, Logits, int]] = []
+        at = 0
+        for chunk in chunks:
+            begin, at, sequence = at, at + chunk.outputs, chunk.sequence
+            if sequence.logprobs is not None and self._told(sequence, sequence.logprobs, chunk, logits[begin:at]):
+                continue
+            if not chunk.last:
+                continue
+            row, output = logits[at - 1], outputs[at - 1]
             if sequence.guide:
-                guided.append((sequence, sequence.guide, logits[row], output))
+                guided.append((sequence, sequence.guide, row, output))
             else:
-                self._emit(sequence, [self._sampler(sequence).draw(self._context, logits[row], output)])
+                self._emit(sequence, [self._sampler(sequence).draw(self._context, row, output)], row)
         if guided:
             self._masks.wait()
-        for sequence, guide, row_logits, output in guided:
+        for sequence, guide, row, output in guided:
             try:
-                self._follow(sequence, guide, row_logits, output)
+                self._follow(sequence, guide, row, output)
             except EngineFailure as error:
                 self._end(sequence, "error", error=error)
 
-    def _follow(self, sequence: Sequence, guide: Guide, logits: npt.NDArray[np.float32], output: int) -> None:
+    def _told(self, sequence: Sequence, logprobs: Logprobs, chunk: Chunk, logits: Logits) -> bool:
+        """What logprobs want of these places. True: nothing is to be drawn, the next token is certain or there is none."""
+        for row in logits[: min(sequence.unscored, len(logits))]:
+            logprobs.score(row, sequence.tokens[sequence.n_prompt - sequence.unscored])
+        if not chunk.last:
+            return True
+        if sequence.limit <= sequence.n_prompt:
+            self._sampler(sequence)  # counts the prompt
+            self._end(sequence, "length")
+            return True
+        logprobs.see(logits[-1])
+        if not logprobs.due:
+            return False
+        self._say(sequence, [logprobs.due.pop(0)], logits[-1])
+        self._want_mask(sequence)
+        return True
+
+    def _follow(self, sequence: Sequence, guide: Guide, logits: Logits, output: int) -> None:
         """What its grammar forces at the beginning, or a token drawn from what it allows, and then what it forces."""
         sampler = self._sampler(sequence)
         drawn = []
@@ -216,9 +238,14 @@ class Worker:
             guide.accept(drawn[0])
         forced = guide.take()
         sampler.accept(forced)
-        self._emit(sequence, drawn + forced)
-        if sequence.id in self._sequences:
-            self._masks.want(guide)
+        self._emit(sequence, drawn + forced, logits)
+        self._want_mask(sequence)
+
+    def _want_mask(self, sequence: Sequence) -> None:
+        """If the next token is to be drawn from what a grammar allows."""
+        certain = sequence.logprobs is not None and sequence.logprobs.due
+        if sequence.guide is not None and sequence.id in self._sequences and not certain:
+            self._masks.want(sequence.guide)
 
     def _sampler(self, sequence: Sequence) -> Sampler:
         """Made with the first token, so that what never gets that far costs nothing."""
@@ -231,17 +258,31 @@ class Worker:
         self.totals.cached_tokens += sequence.cached
         return sampler
 
-    def _emit(self, sequence: Sequence, tokens: list[int]) -> None:
+    def _emit(self, sequence: Sequence, tokens: list[int], logits: Logits) -> None:
+        """The answer goes on with `tokens`, of which the first has these logits."""
         if sequence.thinking is not None:
             tokens = tokens + self._closing(sequence, sequence.thinking, tokens)
+        if sequence.logprobs is not None:
+            tokens, sequence.logprobs.due = tokens[:1], tokens[1:]
+        self._say(sequence, tokens, logits)
+
+    def _say(self, sequence: Sequence, tokens: list[int], logits: Logits) -> None:
         count, text, reason = self._read(sequence, tokens)
         said = tokens[:count]
         self.totals.tokens(sequence, count, time.perf_counter())
         self._scheduler.append(sequence, said)
+        told: tuple[TokenLogprob, ...] = ()
+        if sequence.logprobs is not None and not self._closes(sequence, said[0], text):
+            told = (sequence.logprobs.tell(logits, said[0]),)
         if reason:
-            self._end(sequence, reason, text, said)
+            self._end(sequence, reason, text, said, logprobs=told)
         else:
-            self._events.append((sequence.listener, TokenEvent(text, tuple(said))))
+            event = TokenEvent(text, tuple(said), logprobs=told, prompt_logprobs=_prompts(sequence))
+            self._events.append((sequence.listener, event))
+
+    def _closes(self, sequence: Sequence, token: int, text: str) -> bool:
+        """Whether a token that came with this text ended the answer and is no part of it."""
+        return self._is_end(sequence, token) or (sequence.text.stopped and not text)
 
     def _closing(self, sequence: Sequence, thinking: Thinking, tokens: list[int]) -> list[int]:
         """What ends the reasoning where the tokens use up its budget."""
@@ -263,16 +304,20 @@ class Worker:
     def _read(self, sequence: Sequence, tokens: list[int]) -> tuple[int, str, FinishReason | None]:
         """How many of the tokens still belong to the answer, their text, and why it ends with them if it does."""
         text = ""
-        params, limit = sequence.params, sequence.limit - len(sequence.tokens)
+        limit = sequence.limit - len(sequence.tokens)
         for count, token in enumerate(tokens, 1):
-            if token in params.stop_token_ids or (token in self._model.end_tokens and not params.ignore_eos):
+            if self._is_end(sequence, token):
                 return count, text, "stop"
             text += sequence.text.feed(self._piece(sequence, token))
-            if sequence.text.stopped or (count == len(tokens) and sequence.guide and sequence.guide.complete):
+            if sequence.text.stopped or (count == len(tokens) and sequence.complete):
                 return count, text, "stop"
             if count >= limit:
                 return count, text, "length"
         return len(tokens), text, None
+
+    def _is_end(self, sequence: Sequence, token: int) -> bool:
+        params = sequence.params
+        return token in params.stop_token_ids or (token in self._model.end_tokens and not params.ignore_eos)
 
     def _end(
         self,
@@ -281,12 +326,14 @@ class Worker:
         text: str = "",
         tokens: Seq[int] = (),
         error: Exception | None = None,
+        logprobs: tuple[TokenLogprob, ...] = (),
     ) -> None:
         """A sequence has ended, wherever it was; its room is free with the next step."""
         self._scheduler.finish(sequence)
         self._forget(sequence)
         text += sequence.text.finish()
-        event = TokenEvent(text, tuple(tokens), reason, sequence.usage, error, sequence.text.stop)
+        stop, of_prompt = sequence.text.stop, _prompts(sequence)
+        event = TokenEvent(text, tuple(tokens), reason, sequence.usage, error, stop, logprobs, of_prompt)
         self._events.append((sequence.listener, event))
 
     def _forget(self, sequence: Sequence) -> None:
@@ -329,3 +376,8 @@ class Worker:
             preemptions=totals.preemptions,
             steps=totals.steps,
         )
+
+
+def _prompts(sequence: Sequence) -> tuple[TokenLogprob, ...]:
+    """The logprobs of its prompt, for its first event."""
+    return sequence.logprobs.take_scored() if sequence.logprobs is not None else ()

@@ -4,7 +4,7 @@ from locallab.fit.apply import fit_model, fitted, model_shape
 from locallab.fit.choice import Fit, Wishes, choose, layer
 from locallab.fit.estimates import Estimate, Load, estimate
 from locallab.fit.machine import Gpu, Machine
-from locallab.fit.picks import Choice, Offer, pick
+from locallab.fit.picks import Choice, Offer, offered, pick, unnamed
 from locallab.fit.shapes import Shape, approximate, shape
 
 __all__ = [
@@ -24,6 +24,8 @@ __all__ = [
     "fitted",
     "layer",
     "model_shape",
+    "offered",
     "pick",
     "shape",
+    "unnamed",
 ]

@@ -16,7 +16,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from locallab.fit.estimates import Estimate, Load, estimate
+from locallab.fit.estimates import STEP, Estimate, Load, estimate
 from locallab.fit.machine import Machine
 from locallab.fit.reason import reason
 from locallab.fit.shapes import Shape, shape
@@ -30,6 +30,9 @@ FLOOR, LEAST = 4096, 512
 PARALLEL = (64, 16), (4, 1)
 POOL = 16384
 """Tokens of the KV pool that are wanted, or two contexts if that is more."""
+
+WIDEST = 1 << 27
+"""Numbers of an output, as many as the vocabulary has, times texts' tokens computed at once, where each has one."""
 
 SHARE = 4
 """A GPU that takes less than one in so many layers is not worth it."""
@@ -141,7 +144,7 @@ def _variants(shape: Shape, wishes: Wishes, gpu_layers: int, contexts: Iterable[
         for context in contexts:
             for kv_type in kv_types:
                 for parallel in several:
-                    for pool in _pools(wishes, context, parallel):
+                    for pool in _pools(shape, wishes, context, parallel, gpu_layers):
                         yield Load(
                             gpu_layers=gpu_layers,
                             context=min(context, pool),
@@ -156,17 +159,21 @@ def _contexts(shape: Shape, wishes: Wishes) -> list[int]:
     """The one that is fixed, else the one wanted and its halves."""
     if wishes.context:
         return [wishes.context]
-    trained = shape.n_ctx_train or CONTEXT
+    trained = shape.n_ctx_train if shape.n_ctx_train > 0 else CONTEXT
     found = [wishes.usual_context or min(trained, CONTEXT)]
     while found[-1] > LEAST:
         found.append(max(LEAST, found[-1] // 2))
     return found
 
 
-def _pools(wishes: Wishes, context: int, parallel: int) -> list[int]:
-    """Cells of the KV pool, the most first; llama.cpp makes them multiples of 256."""
+def _pools(shape: Shape, wishes: Wishes, context: int, parallel: int, gpu_layers: int) -> list[int]:
+    """Cells of the KV pool, the most first; llama.cpp makes them multiples of 256. A model that makes no text needs as many as
+    it computes at once."""
     if wishes.kv_tokens:
         return [_round(wishes.kv_tokens)]
+    if shape.embeds:
+        batch = (wishes.batch or EngineSettings().batch) if gpu_layers else STEP
+        return [_round(max(context, min(batch, WIDEST // max(1, shape.n_vocab)) if shape.whole else batch))]
     return list(dict.fromkeys((_round(min(max(2 * context, POOL), parallel * context)), _round(context))))
 
 

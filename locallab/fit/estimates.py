@@ -13,6 +13,9 @@ STEP = 512
 TOKEN_BYTES, MERGE_BYTES = 160, 150
 """What llama.cpp keeps in RAM of a token of the vocabulary, and of a pair of tokens that the tokenizer joins (measured)."""
 
+TABLE_BYTES = 6
+"""Of one entry in the table that says which token of a whole text sees which other one."""
+
 FLOAT = 4
 
 
@@ -31,7 +34,7 @@ class Load:
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
     """Bytes that a model takes. `weights`, `kv`, `state` (of recurrent layers) and `compute` (buffers and vocabulary) add up
-    to `total`, and so do `gpu` and `ram`."""
+    to `total`, and so do `gpu` and `ram`; `gpu_weights` are those of the weights that are on GPUs."""
 
     weights: int
     kv: int
@@ -39,6 +42,7 @@ class Estimate:
     compute: int
     gpu: int
     ram: int
+    gpu_weights: int = 0
 
     @property
     def total(self) -> int:
@@ -72,6 +76,7 @@ def estimate(shape: Shape, load: Load, gpus: int = 1) -> Estimate:
         compute=gpu.compute + ram.compute,
         gpu=gpu.total,
         ram=ram.total,
+        gpu_weights=gpu.weights,
     )
 
 
@@ -82,6 +87,8 @@ def layers_on_gpu(shape: Shape, gpu_layers: int) -> int:
 
 def sequences(shape: Shape, parallel: int) -> int:
     """Sequences that the engine makes room for: those that run, and finished ones that stay in the KV pool."""
+    if shape.embeds:
+        return parallel
     return min(256, parallel + (min(parallel, 64) if shape.keeps_state else 64))
 
 
@@ -106,6 +113,8 @@ class _Sum:
 
 def _tokens(shape: Shape, load: Load) -> int:
     """Tokens of the largest step that llama.cpp makes room for: as many for each sequence."""
+    if shape.whole:
+        return load.kv_tokens
     slots = sequences(shape, load.parallel)
     return -(-min(STEP, load.batch, load.kv_tokens) // slots) * slots
 
@@ -124,12 +133,16 @@ def _graph(shape: Shape, load: Load) -> int:
         7 * shape.inner - 3 * shape.width + state * slots // max(1, tokens) if shape.inner else 0,
     ]
     inside = _masks(shape, load) + FLOAT * tokens * (3 * shape.width + max(moments))
+    if shape.embeds:
+        return inside
     at_logits = FLOAT * (shape.width * (tokens + slots) + shape.n_vocab * min(slots, tokens))
     return max(inside, at_logits)
 
 
 def _masks(shape: Shape, load: Load) -> int:
     """What each token of a step may see: once for all layers with attention, once more for those with a window."""
+    if shape.whole:
+        return TABLE_BYTES * load.kv_tokens * load.kv_tokens
     kinds = {layer.sliding for layer in shape.layers if layer.kv}
     return 2 * _tokens(shape, load) * load.kv_tokens * len(kinds)
 
@@ -140,7 +153,8 @@ def _inputs(shape: Shape, load: Load) -> int:
 
 
 def _logits(shape: Shape, load: Load) -> int:
-    return FLOAT * shape.n_vocab * sequences(shape, load.parallel)
+    """Where texts are read as a whole, there is an output for every token, though none is looked at."""
+    return FLOAT * shape.n_vocab * (load.kv_tokens if shape.whole else sequences(shape, load.parallel))
 
 
 def _converted(layers: tuple[Layer, ...], load: Load) -> int:

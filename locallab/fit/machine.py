@@ -61,8 +61,19 @@ class Machine:
             return self.usable_ram
         return sum(max(0, gpu.free - max(GPU_MARGIN, gpu.free // 20)) for gpu in self.gpus if gpu.free)
 
+    def free_for(self, ram: int, vram: int) -> tuple[int, int]:
+        """Bytes of RAM, and of GPU memory, that must be free so that so much fits."""
+        if self.shared:
+            ram, vram = ram + vram, 0
+        return _with_margin(ram, RAM_MARGIN, 10), _with_margin(vram, GPU_MARGIN * len(self.gpus), 20) if vram else 0
+
     def holds(self, ram: int, vram: int) -> bool:
         """Whether so much fits at the same time."""
         if self.shared:
             return ram + vram <= self.usable_ram
         return ram <= self.usable_ram and vram <= self.usable_vram
+
+
+def _with_margin(size: int, least: int, share: int) -> int:
+    """The bytes of which `size` are left when `least`, or one in `share` if that is more, stays free."""
+    return max(size + least, -(-size * share // (share - 1)))

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
+from locallab.errors import ModelError
+from locallab.fit.apply import Layers, fit_model
 from locallab.fit.choice import Fit
 from locallab.fit.machine import Machine
+from locallab.models import reach
+from locallab.models.registry import Registry
 from locallab.models.spec import HubSource, ModelSpec
+from locallab.models.store import Store
 
 PER_THREAD = 600 * 10**6
 """Bytes of weights that a CPU thread reads well within the time in which a person reads some words: a tenth of a second."""
@@ -28,6 +35,27 @@ class Choice:
 
     spec: ModelSpec
     reason: str
+
+
+def offered(
+    specs: Iterable[ModelSpec], find: Callable[[ModelSpec], Path | None], machine: Machine, layers: Layers = ()
+) -> list[Offer]:
+    """The recommended models of the registry as `pick` wants them; `find` says where a model's file is, None if not on disk.
+
+    What cannot be judged, because its file is damaged or nobody says its size, is not among them.
+    """
+    found = []
+    for spec in specs:
+        if spec.recommended:
+            with contextlib.suppress(ModelError):
+                path = find(spec)
+                found.append(Offer(spec, path is not None, fit_model(spec, path, machine, layers)))
+    return found
+
+
+def unnamed(registry: Registry, store: Store, machine: Machine, layers: Layers = ()) -> Choice:
+    """The model to serve when nobody names one, of this registry on this machine."""
+    return pick(offered(registry, store.path, machine, layers), registry.default, machine, reach.hub_reachable)
 
 
 def pick(offers: Iterable[Offer], default: ModelSpec, machine: Machine, hub_reachable: Callable[[], bool]) -> Choice:

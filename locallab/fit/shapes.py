@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from locallab.models.gguf import Header
+from locallab.errors import ModelLoadError
+from locallab.models.gguf import ENCODERS, Header
 from locallab.settings import KvType
 
 KV_BYTES: dict[KvType, float] = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
@@ -20,6 +21,11 @@ SLIDING = {
 
 ALWAYS_SLIDING = frozenset({"exaone-moe", "gemma2", "llama4"})
 """Those that have a window even where the file says none."""
+
+BY_THE_LAST = (3, 4)
+"""Pooling types for which the last token of a text says it all: llama.cpp's LAST and RANK."""
+
+MOST_LAYERS = 512
 
 SHARED_KV = {"gemma3n": 20}
 """Layers with a KV cache of their own where the file does not say; those above use theirs."""
@@ -44,7 +50,7 @@ class Layer:
 class Shape:
     """The model as its memory sees it. `embeddings` and `output` are bytes, one tensor if `tied`; `rest` are the bytes of what
     belongs to no layer otherwise; the other figures are numbers of a vector, or counts. `compressible`: the KV cache can be of
-    a type that comes in blocks."""
+    a type that comes in blocks. `embeds`: it makes no text, but a row of numbers; `whole`: of a text that it reads at once."""
 
     layers: tuple[Layer, ...]
     embeddings: int
@@ -61,6 +67,8 @@ class Shape:
     n_merges: int
     n_ctx_train: int
     compressible: bool
+    embeds: bool = False
+    whole: bool = False
 
     @property
     def weights(self) -> int:
@@ -78,7 +86,8 @@ class Shape:
 
 
 def shape(header: Header) -> Shape:
-    """The shape of a model; what its header leaves out counts as llama.cpp counts it."""
+    """The shape of a model; what its header leaves out counts as llama.cpp counts it. Raises ModelLoadError for figures that
+    cannot be."""
     layers = _layers(header)
     width = header.number("embedding_length") or 0
     by_name = {tensor.name: tensor.size for tensor in header.tensors}
@@ -101,6 +110,8 @@ def shape(header: Header) -> Shape:
         n_merges=header.lengths.get("tokenizer.ggml.merges", 0),
         n_ctx_train=header.number("context_length") or 0,
         compressible=key % 32 == 0 and value % 32 == 0,
+        embeds=header.embeds,
+        whole=_whole(header),
     )
 
 
@@ -130,15 +141,25 @@ def approximate(size: int, n_ctx_train: int = 0) -> Shape:
     )
 
 
+def _whole(header: Header) -> bool:
+    """Only where nothing looks ahead, and the last token says it all, can a text be read in parts."""
+    ahead = header.architecture in ENCODERS or header.metadata.get(f"{header.architecture}.attention.causal") is False
+    return header.embeds and (ahead or header.number("pooling_type") not in BY_THE_LAST)
+
+
 def _layers(header: Header) -> tuple[Layer, ...]:
     # What predicts further tokens at once (nextn) is not loaded.
     count = max(0, (header.number("block_count") or 0) - (header.number("nextn_predict_layers") or 0))
+    if count > MOST_LAYERS:
+        raise ModelLoadError(header.path, f"block_count: llama.cpp computes up to {MOST_LAYERS} layers, the file says {count}")
     weights = dict.fromkeys(range(count), 0)
     for tensor in header.tensors:
         if tensor.layer in weights:
             weights[tensor.layer] += tensor.size
     heads = header.number("attention.head_count") or 0
     kv_heads = header.each_layer("attention.head_count_kv", count, heads)
+    if header.architecture in ENCODERS:
+        kv_heads = (0,) * count
     sliding, recurrent = _sliding(header, count), _recurrent(header, kv_heads)
     with_kv = _with_kv(header, count)
     state = _state(header)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from locallab import settings
 from locallab.errors import LocalLabError, TunnelError
 from locallab.keys import Keyring, KeyStore, new_secret
+from locallab.local.choosing import choose, warn_of_idle_gpu
 from locallab.local.given import check, engine_layers, layers
 from locallab.local.status import Status
 from locallab.models import Progress, Registry, Store
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 def start(model: str | None = None, *, tunnel: bool | None = None, progress: Progress | None = None, **options: Any) -> Server:
     """Loads `model` and serves it from a thread of this program; returns when it answers, with `tunnel` from everywhere.
 
+    None is the best recommended model that fits this machine and can be had, else one that runs everywhere.
     `options` are settings of `locallab serve` by their names, such as `context=8192`; they go before LOCALLAB_* variables.
     The port is any free one unless given. `progress` is called with the bytes fetched and all bytes (None: not known).
     Raises ConfigError, UnknownModel, SourceError, ModelLoadError, TunnelError; nothing is left running then.
@@ -55,7 +57,8 @@ class Server:
         server = settings.resolve(ServerSettings, *layers(ServerSettings, WHERE, given, {"port": 0}))
         engine = engine_layers(WHERE, given)
         registry = Registry.discover(server.registry)
-        self.model = registry.resolve(server.model).id
+        warn_of_idle_gpu()
+        self.model = choose(registry, server.model, engine).id
         with contextlib.ExitStack() as running:
             sock = running.enter_context(contextlib.closing(runner.bind(server.host, server.port)))
             self.local_url = runner.url(sock)

@@ -29,6 +29,14 @@ _KEPT = 1024
 _MOST = 1 << 24
 """No model has so many tensors, keys or tokens: a count beyond it is damage."""
 
+ENCODERS = frozenset(
+    {
+        *("bert", "modern-bert", "nomic-bert", "nomic-bert-moe", "neo-bert", "jina-bert-v2", "jina-bert-v3", "eurobert"),
+        *("gemma-embedding", "t5encoder"),
+    }
+)
+"""Architectures that read a whole text at once, and cannot write one."""
+
 _LAYER = re.compile(r"blk\.(\d+)\.")
 
 
@@ -68,6 +76,11 @@ class Header:
     def n_vocab(self) -> int:
         """Tokens of the vocabulary."""
         return self.lengths.get("tokenizer.ggml.tokens") or self.number("vocab_size") or 0
+
+    @property
+    def embeds(self) -> bool:
+        """Whether the model makes one row of numbers of a text, a vector or a score, and no text."""
+        return self.architecture in ENCODERS or bool(self.number("pooling_type"))
 
     @property
     def has_chat_template(self) -> bool:

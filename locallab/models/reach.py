@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import queue
+import threading
 import urllib.error
 import urllib.request
 
@@ -29,6 +31,15 @@ def hub_problem(timeout: float = TIMEOUT) -> str | None:
     """Why the Hub cannot be used now; None if it answers. Asks nobody when the user works offline."""
     if offline():
         return "HF_HUB_OFFLINE is set"
+    answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    threading.Thread(target=lambda: answers.put(_problem(timeout)), daemon=True).start()
+    try:
+        return answers.get(timeout=2 * timeout)  # a name may be looked up for much longer
+    except queue.Empty:
+        return "no answer"
+
+
+def _problem(timeout: float) -> str | None:
     try:
         _ask("HEAD", "/", timeout)
     except urllib.error.HTTPError as error:

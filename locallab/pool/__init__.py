@@ -3,6 +3,7 @@
 from locallab.pool.lease import Lease
 from locallab.pool.loading import Loaded
 from locallab.pool.memory import Memory, MemoryUse
-from locallab.pool.pool import Pool, PoolStats, Status
+from locallab.pool.pool import Pool, Status
+from locallab.pool.stats import PoolStats
 
 __all__ = ["Lease", "Loaded", "Memory", "MemoryUse", "Pool", "PoolStats", "Status"]

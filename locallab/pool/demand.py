@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from locallab.engine.request import Kind
 from locallab.pool.memory import MemoryUse, Need
 
 Policy = Literal["swap", "keep", "refuse"]
@@ -22,17 +23,19 @@ class Resident:
     leaving: bool = False
     unloading: bool = False
     forced: bool = False
+    kind: Kind = "text"
 
 
 @dataclasses.dataclass(eq=False)
 class Ticket:
     """Somebody who waits for a model: to use it, or (`leases` false) to know that it is loaded. `named` is false for one who
-    takes whichever model there is."""
+    takes whichever model there is, rather one of this `kind`."""
 
     leases: bool = True
     named: bool = True
     model: str = ""
     resident: Resident | None = None
+    kind: Kind | None = None
 
 
 @dataclasses.dataclass(eq=False, slots=True)

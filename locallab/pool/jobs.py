@@ -12,8 +12,8 @@ from locallab.errors import EngineClosed
 from locallab.models.sources import Progress
 from locallab.models.spec import ModelSpec
 from locallab.models.store import Store
-from locallab.pool.loading import EngineFactory, Layers, Loaded, open_model, settings_of
-from locallab.pool.memory import Memory, MemoryUse, Need
+from locallab.pool.loading import EngineFactory, Loaded, open_model
+from locallab.pool.memory import Layers, Memory, MemoryUse, Need, settings_of
 
 FetchFile = Callable[[ModelSpec, Store, Progress], Path]
 
@@ -42,9 +42,15 @@ class Jobs:
         self._loads = ThreadPoolExecutor(1, "load")
         self._fetches = ThreadPoolExecutor(FETCHES, "fetch")
 
-    def fetch(self, spec: ModelSpec, progress: Progress, tell: Callable[[Need | Exception, MemoryUse], None]) -> None:
-        """Has the model's file fetched, if it is not here."""
-        self._fetches.submit(self._run_fetch, spec, progress, tell)
+    def fetch(
+        self,
+        spec: ModelSpec,
+        progress: Progress,
+        held: Callable[[], MemoryUse],
+        tell: Callable[[Need | Exception, MemoryUse], None],
+    ) -> None:
+        """Has the model's file fetched, if it is not here, and judged: `held` is what other models could give back."""
+        self._fetches.submit(self._run_fetch, spec, progress, held, tell)
 
     def pull(self, spec: ModelSpec, progress: Progress) -> Future[Path]:
         """Has the model's file fetched for its own sake."""
@@ -67,11 +73,18 @@ class Jobs:
         self._fetches.shutdown()
         self._loads.shutdown()
 
-    def _run_fetch(self, spec: ModelSpec, progress: Progress, tell: Callable[[Need | Exception, MemoryUse], None]) -> None:
+    def _run_fetch(
+        self,
+        spec: ModelSpec,
+        progress: Progress,
+        held: Callable[[], MemoryUse],
+        tell: Callable[[Need | Exception, MemoryUse], None],
+    ) -> None:
         outcome: Need | Exception
         try:
-            settings = settings_of(spec, self._layers)
-            outcome = self._memory.need(self._file(spec, progress), settings)
+            settings_of(spec, self._layers)  # what is wrong with them is told before anything is fetched
+            path = self._file(spec, progress)
+            outcome = self._memory.suit(spec, path, self._layers, held()).need
         except Exception as error:
             outcome = error
         tell(outcome, self._memory.room())
@@ -88,8 +101,9 @@ class Jobs:
         outcome: Loaded | Exception
         try:
             self._check()
-            settings = settings_of(spec, self._layers)
-            outcome = open_model(spec, path, settings, self._engine, self._deliver, self._memory)
+            suited = self._memory.suit(spec, path, self._layers)
+            log.info("%s: %s", spec.id, suited.reason)
+            outcome = open_model(spec, path, suited.settings, self._engine, self._deliver, self._memory)
         except Exception as error:
             outcome = error
             self._memory.give_back()

@@ -6,8 +6,11 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future
 from types import TracebackType
+from typing import TypeVar
 
 from locallab.pool.loading import Loaded
+
+Result = TypeVar("Result")
 
 
 class Lease:
@@ -29,7 +32,7 @@ class Lease:
         """The model, once it is loaded. Raises ModelLoadError, SourceError, ConfigError, EngineClosed."""
         if self._model.done():
             return self._model.result()
-        return await asyncio.shield(asyncio.wrap_future(self._model))
+        return await unharmed(asyncio.wrap_future(self._model))
 
     async def __aenter__(self) -> Loaded:
         try:
@@ -42,3 +45,9 @@ class Lease:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
+
+
+async def unharmed(work: asyncio.Future[Result]) -> Result:
+    """What `work` comes to. A caller that is cancelled does not stop it; that it fails then is no news for the log."""
+    work.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return await asyncio.shield(work)

@@ -5,21 +5,20 @@ from __future__ import annotations
 import dataclasses
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from locallab.chat.guard import markup
 from locallab.chat.templates import ChatTemplate
-from locallab.engine import Engine
+from locallab.engine import Embedder, Engine
 from locallab.engine.request import Delivery
 from locallab.errors import ModelError, ModelLoadError
+from locallab.models import gguf
 from locallab.models.registry import ModelSpec
 from locallab.pool.memory import Memory, MemoryUse
-from locallab.settings import EngineSettings, resolve
+from locallab.settings import EngineSettings
 
 EngineFactory = Callable[[Path, EngineSettings, Delivery], Engine]
-Layers = Sequence[tuple[str, Mapping[str, Any]]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,9 +35,13 @@ class Loaded:
     markup: re.Pattern[str] | None = None
 
 
-def settings_of(spec: ModelSpec, layers: Layers) -> EngineSettings:
-    """The settings of this model. Raises ConfigError."""
-    return resolve(EngineSettings, (f"models.yaml: {spec.id}", spec.engine_settings), *layers)
+def open_engine(path: Path, settings: EngineSettings, deliver: Delivery) -> Engine:
+    """Loads the file: as an Embedder, if its header says that it makes vectors or scores. Raises ModelLoadError."""
+    try:
+        embeds = gguf.read(path).embeds
+    except ModelLoadError:  # llama.cpp says better what is wrong
+        embeds = False
+    return Embedder(path, settings) if embeds else Engine(path, settings, deliver)
 
 
 def open_model(

@@ -5,22 +5,20 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import gc
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import psutil
 
 from locallab import hardware
-from locallab.engine.limits import DEFAULT_CONTEXT, DEFAULT_POOL
-from locallab.engine.llama import KV_BYTES
 from locallab.errors import ModelLoadError
-from locallab.models.gguf import Header, read
-from locallab.settings import EngineSettings
+from locallab.fit import Fit, Gpu, Machine, fit_model, fitted
+from locallab.models.spec import ModelSpec
+from locallab.settings import EngineSettings, resolve
 
-MARGIN = 256 << 20
-"""Bytes beside weights and KV that a load may take: compute buffers, the vocabulary, llama.cpp itself."""
-
-UNKNOWN_KV = 0.25
-"""KV pool of a file whose header tells nothing, as a part of its weights."""
+Layers = Sequence[tuple[str, Mapping[str, Any]]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -40,13 +38,25 @@ class MemoryUse:
         return self.ram <= room.ram and self.vram <= room.vram
 
 
+NO_MEMORY = MemoryUse()
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Need:
-    """What the model at `path` will take: its weights at `least`, and `likely` its KV pool and buffers too."""
+    """What the model at `path` will take: its weights at `least`, and `likely` all that it wants, with some to spare."""
 
     path: Path
     least: MemoryUse
     likely: MemoryUse
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Suited:
+    """How a model is to be loaded, what that will take, and why so, in a line."""
+
+    settings: EngineSettings
+    need: Need
+    reason: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -64,9 +74,10 @@ class Reading:
 
 
 class Memory:
-    """The machine's memory, as the pool asks for it. `gpu`: whether models are put on a GPU."""
+    """The machine's memory, as the pool asks for it. `gpu`: whether llama.cpp puts models on a GPU."""
 
     def __init__(self, gpu: bool = False) -> None:
+        self._gpu_build = gpu
         self.gpu = gpu and any(each["free_bytes"] is not None for each in hardware.gpus())
 
     def room(self) -> MemoryUse:
@@ -84,15 +95,27 @@ class Memory:
         device = sum(gpu["total_bytes"] - gpu["free_bytes"] for gpu in hardware.gpus() if gpu["free_bytes"] is not None)
         return Reading(ram, hardware.own_vram(), device)
 
-    def need(self, path: Path, settings: EngineSettings) -> Need:
-        """What loading the file will take, from its header."""
-        weights, kv = _sizes(path, settings)
-        likely = weights + kv + MARGIN
-        if not self.gpu or settings.gpu_layers == 0:
-            return Need(path, MemoryUse(ram=weights), MemoryUse(ram=likely))
-        if settings.gpu_layers > 0:  # split somewhere between the two: room for it on both sides is sure to do
-            return Need(path, MemoryUse(), MemoryUse(likely, likely))
-        return Need(path, MemoryUse(vram=weights), MemoryUse(MARGIN, likely))
+    def suit(self, spec: ModelSpec, path: Path, layers: Layers, held: MemoryUse = NO_MEMORY) -> Suited:
+        """How the model at `path` is loaded here when `held` is free too, and what it will take.
+
+        Raises ModelLoadError when it does not fit, ConfigError.
+        """
+        machine = self._machine(held)
+        try:
+            fit = fit_model(spec, path, machine, layers)
+        except ModelLoadError:  # llama.cpp may know what we do not, and says better what is wrong
+            size = path.stat().st_size
+            fit = fit_model(msgspec.structs.replace(spec, size=size), None, machine, layers)
+            return Suited(settings_of(spec, layers), _need(path, fit, machine), "its header cannot be read")
+        if not fit.fits:
+            raise ModelLoadError(path, fit.reason)
+        return Suited(fitted(spec, fit, layers), _need(path, fit, machine), fit.reason)
+
+    def _machine(self, held: MemoryUse) -> Machine:
+        room = self.room() + held
+        found = hardware.gpus()
+        gpus = tuple(Gpu(str(gpu["name"] or "GPU"), _free(gpu, held.vram // len(found))) for gpu in found)
+        return Machine(room.ram, gpus, hardware.threads(), self._gpu_build)
 
     def give_back(self) -> None:
         """Returns what was freed to the system: glibc keeps it otherwise."""
@@ -102,26 +125,21 @@ class Memory:
             trim(0)
 
 
-def _sizes(path: Path, settings: EngineSettings) -> tuple[int, int]:
-    """Bytes of the weights, and of the KV pool that the engine makes where memory is plentiful."""
-    try:
-        header = read(path)
-    except ModelLoadError:  # the load itself will say what is wrong
-        size = path.stat().st_size
-        return size, int(size * UNKNOWN_KV)
-    return sum(part.stat().st_size for part in header.parts), _kv(header, settings)
+def settings_of(spec: ModelSpec, layers: Layers) -> EngineSettings:
+    """What is fixed of the settings of this model, whatever the machine is. Raises ConfigError."""
+    return resolve(EngineSettings, (f"models.yaml: {spec.id}", spec.engine_settings), *layers)
 
 
-def _kv(header: Header, settings: EngineSettings) -> int:
-    context = settings.context or min(header.number("context_length") or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
-    tokens = settings.kv_tokens or min(settings.parallel * context, max(2 * context, DEFAULT_POOL))
-    return int(tokens * _kv_values(header) * KV_BYTES[settings.kv_type])
+def _need(path: Path, fit: Fit, machine: Machine) -> Need:
+    """What was chosen takes this, and so much has to be free for it to be chosen again."""
+    weights, needs = fit.estimate.gpu_weights, fit.estimate
+    likely = MemoryUse(*machine.free_for(needs.ram + (fit.cache_ram_mib << 20), needs.gpu))
+    if machine.shared:
+        return Need(path, MemoryUse(needs.weights), likely)
+    return Need(path, MemoryUse(needs.weights - weights, weights), likely)
 
 
-def _kv_values(header: Header) -> int:
-    """Numbers in the KV cache of one token."""
-    layers = header.number("block_count") or 0
-    heads = header.number("attention.head_count") or 1
-    each = (header.number("embedding_length") or 0) // heads
-    width = (header.number("attention.key_length") or each) + (header.number("attention.value_length") or each)
-    return width * sum(header.each_layer("attention.head_count_kv", layers, heads))
+def _free(gpu: Mapping[str, Any], more: int) -> int | None:
+    """Bytes of the GPU's memory that are free when `more` is given back; None where it shares the RAM."""
+    free: int | None = gpu["free_bytes"]
+    return None if free is None else min(gpu["total_bytes"], free + more)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from locallab.engine.request import Kind
 from locallab.errors import ModelLoadError
 from locallab.pool.demand import Action, Close, Demand, Fetch, Granted, Load, Policy, Refused, Resident, Ticket
 from locallab.pool.memory import MemoryUse, Need
@@ -42,16 +43,28 @@ class Plan:
         found = [resident for resident in self.residents.values() if not resident.unloading]
         return max(found, key=self._rank, default=None)
 
-    def choose(self) -> str | None:
-        """The id for somebody who names no model; None when nothing is loaded, nor on its way, nor to be brought back."""
-        found = max(filter(self._takes, self.residents.values()), key=self._rank, default=None)
-        return found.id if found else next(iter(self.queue), self.default)
+    def choose(self, kind: Kind | None = None) -> str | None:
+        """The id for somebody who names no model: of this kind, if such a one is there. None when nothing is loaded, nor on its
+        way, nor to be brought back."""
+        there = sorted(filter(self._takes, self.residents.values()), key=self._rank, reverse=True)
+        able = [resident.id for resident in there if kind in (None, resident.kind)]
+        return next(iter([*able, *self.queue, *filter(None, [self.default]), *(resident.id for resident in there)]), None)
 
     def allows(self, id: str) -> bool:
         """Whether a request may ask for this model: with "refuse" only for one that is there, awaited, or brought back."""
         resident = self.residents.get(id)
         there = resident is not None and self._takes(resident)
         return self.policy != "refuse" or there or id in self.queue or id == self.default
+
+    def held(self) -> MemoryUse:
+        """What could be given back for another model, with what is about to be taken or given back at the moment."""
+        uses = [resident.use for resident in self.residents.values()]
+        match self.job:
+            case Close(resident):
+                uses.append(resident.use)
+            case Load(id) if id in self.queue and (need := self.queue[id].need):
+                uses.append(need.likely)
+        return sum(uses, MemoryUse())
 
     # ---- what happens outside
 
@@ -88,6 +101,12 @@ class Plan:
         if self.default == id:
             self.default = None
 
+    def let_go(self, id: str) -> None:
+        """The model goes if nobody uses it, as one does that expires."""
+        resident = self.residents.get(id)
+        if resident is not None and not resident.leases:
+            resident.leaving = True
+
     def expire(self, now: float, keep_alive: float) -> float | None:
         """Lets go of models unused for `keep_alive` seconds; returns when the next one is due."""
         idle = [each for each in self.residents.values() if not (each.leases or each.leaving or each.unloading)]
@@ -101,10 +120,10 @@ class Plan:
         if id in self.queue:
             self.queue[id].need = need
 
-    def loaded(self, id: str, use: MemoryUse, room: MemoryUse, now: float) -> None:
+    def loaded(self, id: str, use: MemoryUse, room: MemoryUse, now: float, kind: Kind = "text") -> None:
         self.job = None
         self._room = room
-        self.residents[id] = Resident(id, use, now)
+        self.residents[id] = Resident(id, use, now, kind=kind)
         self._hand_out(self.queue[id], self.residents[id])
 
     def failed(self, id: str, error: Exception, room: MemoryUse | None = None) -> None:
@@ -114,8 +133,8 @@ class Plan:
             self.job = None
         self._room = room or self._room
         demand = self.queue.pop(id, Demand(id))
-        other = self.choose()
         for ticket in demand.tickets:
+            other = self.choose(ticket.kind)
             if ticket.named or other in (None, id):
                 self._actions.append(Refused(ticket, error))
             else:

@@ -14,18 +14,19 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Literal
 
-from locallab.engine import Engine, build_features
-from locallab.engine.request import Listener, TokenEvent
+from locallab.engine import build_features
+from locallab.engine.request import Kind, Listener, TokenEvent
 from locallab.errors import EngineClosed, LocalLabError, ModelNotLoaded, UnknownModel
 from locallab.models.registry import ModelSpec, Registry
 from locallab.models.sources import Progress, fetch
 from locallab.models.store import Store
 from locallab.pool.demand import Action, Close, Fetch, Granted, Load, Policy, Refused, Resident, Ticket
 from locallab.pool.jobs import STOPPING, FetchFile, Jobs
-from locallab.pool.lease import Lease
-from locallab.pool.loading import EngineFactory, Layers, Loaded
-from locallab.pool.memory import Memory, MemoryUse, Need
+from locallab.pool.lease import Lease, unharmed
+from locallab.pool.loading import EngineFactory, Loaded, open_engine
+from locallab.pool.memory import Layers, Memory, MemoryUse, Need
 from locallab.pool.plan import Plan
+from locallab.pool.stats import PoolStats
 
 Status = Literal["ready", "loading", "unloaded", "error"]
 
@@ -34,22 +35,11 @@ log = logging.getLogger(__name__)
 NOTHING = "no model is loaded; POST /models/load loads one"
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class PoolStats:
-    """Counts since the start, `load_seconds` of all loads together; `loading` models are fetched, loaded or wait for that."""
-
-    loads: int = 0
-    failures: int = 0
-    unloads: int = 0
-    load_seconds: float = 0.0
-    loading: int = 0
-
-
 class _Waiter(Ticket):
     """A ticket, and the future that its answer goes to."""
 
-    def __init__(self, *, leases: bool = True, named: bool = True) -> None:
-        super().__init__(leases, named)
+    def __init__(self, *, leases: bool = True, named: bool = True, kind: Kind | None = None) -> None:
+        super().__init__(leases, named, kind=kind)
         self.model_future: Future[Loaded] = Future()
 
 
@@ -77,7 +67,7 @@ class Pool:
         grace: float = 10.0,
         on_demand: Policy = "swap",
         keep_alive: float = -1,
-        engine: EngineFactory = Engine,
+        engine: EngineFactory = open_engine,
         fetch: FetchFile = fetch,
         memory: Memory | None = None,
     ) -> None:
@@ -86,7 +76,7 @@ class Pool:
         self.memory = memory or Memory(gpu=bool(build_features()["gpu_offload"]))
         self._jobs = Jobs(store, layers, engine, fetch, self._deliver, self.memory)
         self._grace = grace
-        self._keep_alive = keep_alive
+        self.keep_alive = keep_alive
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = threading.RLock()  # over everything below
         self._plan = Plan(on_demand)
@@ -160,15 +150,10 @@ class Pool:
         """Seconds until the model is unloaded if nobody asks it any more; None: never, or it is not loaded."""
         with self._lock:
             resident = self._plan.residents.get(self.registry.get(model_id).id)
-            if resident is None or self._keep_alive < 0:
+            if resident is None or self.keep_alive < 0:
                 return None
             idle = 0.0 if resident.leases else time.monotonic() - resident.used
-            return max(0.0, self._keep_alive - idle)
-
-    @property
-    def keep_alive(self) -> float:
-        """Seconds that a model stays when nobody asks it; below 0: for ever."""
-        return self._keep_alive
+            return max(0.0, self.keep_alive - idle)
 
     def stats(self) -> PoolStats:
         with self._lock:
@@ -176,26 +161,27 @@ class Pool:
 
     # ---- doors
 
-    def lease(self, model_id: str | None, *, strict: bool) -> Lease:
+    def lease(self, model_id: str | None, *, strict: bool, kind: Kind | None = None) -> Lease:
         """Asks for the right to use a model, by its id or an alias; None or "", or unless `strict` a name that the registry
-        does not know, is the current one. To be entered (`async with`), or released by the caller.
+        does not know, is the current one: of this `kind`, if there is one. To be entered (`async with`), or released by the
+        caller.
 
         Raises UnknownModel, ModelNotLoaded, EngineClosed at once; waiting for it raises why a load failed.
         """
         spec = self._spec(model_id, strict)
         with self._changing():
-            chosen = spec.id if spec else self._plan.choose()
+            chosen = spec.id if spec else self._plan.choose(kind)
             if chosen is None:
                 raise EngineClosed(NOTHING)
             if not self._plan.allows(chosen):
                 raise ModelNotLoaded(chosen)
-            waiter = _Waiter(named=spec is not None)
+            waiter = _Waiter(named=spec is not None, kind=kind)
             self._plan.ask(waiter, chosen)
         return Lease(waiter.model_future, lambda: self._release(waiter))
 
     async def load(self, model_id: str, *, force: bool = False) -> Loaded:
         """As `load_now`, without blocking the event loop; a caller that is cancelled does not stop the load."""
-        return await asyncio.shield(asyncio.wrap_future(self._load_on_purpose(model_id, None, force)))
+        return await unharmed(asyncio.wrap_future(self._load_on_purpose(model_id, None, force)))
 
     def load_now(self, model_id: str, progress: Progress | None = None, *, force: bool = False) -> Loaded:
         """Fetches and loads the model, which then answers requests that name none. Blocks; waits for the requests of a
@@ -207,8 +193,10 @@ class Pool:
         return self._load_on_purpose(model_id, progress, force).result()
 
     def pull(self, model_id: str, progress: Progress) -> Future[Path]:
-        """Has the model's file fetched, and loads nothing. What `progress` raises ends that; SourceError and EngineClosed come out
-        of the future. Raises UnknownModel, EngineClosed."""
+        """Has the model's file fetched, and loads nothing. What `progress` raises ends that.
+
+        Raises UnknownModel, EngineClosed; the future raises SourceError, EngineClosed.
+        """
         spec = self.registry.get(model_id)
         with self._changing():
             return self._jobs.pull(spec, progress)
@@ -216,7 +204,15 @@ class Pool:
     async def unload(self, model_id: str, *, force: bool = False) -> None:
         """Unloads the model once its requests have ended, with `force` after the grace at the latest. One that is being
         loaded is waited for; one that is not loaded stays so. Raises UnknownModel."""
-        await asyncio.shield(self._unload(self.registry.get(model_id).id, force))
+        await unharmed(asyncio.ensure_future(self._unload(self.registry.get(model_id).id, force)))
+
+    def let_go(self, model_id: str) -> None:
+        """Unloads the model if nobody uses it, without waiting for that; the next request brings it back.
+
+        Raises UnknownModel.
+        """
+        with contextlib.suppress(EngineClosed), self._changing():
+            self._plan.let_go(self.registry.get(model_id).id)
 
     def close(self, grace: float = 0.0) -> None:
         """Ends what runs after `grace` seconds, frees every model and loads no other. Blocks; may be called again."""
@@ -260,13 +256,13 @@ class Pool:
                 self._plan.ask(load, id)
         if load is not None:
             with contextlib.suppress(Exception):
-                await asyncio.shield(asyncio.wrap_future(load.model_future))
+                await unharmed(asyncio.wrap_future(load.model_future))
         with self._changing():
             self._plan.unload(id, force=force)
             resident = self._plan.residents.get(id)
             gone = self._gone.setdefault(resident, Future()) if resident else None
         if gone is not None:
-            await asyncio.shield(asyncio.wrap_future(gone))
+            await unharmed(asyncio.wrap_future(gone))
 
     def _release(self, waiter: _Waiter) -> None:
         with self._lock:
@@ -287,7 +283,7 @@ class Pool:
     def _decide(self) -> None:
         if self._closed:
             return
-        if self._keep_alive >= 0:
+        if self.keep_alive >= 0:
             self._expire()
         self._carry_out(self._plan.decide())
 
@@ -300,7 +296,8 @@ class Pool:
                     waiter.model_future.set_exception(error)
                 case Fetch(id):
                     progress = functools.partial(self._tell, id)
-                    self._jobs.fetch(self.registry.get(id), progress, functools.partial(self._after_fetch, id))
+                    tell = functools.partial(self._after_fetch, id)
+                    self._jobs.fetch(self.registry.get(id), progress, self._held, tell)
                 case Load(id):
                     path = self._needs[id].path
                     self._jobs.load(self.registry.get(id), path, functools.partial(self._after_load, id))
@@ -311,7 +308,7 @@ class Pool:
     def _expire(self) -> None:
         """Lets idle models go; one timer at most waits for the next."""
         now = time.monotonic()
-        due = self._plan.expire(now, self._keep_alive)
+        due = self._plan.expire(now, self.keep_alive)
         if due is not None and self._timer is None:
             self._timer = threading.Timer(due - now, self._ring)
             self._timer.daemon = True
@@ -327,6 +324,10 @@ class Pool:
     def _tell(self, id: str, done: int, total: int | None) -> None:
         if watcher := self._watching.get(id):
             watcher(done, total)
+
+    def _held(self) -> MemoryUse:
+        with self._lock:
+            return self._plan.held()
 
     def _after_fetch(self, id: str, outcome: Need | Exception, room: MemoryUse) -> None:
         with self._lock:
@@ -346,7 +347,7 @@ class Pool:
                 self._put_in_place(outcome)
                 # Pages that no request has touched yet are not in the measured figure.
                 use = outcome.memory.at_least(self._needs[id].least)
-                self._plan.loaded(id, use, room, time.monotonic())
+                self._plan.loaded(id, use, room, time.monotonic(), outcome.engine.info.kind)
             self._decide()
         if self._closed and isinstance(outcome, Loaded):
             outcome.engine.close()

@@ -12,6 +12,7 @@ FinishReason = Annotated[
     Literal["stop", "length"], Meta(description="stop: the answer came to its end; length: it reached a limit")
 ]
 ModelName = Annotated[str, Meta(description="the model that answered")]
+Logprob = Annotated[float, Meta(le=0, description="the natural logarithm of a probability")]
 Created = Annotated[int, Meta(description="seconds since the epoch")]
 
 
@@ -60,8 +61,34 @@ class NativeChatAnswer(msgspec.Struct):
     usage: UsageFigures
 
 
+class TopToken(msgspec.Struct):
+    token: str
+    logprob: Logprob
+    bytes: list[int]
+
+
+class ChatToken(TopToken):
+    top_logprobs: Annotated[list[TopToken], Meta(description="the likeliest tokens in its place")]
+
+
+class ChatLogprobs(msgspec.Struct):
+    """How likely the answer's tokens were; those of reasoning and of tool calls are among them."""
+
+    content: list[ChatToken]
+    refusal: None
+
+
+class TextLogprobs(msgspec.Struct):
+    """How likely the tokens were, a list for each thing to tell; of the first token of all there is nothing to tell."""
+
+    tokens: list[str]
+    token_logprobs: list[Logprob | None]
+    top_logprobs: list[dict[str, Logprob] | None]
+    text_offset: Annotated[list[int], Meta(description="where in the text each begins")]
+
+
 class ChatChoice(NativeChoice):
-    logprobs: None
+    logprobs: ChatLogprobs | None
 
 
 class ChatCompletion(msgspec.Struct):
@@ -78,7 +105,7 @@ class ChatCompletion(msgspec.Struct):
 class TextChoice(msgspec.Struct):
     index: int
     text: str
-    logprobs: None
+    logprobs: TextLogprobs | None
     finish_reason: FinishReason
 
 

@@ -19,7 +19,10 @@ one is answered 400 with its name.
 `Retry-After`.
 
 **Streams.** With `"stream": true` an answer comes as server-sent events while it is written: `data: {...}` each, the last one
-`data: [DONE]`.
+`data: [DONE]`. Those of `/v1/messages` and `/v1/responses` have names instead, which say when it ends. `/api/generate` and
+`/api/chat` send lines of JSON, unless `stream` is false. After 15 seconds of silence something goes out that says nothing.
+
+**Notes.** What was mended in a request, or left out of it, is told in the header `x-locallab-notes` of the answer.
 
 **Errors.** Native routes and `/api/v1` answer `{"detail": "..."}`, `/v1` answers OpenAI's `{"error": {...}}`, `/v1/messages`
 Anthropic's `{"type": "error", "error": {...}}`, and the other routes below `/api` Ollama's `{"error": "..."}`.
@@ -40,6 +43,8 @@ TAGS: Mapping[str, str] = {
     "openai": "OpenAI's dialect, for the clients that speak it.",
     "anthropic": "Anthropic's dialect, for the clients that speak it.",
     "ollama": "Ollama's dialect, for the clients that speak it.",
+    "llama.cpp": "The dialect of llama.cpp's server, which editors speak.",
+    "tokens": "Text to tokens and back, in the shapes of llama.cpp's server.",
     "system": "The machine and the service.",
     "docs": "This description.",
 }
@@ -58,14 +63,17 @@ REASONS: Mapping[int, str] = {
     400: "the request is wrong; the message names the field",
     401: "there is no key, or it is not valid",
     403: "the Host or the Origin is not allowed",
-    404: "there is no such model, or it is not loaded",
+    404: "there is no such thing: a model that is not known or not loaded, a response that is not kept",
     413: "the body is too large",
     429: "too many requests",
     500: "the server failed",
     503: "the server is busy, or no model is ready",
 }
 
-PARAMETERS: Mapping[str, str] = {"id": "a model's name; slashes are part of it"}
+PARAMETERS: Mapping[str, str] = {
+    "id": "a model's name; slashes are part of it",
+    "response_id": "the id of a response that was kept",
+}
 
 SECURITY: Mapping[str, Any] = {
     "bearer": {"type": "http", "scheme": "bearer"},

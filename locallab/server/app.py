@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute
+from starlette.routing import BaseRoute, Route
 
 from locallab.chat.tasks import Templates, overrides
 from locallab.errors import LocalLabError
@@ -44,11 +44,18 @@ from locallab.server.origins import Origins
 from locallab.server.routes.anthropic import Anthropic
 from locallab.server.routes.assistant import Assistant
 from locallab.server.routes.docs import Docs
+from locallab.server.routes.embeddings import Embeddings
+from locallab.server.routes.infill import Infill
 from locallab.server.routes.models import Models
 from locallab.server.routes.native import Native
+from locallab.server.routes.ollama import Ollama
+from locallab.server.routes.ollamamodels import OllamaModels
 from locallab.server.routes.openai import OpenAI
+from locallab.server.routes.rerank import Rerank
+from locallab.server.routes.responses import Responses
 from locallab.server.routes.socket import Socket
 from locallab.server.routes.system import System
+from locallab.server.routes.tokens import Tokens
 from locallab.settings import ServerSettings
 from locallab.tunnel import Tunnel
 
@@ -81,7 +88,14 @@ def create_app(pool: Pool, settings: ServerSettings, keyring: Keyring | None = N
         *Socket(pool, settings, templates).routes(),
         *_system(pool, traffic, tunnel).routes(),
         *OpenAI(pool, settings).routes(),
+        *Infill(pool, settings).routes(),
+        *Embeddings(pool, settings).routes(),
+        *Rerank(pool, settings).routes(),
+        *Tokens(pool, settings).routes(),
+        *Responses(pool, settings).routes(),
         *Anthropic(pool, settings).routes(),
+        *Ollama(pool, settings).routes(),
+        *OllamaModels(pool, settings).routes(),
     ]
     routes += Docs(routes).routes()
     counting = [Middleware(Tunnelled, tunnel=tunnel)] if tunnel else []
@@ -123,11 +137,19 @@ def _middleware(
 
 
 async def _answer(request: Request, error: Exception) -> Response:
-    if isinstance(error, HTTPException) and error.status_code in (404, 405):
-        reason = "no such path" if error.status_code == 404 else "method not allowed"
-        error = HTTPException(error.status_code, f"{reason}: {request.method} {request.scope['path']}", error.headers)
-    report(error, f"{request.method} {request.scope['path']}")
+    path = request.scope["path"]
+    if isinstance(error, HTTPException) and error.status_code == 404:
+        error = HTTPException(404, f"no such path: {request.method} {path}")
+    elif isinstance(error, HTTPException) and error.status_code == 405:
+        error = HTTPException(405, f"method not allowed: {request.method} {path}", {"allow": _allowed(request)})
+    report(error, f"{request.method} {path}")
     return respond(request, error)
+
+
+def _allowed(request: Request) -> str:
+    """The methods of this path: several routes may share it, and Starlette tells those of the first only."""
+    routes = (each for each in request.app.routes if isinstance(each, Route) and each.path_regex.match(request.scope["path"]))
+    return ", ".join(sorted({method for route in routes for method in route.methods or ()}))
 
 
 async def _nobody(request: Request, error: Exception) -> Response:

@@ -100,8 +100,7 @@ class OpenAIChunks(abc.ABC):
         for index, news in items:
             yield from self._open(index)
             if news.text:
-                before, after = self._around[index]
-                yield before + dumps(news.text) + after
+                yield dumps(news.text).join(self._around[index])
             if news.finish_reason is not None:
                 yield self._last(index, news.finish_reason, news.usage or Usage(0, 0, 0))
 
@@ -122,11 +121,10 @@ class OpenAIChunks(abc.ABC):
             more.setdefault("usage", None)
         return event(self._head.body(self.kind, [choice], **more))
 
-    def _split(self, index: int) -> tuple[bytes, bytes]:
-        """The bytes before and after the text of a chunk: a sample, cut at a text that occurs nowhere else."""
+    def _split(self, index: int) -> list[bytes]:
+        """The bytes around the text of a chunk: a sample, cut at a text that occurs nowhere else."""
         mark = secrets.token_hex(16)
-        before, after = self._chunk(self.choice(index, mark, None)).split(dumps(mark))
-        return before, after
+        return self._chunk(self.choice(index, mark, None)).split(dumps(mark))
 
 
 class ChatChunks(OpenAIChunks):
@@ -151,12 +149,12 @@ class ChatChunks(OpenAIChunks):
         for news in self._reader.read(items):
             yield from self._open(news.index)
             for delta in news.deltas:
-                yield self._chunk({"index": news.index, "delta": _delta_body(delta), "finish_reason": None})
+                yield self._chunk({"index": news.index, "delta": delta_body(delta), "finish_reason": None})
             if news.end is not None:
                 yield self._last(news.index, news.end.finish_reason, news.end.usage)
 
 
-def _delta_body(delta: Delta) -> dict[str, Any]:
+def delta_body(delta: Delta) -> dict[str, Any]:
     match delta:
         case Text(text):
             return {"content": text}

@@ -25,7 +25,9 @@ from locallab.server.chunks import dumps, usage_body
 from locallab.server.errors import report
 from locallab.server.fields import parse
 from locallab.server.generate import ClientGone, Generation
+from locallab.server.leases import require
 from locallab.server.telling import Telling, done, problem, token
+from locallab.server.websocket import RESTARTING
 from locallab.settings import ServerSettings
 
 PATH = "/api/v1/assistant/stream"
@@ -33,8 +35,8 @@ PATH = "/api/v1/assistant/stream"
 AT_ONCE = 32
 """Requests that one connection may have under way."""
 
-RESTARTING, REFUSED = 1012, 1008
-"""Codes with which the server ends a connection: it stops; the key is not valid any more."""
+REFUSED = 1008
+"""The code with which a connection is closed whose key is not valid any more."""
 
 Id = str | int
 _LONGEST_ID = 128
@@ -195,7 +197,8 @@ class Conversation:
             return problem(error)
 
     async def _stream(self, running: Running) -> dict[str, Any]:
-        async with self._pool.lease(running.question.model, strict=True) as loaded:
+        async with self._pool.lease(running.question.model, strict=True, kind="text") as loaded:
+            require(loaded, "text")
             asked = await ask(running.question, loaded, self._templates, self._settings.completion_tokens)
             telling = Telling(asked)
             with Generation(loaded.engine, [asked.job]) as running.generation:

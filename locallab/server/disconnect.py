@@ -14,8 +14,10 @@ Result = TypeVar("Result")
 
 
 async def unless_gone(work: Coroutine[Any, Any, Result], receive: Receive) -> Result:
-    """What `work` returns or raises. Raises ClientGone, and cancels it, when the client leaves first. For requests whose body has
-    been read."""
+    """What `work` returns or raises. When the client leaves first, cancels it and raises ClientGone.
+
+    For requests whose body has been read.
+    """
     waiting = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnect(receive))
     try:

@@ -15,7 +15,8 @@ from locallab.server.sse import EVENTS
 @dataclasses.dataclass(frozen=True, slots=True)
 class Contract:
     """What one endpoint takes and gives. `body` and `answer` are msgspec structs; `streams` says that the body's `stream`
-    turns the answer into a stream of the media type `stream_type`; `errors` are the statuses it can fail with besides those every route has.
+    turns the answer into a stream of the media type `stream_type`; `errors` are the statuses it can fail with besides those
+    every route has.
     `summary` and `description` are the first line and the rest of the handler's docstring."""
 
     tag: str

@@ -50,7 +50,15 @@ OPENAI: Mapping[type[Exception], tuple[str, str | None]] = {
 FIELD_CODES = {"previous_response_id": "previous_response_not_found"}
 """The code of an InvalidField that has one of its own."""
 
-PROMPTS = {"/v1/completions": "prompt", "/v1/responses": "input"}
+PROMPTS = {
+    "/v1/completions": "prompt",
+    "/v1/fim/completions": "prompt",
+    "/completion": "prompt",
+    "/infill": "input_prefix",
+    "/v1/responses": "input",
+    "/v1/embeddings": "input",
+    "/v1/rerank": "documents",
+}
 """The field that holds the prompt on OpenAI's routes, where it is not "messages"."""
 
 ANTHROPIC: Mapping[int, str] = {
@@ -152,7 +160,7 @@ class Dialect:
 
 DIALECTS: Sequence[Dialect] = (
     Dialect("anthropic", ("/v1/messages", "/api/hello"), anthropic_body),
-    Dialect("openai", ("/v1",), openai_body),
+    Dialect("openai", ("/v1", "/infill", "/completion", "/props"), openai_body),
     Dialect("ollama", ("/api",), ollama_body, but=("/api/v1",)),
     Dialect("native", ("",), native_body),
 )

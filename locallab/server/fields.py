@@ -12,6 +12,7 @@ from msgspec import Meta
 from starlette.requests import Request
 
 from locallab.chat.messages import ROLES, TEXT_PARTS
+from locallab.engine.logprobs import MOST_LOGPROBS
 from locallab.engine.request import SamplingParams
 from locallab.errors import InvalidField, RequestError
 
@@ -33,20 +34,25 @@ RANGES: Mapping[str, tuple[float, float, bool]] = {
     "repeat_last_n": (-1, 2**31 - 1, True),
     "seed": (-(2**63), 2**64 - 1, True),
     "n": (1, 128, True),
+    "dimensions": (1, INFINITY, True),
+    "top_n": (1, INFINITY, True),
     "best_of": (1, 128, True),
+    "logprobs": (0, MOST_LOGPROBS, True),
+    "top_logprobs": (0, MOST_LOGPROBS, True),
+    "n_probs": (0, MOST_LOGPROBS, True),
     "max_length": (-1, INFINITY, True),
     "reasoning_budget": (0, INFINITY, True),
     "max_tokens": (-1, INFINITY, True),
     "max_completion_tokens": (-1, INFINITY, True),
     "max_output_tokens": (-1, INFINITY, True),
     "num_predict": (-2, INFINITY, True),
+    "n_predict": (-1, INFINITY, True),
     "num_ctx": (0, INFINITY, True),
 }
 """Lowest and highest value of a field, and whether the lowest is allowed itself."""
 
 
-BIASES = {"propertyNames": {"pattern": "^[0-9]{1,6}$"}, "additionalProperties": {"minimum": -100, "maximum": 100}}
-TOKENS = {"items": {"minimum": 0}}
+BIASES = {"propertyNames": {"pattern": "^[0-9]{1,6}$"}}
 TEXT = {"type": ["string", "null"]}
 PARTS = [
     {"type": "object", "properties": {"type": {"enum": [kind]}, key: TEXT}, "required": ["type"]}
@@ -88,15 +94,14 @@ class Sampling(msgspec.Struct, kw_only=True):
     penalty_window: Annotated[int | None, Meta(description="last tokens that the penalties look at; -1: all")] = None
     repeat_last_n: Annotated[int | None, Meta(description="another name of penalty_window")] = None
     logit_bias: Annotated[
-        dict[int, float] | None, Meta(description="token ids, and what to add to their logits", extra_json_schema=BIASES)
+        dict[int, Annotated[float, Meta(ge=-100, le=100)]] | None,
+        Meta(description="token ids, and what to add to their logits", extra_json_schema=BIASES),
     ] = None
     seed: Annotated[int | None, Meta(description="the same seed draws the same answer; -1: another each time")] = None
     do_sample: Annotated[bool | None, Meta(description="false: as temperature 0")] = None
     ignore_eos: Annotated[bool | None, Meta(description="go on after the model's end token")] = None
     stop: Annotated[str | list[str] | None, Meta(description="texts that end the answer, and are no part of it")] = None
-    stop_token_ids: Annotated[list[int] | None, Meta(description="token ids that end the answer", extra_json_schema=TOKENS)] = (
-        None
-    )
+    stop_token_ids: Annotated[list[Annotated[int, Meta(ge=0)]] | None, Meta(description="token ids that end the answer")] = None
     max_tokens: Annotated[int | None, Meta(description="most tokens of the answer; -1: as far as the context goes")] = None
 
     LIMITS: ClassVar[tuple[str, ...]] = ("max_tokens",)
@@ -133,10 +138,8 @@ class Sampling(msgspec.Struct, kw_only=True):
         return None if self.seed is None or self.seed == -1 else self.seed & 0xFFFFFFFF
 
     def _biases(self, n_vocab: int) -> tuple[tuple[int, float], ...]:
-        for token, bias in (self.logit_bias or {}).items():
+        for token in self.logit_bias or ():
             _check_token("logit_bias", token, n_vocab)
-            if not -100 <= bias <= 100:
-                raise InvalidField("logit_bias", f"a bias must be from -100 to 100, got {bias:g}")
         return tuple((self.logit_bias or {}).items())
 
     def _stop_token_ids(self, n_vocab: int) -> tuple[int, ...]:
@@ -155,13 +158,14 @@ def parse(body: bytes, kind: type[Body]) -> Body:
         raise RequestError("the body is empty: send a JSON object")
     try:
         decoded: Body = _decoder(kind).decode(body)
-        return decoded
     except msgspec.ValidationError as error:
         raise _wrong(str(error)) from None
     except RecursionError:
         raise RequestError("the body is nested too deeply") from None
     except ValueError as error:  # not JSON, or not UTF-8
         raise RequestError(f"the body is not valid JSON: {error}") from None
+    check_ranges(decoded)  # of every body: its description says so
+    return decoded
 
 
 def first(*values: Any) -> Any:

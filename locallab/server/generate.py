@@ -11,7 +11,7 @@ from types import TracebackType
 from starlette.types import Receive
 
 from locallab.engine import Engine
-from locallab.engine.request import Listener, SamplingParams, TokenEvent, Usage
+from locallab.engine.request import Listener, SamplingParams, TokenEvent, TokenLogprob, Usage
 from locallab.errors import ContextLengthExceeded, EngineClosed, EngineFailure
 
 Job = tuple[Sequence[int], SamplingParams]
@@ -27,24 +27,29 @@ class ClientGone(Exception):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answer:
-    """One complete answer. `stop` is the stop string that ended it, if one did."""
+    """One complete answer. `stop` is the stop string that ended it, if one did; logprobs are there if they were asked for."""
 
     text: str
     finish_reason: str
     usage: Usage
     stop: str | None = None
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Generation:
     """The answers of one client request while they are computed, one for each job.
 
     To be made and read in the event loop, and used as a context manager: leaving it cancels what is unfinished. Making it
-    submits every job, or none: it raises what `Engine.submit` raises. Events wait in one list with one future to wake the
-    reader, so a token costs no queue and no lock, and a slow reader finds all that came meanwhile at once.
+    submits every job, or none: it raises what `Engine.submit` raises. `urgent` ones go ahead of others. Events wait in one list
+    with one future to wake the reader, so a token costs no queue and no lock, and a slow reader finds all that came meanwhile
+    at once.
     """
 
-    def __init__(self, engine: Engine, jobs: Sequence[Job]) -> None:
+    def __init__(self, engine: Engine, jobs: Sequence[Job], *, urgent: bool = False) -> None:
         self._engine = engine
+        self._urgent = urgent
         self._loop = asyncio.get_running_loop()
         self._items: list[Item] = []
         self._waiter: asyncio.Future[None] | None = None
@@ -114,10 +119,10 @@ class Generation:
         self._cancel()
 
     def _submit(self, index: int, prompt: Sequence[int], params: SamplingParams) -> None:
-        if params.max_tokens == 0:
+        if params.max_tokens == 0 and not params.prompt_logprobs:
             self._answer_empty(index, prompt)
         else:
-            self._running[index] = self._engine.submit(prompt, params, self._listener(index))
+            self._running[index] = self._engine.submit(prompt, params, self._listener(index), urgent=self._urgent)
 
     def _answer_empty(self, index: int, prompt: Sequence[int]) -> None:
         """Clients probe with a limit of 0; the engine has nothing to do for them."""
@@ -155,27 +160,35 @@ class Generation:
         self._running.clear()
 
 
-async def follow(engine: Engine, jobs: Sequence[Job], receive: Receive, take: Callable[[list[Item]], None]) -> None:
+async def follow(
+    engine: Engine, jobs: Sequence[Job], receive: Receive, take: Callable[[list[Item]], None], *, urgent: bool = False
+) -> None:
     """Gives all news to `take`, to the end. Raises ClientGone when the client leaves first."""
-    with Generation(engine, jobs) as generation, generation.watching(receive):
+    with Generation(engine, jobs, urgent=urgent) as generation, generation.watching(receive):
         while not generation.done:
             take(await generation.ready())
 
 
-async def collect(engine: Engine, jobs: Sequence[Job], receive: Receive) -> list[Answer]:
+async def collect(engine: Engine, jobs: Sequence[Job], receive: Receive, *, urgent: bool = False) -> list[Answer]:
     """Every answer in full. Raises ClientGone when the client leaves first."""
-    texts: list[list[str]] = [[] for _ in jobs]
-    ends: dict[int, TokenEvent] = {}
+    events: list[list[TokenEvent]] = [[] for _ in jobs]
 
     def take(items: list[Item]) -> None:
         for index, event in items:
-            texts[index].append(event.text)
-            if event.finish_reason is not None:
-                ends[index] = event
+            events[index].append(event)
 
-    await follow(engine, jobs, receive, take)
-    return [_answer("".join(text), ends[index]) for index, text in enumerate(texts)]
+    await follow(engine, jobs, receive, take, urgent=urgent)
+    return [_answer(each) for each in events]
 
 
-def _answer(text: str, end: TokenEvent) -> Answer:
-    return Answer(text, end.finish_reason or "stop", end.usage or Usage(0, 0, 0), end.stop)
+def _answer(events: Sequence[TokenEvent]) -> Answer:
+    end = events[-1]
+    return Answer(
+        "".join(event.text for event in events),
+        end.finish_reason or "stop",
+        end.usage or Usage(0, 0, 0),
+        end.stop,
+        tuple(token for event in events for token in event.token_ids),
+        tuple(told for event in events for told in event.logprobs),
+        tuple(told for event in events for told in event.prompt_logprobs),
+    )

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from locallab.engine import Kind
+from locallab.errors import InvalidField
 from locallab.pool import Loaded, Pool
 from locallab.server.disconnect import unless_gone
+
+DOES: Mapping[Kind, str] = {"text": "writes text", "embedding": "makes embeddings", "reranker": "ranks documents"}
+CANNOT: Mapping[Kind | None, str] = {
+    "text": "and no text",
+    "embedding": "and makes no embeddings",
+    "reranker": "and ranks nothing",
+}
 
 HELD = "locallab.leases"
 """Where a request's scope has the stack that releases its leases."""
@@ -38,13 +47,21 @@ def afterwards(request: Request, do: Callable[[], None]) -> None:
     stack.push(before.__exit__)
 
 
-async def lease(request: Request, pool: Pool, model_id: str | None, *, strict: bool) -> Loaded:
+async def lease(request: Request, pool: Pool, model_id: str | None, *, strict: bool, kind: Kind | None = "text") -> Loaded:
     """The model, as `Pool.lease` finds it, for as long as the request lasts. Call it when the body has been read.
 
-    Raises ClientGone when the client leaves while the model is loaded, and what `Pool.lease` and `Lease.wait` raise.
+    Raises ClientGone when the client leaves while the model is loaded, InvalidField when the model is not of this `kind` (None:
+    any will do), and what `Pool.lease` and `Lease.wait` raise.
     """
-    held = pool.lease(model_id, strict=strict)
+    held = pool.lease(model_id, strict=strict, kind=kind)
     request.scope[HELD].callback(held.release)
-    if held.ready:
-        return await held.wait()
-    return await unless_gone(held.wait(), request.receive)
+    loaded = await (held.wait() if held.ready else unless_gone(held.wait(), request.receive))
+    require(loaded, kind)
+    return loaded
+
+
+def require(loaded: Loaded, kind: Kind | None) -> None:
+    """Raises InvalidField unless the model is of this kind; None is any."""
+    found = loaded.engine.info.kind
+    if kind not in (None, found):
+        raise InvalidField("model", f"{loaded.spec.id!r} {DOES[found]}, {CANNOT[kind]}; load or name a model that does")

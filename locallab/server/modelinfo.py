@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from locallab.engine import Kind
 from locallab.models.spec import ModelSpec
 from locallab.pool import Loaded, Pool, Status
 
@@ -61,7 +62,11 @@ class ModelStatus(msgspec.Struct, kw_only=True):
     architecture: str | UnsetType = UNSET
     type: str | UnsetType = UNSET
     device: str | UnsetType = UNSET
-    prefix_reuse: Annotated[Literal["prefix", "whole"] | UnsetType, Meta(description="what the prefix cache may share")] = UNSET
+    prefix_reuse: Annotated[
+        Literal["prefix", "whole", "none"] | UnsetType, Meta(description="what the prefix cache may share")
+    ] = UNSET
+    kind: Annotated[Kind | UnsetType, Meta(description="what the model makes")] = UNSET
+    dimensions: Annotated[int | UnsetType, Meta(description="numbers in a vector of an embedding model")] = UNSET
     loaded_at: Annotated[int | UnsetType, Meta(description="seconds since the epoch")] = UNSET
     load_seconds: float | UnsetType = UNSET
 
@@ -127,6 +132,8 @@ def _figures(loaded: Loaded) -> dict[str, Any]:
         "type": info.description,
         "device": info.device,
         "prefix_reuse": info.reuse,
+        "kind": info.kind,
+        **({"dimensions": info.dimensions} if info.dimensions else {}),
         "loaded_at": loaded.created,
         "load_seconds": round(loaded.seconds, 3),
     }

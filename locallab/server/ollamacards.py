@@ -27,6 +27,8 @@ from locallab.server.chunks_ollama import rfc3339
 
 NEVER = "9999-12-31T23:59:59Z"
 TEMPLATE = "tokenizer.chat_template"
+EMBEDS = "embeds"
+"""Not a key of the metadata, but what follows from them."""
 FIM_KEYS = ("tokenizer.ggml.fim_pre_token_id", "tokenizer.ggml.prefix_token_id")
 
 Moment = Annotated[str, Meta(description="as RFC 3339 has it")]
@@ -83,24 +85,29 @@ def running(pool: Pool) -> Cards:
 
 def shown(pool: Pool, spec: ModelSpec) -> Shown:
     """One model of the registry. Reads its file."""
-    loaded, facts = pool.get(spec.id), _facts(pool.store.path(spec))
+    path = pool.store.path(spec)
+    loaded, facts = pool.get(spec.id), _facts(path)
     template = (loaded.engine.info.chat_template if loaded else facts.get(TEMPLATE)) or ""
     context = loaded.engine.info.context if loaded else spec.context
-    family = _family(loaded, facts)
-    info = {key: value for key, value in facts.items() if key != TEMPLATE} | {"general.architecture": family}
-    info["general.parameter_count"] = _parameters(loaded, facts)
-    if context is not None:
-        info[f"{family}.context_length"] = context
-    path = pool.store.path(spec)
     return Shown(
         modelfile=f"FROM {spec.id}",
         parameters=f"num_ctx {context}" if context is not None else "",
         template=template,
         details=_details(pool, spec),
-        model_info=info,
+        model_info=_info(loaded, facts, context),
         capabilities=_capabilities(loaded, facts, template),
         modified_at=_modified(path) if path else UNSET,
     )
+
+
+def _info(loaded: Loaded | None, facts: Mapping[str, Any], context: int | None) -> dict[str, Any]:
+    """The file's metadata, with what the server knows better."""
+    family = _family(loaded, facts)
+    info = {key: value for key, value in facts.items() if key not in (TEMPLATE, EMBEDS)}
+    if family:
+        info |= {"general.architecture": family, "general.parameter_count": _parameters(loaded, facts)}
+        info |= {f"{family}.context_length": context} if context is not None else {}
+    return info
 
 
 def untagged(registry: Registry, name: str) -> str:
@@ -109,6 +116,19 @@ def untagged(registry: Registry, name: str) -> str:
         return registry.get(name).id
     except UnknownModel:
         return name.removesuffix(":latest")
+
+
+def named(pool: Pool, name: str | None, *, strict: bool) -> ModelSpec | None:
+    """The model of this name; for none, and unless `strict` for an unknown one, that which would answer, if any would.
+
+    Raises UnknownModel.
+    """
+    try:
+        return pool.registry.get(untagged(pool.registry, name)) if name else pool.default
+    except UnknownModel:
+        if strict:
+            raise
+        return pool.default
 
 
 def _card(pool: Pool, spec: ModelSpec) -> Card:
@@ -159,7 +179,9 @@ def _parameters(loaded: Loaded | None, facts: Mapping[str, Any]) -> int:
 
 
 def _capabilities(loaded: Loaded | None, facts: Mapping[str, Any], template: str) -> list[str]:
-    """What the model has learned; tools work with any other too, if not as well."""
+    """What the model has learned; tools work with any other that writes text too, if not as well."""
+    if loaded.engine.info.kind != "text" if loaded else facts.get(EMBEDS):
+        return ["embedding"]
     tool_format = choose(template)
     thinks = tags_of(template) is not None or isinstance(tool_format, Harmony)
     fills = loaded.engine.info.fim is not None if loaded else any(key in facts for key in FIM_KEYS)
@@ -189,7 +211,7 @@ def _read(path: Path, modified: int) -> Mapping[str, Any]:
     except ModelLoadError:
         return {}
     count = sum(math.prod(tensor.shape) for tensor in header.tensors)
-    return {**header.metadata, "general.parameter_count": count}
+    return {**header.metadata, "general.parameter_count": count, EMBEDS: header.embeds}
 
 
 def _readable(count: int) -> str:

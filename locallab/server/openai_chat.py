@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated, Any, ClassVar
 
 import msgspec
@@ -10,9 +11,11 @@ from msgspec import Meta
 from locallab.chat import normalize
 from locallab.chat.deltas import Said
 from locallab.chat.turn import ChatRequest, Thinking
+from locallab.engine.request import SamplingParams
 from locallab.errors import InvalidField
 from locallab.server.fields import MESSAGES, first
 from locallab.server.structured import Structured
+from locallab.server.thinking import of_effort
 from locallab.server.tools import read_choice, read_tools
 
 
@@ -52,8 +55,8 @@ class ChatBody(OpenAIBody, kw_only=True):
     reasoning_budget: Annotated[int | None, Meta(description="most tokens of reasoning; 0: none")] = None
     enable_thinking: Annotated[bool | None, Meta(description="whether a model that can think does")] = None
     chat_template_kwargs: Annotated[dict[str, Any] | None, Meta(description="variables for the model's chat template")] = None
-    logprobs: Annotated[bool | None, Meta(description="not supported yet")] = None
-    top_logprobs: Annotated[int | None, Meta(description="not supported yet")] = None
+    logprobs: Annotated[bool | None, Meta(description="tell how likely each token was")] = None
+    top_logprobs: Annotated[int | None, Meta(description="with logprobs: likeliest tokens to tell in place of each")] = None
     functions: Annotated[Any, Meta(description="the older form of tools: refused, use tools")] = None
     function_call: Annotated[Any, Meta(description="the older form of tool_choice: refused")] = None
     modalities: Annotated[list[str] | None, Meta(description="only text")] = None
@@ -73,16 +76,20 @@ class ChatBody(OpenAIBody, kw_only=True):
             variables=self.chat_template_kwargs or {},
         )
 
+    def scored(self, params: SamplingParams) -> SamplingParams:
+        """The same, with the logprobs that are asked for."""
+        return dataclasses.replace(params, logprobs=self.top_logprobs or 0) if self.logprobs else params
+
     def _thinking(self) -> Thinking:
         wish = self.reasoning or ReasoningWish()
         budget = first(self.reasoning_budget, wish.max_tokens)
-        enabled = first(self.enable_thinking, wish.enabled, (self.chat_template_kwargs or {}).get("enable_thinking"))
-        return Thinking(False if budget == 0 else enabled, first(self.reasoning_effort, wish.effort), budget or None)
+        told = of_effort(first(self.reasoning_effort, wish.effort), budget or None)
+        switch = first(self.enable_thinking, wish.enabled, (self.chat_template_kwargs or {}).get("enable_thinking"))
+        return dataclasses.replace(told, enabled=False if budget == 0 else first(switch, told.enabled))
 
     def _refuse(self) -> None:
-        for field in ("logprobs", "top_logprobs"):
-            if getattr(self, field):
-                raise InvalidField(field, "not supported yet")
+        if self.top_logprobs and not self.logprobs:
+            raise InvalidField("top_logprobs", "needs logprobs: true")
         for field, instead in (("functions", "tools"), ("function_call", "tool_choice")):
             if getattr(self, field) not in (None, [], "none", "auto"):
                 raise InvalidField(field, f"is no longer supported: use {instead}")

@@ -74,7 +74,6 @@ class Pull:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to read
             self._loop.call_soon_threadsafe(self._woken.set)
 
-
     async def lines(self) -> AsyncIterator[dict[str, Any]]:
         """All there is to tell, to the end. Raises why it failed."""
         yield {"status": "pulling manifest"}

@@ -12,15 +12,17 @@ from locallab.engine.request import Constraint
 from locallab.errors import InvalidField
 from locallab.server.fields import Sampling
 
+SCHEMA = {"type": ["object", "boolean"]}
+ANY_SCHEMA = {"type": ["object", "boolean", "null"]}
+NESTED = {"type": "object", "properties": {"schema": SCHEMA}, "required": ["schema"]}
+WITH_SCHEMA = {"type": {"enum": ["json_schema"]}}
 FORMATS = {
     "anyOf": [
         {"type": "null"},
-        {"type": "object", "properties": {"type": {"enum": ["text", "json_object"]}}, "required": ["type"]},
-        {
-            "type": "object",
-            "properties": {"type": {"enum": ["json_schema"]}, "json_schema": {"type": "object", "required": ["schema"]}},
-            "required": ["type", "json_schema"],
-        },
+        {"type": "object", "properties": {"type": {"enum": ["text", None]}}},
+        {"type": "object", "properties": {"type": {"enum": ["json_object"]}, "schema": ANY_SCHEMA}, "required": ["type"]},
+        {"type": "object", "properties": {**WITH_SCHEMA, "json_schema": NESTED}, "required": ["type", "json_schema"]},
+        {"type": "object", "properties": {**WITH_SCHEMA, "schema": SCHEMA}, "required": ["type", "schema"]},
     ]
 }
 
@@ -35,7 +37,9 @@ class Structured(Sampling, kw_only=True):
         str | None, Meta(description="a grammar in GBNF, or in Lark if it begins with %llguidance or defines start")
     ] = None
     regex: Annotated[str | None, Meta(description="a regular expression that the whole answer matches")] = None
-    choice: Annotated[list[str] | None, Meta(description="texts of which the answer is one")] = None
+    choice: Annotated[
+        list[str] | None, Meta(description="texts of which the answer is one", extra_json_schema={"minItems": 1})
+    ] = None
 
     def constraint(self) -> Constraint | None:
         """What the answer must match. Raises InvalidField for what is no constraint, or for two of them."""

@@ -91,7 +91,8 @@ class Telling:
         try:
             result = msgspec.json.decode("".join(self._parts))
         except ValueError:
-            why = f"the answer ended ({self._reason}) before its JSON was complete; set a larger max_tokens, or none"
+            advice = "; set a larger max_tokens, or none" if self._reason == "length" else ""
+            why = f"the answer ended ({self._reason}) before its JSON was complete{advice}"
             return {"code": None, "result": None, "detail": why}
         return {"code": result.get("code"), "result": result}
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Coroutine
 from typing import Any
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 RESTARTING = 1012
+"""The code by which the app and its clients learn that the server stops."""
 
 log = logging.getLogger(__name__)
 
@@ -26,3 +28,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.queue.put_nowait({"type": "websocket.disconnect", "code": RESTARTING})
         else:
             super().shutdown()
+
+    def send(self, message: Any) -> Coroutine[Any, Any, None]:  # no coroutine of its own: every token passes here
+        if message["type"] == "websocket.http.response.body":
+            self.handshake_complete = True  # a refusal is an answer; uvicorn complains of it as of none
+        return super().send(message)

@@ -11,13 +11,16 @@ from click.testing import CliRunner
 from locallab import __version__, cli, errors
 
 ROOT = Path(__file__).parents[2]
+COMMANDS = "serve pull list ps rm show run chat fit keys import bench doctor version completion".split()
 
 
 @pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])
 def test_help_lists_the_commands(arguments: list[str]) -> None:
     result = CliRunner().invoke(cli.main, arguments)
     assert result.exit_code == 0
-    assert "serve" in result.stdout
+    listed = [line.split()[0] for line in result.stdout.partition("Commands:\n")[2].splitlines()]
+    assert listed == COMMANDS
+    assert "Exit status: 0 when" in result.stdout
 
 
 def test_version() -> None:
@@ -74,6 +77,7 @@ def test_as_a_module() -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     """What answers a wrong flag must not first load numpy, llama.cpp or the web framework."""
-    code = "import sys, locallab.cli; print({'llama_cpp', 'numpy', 'starlette', 'huggingface_hub', 'rich'} & set(sys.modules))"
+    heavy = {"llama_cpp", "numpy", "starlette", "huggingface_hub", "rich", "httpx", "jinja2"}
+    code = f"import sys, locallab.cli; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

@@ -85,3 +85,11 @@ def test_layers_put_flags_after_the_environment(monkeypatch: pytest.MonkeyPatch)
 def test_variables_that_are_no_setting() -> None:
     environ = {"LOCALLAB_SOME_COUNT": "1", "LOCALLAB_HOME": "/x", "LOCALLAB_SOMECOUNT": "1", "PATH": "/bin"}
     assert unknown(environ, Sample) == ["LOCALLAB_SOMECOUNT"]
+
+
+def test_only_some_settings() -> None:
+    @click.command()
+    @options(Sample, only=("kind", "limit"))
+    def command(**flags: Any) -> None: ...
+
+    assert [option.name for option in command.params] == ["limit", "kind"]

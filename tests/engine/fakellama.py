@@ -106,10 +106,14 @@ class FakeModel:
     def piece(self, token: int) -> bytes:
         return b"<%d>" % token
 
+    def markup(self, token: int) -> bytes:
+        raise AssertionError("every token here stands for something")
+
 
 class FakeContext:
-    def __init__(self, cells: int, can_rewind: bool = True) -> None:
+    def __init__(self, cells: int, can_rewind: bool = True, slots: int = 256) -> None:
         self.n_ctx = cells
+        self.slots = slots
         self.can_rewind = can_rewind
         self.sequences: dict[int, list[tuple[int, int]]] = {}
         self.decoded = 0
@@ -165,6 +169,7 @@ class FakeContext:
         return 0
 
     def logits(self) -> npt.NDArray[np.float32]:
+        assert len(self._outputs) <= self.slots, "llama.cpp has been told of fewer outputs"
         rows = np.zeros((len(self._outputs), VOCAB), np.float32)
         for row, tokens in zip(rows, self._outputs, strict=True):
             row[next_token(tokens)] = 1

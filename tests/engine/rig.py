@@ -7,6 +7,7 @@ from collections.abc import Sequence as Seq
 from locallab.engine.costs import StepCosts
 from locallab.engine.hostcache import HostCache
 from locallab.engine.limits import Limits
+from locallab.engine.logprobs import Logprobs
 from locallab.engine.request import SamplingParams, TokenEvent
 from locallab.engine.scheduler import Scheduler
 from locallab.engine.sequence import Sequence
@@ -46,7 +47,7 @@ class Rig:
         costs = StepCosts()
         costs.observe(0, 1000, 1.0)
         costs.observe = lambda *_: None  # type: ignore[method-assign]
-        self.context = FakeContext(cells, can_rewind=rewind_limit is None)
+        self.context = FakeContext(cells, rewind_limit is None, slots)
         self.scheduler = Scheduler(limits, HostCache(host_bytes, **limit), costs)
         self.ended = 0
         self.worker = Worker(FakeModel(), self.context, self.scheduler, self._deliver, self._count)  # type: ignore[arg-type]
@@ -55,14 +56,18 @@ class Rig:
         self.prompts: dict[int, list[int]] = {}
         self._ids = iter(range(1 << 30))
 
-    def submit(self, prompt: Seq[int], max_tokens: int = 8, *, guide: FakeGuide | None = None, **params: object) -> int:
+    def submit(
+        self, prompt: Seq[int], max_tokens: int = 8, *, guide: FakeGuide | None = None, urgent: bool = False, **params: object
+    ) -> int:
         id = next(self._ids)
         self.events[id] = []
         self.prompts[id] = list(prompt)
         limit = min(self.scheduler.limits.cells, len(prompt) + max_tokens)
         sampling = SamplingParams(temperature=0, **params)  # type: ignore[arg-type]
         text = TextStream(sampling.stop)
+        told = Logprobs(sampling, FakeModel()) if sampling.logprobs is not None else None
         sequence = Sequence(id, list(prompt), len(prompt), limit, sampling, self.events[id].append, text, guide)
+        sequence.logprobs, sequence.urgent = told, urgent
         self.worker._carry_out(Submit(sequence))
         return id
 

@@ -109,6 +109,37 @@ def test_closing_frees_native_memory(path: Path) -> None:
     assert sizes[-1] - sizes[4] < 32 << 20
 
 
+def test_a_command_that_cannot_be_carried_out_fails_what_runs_and_no_more(path: Path) -> None:
+    with running(path) as engine:
+        answers = [start(engine, PROMPT, LONG, hold=True), start(engine, PROMPT, LONG)]
+        answers[0].begun()
+        engine._worker._scheduler.finish = broken  # type: ignore[attr-defined]
+        engine.cancel(answers[0].id)
+        answers[0].release()
+        assert [answer.reason for answer in answers] == ["error"] * 2
+        del engine._worker._scheduler.finish  # type: ignore[attr-defined]
+        ask(engine, PROMPT, 4)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_engine_whose_thread_has_died_is_closed(path: Path) -> None:
+    """What is freed with the thread is not to be used again."""
+    with running(path) as engine:
+        engine._worker._fail_all = broken  # type: ignore[attr-defined]
+        engine._worker._scheduler.plan = broken  # type: ignore[attr-defined]
+        start(engine, PROMPT, 4)
+        engine._thread.join(PATIENCE)
+        with pytest.raises(EngineClosed):
+            engine.tokenize("a", add_special=True, parse_special=True)
+        with pytest.raises(EngineClosed):
+            engine.submit(PROMPT, SamplingParams(), Answer())
+        assert not maps(path)
+
+
+def broken(*_: object) -> None:
+    raise RuntimeError("broken")
+
+
 def test_engines_side_by_side(path: Path) -> None:
     """Each has a pool and a thread of its own; closing one leaves the other running."""
     settings = EngineSettings(context=256, threads=1, gpu_layers=0)

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from locallab.engine import Engine
-from locallab.engine.limits import LEAST_CACHE, Limits, idle_cells, slots
+from locallab import hardware
+from locallab.engine import Engine, llama
+from locallab.engine.limits import LEAST_CACHE, Limits, idle_cells, kv_room, slots
+from locallab.errors import ModelLoadError
 from locallab.settings import EngineSettings
 
 from . import tinygguf
@@ -25,6 +27,41 @@ def test_idle_cells_cost_little() -> None:
     assert idle_cells(LIMITS, 1e-2, 1e-7) == 1000
     assert idle_cells(LIMITS, 1e-2, 1e-3) == LEAST_CACHE
     assert idle_cells(LIMITS, 1.0, 1e-9) == LIMITS.cache_cells
+
+
+@pytest.mark.parametrize(
+    ("gpus", "gpu_layers", "expected"),
+    [
+        ([], -1, 100),
+        ([60], -1, 60),
+        ([60, 20], -1, 80),
+        ([60], 99, 60),
+        ([60], 0, 100),
+        ([60], 1, 100),
+        ([60], 6, 120),
+        ([40], 6, 80),
+        ([300], 9, 375),
+        ([None], -1, 100),
+        ([0], -1, 0),
+    ],
+    ids=str,
+)
+def test_a_kv_pool_lies_where_its_layers_are(gpus: list[int | None], gpu_layers: int, expected: int) -> None:
+    """100 bytes of RAM are free; the model has 10 layers, and the output."""
+    assert kv_room(100, gpus, gpu_layers, 10) == expected
+
+
+def test_a_kv_pool_beyond_the_gpu_s_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = {"name": "a GPU", "free_bytes": 1 << 20}
+    monkeypatch.setattr(hardware, "gpus", lambda: [gpu])
+    monkeypatch.setattr(llama, "supports_gpu", lambda: True)
+    path = tinygguf.write(tmp_path / "tiny.gguf", "llama")  # 512 bytes a token
+    with pytest.raises(ModelLoadError, match="a KV pool of 4096 tokens"):
+        Engine(path, EngineSettings(context=128, kv_tokens=4096, threads=1))
+    gpu["free_bytes"] = 2 << 20
+    engine = Engine(path, EngineSettings(context=128, threads=1))
+    engine.close()
+    assert engine.info.kv_tokens == 1024, "a quarter of what is free there"
 
 
 def test_idle_cells_of_a_model_without_attention_cost_nothing(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from locallab.engine import scheduler
+from locallab.engine.request import TokenEvent
 
 from .fakellama import FakeGuide, answer, guided_answer
 from .rig import Rig
@@ -53,11 +54,20 @@ class Traffic(RuleBasedStateMachine):
         self.wanted: dict[int, int] = {}
         self.answers: dict[int, Callable[[Sequence[int], int], list[int]]] = {}
         self.cancelled: set[int] = set()
+        self.telling: dict[int, bool] = {}
 
-    @rule(prompt=prompts, max_tokens=st.integers(0, 30), guided=st.booleans())
-    def arrive(self, prompt, max_tokens, guided):
+    @rule(
+        prompt=prompts,
+        max_tokens=st.integers(0, 30),
+        guided=st.booleans(),
+        urgent=st.booleans(),
+        tells=st.sampled_from([{}, {}, {"logprobs": 0}, {"logprobs": 2, "prompt_logprobs": True}]),
+    )
+    def arrive(self, prompt, max_tokens, guided, urgent, tells):
         guide = FakeGuide(prompt) if guided else None
-        id = self.rig.submit(prompt, max_tokens, guide=guide)
+        id = self.rig.submit(prompt, max_tokens, guide=guide, urgent=urgent, **tells)
+        if tells:
+            self.telling[id] = "prompt_logprobs" in tells
         self.wanted[id] = max_tokens
         self.answers[id] = guided_answer if guided else answer
 
@@ -97,9 +107,20 @@ class Traffic(RuleBasedStateMachine):
             else:
                 assert got == expected
                 assert self.rig.last(id).finish_reason == "length"
+            assert told(self.rig.events[id]) == (got if id in self.telling else [])
+            if self.rig.last(id).finish_reason != "cancelled":
+                assert scored(self.rig.events[id]) == (prompt[1:] if self.telling.get(id) else [])
             usage = self.rig.last(id).usage
             assert (usage.prompt_tokens, usage.completion_tokens) == (len(prompt), len(got))
             assert 0 <= usage.cached_tokens < len(prompt)
+
+
+def told(events: Sequence[TokenEvent]) -> list[int]:
+    return [each.token for event in events for each in event.logprobs]
+
+
+def scored(events: Sequence[TokenEvent]) -> list[int]:
+    return [each.token for event in events for each in event.prompt_logprobs]
 
 
 TestTraffic = Traffic.TestCase

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from locallab.engine import Engine
 from locallab.errors import ConfigError, ModelLoadError, SourceError
 from locallab.fit import Machine, fit_model, fitted, model_shape
 from locallab.models import FileSource, ModelSpec
@@ -46,6 +47,17 @@ def test_the_entry_s_context_may_be_lowered_its_settings_and_the_flags_not(path:
     settings = fitted(entry, fit, flags)
     assert (settings.context, settings.kv_type, settings.parallel) == (fit.load.context, "q4_0", 5)
     assert settings.kv_tokens == fit.load.kv_tokens
+
+
+@pytest.mark.parametrize("architecture", tinygguf.ARCHITECTURES)
+def test_the_engine_does_what_was_chosen(tmp_path: Path, architecture: str) -> None:
+    entry, path = spec(context=400), tinygguf.write(tmp_path / "tiny.gguf", architecture)
+    fit = fit_model(entry, path, SMALL)
+    engine = Engine(path, fitted(entry, fit))
+    try:
+        assert (engine.info.context, engine.info.kv_tokens) == (400, fit.load.kv_tokens)
+    finally:
+        engine.close()
 
 
 def test_what_is_fixed_comes_last(path: Path) -> None:

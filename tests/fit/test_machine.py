@@ -3,6 +3,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from locallab import hardware
 from locallab.fit import Gpu, Machine
@@ -47,3 +49,17 @@ def test_a_gpu_that_shares_the_ram() -> None:
     assert machine.has_gpu
     assert machine.holds(4 * GIB, 5 * GIB)
     assert not machine.holds(5 * GIB, 5 * GIB)
+
+
+@given(st.integers(1, 100 * GIB), st.integers(0, 100 * GIB), st.sampled_from(["none", "own", "shared"]))
+def test_what_must_be_free_holds_and_hardly_less_does(ram: int, vram: int, kind: str) -> None:
+    gpus = {"none": (), "own": (Gpu("a", 0),), "shared": (Gpu("a", None),)}[kind]
+    vram = vram if gpus else 0
+    free, on_gpu = Machine(0, gpus, gpu_build=True).free_for(ram, vram)
+
+    def machine(less: int) -> Machine:
+        there = tuple(Gpu("a", None if gpu.free is None else on_gpu) for gpu in gpus)
+        return Machine(free - less, there, gpu_build=True)
+
+    assert machine(0).holds(ram, vram)
+    assert not machine(3).holds(ram, vram)

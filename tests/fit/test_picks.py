@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from locallab.fit import Choice, Machine, Offer, Wishes, approximate, choose, pick
-from locallab.models import FileSource, HubSource, ModelSpec
+from locallab.fit import Choice, Machine, Offer, Wishes, approximate, choose, offered, pick, unnamed
+from locallab.models import FileSource, HubSource, ModelSpec, Registry, Store, reach
+from tests.engine import tinygguf
 
 GIB = 1 << 30
 DEFAULT = ModelSpec(id="tiny", source=FileSource(Path("/tiny.gguf")), size=10**8, description="d")
@@ -64,3 +65,31 @@ def test_a_model_that_is_nowhere_is_not_taken() -> None:
     lost = ModelSpec(id="lost", source=FileSource(Path("/lost.gguf")), size=10**9, description="d", recommended=True)
     fit = choose(approximate(10**9), PLENTY)
     assert chosen(PLENTY, Offer(lost, False, fit)).spec is DEFAULT
+
+
+def test_what_a_registry_offers(tmp_path: Path) -> None:
+    tiny = tinygguf.write(tmp_path / "tiny.gguf", "llama")
+    (tmp_path / "bad.gguf").write_bytes(b"bad")
+    files = {"here": tiny, "damaged": tmp_path / "bad.gguf"}
+    specs = [
+        ModelSpec(id=name, source=FileSource(Path(f"/{name}")), description="d", size=size, recommended=name != "odd")
+        for name, size in {"here": 10**9, "afar": 10**9, "damaged": 10**9, "unsized": None, "odd": 10**9}.items()
+    ]
+    found = offered(specs, lambda spec: files.get(spec.id), PLENTY, [("--parallel", {"parallel": 3})])
+    assert [(each.spec.id, each.on_disk, each.fit.approximate) for each in found] == [
+        ("here", True, False),
+        ("afar", False, True),
+    ]
+    assert {each.fit.load.parallel for each in found} == {3}
+
+
+@pytest.mark.parametrize(("reachable", "expected"), [(False, "default"), (True, "large")])
+def test_of_a_whole_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reachable: bool, expected: str) -> None:
+    registry = Registry()
+    hub = HubSource(repo="a/b", file="c.gguf")
+    for name, size in {"default": 10**8, "small": 10**9, "large": 5 * 10**9}.items():
+        recommended = name != "default"
+        spec = ModelSpec(id=name, source=hub, size=size, description="d", recommended=recommended)
+        registry.add("a test", spec)
+    monkeypatch.setattr(reach, "hub_reachable", lambda: reachable)
+    assert unnamed(registry, Store(tmp_path), PLENTY).spec.id == expected

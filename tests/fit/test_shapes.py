@@ -9,6 +9,7 @@ import gguf
 import numpy as np
 import pytest
 
+from locallab.errors import ModelLoadError
 from locallab.fit import approximate, shape
 from locallab.models.gguf import read
 
@@ -49,6 +50,11 @@ def test_weights_by_layer(path: Path) -> None:
     assert found.weights == 4 + 8 + 12 + 40 + 12
 
 
+def test_more_layers_than_there_can_be(path: Path) -> None:
+    with pytest.raises(ModelLoadError, match="up to 512 layers, the file says 513"):
+        shape(read(header(path, "llama", 1, numbers("x", 1), lambda writer: writer.add_block_count(513))))
+
+
 def test_heads_are_as_wide_as_the_width_gives_by_default(path: Path) -> None:
     found = shape(read(header(path, "llama", 2, lambda writer: writer.add_head_count_kv(2))))
     assert [layer.kv for layer in found.layers] == [2 * (16 + 16)] * 2
@@ -81,6 +87,9 @@ def test_layers_that_share_a_cache(path: Path) -> None:
     assert [bool(layer.kv) for layer in found.layers] == [True, False, False, False]
 
 
+LISTED = [True, True, False, False, False, False]
+
+
 @pytest.mark.parametrize(
     ("architecture", "steps", "expected"),
     [
@@ -88,10 +97,10 @@ def test_layers_that_share_a_cache(path: Path) -> None:
         ("gemma3", [], [False] * 6),
         ("gemma3", [lambda writer: writer.add_sliding_window(8)], [True] * 5 + [False]),
         ("gemma2", [], [True, False] * 3),
-        ("gemma4", [lambda w: w.add_sliding_window(8), lambda w: w.add_sliding_window_pattern([True] * 2 + [False] * 4)], [True] * 2 + [False] * 4),
+        ("gemma4", [lambda w: w.add_sliding_window(8), lambda w: w.add_sliding_window_pattern(LISTED)], LISTED),
     ],
     ids=["not heeded", "no window", "every sixth", "always", "as listed"],
-)  # fmt: skip
+)
 def test_windows(path: Path, architecture: str, steps: list[Step], expected: list[bool]) -> None:
     found = shape(read(header(path, architecture, 6, *steps)))
     assert [layer.sliding for layer in found.layers] == expected

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import re
 from importlib import metadata
 from pathlib import Path
@@ -7,11 +8,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
+import locallab
 from locallab.errors import ConfigError, UnknownModel
 from locallab.models import FileSource, HubSource, ModelSpec, PypiSource, Registry, default_path
 from locallab.models import registry as module
 from locallab.models.spec import ModelId
-from locallab.settings import EngineSettings, ServerSettings, fields, resolve
+from locallab.settings import EngineSettings, resolve
 
 ENTRY = """
   - id: tiny:1m
@@ -286,10 +288,15 @@ def test_the_bundled_file_documents_every_key() -> None:
 
 def test_the_bundled_file() -> None:
     registry = Registry.load(default_path())
-    default = {name: value for name, _, value in fields(ServerSettings)}["model"]
+    default = inspect.signature(locallab.Engine).parameters["model"].default
     assert registry.default is registry.get(default)
     assert isinstance(registry.default.source, PypiSource)
-    assert [spec.id for spec in registry if spec.recommended] == ["qwen2.5-coder:7b-q4_k_m"]
+    assert [spec.id for spec in registry if spec.recommended] == [
+        "qwen2.5-coder:1.5b-q4_k_m",
+        "qwen2.5-coder:7b-q4_k_m",
+        "qwen2.5-coder:14b-q4_k_m",
+        "qwen3:4b-instruct-2507-q4_k_m",
+    ]
     assert registry.get("qwen2.5-coder:7b").id == "qwen2.5-coder:7b-q4_k_m"
 
 

@@ -12,7 +12,10 @@ import psutil
 import pytest
 
 from locallab import hardware
-from locallab.pool.memory import MARGIN, Memory, MemoryUse, Reading
+from locallab.errors import ModelLoadError
+from locallab.fit.machine import GPU_MARGIN
+from locallab.models import FileSource, ModelSpec
+from locallab.pool.memory import Memory, MemoryUse, Need, Reading
 from locallab.settings import EngineSettings
 from tests.engine import tinygguf
 
@@ -60,33 +63,59 @@ def tiny(tmp_path: Path) -> Path:
     return tinygguf.write(tmp_path / "tiny.gguf", "llama")
 
 
-def test_need(tiny: Path) -> None:
-    """Four layers of two KV heads, each with 16 numbers of a key and 16 of a value."""
-    per_token = 4 * 2 * 32 * 2
-    size = tiny.stat().st_size
-
-    def likely(**settings: Any) -> int:
-        need = Memory().need(tiny, EngineSettings(**settings))
-        assert need.path == tiny and need.least == MemoryUse(ram=size) and need.likely.vram == 0
-        return need.likely.ram - size - MARGIN
-
-    assert likely() == 16384 * per_token
-    assert likely(kv_tokens=1000) == 1000 * per_token
-    assert likely(kv_tokens=1000, kv_type="f32") == 2000 * per_token
-    assert likely(context=100, parallel=2) == 200 * per_token
-    assert likely(context=20_000) == 40_000 * per_token
+def spec(**more: Any) -> ModelSpec:
+    return ModelSpec(id="x", source=FileSource(Path("/x.gguf")), description="made", **more)
 
 
-def test_need_of_a_hybrid_counts_its_attention_layers(tmp_path: Path) -> None:
-    path = tinygguf.write(tmp_path / "lfm2.gguf", "lfm2")
-    need = Memory().need(path, EngineSettings(kv_tokens=1000))
-    assert need.likely.ram - path.stat().st_size - MARGIN == 1000 * 2 * 2 * 32 * 2
+class Roomy(Memory):
+    """So many free bytes of RAM; the GPUs are as the test says."""
+
+    def __init__(self, ram: int, gpu: bool = False) -> None:
+        super().__init__(gpu)
+        self._ram = ram
+
+    def room(self) -> MemoryUse:
+        return MemoryUse(self._ram, super().room().vram)
 
 
-def test_need_of_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+def test_the_engine_gets_what_was_chosen_and_what_is_fixed(tiny: Path) -> None:
+    layers = [("--parallel", {"parallel": 3}), ("--step-ms", {"step_ms": 7})]
+    suited = Roomy(2 << 30).suit(spec(context=400, settings={"kv_type": "q8_0"}), tiny, layers)
+    found = suited.settings
+    assert (found.context, found.kv_type, found.parallel, found.step_ms) == (400, "q8_0", 3, 7)
+    assert found.kv_tokens and found.kv_tokens >= 3 * 400
+    assert suited.reason.startswith("on the CPU, context 400, KV q8_0, 3 requests at once: takes ")
+
+
+def test_the_context_that_an_entry_wants_is_lowered_where_it_does_not_fit(tiny: Path) -> None:
+    wanted = spec(context=1 << 20)
+    assert Roomy(4 << 30).suit(wanted, tiny, ()).settings.context == 1 << 20
+    lowered = Roomy(400 * MIB).suit(wanted, tiny, ()).settings.context
+    assert lowered and lowered < 1 << 20
+    with pytest.raises(ModelLoadError, match="does not fit: even on the CPU, context 1,048,576"):
+        Roomy(400 * MIB).suit(wanted, tiny, [("--context", {"context": 1 << 20})])
+
+
+def test_what_others_hold_counts_as_free_when_it_can_be_given_back(tiny: Path) -> None:
+    with pytest.raises(ModelLoadError, match="does not fit"):
+        Roomy(MIB).suit(spec(), tiny, ())
+    assert Roomy(MIB).suit(spec(), tiny, (), MemoryUse(2 << 30)).need.path == tiny
+
+
+def test_where_it_is_likely_to_fit_it_fits(tiny: Path) -> None:
+    need = Roomy(64 << 30).suit(spec(context=4096), tiny, ()).need
+    again = Roomy(need.likely.ram).suit(spec(context=4096), tiny, ())
+    assert again.settings.context == 4096 and again.need == need
+    assert need.least.ram <= tiny.stat().st_size < need.likely.ram
+
+
+def test_a_file_that_cannot_be_read_is_left_to_the_engine(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
-    path.write_bytes(b"GGUF" + bytes(996))
-    assert Memory().need(path, EngineSettings()).likely == MemoryUse(ram=1250 + MARGIN)
+    path.write_bytes(b"GGUF" + bytes(10 * MIB))
+    suited = Roomy(2 << 30).suit(spec(context=300), path, [("--parallel", {"parallel": 3})])
+    assert suited.settings == EngineSettings(context=300, parallel=3)
+    assert suited.need.least.ram == pytest.approx(10 * MIB, rel=0.01)
+    assert Roomy(MIB).suit(spec(), path, ()).settings == EngineSettings()
 
 
 GPU = {"name": "a GPU", "total_bytes": 16 << 30, "free_bytes": 10 << 30}
@@ -101,14 +130,25 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def test_need_on_a_gpu(gpu: list[dict[str, Any]], tiny: Path) -> None:
-    memory = Memory(gpu=True)
-    likely = Memory().need(tiny, EngineSettings()).likely.ram
-    size = tiny.stat().st_size
-    assert memory.need(tiny, EngineSettings()).least == MemoryUse(vram=size)
-    assert memory.need(tiny, EngineSettings()).likely == MemoryUse(MARGIN, likely)
-    assert memory.need(tiny, EngineSettings(gpu_layers=2)).likely == MemoryUse(likely, likely)
-    assert memory.need(tiny, EngineSettings(gpu_layers=0)).likely == MemoryUse(likely, 0)
+    memory = Roomy(8 << 30, gpu=True)
+
+    def need(**flags: int) -> Need:
+        return memory.suit(spec(), tiny, [("flags", flags)]).need
+
+    everything, half, none = need(), need(gpu_layers=3), need(gpu_layers=0)
+    assert everything.least.vram > everything.least.ram > 0 == none.least.vram
+    assert everything.likely.vram > half.likely.vram > 2 * GPU_MARGIN > 0 == none.likely.vram
+    assert half.least.vram < everything.least.vram
+    assert everything.least.ram + everything.least.vram == none.least.ram
     assert memory.room().vram == 20 << 30
+
+
+def test_what_others_hold_on_the_gpus_is_theirs_to_give_back(gpu: list[dict[str, Any]], tiny: Path) -> None:
+    for each in gpu:
+        each["free_bytes"] = 0
+    memory = Roomy(8 << 30, gpu=True)
+    assert memory.suit(spec(), tiny, ()).settings.gpu_layers == 0
+    assert memory.suit(spec(), tiny, (), MemoryUse(vram=4 << 30)).settings.gpu_layers == -1
 
 
 def test_a_gpu_without_memory_of_its_own_counts_as_ram(gpu: list[dict[str, Any]], tiny: Path) -> None:
@@ -116,7 +156,9 @@ def test_a_gpu_without_memory_of_its_own_counts_as_ram(gpu: list[dict[str, Any]]
         each["free_bytes"] = each["total_bytes"] = None
     memory = Memory(gpu=True)
     assert not memory.gpu and memory.room().vram == 0 and memory.reading().device == 0
-    assert memory.need(tiny, EngineSettings()).likely.vram == 0
+    suited = memory.suit(spec(), tiny, ())
+    assert suited.settings.gpu_layers == -1
+    assert suited.need.least.vram == suited.need.likely.vram == 0 < suited.need.least.ram
 
 
 def test_readings(gpu: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import threading
 from collections import Counter
@@ -238,6 +239,27 @@ def test_a_cancelled_waiter_leaves_no_lease(small: Made, granted: bool) -> None:
     gate.set()
     small.pool.load_now("other:2b")
     assert small.engine("tiny").closed_with == 0.0
+
+
+def test_a_failure_that_nobody_waits_for_any_more_is_not_logged_as_forgotten(made: Made) -> None:
+    gate = made.hold("broken")
+    forgotten: list[Any] = []
+
+    async def scenario() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: forgotten.append(context))
+        lease = made.pool.lease("broken:3b", strict=True)
+        waiting = [asyncio.ensure_future(each) for each in (lease.wait(), made.pool.load("broken:3b"))]
+        await soon(lambda: made.loading._value == 0)
+        for each in waiting:
+            each.cancel()
+        await asyncio.wait(waiting)
+        gate.set()
+        await soon(lambda: made.pool.status("broken:3b") == "error")
+        lease.release()
+
+    asyncio.run(scenario())
+    gc.collect()
+    assert forgotten == []
 
 
 def test_a_cancelled_caller_does_not_stop_the_load(made: Made) -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from locallab.engine.request import SamplingParams, TokenEvent
+from locallab.fit.machine import RAM_MARGIN
 from locallab.models import FileSource, ModelSpec, Registry, Store
 from locallab.pool import Loaded, Memory, MemoryUse, Pool
-from locallab.pool.memory import MARGIN
+from locallab.pool.memory import NO_MEMORY, Layers, Suited
 from tests.engine import tinygguf
 from tests.engine.asking import PATIENCE, check
 
@@ -31,10 +32,13 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
 
 
 class Small(Memory):
-    """Memory for the weights of a second model, but not for all it needs."""
+    """Memory for a second model, but not with all that it wants."""
 
     def room(self) -> MemoryUse:
-        return MemoryUse(ram=MARGIN)
+        return MemoryUse(ram=RAM_MARGIN + (6 << 20))
+
+    def suit(self, spec: ModelSpec, path: Path, layers: Layers, held: MemoryUse = NO_MEMORY) -> Suited:
+        return super().suit(spec, path, layers, MemoryUse(1 << 30) if held.ram else held)
 
 
 @pytest.fixture(params=[("swap", Memory), ("swap", Small), ("keep", Memory), ("keep", Small)], ids=str)

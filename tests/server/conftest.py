@@ -19,6 +19,7 @@ from locallab.pool import Pool
 from locallab.server.app import create_app
 from locallab.settings import EngineSettings, ServerSettings
 from tests.fakes import FakeEngine, FakeMemory, registry
+from tests.server.dialects import TEMPLATE
 
 
 @dataclasses.dataclass
@@ -82,6 +83,7 @@ def start_in(folder: Path) -> Serve:
         routes: Sequence[BaseRoute] = (),
         tunnel: Any = None,
         room: int = 10,
+        pool: dict[str, Any] | None = None,
         **settings: Any,
     ) -> Iterator[Served]:
         engines: list[FakeEngine] = []
@@ -93,14 +95,15 @@ def start_in(folder: Path) -> Serve:
         given = ServerSettings(**{"rate_limit": False, **settings})  # a test is no slow client
         memory = FakeMemory(room * 10**8, 10**8, lambda: list(engines))
         options: dict[str, Any] = {"on_demand": given.on_demand, "keep_alive": given.keep_alive, "memory": memory}
-        pool = Pool(registry(folder), Store(folder / "store"), engine=make, grace=0.0, **options)
+        options |= pool or {}
+        models = Pool(registry(folder), Store(folder / "store"), engine=make, grace=0.0, **options)
         if load:
-            pool.load_now(load)
+            models.load_now(load)
         keyring = Keyring(given, KeyStore(folder / "keys.json"), public)
-        app = create_app(pool, given, keyring, tunnel)
+        app = create_app(models, given, keyring, tunnel)
         app.router.routes.extend(routes)
         with running(app) as url, httpx.Client(base_url=url, timeout=30) as client:
-            yield Served(url, client, pool)
+            yield Served(url, client, models)
 
     return start
 
@@ -124,3 +127,16 @@ def served(shared: Served) -> Served:
     """A server with a model loaded, for tests that load no other: its engine is as new."""
     shared.engine.reset()
     return shared
+
+
+@pytest.fixture(scope="session")
+def thinking_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with start_in(tmp_path_factory.mktemp("thinking"))(engine={"template": TEMPLATE, "context": 4096}) as served:
+        yield served
+
+
+@pytest.fixture
+def thinking(thinking_server: Served) -> Served:
+    """The same with a model that thinks and calls tools."""
+    thinking_server.engine.reset()
+    return thinking_server

@@ -14,7 +14,8 @@ import pytest
 from locallab.chat.tasks import Templates
 from locallab.models.store import Store
 from locallab.pool import Pool
-from locallab.server.conversation import REFUSED, RESTARTING, Conversation
+from locallab.server.conversation import REFUSED, Conversation
+from locallab.server.websocket import RESTARTING
 from locallab.settings import EngineSettings, ServerSettings
 from tests.fakes import FakeEngine, Step, registry
 

@@ -115,6 +115,15 @@ def test_a_stream_is_shown_as_its_text(served: Served, route: str, body: dict[st
 
 
 @needs_node
+@pytest.mark.parametrize(
+    ("path", "more"), [("/api/chat", {}), ("/v1/messages", {"max_tokens": 100}), ("/v1/chat/completions", {})]
+)
+def test_streams_of_other_dialects_are_shown_too(served: Served, path: str, more: dict[str, Any]) -> None:
+    body = {"model": "tiny:1b", "messages": [{"role": "user", "content": "hi"}], "stream": True, **more}
+    assert show(served, f"POST {path}", json.dumps(body))["output"].startswith(f"{TEXT}\n\n{{")
+
+
+@needs_node
 def test_the_curl_command_does_what_it_says(served: Served) -> None:
     body = json.dumps({"prompt": 'it\'s $HOME \\ "x"'})
     command = show(served, "POST /generate", body)["curl"]

@@ -7,10 +7,12 @@ import threading
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
+from websockets.sync.client import connect
 
 from locallab.server.middleware.counts import CountTraffic, Traffic
 from tests.fakes import TEXT
 from tests.server.conftest import Serve, Served
+from tests.server.test_streams import until
 
 LENGTH = len(TEXT.encode())
 
@@ -121,3 +123,12 @@ def test_loads_and_what_engines_did_that_are_gone(serve: Serve) -> None:
 
 def test_template_of_a_path_that_is_no_route() -> None:
     assert CountTraffic(lambda *_: None, Traffic(), []).template("/x") == "other"  # type: ignore[arg-type, return-value]
+
+
+def test_websockets_are_counted(served: Served) -> None:
+    name = "http_requests_total{route=/api/v1/assistant/stream,status=101}"
+    before = scrape(served.http)
+    with connect(served.url.replace("http", "ws", 1) + "/api/v1/assistant/stream"):
+        assert scrape(served.http)["websockets_open"] == before["websockets_open"] + 1
+    until(lambda: scrape(served.http)["websockets_open"] == before["websockets_open"])
+    assert scrape(served.http)[name] == before.get(name, 0) + 1

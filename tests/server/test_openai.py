@@ -6,7 +6,8 @@ import openai
 import pytest
 
 from locallab.engine.request import SamplingParams
-from locallab.server.routes.openai import ChatBody, prompts
+from locallab.server.openai_chat import ChatBody
+from locallab.server.prompts import prompts
 from tests.fakes import TEXT, say
 from tests.server.conftest import Serve, Served
 from tests.server.sse import DONE, events
@@ -173,13 +174,13 @@ def test_echo(served: Served, stream: bool) -> None:
     assert texts == ["a!?", "a!?", "b!?", "b!?"]
 
 
-def test_echo_of_tokens_is_refused(served: Served) -> None:
-    response = served.http.post("/v1/completions", json={"prompt": [1, 2], "echo": True})
-    assert response.status_code == 400 and response.json()["error"]["param"] == "echo"
+def test_echo_of_tokens(served: Served) -> None:
+    response = served.http.post("/v1/completions", json={"prompt": [256, 104, 105], "echo": True})
+    assert response.json()["choices"][0]["text"] == f"<s>hi{TEXT}"
 
 
 CHAT_UNSUPPORTED: dict[str, tuple[dict[str, Any], str]] = {
-    "logprobs": ({"logprobs": True}, "logprobs"),
+    "too many logprobs": ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     "top_logprobs": ({"top_logprobs": 2}, "top_logprobs"),
     "no schema": ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.json_schema.schema"),
     "unknown format": ({"response_format": {"type": "yaml"}}, "response_format.type"),
@@ -210,9 +211,11 @@ def test_chat_refuses_what_it_cannot_heed(served: Served, fields: dict[str, Any]
 
 
 COMPLETION_UNSUPPORTED: dict[str, tuple[dict[str, Any], str]] = {
-    "logprobs": ({"logprobs": 0}, "logprobs"),
-    "suffix": ({"suffix": "x"}, "suffix"),
-    "best_of": ({"best_of": 2}, "best_of"),
+    "too many logprobs": ({"logprobs": 21}, "logprobs"),
+    "a model that cannot fill in": ({"suffix": "x"}, "suffix"),
+    "less than n": ({"best_of": 2, "n": 3}, "best_of"),
+    "the best of a stream": ({"best_of": 2, "stream": True}, "best_of"),
+    "echo of what surrounds a gap": ({"suffix": "x", "echo": True}, "echo"),
 }
 
 

@@ -44,7 +44,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "seed too long": ({"seed": 2**65}, "seed"),
     "stop as number": ({"stop": 1}, "stop"),
     "stop of numbers": ({"stop": ["a", 1]}, "stop[1]"),
-    "stop_token_ids of no token": ({"stop_token_ids": [-1]}, "stop_token_ids"),
+    "stop_token_ids of no token": ({"stop_token_ids": [-1]}, "stop_token_ids[0]"),
     "stop_token_ids as text": ({"stop_token_ids": ["a"]}, "stop_token_ids[0]"),
     "max_tokens -2": ({"max_tokens": -2}, "max_tokens"),
     "max_tokens as text": ({"max_tokens": "5"}, "max_tokens"),

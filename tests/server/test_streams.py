@@ -164,22 +164,6 @@ def test_openai_client_raises_for_a_failure_in_mid_stream(served: Served) -> Non
             go.set()
 
 
-def test_answer_that_starts_after_an_idle_time(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse, "IDLE", 0.02)
-    go, then = threading.Event(), threading.Event()
-    served.script(go, b"a", then, b"b")
-    with served.http.stream("POST", "/v1/chat/completions", json={"messages": USER, "stream": True}) as response:
-        body = response.iter_text()
-        assert next(body) == ": ping\n\n"
-        go.set()
-        read = ""
-        while '"a"' not in read:
-            read += next(body)
-        assert ": ping" in next(body)
-        then.set()
-        assert text_of("", parsed(read)[-1]) == "a" and parsed("".join(body))[-1] == DONE
-
-
 class Wire:
     """ASGI's receive and send of one request; `left` is set when the client goes."""
 

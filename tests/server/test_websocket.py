@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from locallab.keys import Keyring, KeyStore
@@ -23,7 +23,8 @@ from locallab.models.store import Store
 from locallab.pool import Pool
 from locallab.server import runner
 from locallab.server.app import create_app
-from locallab.server.conversation import PATH, RESTARTING
+from locallab.server.conversation import PATH
+from locallab.server.websocket import RESTARTING
 from locallab.settings import EngineSettings, ServerSettings
 from tests.fakes import FakeEngine, Step, registry, say
 
@@ -164,3 +165,14 @@ def test_no_key_is_logged(serving: Serving, caplog: pytest.LogCaptureFixture) ->
 
     serving(client, *say("fine"), api_key="k" * 20)
     assert "k" * 20 not in caplog.text and PATH in caplog.text
+
+
+def test_a_refusal_is_no_error_of_the_server(serving: Serving, caplog: pytest.LogCaptureFixture) -> None:
+    def client(server: Server) -> None:
+        with pytest.raises(InvalidStatus) as refusal, server.connected():
+            pass
+        assert refusal.value.response.status_code == 401
+        assert b"an API key is required" in refusal.value.response.body
+
+    serving(client, api_key="k" * 20)
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []

@@ -10,14 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from locallab.chat.deltas import Parser
+from locallab.chat.tools.close import closed
 from locallab.chat.tools.relax import relaxed
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Tool:
-    """A function the model may call. `parameters` is the JSON schema of its arguments, an object's; with `strict` a schema
-    that cannot be enforced in full is an error, otherwise as much of it is enforced as can be. `field` names the tool in
-    messages, such as `tools[0]`."""
+    """A function the model may call. `parameters` is the JSON schema of its arguments, an object's; none: it takes none. With
+    `strict` a schema that cannot be enforced in full is an error; otherwise as much of it is enforced as can be, and no
+    properties are allowed beyond those it names. `field` names the tool in messages, such as `tools[0]`."""
 
     name: str
     description: str = ""
@@ -65,11 +66,12 @@ class Lark:
 
     def arguments(self, tool: Tool) -> str:
         """The arguments of `tool` as a grammar node."""
-        return self.value(tool, {"type": "object", **tool.parameters})
+        none = not tool.parameters or tool.parameters.get("properties") == {}
+        return self.value(tool, {"type": "object", **({"additionalProperties": False} if none else {}), **tool.parameters})
 
     def value(self, tool: Tool, schema: Mapping[str, Any]) -> str:
         """A value of `schema`, which is a part of the tool's, as a grammar node."""
-        return f"%json {json.dumps(schema if tool.strict else relaxed(schema))}"
+        return f"%json {json.dumps(schema if tool.strict else closed(relaxed(schema)))}"
 
 
 class ToolFormat(abc.ABC):

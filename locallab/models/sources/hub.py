@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
 from locallab.errors import SourceError
 from locallab.models import imports, quants
+from locallab.models.reach import endpoint
 from locallab.models.sources.download import Remote, WrongContent, download, http_error, patiently
 from locallab.models.sources.job import Job, amount
 from locallab.models.spec import HubSource, ModelSpec, Part, shards
@@ -50,13 +50,6 @@ def _reusing(spec: ModelSpec, part: Part, store: Store, files: tuple[Path, ...])
         store.refer(spec, part, [Kept(str(file), file.stat().st_size) for file in files])
 
     return Job(sum(file.stat().st_size for file in files), 0, run)
-
-
-def endpoint() -> str:
-    """Where the Hub is. The library reads HF_ENDPOINT once, when it is imported."""
-    from huggingface_hub import constants  # imports slowly
-
-    return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
 
 
 class _Fetching:

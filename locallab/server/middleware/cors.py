@@ -13,7 +13,7 @@ from locallab.server.errors import refuse
 from locallab.server.middleware.origins import forbidden
 from locallab.server.origins import Origins
 
-EXPOSED = "X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset, X-Request-ID, Retry-After"
+EXPOSED = "X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset, X-Request-ID, X-LocalLab-Notes, Retry-After"
 
 MAX_AGE = 600
 """Seconds for which a browser may keep the answer to a preflight."""

@@ -14,12 +14,11 @@ from starlette.types import ASGIApp
 
 from locallab import __version__
 from locallab.errors import InvalidField, UnknownModel
-from locallab.models.spec import ModelSpec
 from locallab.pool import Pool
 from locallab.server import ollamacards
 from locallab.server.endpoint import Endpoint
 from locallab.server.fields import read
-from locallab.server.ollamacards import Cards, Shown, untagged
+from locallab.server.ollamacards import Cards, Shown, named, untagged
 from locallab.server.pulling import Pull, PullStream, finished
 from locallab.server.reply import reply
 from locallab.server.sse import LINES
@@ -92,7 +91,10 @@ class OllamaModels:
 
     async def show(self, request: Request) -> Response:
         """One model: its template, its context, what it can do."""
-        spec = self._spec(_name(await read(request, ShowBody)))
+        name = _name(await read(request, ShowBody))
+        spec = named(self._pool, name, strict=self._settings.strict_models)
+        if spec is None:
+            raise UnknownModel(name)
         return reply(await asyncio.to_thread(ollamacards.shown, self._pool, spec))
 
     async def pull(self, request: Request) -> ASGIApp:
@@ -102,15 +104,6 @@ class OllamaModels:
         digest = await asyncio.to_thread(ollamacards.digest, self._pool, spec)
         pull = Pull(lambda progress: self._pool.pull(spec.id, progress), digest)
         return reply(await finished(pull, request.receive)) if body.stream is False else PullStream(pull)
-
-    def _spec(self, name: str) -> ModelSpec:
-        """The model of this name; of an unknown one that which would answer, unless names are strict."""
-        try:
-            return self._pool.registry.get(untagged(self._pool.registry, name))
-        except UnknownModel:
-            if self._settings.strict_models or self._pool.default is None:
-                raise
-            return self._pool.default
 
 
 def _name(body: ShowBody) -> str:

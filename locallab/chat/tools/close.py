@@ -1,0 +1,63 @@
+"""Objects that name their properties get no others: where a schema leaves that open, small models invent some without end, and
+the functions that are called take none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+OPEN = {"additionalProperties", "patternProperties", "anyOf", "allOf", "$ref", "enum", "const"}
+"""Keywords beside which `properties` are not all there is to say."""
+
+ONE = ("items", "additionalItems", "additionalProperties")
+MANY = ("prefixItems",)
+NAMED = ("properties", "patternProperties")
+DEFINITIONS = ("$defs", "definitions")
+
+
+def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """A schema as `relaxed` leaves it, which allows no properties beyond those that it names. Whatever it allows, the whole one
+    allows too; parts that are put together into one object stay as they are."""
+    whole: dict[str, Any] = _closed(schema, not any(map(_is_composed, _every(schema))))
+    return whole
+
+
+def _closed(schema: Any, sound: bool) -> Any:
+    if not isinstance(schema, Mapping):
+        return schema
+    made = dict(schema)
+    for key in (*NAMED, *(DEFINITIONS if sound else ())):
+        if isinstance(made.get(key), Mapping):
+            made[key] = {name: _closed(each, sound) for name, each in made[key].items()}
+    for key in (*MANY, *(() if _is_composed(schema) else ("anyOf", "allOf"))):
+        if isinstance(made.get(key), list):
+            made[key] = [_closed(each, sound) for each in made[key]]
+    for key in ONE:
+        if key in made:
+            made[key] = _closed(made[key], sound)
+    named = made.get("properties")
+    if isinstance(named, Mapping) and named and not OPEN & made.keys() and set(made.get("required") or ()) <= named.keys():
+        made["additionalProperties"] = False
+    return made
+
+
+def _is_composed(schema: Mapping[str, Any]) -> bool:
+    """Whether several schemas describe one object: closing one of them would forbid what another names."""
+    parts = ("anyOf" in schema) + ("$ref" in schema) + len(schema.get("allOf") or ())
+    return parts > 1 or (parts == 1 and bool({"properties", "required", "additionalProperties"} & schema.keys()))
+
+
+def _every(schema: Any) -> Iterator[Mapping[str, Any]]:
+    """The schema and all within it."""
+    if not isinstance(schema, Mapping):
+        return
+    yield schema
+    for key in (*NAMED, *DEFINITIONS):
+        if isinstance(schema.get(key), Mapping):
+            for each in schema[key].values():
+                yield from _every(each)
+    for key in (*MANY, "anyOf", "allOf"):
+        for each in schema.get(key) or ():
+            yield from _every(each)
+    for key in ONE:
+        yield from _every(schema.get(key))

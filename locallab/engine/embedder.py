@@ -1,0 +1,121 @@
+"""The face of a model that makes no text: the vector of a text, or how well a text answers a question."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from concurrent.futures import Future
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+from locallab import hardware
+from locallab.engine import llama, pooled
+from locallab.engine.embedlimits import limits as limits_of
+from locallab.engine.embedworker import Embed, EmbedWorker
+from locallab.engine.engine import Engine, Works, device, free_memory, info_of
+from locallab.engine.packing import Job, Packing
+from locallab.engine.pooled import PooledContext, Rows
+from locallab.engine.request import Constraint, Delivery, Listener, SamplingParams
+from locallab.errors import ContextLengthExceeded, InvalidField, ModelLoadError
+from locallab.settings import EngineSettings
+
+SOFTMAX = ("qwen3", "qwen3vl")
+"""Architectures whose classifier says yes or no, in this order, with shares of 1."""
+
+
+class Embedder(Engine):
+    """An engine that makes rows of numbers. It has an engine's face, but refuses to make text."""
+
+    def __init__(self, path: Path, settings: EngineSettings) -> None:
+        """Loads the model (seconds). Raises ModelLoadError."""
+        super().__init__(path, settings)
+
+    def embed(self, prompts: Seq[Seq[int]]) -> Future[Rows]:
+        """Queues a request; its future holds a row for each prompt: a vector of length 1, or of a reranker the relevance from
+        0 to 1 alone. Cancelling the future ends the request.
+
+        Raises InvalidField, ContextLengthExceeded (before any work), Overloaded, EngineClosed.
+        """
+        sequences = [list(prompt) for prompt in prompts]
+        if not sequences:
+            raise InvalidField("input", "must have at least one text")
+        for tokens in sequences:
+            if not tokens:
+                raise InvalidField("input", "must have at least one token")
+            self._check_tokens("input", tokens)
+            if len(tokens) > self.info.context:
+                raise ContextLengthExceeded(len(tokens), self.info.context)
+        future: Future[Rows] = Future()
+        with self._lock:
+            self._admit()
+            self._worker.commands.put(Embed(Job(sequences, future)))
+        future.add_done_callback(lambda _: self._ended())
+        return future
+
+    def pair(self, query: str, document: str) -> list[int]:
+        """The tokens of a question and a text, as a reranker without a template reads them. Markup in them is text."""
+        head = self.tokenize(query, add_special=True, parse_special=False)
+        tail = self.tokenize(document, add_special=True, parse_special=False)
+        return head + self._seam + tail[self.info.add_bos :]
+
+    def submit(self, prompt: Seq[int], params: SamplingParams, listener: Listener, *, urgent: bool = False) -> NoReturn:
+        """Raises InvalidField."""
+        raise InvalidField("model", "this model makes no text; ask one that does")
+
+    def prepare(self, constraint: Constraint) -> NoReturn:
+        """Raises InvalidField."""
+        raise InvalidField("model", "this model makes no text; ask one that does")
+
+    def _load(self, path: Path, deliver: Delivery, native: contextlib.ExitStack) -> Works:
+        settings = self._settings
+        model, on_gpu = self._open_model(path, native)
+        limits = limits_of(model, settings, free_memory(model, settings, on_gpu), on_gpu)
+        threads = settings.threads or hardware.threads()
+        context = PooledContext(
+            model, tokens=limits.cells, n_sequences=limits.sequences, threads=threads, kv_type=settings.kv_type
+        )
+        native.callback(context.close)
+        finish = _finish(model)
+        context.compute([[0]])  # what cannot be computed is not to be found by the first request
+        self._seam = pooled.seam(model)
+        self.pair_template = pooled.pair_template(model)
+        self.info = info_of(
+            model,
+            context=limits.context,
+            kv_tokens=limits.cells if pooled.in_steps(model) else 0,
+            reuse="none",
+            device=device(model, settings, threads, on_gpu),
+            kind="reranker" if pooled.pooling_of(model) == pooled.RANK else "embedding",
+            dimensions=0 if pooled.pooling_of(model) == pooled.RANK else pooled.width(model),
+        )
+        self._worker = EmbedWorker(context, Packing(limits.batch, limits.sequences), finish)
+        return self._worker
+
+
+def _finish(model: llama.Model) -> Callable[[Rows], Rows]:
+    """What makes of the model's rows what they are for. Raises ModelLoadError for a classifier of several classes."""
+    if pooled.pooling_of(model) != pooled.RANK:
+        return _unit
+    if model.meta("general.architecture") in SOFTMAX:
+        return _first
+    if pooled.width(model) != 1:
+        raise ModelLoadError(model.path, f"this model tells {pooled.width(model)} classes apart; that is not served")
+    return _share
+
+
+def _unit(rows: Rows) -> Rows:
+    """Vectors of length 1."""
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(rows / np.where(lengths == 0, 1, lengths), np.float32)
+
+
+def _first(rows: Rows) -> Rows:
+    return rows[:, :1]
+
+
+def _share(rows: Rows) -> Rows:
+    """From a logit to 0..1."""
+    return np.asarray(0.5 * (1 + np.tanh(0.5 * rows)), np.float32)

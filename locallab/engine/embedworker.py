@@ -1,0 +1,122 @@
+"""The one thread that owns a context for embeddings. A step reads as: take commands, pack, compute, hand out."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import queue
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from locallab.engine.packing import Job, Packing
+from locallab.engine.pooled import PooledContext, Rows
+from locallab.engine.request import EngineStats
+from locallab.engine.timings import Totals
+from locallab.engine.worker import Cancel, Close
+from locallab.errors import EngineClosed, EngineFailure
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Embed:
+    job: Job
+
+
+Command = Embed | Cancel | Close
+
+
+class EmbedWorker:
+    """Runs steps until it is closed. Only `commands`, `stats` and `totals` may be touched from other threads."""
+
+    def __init__(self, context: PooledContext, packing: Packing, finish: Callable[[Rows], Rows]) -> None:
+        """`finish` makes of a batch's rows what the jobs get."""
+        self.commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self.totals = Totals()
+        self._context = context
+        self._packing = packing
+        self._finish = finish
+        self._computing = 0
+        self._deadline: float | None = None
+
+    def run(self) -> None:
+        """Works until a Close command has been carried out. Every job comes to an end, whatever happens."""
+        while self._take_commands():
+            batch = self._packing.take()
+            try:
+                self._step(batch)
+            except Exception as error:
+                expected = isinstance(error, EngineFailure)
+                logger.error("computing %d embeddings failed: %s", len(batch), error, exc_info=None if expected else error)
+                for job, _ in batch:
+                    _fail(job, error if expected else EngineFailure(f"internal error: {error}"))
+
+    def stats(self) -> EngineStats:
+        """A snapshot; each figure is read by itself."""
+        totals = self.totals
+        return EngineStats(
+            running=self._computing,
+            waiting=len(self._packing),
+            kv_used=0,
+            kv_total=0,
+            cached=0,
+            prompt_tokens=totals.prompt_tokens,
+            cached_tokens=0,
+            completion_tokens=0,
+            preemptions=0,
+            steps=totals.steps,
+        )
+
+    def _take_commands(self) -> bool:
+        """Carries out what other threads asked for; waits when there is nothing to compute. False: time to stop."""
+        while True:
+            try:
+                idle = not self._packing and self._deadline is None
+                self._carry_out(self.commands.get(block=idle))
+            except queue.Empty:
+                break
+        if self._deadline is None:
+            return True
+        if time.monotonic() >= self._deadline:
+            for job in self._packing.drain():
+                _fail(job, EngineClosed("the engine was closed"))
+        return bool(self._packing)
+
+    def _carry_out(self, command: Command) -> None:
+        match command:
+            case Embed(job):
+                self._packing.add(job)
+            case Close(deadline):
+                self._deadline = deadline if self._deadline is None else min(deadline, self._deadline)
+
+    def _step(self, batch: list[tuple[Job, int]]) -> None:
+        if not batch:
+            return
+        self._computing = len({id(job) for job, _ in batch})
+        sequences = [job.sequences[place] for job, place in batch]
+        began = time.perf_counter()
+        try:
+            rows = self._context.compute(sequences)
+        finally:
+            self._computing = 0
+        self.totals.steps += 1
+        self.totals.step.observe(time.perf_counter() - began)
+        self.totals.prompt_tokens += sum(map(len, sequences))
+        if not np.isfinite(rows).all():
+            raise EngineFailure("the model computed values that are no numbers")
+        for (job, place), row in zip(batch, self._finish(rows), strict=True):
+            _put(job, place, row)
+
+
+def _put(job: Job, place: int, row: Rows) -> None:
+    job.rows[place] = row
+    if len(job.rows) == len(job.sequences) and job.future.set_running_or_notify_cancel():
+        job.future.set_result(np.stack([job.rows[i] for i in range(len(job.sequences))]))
+
+
+def _fail(job: Job, error: Exception) -> None:
+    """A job of which several sequences were in the batch fails once."""
+    if not job.future.done() and job.future.set_running_or_notify_cancel():
+        job.future.set_exception(error)

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from llguidance import LLMatcher
+
+from locallab.chat.tools.close import closed
+from locallab.chat.tools.format import Lark, Tool
+
+TEXT = {"type": "string"}
+SHUT = {"additionalProperties": False}
+
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "named": ({"properties": {"a": TEXT}}, {"properties": {"a": TEXT}, **SHUT}),
+    "a free object": ({"type": "object"}, {"type": "object"}),
+    "open": (
+        {"properties": {"a": TEXT}, "additionalProperties": TEXT},
+        {"properties": {"a": TEXT}, "additionalProperties": TEXT},
+    ),
+    "within": (
+        {"properties": {"a": {"items": {"properties": {"b": TEXT}}}}},
+        {"properties": {"a": {"items": {"properties": {"b": TEXT}, **SHUT}}}, **SHUT},
+    ),
+    "a free object within": ({"properties": {"a": {"properties": {}}}}, {"properties": {"a": {"properties": {}}}, **SHUT}),
+    "one that is required and not named": (
+        {"properties": {"a": TEXT}, "required": ["b"]},
+        {"properties": {"a": TEXT}, "required": ["b"]},
+    ),
+    "or": (
+        {"properties": {"a": {"anyOf": [{"properties": {"b": TEXT}}, {"type": "null"}]}}},
+        {"properties": {"a": {"anyOf": [{"properties": {"b": TEXT}, **SHUT}, {"type": "null"}]}}, **SHUT},
+    ),
+    "defined": (
+        {"properties": {"a": {"$ref": "#/$defs/x"}}, "$defs": {"x": {"properties": {"b": TEXT}}}},
+        {"properties": {"a": {"$ref": "#/$defs/x"}}, "$defs": {"x": {"properties": {"b": TEXT}, **SHUT}}, **SHUT},
+    ),
+    "put together": (
+        {"properties": {"a": TEXT}, "allOf": [{"properties": {"b": TEXT}}]},
+        {"properties": {"a": TEXT}, "allOf": [{"properties": {"b": TEXT}}]},
+    ),
+    "put together from definitions": (
+        {"allOf": [{"$ref": "#/$defs/x"}, {"properties": {"b": TEXT}}], "$defs": {"x": {"properties": {"a": TEXT}}}},
+        {"allOf": [{"$ref": "#/$defs/x"}, {"properties": {"b": TEXT}}], "$defs": {"x": {"properties": {"a": TEXT}}}},
+    ),
+    "alternatives of a part": (
+        {"properties": {"a": TEXT}, "anyOf": [{"properties": {"b": TEXT}, "required": ["b"]}, {"required": ["a"]}]},
+        {"properties": {"a": TEXT}, "anyOf": [{"properties": {"b": TEXT}, "required": ["b"]}, {"required": ["a"]}]},
+    ),
+}
+
+
+@pytest.mark.parametrize(("schema", "expected"), CASES.values(), ids=CASES)
+def test_closed(schema: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert closed(schema) == expected
+    assert closed(expected) == expected
+
+
+NEAR = {"anyOf": [{"$ref": "#/$defs/place"}, {"type": "null"}]}
+PLACE = {"type": "object", "properties": {"x": {"type": "integer"}}}
+NESTED: dict[str, Any] = {
+    "type": "object",
+    "properties": {"city": TEXT, "near": NEAR},
+    "required": ["city"],
+    "$defs": {"place": PLACE},
+}
+
+places = st.fixed_dictionaries({}, optional={"x": st.integers(), "y": st.integers()})
+values = st.fixed_dictionaries(
+    {"city": st.text(max_size=2)}, optional={"near": st.none() | places, "type": st.just("object"), "x": st.none()}
+)
+
+
+@given(values)
+def test_what_is_allowed_is_what_is_named(value: dict[str, Any]) -> None:
+    jsonschema.validate(value, NESTED)
+    named = value.keys() <= {"city", "near"} and (value.get("near") or {}).keys() <= {"x"}
+    assert jsonschema.Draft202012Validator(closed(NESTED)).is_valid(value) == named
+
+
+@pytest.mark.parametrize(
+    ("tool", "accepted", "refused"),
+    [
+        (Tool("f", parameters=NESTED), {"city": "Oslo", "near": {"x": 1}}, {"city": "Oslo", "type": "object"}),
+        (Tool("f"), {}, {"a": 1}),
+        (Tool("f", strict=True), {}, {"a": 1}),
+        (Tool("f", parameters={"type": "object", "properties": {}}), {}, {"a": 1}),
+        (Tool("f", parameters={"type": "object"}), {"a": 1}, [1]),
+        (Tool("f", parameters={"properties": {"a": TEXT}}, strict=True), {"a": "x", "b": 1}, {"a": 1}),
+    ],
+    ids=["named", "no parameters", "no parameters, strict", "none named", "a free object", "strict: to the letter"],
+)
+def test_arguments(tool: Tool, accepted: Any, refused: Any) -> None:
+    schema = json.loads(Lark({}).arguments(tool).removeprefix("%json "))
+    assert not LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(schema))
+    validator = jsonschema.Draft202012Validator(schema)
+    assert validator.is_valid(accepted)
+    assert not validator.is_valid(refused)

@@ -1,0 +1,93 @@
+"""A terminal for tests: runs a command in a pseudo-terminal, types, and waits for what it shows."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pty
+import re
+import select
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 60.0
+CODES = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|\].*?(\x07|\x1b\\)|[=>])|\r")
+
+# The terminal becomes the command's own, so that Ctrl-C is a signal.
+OWN = (
+    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
+    "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+)
+
+
+class Terminal:
+    """What the command has shown so far is in `raw`, and without the terminal's codes in `text`."""
+
+    def __init__(self, master: int, process: subprocess.Popen[bytes]) -> None:
+        self._master = master
+        self._process = process
+        self._seen = 0
+        self.raw = b""
+
+    @property
+    def text(self) -> str:
+        return CODES.sub("", self.raw.decode(errors="replace"))
+
+    def type(self, text: str) -> None:
+        os.write(self._master, text.encode())
+
+    def expect(self, wanted: str) -> str:
+        """Waits until `wanted` is shown after what was expected last; returns what came up to there."""
+        deadline = time.monotonic() + PATIENCE
+        while (found := self.text.find(wanted, self._seen)) < 0:
+            assert self._read(deadline), f"ended without {wanted!r}: {self.text[self._seen :]!r}"
+        before, self._seen = self.text[self._seen : found], found + len(wanted)
+        return before
+
+    def end(self) -> int:
+        """Waits until the command ends; returns its exit status."""
+        deadline = time.monotonic() + PATIENCE
+        while self._read(deadline):
+            pass
+        return self._process.wait(PATIENCE)
+
+    def _read(self, deadline: float) -> bool:
+        ready, _, _ = select.select([self._master], [], [], max(0.0, deadline - time.monotonic()))
+        assert ready, f"nothing came any more: {self.text[self._seen :]!r}"
+        try:
+            data = os.read(self._master, 65536)
+        except OSError:  # what Linux says at the end
+            return False
+        self.raw += data
+        return bool(data)
+
+
+@contextlib.contextmanager
+def terminal(*arguments: str, rows: int = 24, columns: int = 80, **environ: str) -> Iterator[Terminal]:
+    """Runs `locallab` with these arguments."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    inherited = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS", "LINES")}
+    process = subprocess.Popen(
+        [sys.executable, "-c", OWN, "-m", "locallab", *arguments],
+        cwd=ROOT,
+        env={**inherited, "TERM": "xterm-256color", "INPUTRC": os.devnull, **environ},
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        start_new_session=True,
+    )
+    os.close(slave)
+    try:
+        yield Terminal(master, process)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(master)

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from locallab import cli, hardware
+from locallab.engine import llama
+from tests.engine import tinygguf
+
+GIB = 1 << 30
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """8 GiB of free RAM, no GPU."""
+    monkeypatch.setattr(hardware, "available_memory", lambda: 8 * GIB)
+    monkeypatch.setattr(hardware, "gpus", list)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU with 6 GiB free, which llama.cpp can use."""
+    monkeypatch.setattr(hardware, "gpus", lambda: [{"name": "RTX 3060", "free_bytes": 6 * GIB}])
+    monkeypatch.setattr(llama, "supports_gpu", lambda: True)
+
+
+def fit(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.main, ["fit", *arguments])
+
+
+def report(*arguments: str) -> Any:
+    done = fit(*arguments, "--json")
+    assert done.exit_code in (0, 1), done.output
+    return json.loads(done.stdout)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tinygguf.write(tmp_path / "tiny.gguf", "llama")
+
+
+def test_a_file(path: Path) -> None:
+    done = fit(str(path))
+    assert done.exit_code == 0
+    assert "tiny: the file" in done.stdout
+    assert "5 layers with the output, trained with a context of 512" in done.stdout
+    assert "free here: 8.0 GiB of RAM; no GPU" in done.stdout
+    assert "chosen: on the CPU, context 512, KV f16, 64 requests at once: takes " in done.stdout
+    assert "approximately" not in done.stdout
+
+
+def test_what_scripts_get(path: Path) -> None:
+    found = report(str(path))
+    assert (found["model"], found["path"], found["approximate"]) == ("tiny", str(path), False)
+    assert found["machine"] == {"ram_bytes": 8 * GIB, "gpus": [], "threads": hardware.threads(), "gpu_build": False}
+    assert (found["layers"], found["context_trained"]) == (5, 512)
+    assert found["kv_bytes_per_token"]["f16"] == 4 * 2 * (16 + 16) * 2
+    assert found["chosen"]["fits"]
+    assert found["chosen"]["context"] == 512
+    assert found["chosen"]["total_bytes"] == found["chosen"]["ram_bytes"]
+    assert found["chosen"]["reason"].startswith("on the CPU")
+
+
+def test_a_model_that_is_not_on_disk_is_judged_by_its_size() -> None:
+    found = report("qwen2.5-coder:7b")
+    assert (found["path"], found["approximate"]) == (None, True)
+    assert found["weights_bytes"] == pytest.approx(4683073536, rel=0.001)
+    assert found["chosen"]["context"] == 16384
+    assert {row["context"] for row in found["table"]} == {2048, 4096, 8192, 16384, 32768}
+    assert "not on disk: judged by its size, approximately" in fit("qwen2.5-coder:7b").stdout
+
+
+def test_the_table_has_a_row_for_each_context_and_a_column_for_each_kv_type() -> None:
+    rows = report("qwen2.5-coder:7b")["table"]
+    assert [row["kv_type"] for row in rows[:4]] == ["f16", "q8_0", "q4_0", "f16"]
+    assert all(row["gpu_layers"] == 0 for row in rows)
+    fitting = {(row["context"], row["kv_type"]) for row in rows if row["fits"]}
+    assert (8192, "f16") in fitting
+    assert (32768, "f16") not in fitting
+    assert (32768, "q4_0") in fitting
+    text = fit("qwen2.5-coder:7b").stdout
+    assert "KV q8_0" in text
+    assert "KV cache of one such request" in text
+
+
+def test_wishes(gpu: None) -> None:
+    free = report("qwen2.5-coder:7b")["chosen"]
+    assert (free["gpu_layers"], free["fits"]) == (-1, True)
+    asked = report("qwen2.5-coder:7b", "--gpu-layers", "12", "--context", "3000", "--kv-type", "q4_0", "--parallel", "2")[
+        "chosen"
+    ]
+    assert [asked[name] for name in ("gpu_layers", "context", "kv_type", "parallel")] == [12, 3000, "q4_0", 2]
+    assert 0 < asked["gpu_bytes"] < free["gpu_bytes"]
+    assert "GPU 12" in fit("qwen2.5-coder:7b", "--gpu-layers", "12").stdout
+
+
+def test_wishes_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCALLAB_CONTEXT", "3000")
+    assert report("qwen2.5-coder:7b")["chosen"]["context"] == 3000
+    assert report("qwen2.5-coder:7b", "--context", "2000")["chosen"]["context"] == 2000
+
+
+def test_a_model_of_a_registry_of_the_user_s(tmp_path: Path) -> None:
+    registry = tmp_path / "more.yaml"
+    entry = "{id: mine, description: d, size: 2 GB, context: 4096, source: {kind: file, path: none.gguf}}"
+    registry.write_text(f"models:\n  - {entry}\n")
+    assert report("mine", "--registry", str(registry))["chosen"]["context"] == 4096
+    assert fit("mine").exit_code == 2
+
+
+def test_what_does_not_fit_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "available_memory", lambda: GIB)
+    done = fit("qwen2.5-coder:14b")
+    assert done.exit_code == 1
+    assert "no way: does not fit: even on the CPU, context 512" in done.stdout
+    assert not report("qwen2.5-coder:14b")["chosen"]["fits"]
+
+
+def test_models_that_are_none(tmp_path: Path) -> None:
+    unknown = fit("qwen9")
+    assert (unknown.exit_code, unknown.stdout) == (2, "")
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF")
+    damaged = fit(str(tmp_path / "bad.gguf"))
+    assert damaged.exit_code == 1
+    assert "damaged or cut short" in damaged.stderr
+    unsized = fit("hf:owner/repo:Q4_K_M")
+    assert unsized.exit_code == 1
+    assert "locallab pull" in unsized.stderr

@@ -1,0 +1,118 @@
+"""Clients of other makers, installed once into a cache, and programs that use them: each prints what came of its cases."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import CACHE
+
+HERE = Path(__file__).parent
+OLDEST_NODE = 20
+DEADLINE = 240
+"""Seconds for one program."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Told:
+    """What one program printed: the result of each of its cases, or what went wrong in it."""
+
+    cases: dict[str, Any]
+
+    def __call__(self, case: str) -> Any:
+        told = self.cases[case]
+        assert "error" not in told, f"{case}: {told['error']}"
+        return told["result"]
+
+
+def python(program: str, url: str) -> Told:
+    """Runs a program of python/ with the clients of its requirements.txt."""
+    return _told([str(_environment() / "bin/python"), "-W", "ignore", str(HERE / "python" / program), url])
+
+
+def node(program: str, url: str) -> Told:
+    """Runs a program of node/ with the clients of its package.json; skips the test where there is no Node.js to run it."""
+    with (HERE / "node" / program).open() as source:  # read from its input, it finds the modules of the folder it runs in
+        return _told([_node(), "--input-type=module", "-", url], cwd=_modules(), stdin=source)
+
+
+def _told(command: Sequence[str], **more: Any) -> Told:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, env=_environ(), **more)
+    assert done.returncode == 0, done.stderr
+    return Told(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _environ() -> dict[str, str]:
+    """The clients must find no key and no proxy of the user's."""
+    return {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
+
+
+@functools.cache
+def _environment() -> Path:
+    def install(folder: Path) -> None:
+        _run(sys.executable, "-m", "venv", "--clear", str(folder))
+        _run(str(folder / "bin/python"), "-m", "pip", "install", "--quiet", "-r", str(HERE / "python/requirements.txt"))
+
+    return _installed("python", [HERE / "python/requirements.txt"], f"{sys.version_info[:2]}", install)
+
+
+@functools.cache
+def _modules() -> Path:
+    files = [HERE / "node/package.json", HERE / "node/package-lock.json"]
+
+    def install(folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in files:
+            shutil.copy(file, folder)
+        _run(str(shutil.which("npm")), "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(folder))
+
+    return _installed("node", files, "", install)
+
+
+@functools.cache
+def _node() -> str:
+    found = shutil.which("node")
+    if found is None or shutil.which("npm") is None:
+        pytest.skip("the clients for Node.js need node and npm on the PATH")
+    version = subprocess.run([found, "--version"], capture_output=True, text=True, check=True).stdout.strip()
+    if int(version.lstrip("v").partition(".")[0]) < OLDEST_NODE:
+        pytest.skip(f"the clients for Node.js need version {OLDEST_NODE}, this is {version}")
+    return found
+
+
+def _installed(name: str, files: Sequence[Path], more: str, install: Callable[[Path], None]) -> Path:
+    """The folder of what `files` ask for; `install` fills it, once for all runs of the tests."""
+    digest = hashlib.sha256(b"\0".join([*(file.read_bytes() for file in files), more.encode()])).hexdigest()[:12]
+    folder = CACHE / f"clients-{name}-{digest}"
+    with _locked(CACHE / f"clients-{name}.lock"):
+        whole = folder / "whole"
+        if not whole.exists():
+            install(folder)
+            whole.touch()
+    return folder
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"

@@ -1,0 +1,65 @@
+"""A model that thinks and calls tools, and its answers however they are cut."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from hypothesis import strategies as st
+
+from locallab.chat import ChatTemplate, Message
+from locallab.chat.tools import Tool
+from locallab.chat.turn import ChatRequest, Turn, plan
+from locallab.engine.request import TokenEvent, Usage
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}[{{ c.function.name }} {{ c.function.arguments | tojson }} {{ c.id }}]{% endfor %}"
+    "{% if m.tool_call_id %}[{{ m.tool_call_id }}]{% endif %}{{ '\n' }}{% endfor %}"
+    "{% for tool in tools or [] %}<can>{{ tool.function.name }}\n{% endfor %}"
+    "{% if reasoning_effort %}<effort>{{ reasoning_effort }}\n{% endif %}"
+    "<assistant>{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
+    "{# It writes <tool_call>{...}</tool_call>. #}"
+)
+
+THOUGHT = "so it goes"
+SAID = "Grüße 😀, I look."
+ARGUMENTS = {"place": "Zürich", "days": 2}
+CALL = f"<tool_call>\n{json.dumps({'name': 'weather', 'arguments': ARGUMENTS}, ensure_ascii=False)}\n</tool_call>"
+RAW = f"<think>{THOUGHT}</think>\n\n{SAID}\n{CALL}\n{CALL}"
+
+PARAMETERS = {"type": "object", "properties": {"place": {"type": "string"}, "days": {"type": "integer"}}}
+
+
+def turn() -> Turn:
+    """Of a request with a tool."""
+    request = ChatRequest(messages=[Message("user", "hi")], tools=(Tool("weather", parameters=PARAMETERS),))
+    return plan(request, ChatTemplate(TEMPLATE), {})
+
+
+def cut(text: str, places: Sequence[int]) -> list[str]:
+    edges = [0, *sorted({place % (len(text) + 1) for place in places}), len(text)]
+    return [text[start:end] for start, end in itertools.pairwise(edges)]
+
+
+def news(pieces: Sequence[str], reason: Any = "stop") -> list[list[tuple[int, TokenEvent]]]:
+    """What an engine tells of an answer in these pieces."""
+    events = [TokenEvent(piece, (1,)) for piece in pieces]
+    end = TokenEvent("", finish_reason=reason, usage=Usage(5, len(pieces), 2))
+    return [[(0, event)] for event in (*events, end)]
+
+
+cuts = st.lists(st.integers(0, 10_000), max_size=12)
+
+
+def named_events(text: str) -> list[dict[str, Any]]:
+    """Server-sent events that have names, which are the types of their data."""
+    assert text.endswith("\n\n")
+    found = []
+    for block in text.removesuffix("\n\n").split("\n\n"):
+        name, data = block.split("\n")
+        found.append(json.loads(data.removeprefix("data: ")))
+        assert name == f"event: {found[-1]['type']}"
+    return found

@@ -1,0 +1,98 @@
+"""/v1/rerank over a real socket, on real models made small."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.engine import tinyembed
+from tests.engine.tinyembed import CLS, SEP, token
+from tests.server.tinyserver import Tiny, tiny_server
+
+DOCUMENTS = ["a new dog", {"text": "the old cat"}, "sun moon", "hello"]
+TEXTS = ["a new dog", "the old cat", "sun moon", "hello"]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tiny]:
+    with tiny_server(tmp_path_factory.mktemp("models")) as served:
+        yield served
+
+
+def expected(tiny: Tiny) -> list[float]:
+    weights = tinyembed.weights(tiny.paths["rank"])
+    known = [[CLS, token("old"), token("cat"), token("?"), SEP, *(_token(w) for w in text.split()), SEP] for text in TEXTS]
+    return [tinyembed.bert_score(weights, pair) for pair in known]
+
+
+def _token(word: str) -> int:
+    return token(word) if word in tinyembed.WORDS else tinyembed.UNK
+
+
+def test_the_best_documents_come_first(tiny: Tiny) -> None:
+    answer = tiny.post("/v1/rerank", model="rank", query="old cat?", documents=DOCUMENTS)
+    found = {each["index"]: each["relevance_score"] for each in answer["results"]}
+    assert [found[i] for i in range(4)] == pytest.approx(expected(tiny), abs=2e-3)
+    assert list(found.values()) == sorted(found.values(), reverse=True)
+    assert answer["data"] == answer["results"] and answer["model"] == "rank"
+    assert all(set(each) == {"index", "relevance_score"} for each in answer["results"])
+    assert answer["usage"]["total_tokens"] == sum(6 + len(text.split()) for text in TEXTS)
+
+
+@pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank", "/rerank"])
+def test_only_the_best_with_their_texts(tiny: Tiny, path: str) -> None:
+    answer = tiny.post(path, model="rank", query="old cat?", documents=DOCUMENTS, top_n=2, return_documents=True)
+    best = sorted(range(4), key=lambda index: -expected(tiny)[index])[:2]
+    assert [each["index"] for each in answer["results"]] == best
+    assert [each["document"] for each in answer["results"]] == [{"text": TEXTS[index]} for index in best]
+    assert len(tiny.post(path, model="rank", query="a", documents=["b"], top_n=9)["results"]) == 1
+
+
+def test_through_the_models_own_template(tiny: Tiny) -> None:
+    """What people wrote stays text: neither markup nor a place to fill in."""
+    weights = tinyembed.weights(tiny.paths["yes-or-no"])
+    q, d, a = (259, 260, 261)
+
+    def written(text: str) -> list[int]:
+        return [byte + 3 for byte in text.encode()]
+
+    documents = ["x y", "x<A>{query}"]
+    answer = tiny.post("/v1/rerank", model="yes-or-no", query="is <D> it {document}?", documents=documents)
+    found = {each["index"]: each["relevance_score"] for each in answer["results"]}
+    for index, document in enumerate(documents):
+        text = [q, *written("is <D> it {document}?\n".replace(" ", "▁")), d, *written(document.replace(" ", "▁")), a]
+        assert found[index] == pytest.approx(tinyembed.qwen3_score(weights, text), abs=2e-3)
+
+
+def test_an_unknown_model_means_one_that_ranks(tiny: Tiny) -> None:
+    tiny.post("/v1/rerank", model="rank", query="a", documents=["b"])
+    answer = tiny.post("/v1/rerank", model="rerank-v3.5", query="a", documents=["b"])
+    assert answer["model"] == "rerank-v3.5"
+
+
+WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
+    "no query": ({"query": None}, "query", "is missing"),
+    "no documents": ({"documents": []}, "documents", "at least one"),
+    "a number": ({"documents": ["a", 1]}, "documents", "expected"),
+    "no text": ({"documents": [{"title": "a"}]}, "documents", "text"),
+    "top_n": ({"top_n": 0}, "top_n", "at least 1"),
+    "too long": ({"documents": ["hello " * 100]}, "documents", "maximum context length is 64 tokens"),
+    "a model that makes vectors": ({"model": "embed"}, "model", "'embed' makes embeddings, and ranks nothing; load"),
+    "a model that writes": ({"model": "chat"}, "model", "'chat' writes text, and ranks nothing; load or name a model"),
+}
+
+
+@pytest.mark.parametrize(("body", "field", "reason"), WRONG.values(), ids=WRONG)
+def test_what_is_wrong_is_named(tiny: Tiny, body: dict[str, Any], field: str, reason: str) -> None:
+    error = tiny.refused("/v1/rerank", **{"model": "rank", "query": "a", "documents": ["b"], **body})["error"]
+    assert (error["param"] or "").startswith(field) and reason in error["message"], error
+
+
+def test_many_documents(tiny: Tiny) -> None:
+    """More than one batch, and more characters than the event loop tokenises."""
+    documents = ["hello cat dog sun moon " * 5, "red"] * 100
+    answer = tiny.post("/v1/rerank", model="rank", query="old cat?", documents=documents)
+    scores = [each["relevance_score"] for each in sorted(answer["results"], key=lambda each: each["index"])]
+    assert len({round(score, 2) for score in scores[::2]}) == 1 and len({round(score, 2) for score in scores[1::2]}) == 1

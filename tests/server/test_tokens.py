@@ -1,0 +1,98 @@
+"""/tokenize, /detokenize and /apply-template over a real socket."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.engine.tinyembed import CLS, SEP, token
+from tests.server.conftest import Served
+from tests.server.tinyserver import Tiny, tiny_server
+
+WORLDS = [token("hello"), token("world"), token("##s")]
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tiny]:
+    with tiny_server(tmp_path_factory.mktemp("models")) as served:
+        yield served
+
+
+def test_a_text_becomes_tokens_and_they_the_text(tiny: Tiny) -> None:
+    answer = tiny.post("/tokenize", model="embed", content="hello worlds")
+    assert answer == {"tokens": WORLDS, "count": 3}
+    assert tiny.post("/detokenize", model="embed", tokens=WORLDS)["content"].strip() == "hello worlds"
+    text = "Grüße,世界🙂"
+    tokens = tiny.post("/tokenize", model="decoder", content=text)["tokens"]
+    assert tiny.post("/detokenize", model="decoder", tokens=tokens)["content"] == text
+
+
+def test_with_what_the_model_wants_around_it(tiny: Tiny) -> None:
+    assert tiny.post("/tokenize", model="embed", content="hello", add_special=True)["tokens"] == [CLS, token("hello"), SEP]
+    assert tiny.post("/tokenize", model="embed", content="", add_special=None) == {"tokens": [], "count": 0}
+
+
+def test_markup_counts_unless_it_is_not_to(tiny: Tiny) -> None:
+    assert tiny.post("/tokenize", model="embed", content="[SEP]")["tokens"] == [SEP]
+    assert SEP not in tiny.post("/tokenize", model="embed", content="[SEP]", parse_special=False)["tokens"]
+
+
+def test_what_each_token_stands_for(tiny: Tiny) -> None:
+    told = tiny.post("/tokenize", model="embed", content="worlds", add_special=True, with_pieces=True)["tokens"]
+    assert told == [
+        {"id": CLS, "piece": "[CLS]"},
+        {"id": token("world"), "piece": " world"},
+        {"id": token("##s"), "piece": "s"},
+        {"id": SEP, "piece": "[SEP]"},
+    ]
+    pieces = [each["piece"] for each in tiny.post("/tokenize", content="aü", with_pieces=True)["tokens"]]
+    assert pieces[-3:] == ["a", [0xC3], [0xBC]], "bytes that are no character of their own"
+
+
+def test_texts_and_tokens_in_a_row(tiny: Tiny) -> None:
+    answer = tiny.post("/tokenize", model="embed", content=["hello", SEP, "worlds"], add_special=True)
+    assert answer["tokens"] == [CLS, token("hello"), SEP, SEP, *WORLDS[1:]]
+
+
+def test_a_long_text(tiny: Tiny) -> None:
+    assert tiny.post("/tokenize", model="embed", content="hello worlds " * 2000)["count"] == 6000
+
+
+WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
+    "no content": ("/tokenize", {}, "content: is missing"),
+    "null": ("/tokenize", {"content": None}, "content: is missing"),
+    "a number": ("/tokenize", {"content": 3}, "content: expected a string"),
+    "a list of lists": ("/tokenize", {"content": [[1]]}, "content: expected a string"),
+    "no tokens": ("/detokenize", {}, "tokens: is missing"),
+    "unknown tokens": ("/detokenize", {"tokens": [25], "model": "embed"}, "tokens: token ids must be from 0 to 24"),
+    "negative ones": ("/detokenize", {"tokens": [-1]}, "tokens: token ids must be from 0"),
+    "no messages": ("/apply-template", {}, "messages: is missing"),
+}
+
+
+@pytest.mark.parametrize(("path", "body", "reason"), WRONG.values(), ids=WRONG)
+def test_what_is_wrong_is_named(tiny: Tiny, path: str, body: dict[str, Any], reason: str) -> None:
+    assert reason in tiny.refused(path, **body)["detail"]
+
+
+def test_a_conversation_as_the_model_reads_it(served: Served) -> None:
+    messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "hi"}]
+    prompt = served.http.post("/apply-template", json={"messages": messages}).json()["prompt"]
+    served.http.post("/v1/chat/completions", json={"messages": messages})
+    assert served.engine.submitted[0][0].removeprefix("<s>") == prompt.removeprefix("<s>")
+    assert "Be kind." in prompt and prompt.count("hi") == 1
+
+
+def test_tools_are_part_of_it(served: Served) -> None:
+    def prompt(**more: Any) -> httpx.Response:
+        return served.http.post("/apply-template", json={"messages": [{"role": "user", "content": "hi"}], **more})
+
+    assert '"weather"' in prompt(tools=[WEATHER]).json()["prompt"]
+    assert '"weather"' not in prompt(tools=[WEATHER], tool_choice="none").json()["prompt"]
+    assert prompt(tools=[WEATHER], tool_choice={"function": {"name": "sun"}}).status_code == 400
+    left_out = prompt(tools=[WEATHER, {"type": "web_search"}])
+    assert "web_search" in left_out.headers["x-locallab-notes"]

@@ -1,0 +1,66 @@
+"""A server whose models are real, made small: one that chats, and those that make vectors and scores."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from locallab.keys import Keyring, KeyStore
+from locallab.models import FileSource, ModelSpec, Registry, Store
+from locallab.pool import Pool
+from locallab.server.app import create_app
+from locallab.settings import ServerSettings
+from tests.engine import tinyembed, tinygguf
+from tests.server.conftest import running
+from tests.server.described import Described
+
+ENGINE = {"threads": 1, "gpu_layers": 0, "cache_ram_mib": 0}
+
+
+@dataclasses.dataclass
+class Tiny:
+    url: str
+    http: httpx.Client
+    pool: Pool
+    paths: dict[str, Path]
+
+    def post(self, path: str, **body: Any) -> Any:
+        """The answer to a body that is right; it is as /openapi.json says."""
+        response = self.http.post(path, json=body)
+        assert response.status_code == 200, response.text
+        described = Described(self.http.get("/openapi.json").json())
+        where = {"/embeddings": "/v1/embeddings", "/rerank": "/v1/rerank"}.get(path, path)
+        described.check_response(described.operation("post", where), response)
+        return response.json()
+
+    def refused(self, path: str, **body: Any) -> Any:
+        """The answer to a body that is wrong."""
+        response = self.http.post(path, json=body)
+        assert response.status_code == 400, response.text
+        return response.json()
+
+
+@contextlib.contextmanager
+def tiny_server(folder: Path, load: str = "chat", on_demand: Any = "keep", **settings: Any) -> Iterator[Tiny]:
+    rank = tinyembed.Pooling.RANK
+    paths = {
+        "chat": tinygguf.write(folder / "chat.gguf", "llama"),
+        "embed": tinyembed.bert(folder / "embed.gguf"),
+        "decoder": tinyembed.qwen3(folder / "decoder.gguf"),
+        "rank": tinyembed.bert(folder / "rank.gguf", rank),
+        "yes-or-no": tinyembed.qwen3(folder / "yes-or-no.gguf", rank),
+    }
+    registry = Registry()
+    for name, path in paths.items():
+        registry.add("a test", ModelSpec(id=name, source=FileSource(path=path), description="made"))
+    given = ServerSettings(rate_limit=False, on_demand=on_demand, **settings)
+    pool = Pool(registry, Store(folder / "store"), [("a test", ENGINE)], on_demand=on_demand, grace=0.0)
+    pool.load_now(load)
+    app = create_app(pool, given, Keyring(given, KeyStore(folder / "keys.json")))
+    with running(app) as url, httpx.Client(base_url=url, timeout=30) as client:
+        yield Tiny(url, client, pool, paths)
