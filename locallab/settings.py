@@ -64,8 +64,8 @@ class ServerSettings:
     model: Annotated[
         str | None,
         Meta(
-            description="model to serve: an id of the registry, hf:owner/repo:Q4_K_M, or the path of a .gguf file; default: the "
-            "best recommended one that fits"
+            description="model to serve: an id of the registry, hf:owner/repo:Q4_K_M, or the path of a .gguf file; default: "
+            "the best recommended one that fits"
         ),
     ] = None
     registry: Annotated[
@@ -118,10 +118,14 @@ class ServerSettings:
     templates: Annotated[
         str | None, Meta(description="file of assistant templates that override the shipped ones; see the README")
     ] = None
-    tunnel: Annotated[bool, Meta(description="give the server a public address too, through ngrok; a key is asked for then")] = False
+    tunnel: Annotated[
+        bool, Meta(description="give the server a public address too, through ngrok; a key is asked for then")
+    ] = False
     ngrok_token: Annotated[
         str | None,
-        Meta(description="authtoken of the ngrok account that --tunnel uses; NGROK_AUTHTOKEN counts too", extra={"secret": True}),
+        Meta(
+            description="authtoken of the ngrok account that --tunnel uses; NGROK_AUTHTOKEN counts too", extra={"secret": True}
+        ),
     ] = None
     tunnel_domain: Annotated[
         str | None, Meta(description="reserved domain of the ngrok account for --tunnel; default: as ngrok gives out")

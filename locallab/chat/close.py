@@ -1,5 +1,5 @@
 """Objects that name their properties get no others: where a schema leaves that open, small models invent some without end, and
-the functions that are called take none."""
+programs that read the answer take none."""
 
 from __future__ import annotations
 
@@ -15,11 +15,22 @@ NAMED = ("properties", "patternProperties")
 DEFINITIONS = ("$defs", "definitions")
 
 
-def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """A schema as `relaxed` leaves it, which allows no properties beyond those that it names. Whatever it allows, the whole one
-    allows too; parts that are put together into one object stay as they are."""
-    whole: dict[str, Any] = _closed(schema, not any(map(_is_composed, _every(schema))))
-    return whole
+KNOWN = {
+    *{*OPEN, *ONE, *MANY, *NAMED, *DEFINITIONS, "type", "required", "title", "description", "default", "examples", "format"},
+    *{"pattern", "minLength", "maxLength", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"},
+    *{"minItems", "maxItems", "$id", "$schema", "$anchor"},
+}
+"""Keywords beside which closing an object only takes from what is allowed; of others, such as `not`, that is not known."""
+
+
+def closed(schema: Any) -> Any:
+    """The schema, with no properties allowed beyond those that its objects name, where it leaves that open. What the closed one
+    allows the whole one allows too; one of which that is not certain, and parts that make one object together, stay as they
+    are."""
+    every = list(_every(schema))
+    if any(each.keys() - KNOWN for each in every):
+        return schema
+    return _closed(schema, not any(map(_is_composed, every)))
 
 
 def _closed(schema: Any, sound: bool) -> Any:

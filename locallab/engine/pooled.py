@@ -133,6 +133,4 @@ class PooledContext:
         return np.array(pointer[: self._width], np.float32)
 
     def close(self) -> None:
-        if self._ctx:
-            llama_cpp.llama_free(self._ctx)
-            self._ctx = 0
+        llama_cpp.llama_free(self._ctx)

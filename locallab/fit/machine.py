@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from locallab import hardware
 
@@ -32,10 +34,13 @@ class Machine:
     gpu_build: bool = False
 
     @classmethod
-    def here(cls, gpu_build: bool) -> Machine:
-        """This machine as it is now."""
-        gpus = tuple(Gpu(str(gpu["name"] or "GPU"), gpu["free_bytes"]) for gpu in hardware.gpus())
-        return cls(hardware.available_memory(), gpus, hardware.threads(), gpu_build)
+    def here(cls, gpu_build: bool, ram: int | None = None, vram: int = 0) -> Machine:
+        """This machine as it is now, or with so much RAM free, and so much GPU memory more."""
+        found = hardware.gpus()
+        gpus = tuple(Gpu(str(gpu["name"] or "GPU"), _free(gpu, vram // len(found))) for gpu in found)
+        if gpu_build and not gpus:
+            gpus = (Gpu("GPU", None),)  # of another maker, or a part of the processor: nobody tells how much memory it has
+        return cls(hardware.available_memory() if ram is None else ram, gpus, hardware.threads(), gpu_build)
 
     @property
     def has_gpu(self) -> bool:
@@ -72,6 +77,12 @@ class Machine:
         if self.shared:
             return ram + vram <= self.usable_ram
         return ram <= self.usable_ram and vram <= self.usable_vram
+
+
+def _free(gpu: Mapping[str, Any], more: int) -> int | None:
+    """Bytes of the GPU's memory that are free when `more` is given back; None where it shares the RAM."""
+    free: int | None = gpu["free_bytes"]
+    return None if free is None else min(gpu["total_bytes"], free + more)
 
 
 def _with_margin(size: int, least: int, share: int) -> int:

@@ -14,7 +14,7 @@ import psutil
 
 from locallab import hardware
 from locallab.errors import ModelLoadError
-from locallab.fit import Fit, Gpu, Machine, fit_model, fitted
+from locallab.fit import Fit, Machine, fit_model, fitted
 from locallab.models.spec import ModelSpec
 from locallab.settings import EngineSettings, resolve
 
@@ -100,7 +100,7 @@ class Memory:
 
         Raises ModelLoadError when it does not fit, ConfigError.
         """
-        machine = self._machine(held)
+        machine = Machine.here(self._gpu_build, (self.room() + held).ram, held.vram)
         try:
             fit = fit_model(spec, path, machine, layers)
         except ModelLoadError:  # llama.cpp may know what we do not, and says better what is wrong
@@ -110,12 +110,6 @@ class Memory:
         if not fit.fits:
             raise ModelLoadError(path, fit.reason)
         return Suited(fitted(spec, fit, layers), _need(path, fit, machine), fit.reason)
-
-    def _machine(self, held: MemoryUse) -> Machine:
-        room = self.room() + held
-        found = hardware.gpus()
-        gpus = tuple(Gpu(str(gpu["name"] or "GPU"), _free(gpu, held.vram // len(found))) for gpu in found)
-        return Machine(room.ram, gpus, hardware.threads(), self._gpu_build)
 
     def give_back(self) -> None:
         """Returns what was freed to the system: glibc keeps it otherwise."""
@@ -137,9 +131,3 @@ def _need(path: Path, fit: Fit, machine: Machine) -> Need:
     if machine.shared:
         return Need(path, MemoryUse(needs.weights), likely)
     return Need(path, MemoryUse(needs.weights - weights, weights), likely)
-
-
-def _free(gpu: Mapping[str, Any], more: int) -> int | None:
-    """Bytes of the GPU's memory that are free when `more` is given back; None where it shares the RAM."""
-    free: int | None = gpu["free_bytes"]
-    return None if free is None else min(gpu["total_bytes"], free + more)

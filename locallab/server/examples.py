@@ -57,5 +57,8 @@ EXAMPLES: Mapping[tuple[str, str], Mapping[str, Any]] = {
         }
     },
     ("POST", "/v1/chat/completions"): {"request": {"model": "smollm2:135m", "messages": MESSAGES}},
+    ("POST", "/v1/embeddings"): {"request": {"input": ["The sky is blue.", "The sun is hot."]}},
+    ("POST", "/v1/rerank"): {"request": {"query": "What is hot?", "documents": ["The sky is blue.", "The sun is hot."]}},
+    ("POST", "/tokenize"): {"request": {"content": "Hello, world!"}},
     ("POST", "/v1/completions"): {"request": {"model": "smollm2:135m", "prompt": "Once upon a time", "max_tokens": 50}},
 }

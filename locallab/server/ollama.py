@@ -15,6 +15,7 @@ from locallab.engine.request import Constraint, SamplingParams
 from locallab.errors import InvalidField
 from locallab.server.durations import seconds
 from locallab.server.fields import Sampling
+from locallab.server.structured import schema_of
 from locallab.server.thinking import of_effort
 from locallab.server.tools import read_tools
 
@@ -63,7 +64,7 @@ class OllamaBody(msgspec.Struct, kw_only=True):
             return Constraint("json_object", field="format")
         if not isinstance(self.format, Mapping):
             raise InvalidField("format", 'expected "json" or a JSON schema')
-        return Constraint("json_schema", json.dumps(self.format), "format")
+        return schema_of(self.format, "format")
 
     def check(self) -> None:
         """Raises InvalidField for what cannot be heeded."""

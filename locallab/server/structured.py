@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
+from locallab.chat.close import closed
 from locallab.engine.request import Constraint
 from locallab.errors import InvalidField
 from locallab.server.fields import Sampling
@@ -80,9 +81,10 @@ def read_format(raw: object, field: str = "response_format") -> Constraint | Non
 
 
 def schema_of(raw: object, field: str) -> Constraint:
+    """An answer of this schema, and with no properties that it does not name. Raises InvalidField."""
     if not isinstance(raw, Mapping | bool):
         raise InvalidField(field, "is missing" if raw is None else "expected a JSON schema")
-    return Constraint("json_schema", json.dumps(raw), field)
+    return Constraint("json_schema", json.dumps(closed(raw)), field)
 
 
 def grammar_of(source: str | None, field: str = "grammar") -> Constraint | None:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 60.0
+UNHEEDED = 5.0
 CODES = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|\].*?(\x07|\x1b\\)|[=>])|\r")
 
 # The terminal becomes the command's own, so that Ctrl-C is a signal.
@@ -42,6 +43,16 @@ class Terminal:
 
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
+
+    def interrupt(self) -> None:
+        """Ctrl-C at a prompt. One that comes when the prompt is drawn but Python does not wait for keys yet is heeded only when
+        something else comes: then it is pressed again, which makes no second one."""
+        shown = len(self.raw)
+        while len(self.raw) == shown:
+            self.type("\x03")
+            ready, _, _ = select.select([self._master], [], [], UNHEEDED)
+            if ready and not self._read(time.monotonic() + PATIENCE):
+                return
 
     def expect(self, wanted: str) -> str:
         """Waits until `wanted` is shown after what was expected last; returns what came up to there."""

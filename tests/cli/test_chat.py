@@ -73,7 +73,7 @@ def test_ctrl_c_stops_the_answer_and_a_second_one_leaves(served: Served) -> None
         while not served.engine.cancelled:
             assert time.monotonic() < deadline
             threading.Event().wait(0.01)
-        shown.type("\x03")
+        shown.interrupt()
         assert shown.end() == 0
     assert "Traceback" not in shown.text
 
@@ -83,12 +83,12 @@ def test_ctrl_c_in_a_line_drops_it_and_at_the_empty_prompt_asks_for_another(serv
         shown.expect(">>> ")
         shown.type("never sent")
         shown.expect("never sent")
-        shown.type("\x03")
+        shown.interrupt()
         shown.expect(">>> ")
-        shown.type("\x03")
+        shown.interrupt()
         shown.expect("Ctrl-C again")
         shown.expect(">>> ")
-        shown.type("\x03")
+        shown.interrupt()
         assert shown.end() == 0
     assert prompts(served) == []
 

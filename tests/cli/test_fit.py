@@ -24,7 +24,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU with 6 GiB free, which llama.cpp can use."""
-    monkeypatch.setattr(hardware, "gpus", lambda: [{"name": "RTX 3060", "free_bytes": 6 * GIB}])
+    monkeypatch.setattr(hardware, "gpus", lambda: [{"name": "RTX 3060", "free_bytes": 6 * GIB, "total_bytes": 8 * GIB}])
     monkeypatch.setattr(llama, "supports_gpu", lambda: True)
 
 

@@ -11,7 +11,10 @@ from click.testing import CliRunner
 from locallab import __version__, cli, errors
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = "serve pull list ps rm show run chat fit keys import bench doctor version completion".split()
+COMMANDS = [
+    *("serve", "pull", "list", "ps", "rm", "show", "run", "chat"),
+    *("fit", "keys", "import", "bench", "doctor", "version", "completion"),
+]
 
 
 @pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])

@@ -83,7 +83,7 @@ def test_layers_put_flags_after_the_environment(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_variables_that_are_no_setting() -> None:
-    environ = {"LOCALLAB_SOME_COUNT": "1", "LOCALLAB_HOME": "/x", "LOCALLAB_SOMECOUNT": "1", "PATH": "/bin"}
+    environ = dict.fromkeys(("LOCALLAB_SOME_COUNT", "LOCALLAB_HOME", "LOCALLAB_URL", "LOCALLAB_SOMECOUNT", "PATH"), "1")
     assert unknown(environ, Sample) == ["LOCALLAB_SOMECOUNT"]
 
 

@@ -40,13 +40,14 @@ class Told:
 
 def python(program: str, url: str) -> Told:
     """Runs a program of python/ with the clients of its requirements.txt."""
-    return _told([str(_environment() / "bin/python"), "-W", "ignore", str(HERE / "python" / program), url])
+    return _told([str(_environment() / "bin/python"), "-B", "-W", "ignore", str(HERE / "python" / program), url])
 
 
 def node(program: str, url: str) -> Told:
     """Runs a program of node/ with the clients of its package.json; skips the test where there is no Node.js to run it."""
-    with (HERE / "node" / program).open() as source:  # read from its input, it finds the modules of the folder it runs in
-        return _told([_node(), "--input-type=module", "-", url], cwd=_modules(), stdin=source)
+    source = "".join((HERE / "node" / name).read_text() for name in (program, "report.mjs"))
+    # Read from its input, a program finds the modules of the folder it runs in.
+    return _told([_node(), "--input-type=module", "-", url], cwd=_modules(), input=source)
 
 
 def _told(command: Sequence[str], **more: Any) -> Told:

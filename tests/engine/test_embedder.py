@@ -85,6 +85,24 @@ def test_a_decoder_computes_what_numpy_does(decoder: Path) -> None:
             assert row @ tinyembed.qwen3_vector(weights, prompt) > CLOSE
 
 
+def test_an_encoder_that_does_not_say_so_is_found_out(tmp_path: Path) -> None:
+    """Else it would be computed in steps, of which none sees the others."""
+    path = tinyembed.bert(tmp_path / "bert.gguf", Pooling.LAST, causal=None)
+    with embedding(path) as engine:
+        prompts = [tokens(engine, text) for text in TEXTS]
+        for prompt, row in zip(prompts, rows(engine, prompts), strict=True):
+            assert row @ tinyembed.bert_vector(tinyembed.weights(path), prompt, Pooling.LAST) > CLOSE
+
+
+def test_half_a_translator_computes_what_numpy_does(tmp_path: Path) -> None:
+    path = tinyembed.t5encoder(tmp_path / "t5.gguf")
+    weights = tinyembed.weights(path)
+    with embedding(path) as engine:
+        prompts = [tokens(engine, text) for text in ("hello", "abc-def-ghi" * 5, "x")]
+        for prompt, row in zip(prompts, rows(engine, prompts), strict=True):
+            assert row @ tinyembed.t5_vector(weights, prompt) > CLOSE
+
+
 def test_words_become_their_pieces(bert: Path) -> None:
     with embedding(bert) as engine:
         worlds = [token("world"), token("##s")]
@@ -116,6 +134,16 @@ def test_an_encoder_ranks_as_numpy_does(folder: Path) -> None:
         assert engine.pair("[SEP]", "a").count(SEP) == 2, "what a client wrote came to count as markup"
 
 
+def test_a_pair_may_be_parted_by_two_tokens(folder: Path) -> None:
+    path = tinyembed.bert(folder / "parted.gguf", Pooling.RANK, pieces=False)
+    bos, eos = tinyembed.BOS, tinyembed.EOS
+    with embedding(path) as engine:
+        a, b = (ord(letter) + 3 for letter in "ab")
+        assert engine.pair("a", "b</s>") == [bos, a, eos, eos, b, *(ord(letter) + 3 for letter in "</s>"), eos]
+        pair = engine.pair("ab", "ba")
+        assert rows(engine, [pair])[0, 0] == pytest.approx(tinyembed.bert_score(tinyembed.weights(path), pair), abs=2e-3)
+
+
 def test_a_decoder_ranks_as_numpy_does(folder: Path) -> None:
     path = tinyembed.qwen3(folder / "yes-or-no.gguf", Pooling.RANK)
     weights = tinyembed.weights(path)
@@ -130,6 +158,22 @@ def test_a_classifier_of_several_classes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match="tells 3 classes apart"):
         Embedder(path, EngineSettings(threads=1, gpu_layers=0))
     assert not any(path.name in thread.name for thread in threading.enumerate())
+
+
+def test_a_cache_that_llama_cpp_refuses(decoder: Path) -> None:
+    """Heads of 16 numbers cannot be stored in blocks of 32."""
+    with pytest.raises(ModelLoadError, match="block size 32"):
+        Embedder(decoder, EngineSettings(kv_type="q4_0", threads=1, gpu_layers=0))
+
+
+def test_what_llama_cpp_refuses_is_no_vector(bert: Path) -> None:
+    with embedding(bert) as engine:
+        context = engine._worker._context  # type: ignore[attr-defined]
+        with pytest.raises(EngineFailure, match="llama_decode failed with code -1"):
+            context.compute([[99_999]])
+        with pytest.raises(EngineFailure, match="no embedding of sequence 3"):
+            context._row(3)
+        assert len(rows(engine, [[CLS]])) == 1
 
 
 def test_it_says_what_it_is(bert: Path, decoder: Path) -> None:

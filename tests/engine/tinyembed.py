@@ -30,6 +30,7 @@ MARKUP = ("<Q>", "<D>", "<A>")
 
 _EMBED, _HEADS, _KV_HEADS, _FEED_FORWARD, _LAYERS, _EPS = 32, 4, 2, 64, 2, 1e-6
 _HEAD = 16
+_BUCKETS = 8
 _BASE = 10_000.0
 
 
@@ -40,8 +41,17 @@ def token(word: str) -> int:
     return len(SPECIAL) + WORDS.index(word)
 
 
-def bert(path: Path, pooling: Pooling | None = Pooling.MEAN, *, classes: int = 1, seed: int = 0) -> Path:
-    """An encoder with a WordPiece vocabulary; with `Pooling.RANK` a classifier of so many `classes` stands on it."""
+def bert(
+    path: Path,
+    pooling: Pooling | None = Pooling.MEAN,
+    *,
+    classes: int = 1,
+    seed: int = 0,
+    causal: bool | None = False,
+    pieces: bool = True,
+) -> Path:
+    """An encoder; with `Pooling.RANK` a classifier of so many `classes` stands on it. `causal` None: it does not say that it
+    looks ahead. `pieces`: its vocabulary is one of WordPiece, else one of bytes, with two tokens between a pair of texts."""
     writer = gguf.GGUFWriter(path, "bert")
     add = _Adding(writer, seed)
     writer.add_context_length(CONTEXT)
@@ -50,11 +60,11 @@ def bert(path: Path, pooling: Pooling | None = Pooling.MEAN, *, classes: int = 1
     writer.add_feed_forward_length(_FEED_FORWARD)
     writer.add_head_count(_HEADS)
     writer.add_layer_norm_eps(_EPS)
-    writer.add_causal_attention(False)
+    if causal is not None:
+        writer.add_causal_attention(causal)
     if pooling is not None:
         writer.add_pooling_type(pooling)
-    _word_pieces(writer)
-    add.matrix("token_embd.weight", len(SPECIAL) + len(WORDS) + len(ENDS), _EMBED, scale=1)
+    add.matrix("token_embd.weight", (_word_pieces if pieces else _byte_pairs)(writer), _EMBED, scale=1)
     add.matrix("position_embd.weight", CONTEXT, _EMBED, scale=0.5)
     add.matrix("token_types.weight", 2, _EMBED, scale=0.5)
     add.norm("token_embd_norm")
@@ -115,6 +125,36 @@ def qwen3(path: Path, pooling: Pooling = Pooling.LAST, *, seed: int = 0) -> Path
     return path
 
 
+def t5encoder(path: Path, *, seed: int = 0) -> Path:
+    """The reading half of a model that translates: knows positions only as distances, and does not say how to pool."""
+    writer = gguf.GGUFWriter(path, "t5encoder")
+    add = _Adding(writer, seed)
+    writer.add_context_length(CONTEXT)
+    writer.add_embedding_length(_EMBED)
+    writer.add_block_count(_LAYERS)
+    writer.add_feed_forward_length(_FEED_FORWARD)
+    writer.add_head_count(_HEADS)
+    writer.add_key_length(_HEAD)
+    writer.add_value_length(_HEAD)
+    writer.add_layer_norm_rms_eps(_EPS)
+    writer.add_relative_attn_buckets_count(_BUCKETS)
+    add.matrix("token_embd.weight", _bytes(writer), _EMBED, scale=1)
+    add.scale("enc.output_norm.weight", _EMBED)
+    add.matrix("enc.blk.0.attn_rel_b.weight", _BUCKETS, _HEADS, scale=1)
+    for layer in range(_LAYERS):
+        name = f"enc.blk.{layer}."
+        add.scale(name + "attn_norm.weight", _EMBED)
+        for part in "qkv":
+            add.matrix(f"{name}attn_{part}.weight", _HEADS * _HEAD, _EMBED, scale=0.15)
+        add.matrix(name + "attn_o.weight", _EMBED, _HEADS * _HEAD)
+        add.scale(name + "ffn_norm.weight", _EMBED)
+        for part in ("ffn_gate", "ffn_up"):
+            add.matrix(f"{name}{part}.weight", _FEED_FORWARD, _EMBED)
+        add.matrix(name + "ffn_down.weight", _EMBED, _FEED_FORWARD)
+    add.close()
+    return path
+
+
 def weights(path: Path) -> Weights:
     return {tensor.name: tensor.data.astype(np.float64) for tensor in gguf.GGUFReader(path).tensors}
 
@@ -135,7 +175,7 @@ def bert_states(w: Weights, tokens: Sequence[int]) -> Array:
 
 def bert_vector(w: Weights, tokens: Sequence[int], pooling: Pooling = Pooling.MEAN) -> Array:
     states = bert_states(w, tokens)
-    return unit(states.mean(0) if pooling is Pooling.MEAN else states[0])
+    return unit(states.mean(0) if pooling is Pooling.MEAN else states[-1 if pooling is Pooling.LAST else 0])
 
 
 def bert_score(w: Weights, tokens: Sequence[int]) -> float:
@@ -170,6 +210,21 @@ def qwen3_vector(w: Weights, tokens: Sequence[int]) -> Array:
 def qwen3_score(w: Weights, tokens: Sequence[int]) -> float:
     """The share of yes."""
     return float(_softmax(w["cls.output.weight"] @ qwen3_state(w, tokens))[0])
+
+
+def t5_vector(w: Weights, tokens: Sequence[int]) -> Array:
+    x = w["token_embd.weight"][list(tokens)]
+    places = np.arange(len(tokens))
+    bias = w["enc.blk.0.attn_rel_b.weight"][_bucket(places[None, :] - places[:, None])].transpose(2, 0, 1)
+    for layer in range(_LAYERS):
+        name = f"enc.blk.{layer}."
+        h = _rms(w, name + "attn_norm", x)
+        q, k, v = (_split(h @ w[f"{name}attn_{part}.weight"].T, _HEADS) for part in "qkv")
+        x = x + _join(_softmax(q @ k.transpose(0, 2, 1) + bias) @ v) @ w[name + "attn_o.weight"].T
+        h = _rms(w, name + "ffn_norm", x)
+        inner = _gelu(h @ w[name + "ffn_gate.weight"].T) * (h @ w[name + "ffn_up.weight"].T)
+        x = x + inner @ w[name + "ffn_down.weight"].T
+    return unit(_rms(w, "enc.output_norm", x).mean(0))
 
 
 def unit(vector: Array) -> Array:
@@ -215,7 +270,16 @@ def _rope(x: Array) -> Array:
     return np.concatenate([first * np.cos(angle) - second * np.sin(angle), second * np.cos(angle) + first * np.sin(angle)], -1)
 
 
-def _word_pieces(writer: gguf.GGUFWriter) -> None:
+def _bucket(distance: Array) -> npt.NDArray[np.int64]:
+    """Near distances have a bucket each, far ones share them, ever more; those ahead have others than those behind."""
+    half, exact = _BUCKETS // 2, _BUCKETS // 4
+    far = exact + np.log(np.maximum(np.abs(distance), 1) / exact) / np.log(128 / exact) * (half - exact)
+    near = np.where(np.abs(distance) < exact, np.abs(distance), np.minimum(far, half - 1))
+    return near.astype(np.int64) + half * (distance > 0)
+
+
+def _word_pieces(writer: gguf.GGUFWriter) -> int:
+    """Returns how many there are."""
     types = gguf.TokenType
     writer.add_tokenizer_model("bert")
     writer.add_tokenizer_pre("default")
@@ -227,9 +291,19 @@ def _word_pieces(writer: gguf.GGUFWriter) -> None:
     writer.add_unk_token_id(UNK)
     writer.add_pad_token_id(PAD)
     writer.add_mask_token_id(MASK)
+    return len(SPECIAL) + len(WORDS) + len(ENDS)
 
 
-def _bytes(writer: gguf.GGUFWriter) -> int:
+def _byte_pairs(writer: gguf.GGUFWriter) -> int:
+    """As `_bytes`, for texts and pairs of them that are opened and closed."""
+    found = _bytes(writer, opened=True)
+    writer.add_sep_token_id(EOS)
+    writer.add_add_sep_token(True)
+    writer.add_token_type_count(2)
+    return found
+
+
+def _bytes(writer: gguf.GGUFWriter, opened: bool = False) -> int:
     """SentencePiece with nothing but bytes and markup: any text has tokens. Returns how many there are."""
     types = gguf.TokenType
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *MARKUP]
@@ -240,7 +314,7 @@ def _bytes(writer: gguf.GGUFWriter) -> int:
     writer.add_bos_token_id(BOS)
     writer.add_eos_token_id(EOS)
     writer.add_unk_token_id(0)
-    writer.add_add_bos_token(False)
+    writer.add_add_bos_token(opened)
     writer.add_add_eos_token(True)
     writer.add_add_space_prefix(False)
     return len(tokens)

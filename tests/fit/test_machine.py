@@ -13,11 +13,22 @@ GIB = 1 << 30
 
 
 def test_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    found: list[dict[str, Any]] = [{"name": "T4", "free_bytes": 7}, {"name": None, "free_bytes": None}]
+    found: list[dict[str, Any]] = [
+        {"name": "T4", "free_bytes": 7, "total_bytes": 9},
+        {"name": None, "free_bytes": None, "total_bytes": None},
+    ]
     monkeypatch.setattr(hardware, "gpus", lambda: found)
     monkeypatch.setattr(hardware, "available_memory", lambda: 5)
     monkeypatch.setattr(hardware, "threads", lambda: 3)
     assert Machine.here(gpu_build=True) == Machine(5, (Gpu("T4", 7), Gpu("GPU", None)), 3, True)
+    assert Machine.here(True, ram=6, vram=2).ram == 6
+    assert [Machine.here(True, vram=vram).gpus[0].free for vram in (2, 4, 8)] == [8, 9, 9]
+
+
+def test_a_gpu_of_another_maker_counts_as_sharing_the_ram(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "gpus", list)
+    assert Machine.here(gpu_build=True).shared
+    assert not Machine.here(gpu_build=False).gpus
 
 
 def test_some_memory_is_left_alone() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import threading
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import ollama
 import openai
 import pytest
 from websockets.sync.client import connect
@@ -244,6 +246,16 @@ def test_a_model_that_makes_vectors_says_so(tiny: Tiny) -> None:
     assert card["context_length"] == tinyembed.CONTEXT
     assert "dimensions" not in tiny.http.get("/models/status/chat").json()
     assert 'locallab_prompt_tokens_total{model="embed"}' in tiny.http.get("/metrics").text
+
+
+def test_ollamas_client(tiny: Tiny) -> None:
+    with contextlib.closing(ollama.Client(tiny.url)) as client:
+        answer = client.embed("embed", ["hello", "cat"], dimensions=32, keep_alive="5m")
+        assert same(np.array(answer.embeddings), reference(tiny, HELLO, [CLS, token("cat"), SEP]))
+        assert answer.prompt_eval_count == 6 and (answer.total_duration or 0) > 0
+        assert same(np.array([client.embeddings("embed", "hello").embedding]), reference(tiny, HELLO))
+        with pytest.raises(ollama.ResponseError, match="makes no embeddings"):
+            client.embed("chat", "hello")
 
 
 def test_ollama_embeds(tiny: Tiny) -> None:

@@ -167,7 +167,7 @@ def test_formats(served: Served) -> None:
     assert len(served.engine.prepared) == 2
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
     constraint = asked(served, generate(served, format=schema))[1].constraint
-    assert constraint == Constraint("json_schema", json.dumps(schema), "format")
+    assert constraint == Constraint("json_schema", json.dumps({**schema, "additionalProperties": False}), "format")
     assert asked(served, chat(served, format=""))[1].constraint is None
 
 

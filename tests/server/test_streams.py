@@ -189,7 +189,7 @@ class Held:
         self.listeners: list[Any] = []
         self.cancelled: list[int] = []
 
-    def submit(self, prompt: Any, params: Any, listener: Any) -> int:
+    def submit(self, prompt: Any, params: Any, listener: Any, *, urgent: bool = False) -> int:
         self.listeners.append(listener)
         return len(self.listeners) - 1
 

@@ -108,6 +108,12 @@ FORMATS: dict[str, tuple[dict[str, Any], Constraint]] = {
         {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "strict": True, "schema": {"type": "null"}}}},
         Constraint("json_schema", '{"type": "null"}', "response_format.json_schema.schema"),
     ),
+    "schema that leaves room for more": (
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": {"properties": {"a": {}}}}}},
+        Constraint(
+            "json_schema", '{"properties": {"a": {}}, "additionalProperties": false}', "response_format.json_schema.schema"
+        ),
+    ),
     "gbnf": ({"grammar": 'root ::= "a"'}, Constraint("gbnf", 'root ::= "a"', "grammar")),
     "lark": ({"grammar": 'start: "a"'}, Constraint("lark", 'start: "a"', "grammar")),
     "regex": ({"regex": "a+"}, Constraint("regex", "a+", "regex")),

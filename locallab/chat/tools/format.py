@@ -9,8 +9,8 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+from locallab.chat.close import closed
 from locallab.chat.deltas import Parser
-from locallab.chat.tools.close import closed
 from locallab.chat.tools.relax import relaxed
 
 

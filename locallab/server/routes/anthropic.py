@@ -30,6 +30,7 @@ from locallab.server.notes import noted
 from locallab.server.reader import read_whole
 from locallab.server.reply import reply
 from locallab.server.sse import EventStream
+from locallab.server.structured import schema_of
 from locallab.server.thinking import of_effort
 from locallab.server.tools import read_choice, read_tools
 from locallab.settings import ServerSettings
@@ -161,7 +162,7 @@ def _schema(body: MessagesBody) -> Constraint | None:
         return None
     if not isinstance(form, Mapping) or form.get("type") != "json_schema" or not isinstance(form.get("schema"), Mapping):
         raise InvalidField("output_format", 'expected {"type": "json_schema", "schema": {...}}')
-    return Constraint("json_schema", json.dumps(form["schema"]), "output_format")
+    return schema_of(form["schema"], "output_format")
 
 
 def _config(body: MessagesBody) -> Mapping[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import Any, Literal
 
 import instructor
@@ -31,11 +30,6 @@ def make(url: str, mode: instructor.Mode, **more: Any) -> dict[str, Any]:
         **more,
     )
     return {"type": type(found).__name__, **found.model_dump()}
-
-
-@case
-def versions(url: str) -> str:
-    return version("instructor")
 
 
 @case

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import Any, Literal
 
 import pydantic
@@ -39,11 +38,6 @@ def model(url: str, **more: Any) -> ChatOpenAI:
 
 
 @case
-def versions(url: str) -> str:
-    return version("langchain-openai")
-
-
-@case
 def invoke(url: str) -> dict[str, Any]:
     answer = model(url).invoke([("system", "Be brief."), ("user", [{"type": "text", "text": "What is Oslo?"}])])
     reason = answer.response_metadata["finish_reason"]
@@ -56,7 +50,11 @@ def stream(url: str) -> dict[str, Any]:
     whole = chunks[0]
     for chunk in chunks[1:]:
         whole += chunk
-    said = {"text": whole.content, "reason": whole.response_metadata["finish_reason"], "usage": dict(whole.usage_metadata or {})}
+    said = {
+        "text": whole.content,
+        "reason": whole.response_metadata["finish_reason"],
+        "usage": dict(whole.usage_metadata or {}),
+    }
     return {**said, "chunks": len(chunks)}
 
 
@@ -69,7 +67,9 @@ def structured(url: str) -> dict[str, Any]:
 
 @case
 def structured_by_a_call(url: str) -> dict[str, Any]:
-    found = model(url, max_tokens=200).with_structured_output(Place, method="function_calling").invoke("Where is the Colosseum?")
+    found = (
+        model(url, max_tokens=200).with_structured_output(Place, method="function_calling").invoke("Where is the Colosseum?")
+    )
     return {"type": type(found).__name__, **found.model_dump()}
 
 

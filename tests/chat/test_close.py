@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from llguidance import LLMatcher
 
-from locallab.chat.tools.close import closed
+from locallab.chat.close import closed
 from locallab.chat.tools.format import Lark, Tool
 
 TEXT = {"type": "string"}
@@ -46,6 +46,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "put together from definitions": (
         {"allOf": [{"$ref": "#/$defs/x"}, {"properties": {"b": TEXT}}], "$defs": {"x": {"properties": {"a": TEXT}}}},
         {"allOf": [{"$ref": "#/$defs/x"}, {"properties": {"b": TEXT}}], "$defs": {"x": {"properties": {"a": TEXT}}}},
+    ),
+    "a keyword that may turn it round": (
+        {"properties": {"a": TEXT, "b": {"not": {"properties": {"c": TEXT}}}}},
+        {"properties": {"a": TEXT, "b": {"not": {"properties": {"c": TEXT}}}}},
     ),
     "alternatives of a part": (
         {"properties": {"a": TEXT}, "anyOf": [{"properties": {"b": TEXT}, "required": ["b"]}, {"required": ["a"]}]},

@@ -1,0 +1,106 @@
+"""LangChain, litellm and instructor, in an environment of their own, against a live server. The model is too small for sense:
+what counts is that they understand its answers, and that these keep to what was asked."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.clients import installed
+from tests.clients.installed import Told
+from tests.test_end_to_end import Process
+
+pytestmark = pytest.mark.clients
+
+CITIES = ("Oslo", "Rome")
+
+
+@pytest.fixture(scope="module")
+def langchain(live: Process) -> Told:
+    return installed.python("with_langchain.py", live.url)
+
+
+@pytest.fixture(scope="module")
+def litellm(live: Process) -> Told:
+    return installed.python("with_litellm.py", live.url)
+
+
+@pytest.fixture(scope="module")
+def instructor(live: Process) -> Told:
+    return installed.python("with_instructor.py", live.url)
+
+
+def is_place(found: dict[str, Any]) -> bool:
+    return found["city"] in CITIES and type(found["coastal"]) is bool and 0 <= found["people"] <= 99
+
+
+def is_weather(call: dict[str, Any]) -> bool:
+    return call["name"] == "weather" and call["args"].keys() == {"city"} and call["args"]["city"] in CITIES
+
+
+@pytest.mark.parametrize("case", ["invoke", "stream"])
+def test_langchain(langchain: Told, case: str) -> None:
+    answer = langchain(case)
+    usage = answer["usage"]
+    assert answer["text"] and answer["reason"] in ("stop", "length")
+    assert usage["input_tokens"] + usage["output_tokens"] == usage["total_tokens"] and 0 < usage["output_tokens"] <= 24
+    assert case == "invoke" or answer["chunks"] > 3
+
+
+@pytest.mark.parametrize("case", ["structured", "structured_by_a_call"])
+def test_langchain_with_structured_output(langchain: Told, case: str) -> None:
+    found = langchain(case)
+    assert found["type"] == "Place" and is_place(found)
+
+
+def test_langchain_with_tools(langchain: Told) -> None:
+    (call,) = langchain("required")
+    assert is_weather(call) or (call["name"], call["args"]) == ("time", {})
+    (call,) = langchain("named")
+    assert (call["name"], call["args"]) == ("time", {})
+    streamed = langchain("streamed_call")
+    (call,) = streamed["calls"]
+    assert is_weather(call) and streamed["reason"] == "tool_calls"
+    assert langchain("result") == "str"
+
+
+def test_langchain_with_several_answers(langchain: Told) -> None:
+    assert langchain("batch") == [2, 2]
+
+
+@pytest.mark.parametrize("case", ["completion", "stream", "anthropic", "ollama"])
+def test_litellm(litellm: Told, case: str) -> None:
+    answer = litellm(case)
+    assert answer["text"] and answer["reason"] in ("stop", "length")
+    assert 0 < answer.get("usage", 24) <= 24
+
+
+@pytest.mark.parametrize("case", ["tools", "streamed_tools"])
+def test_litellm_with_tools(litellm: Told, case: str) -> None:
+    call = litellm(case)
+    assert is_weather({"name": call["name"], "args": json.loads(call["arguments"])}) and call["reason"] == "tool_calls"
+
+
+def test_litellm_with_structured_output(litellm: Told) -> None:
+    found = json.loads(litellm("structured"))
+    assert found.keys() == {"city", "coastal"} and is_place({**found, "people": 0})
+
+
+@pytest.mark.parametrize("case", ["overflow", "streamed_overflow"])
+def test_litellm_knows_an_overflow(litellm: Told, case: str) -> None:
+    kind, message = litellm(case)
+    assert kind == "ContextWindowExceededError" and "4096 tokens" in message
+
+
+def test_litellm_does_not_ask_again_what_is_wrong(litellm: Told) -> None:
+    kind, message = litellm("wrong")
+    assert kind == "BadRequestError" and "min_p" in message
+
+
+@pytest.mark.parametrize("case", ["tools", "strict_tools", "json_schema", "streamed"])
+def test_instructor(instructor: Told, case: str) -> None:
+    found = instructor(case)
+    assert is_place(found)
+    assert found.get("parts", 2) > 1 if case == "streamed" else found["type"] == "Place"
