@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -17,9 +18,21 @@ hypothesis.settings.register_profile("locallab", deadline=None)  # how long an e
 hypothesis.settings.load_profile("locallab")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def clean_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No server that several tests share sees, or changes, the user's settings, models or tokens."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        clean(monkeypatch, tmp_path_factory)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No test sees, or changes, the user's settings, models or tokens."""
+    """Nor does a test, or see what another one left."""
+    clean(monkeypatch, tmp_path_factory)
+
+
+def clean(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     for name in os.environ:
         if name.startswith(("LOCALLAB_", "HF_", "HUGGING_FACE_", "NGROK_", "PYNGROK_")):
             monkeypatch.delenv(name)

@@ -160,14 +160,17 @@ class FakeEngine:
     def prepare(self, constraint: Constraint) -> None:
         self.prepared.append(constraint)
 
-    def submit(self, prompt: Sequence[int], params: SamplingParams, listener: Listener, *, urgent: bool = False) -> int:
-        tokens = list(prompt)
+    def check(self, tokens: Sequence[int], params: SamplingParams) -> None:
         if not tokens:
             raise InvalidField("prompt", "must have at least one token")
         if min(tokens) < 0 or max(tokens) >= N_VOCAB:
             raise InvalidField("prompt", f"token ids must be from 0 to {N_VOCAB - 1}")
         if len(tokens) >= self.info.context:
             raise ContextLengthExceeded(len(tokens), self.info.context)
+
+    def submit(self, prompt: Sequence[int], params: SamplingParams, listener: Listener, *, urgent: bool = False) -> int:
+        tokens = list(prompt)
+        self.check(tokens, params)
         with self._lock:
             if self.closed_with is not None:
                 raise EngineClosed()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import math
 import os
 import re
 import signal
@@ -160,6 +161,37 @@ def test_a_prompt_beyond_the_context_is_refused_before_any_work(server):
     assert error.code == "context_length_exceeded"
     assert error.body["n_ctx"] == 2048 and error.body["n_prompt_tokens"] > 3000  # type: ignore[index]
     assert server.stats()["steps"] == steps
+
+
+def test_logprobs_of_the_answer_and_the_prompt(server):
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
+    asked = chat("Name a colour.", logprobs=True, top_logprobs=3, max_tokens=6)
+    answer = client.chat.completions.create(**asked)
+    content = answer.choices[0].logprobs.content
+    assert "".join(each.token for each in content) == answer.choices[0].message.content
+    for each in content:
+        assert each.top_logprobs[0].token == each.token and 0 < math.exp(each.logprob) <= 1
+    streamed = client.chat.completions.create(**asked, stream=True)
+    again = [each for chunk in streamed for choice in chunk.choices if choice.logprobs for each in choice.logprobs.content]
+    assert [each.token for each in again] == [each.token for each in content]
+    assert [each.logprob for each in again] == pytest.approx([each.logprob for each in content], abs=1e-2)
+
+    prompt = counting(3)
+    scored = client.completions.create(model="any", prompt=prompt, echo=True, logprobs=1, max_tokens=0, temperature=0)
+    told = scored.choices[0].logprobs
+    assert scored.choices[0].text == prompt == "".join(told.tokens) and told.token_logprobs[0] is None
+    assert all(prompt.startswith(token, at) for token, at in zip(told.tokens, told.text_offset, strict=True))
+    assert sum(told.token_logprobs[-20:]) > -5 and scored.usage.completion_tokens == 0
+
+
+def test_answers_to_one_prompt_compute_it_once(server):
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
+    before = server.stats()
+    answer = client.completions.create(model="any", prompt=counting(403), n=4, best_of=8, max_tokens=4, temperature=1, seed=5)
+    after = server.stats()
+    computed = after["prompt_tokens"] - before["prompt_tokens"] - (after["cached_tokens"] - before["cached_tokens"])
+    assert len(answer.choices) == 4 and computed <= answer.usage.prompt_tokens + 7
+    assert answer.usage.completion_tokens == 32
 
 
 def test_metrics_tell_what_was_done(server):

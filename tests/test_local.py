@@ -61,6 +61,12 @@ def idle(engine: locallab.Engine) -> bool:
     return True
 
 
+def test_logprobs(engine: locallab.Engine) -> None:
+    answer = engine.generate("1, 2, 3, 4, 5, 6,", max_tokens=2, temperature=0, logprobs=1, prompt_logprobs=True)
+    assert b"".join(each.piece for each in answer.logprobs).decode() == answer and answer.prompt_logprobs
+    assert engine.generate("hi", max_tokens=1).logprobs == ()
+
+
 # ---- the package
 
 

@@ -132,7 +132,7 @@ class Engine:
         Raises InvalidField, ContextLengthExceeded (before any work), Overloaded, EngineClosed.
         """
         tokens = list(prompt)
-        self._check(tokens, params)
+        self.check(tokens, params)
         limit = self.info.context if params.max_tokens is None else min(self.info.context, len(tokens) + params.max_tokens)
         guide = self._grammars.guide(params.constraint) if params.constraint else None
         with self._lock:
@@ -143,6 +143,15 @@ class Engine:
             sequence = Sequence(who, tokens, len(tokens), limit, params, listener, text, guide, thinking, told, urgent)
             self._worker.commands.put(Submit(sequence))
         return sequence.id
+
+    def check(self, tokens: Seq[int], params: SamplingParams) -> None:
+        """Raises InvalidField and ContextLengthExceeded as `submit` does."""
+        sampler.check(params, self.info.n_vocab)
+        if not tokens:
+            raise InvalidField("prompt", "must have at least one token")
+        self._check_tokens("prompt", tokens)
+        if len(tokens) >= self.info.context:
+            raise ContextLengthExceeded(len(tokens), self.info.context)
 
     def cancel(self, request_id: int) -> None:
         """Ends a request within a step; one that has ended already stays as it is."""
@@ -171,14 +180,6 @@ class Engine:
         if waiting >= self._settings.queue:
             raise Overloaded(waiting, retry_after=1 + waiting // self._settings.parallel)
         self._open += 1
-
-    def _check(self, tokens: list[int], params: SamplingParams) -> None:
-        sampler.check(params, self.info.n_vocab)
-        if not tokens:
-            raise InvalidField("prompt", "must have at least one token")
-        self._check_tokens("prompt", tokens)
-        if len(tokens) >= self.info.context:
-            raise ContextLengthExceeded(len(tokens), self.info.context)
 
     def _check_tokens(self, field: str, tokens: Seq[int]) -> None:
         if tokens and (min(tokens) < 0 or max(tokens) >= self.info.n_vocab):

@@ -10,7 +10,7 @@ from typing import Any
 
 from locallab.chat import normalize
 from locallab.chat.guard import guarded, pieces
-from locallab.engine.request import SamplingParams, TokenEvent, Usage
+from locallab.engine.request import SamplingParams, TokenEvent, TokenLogprob, Usage
 from locallab.errors import EngineClosed, EngineFailure, InvalidField
 from locallab.pool import Loaded
 from locallab.server.prompts import tokenize
@@ -23,14 +23,22 @@ LONGEST = 512
 
 
 class Answer(str):
-    """An answer's text; besides, why it ended ("stop" or "length") and its token counts."""
+    """An answer's text; besides, why it ended ("stop" or "length") and its token counts; with the keyword `logprobs` how
+    likely its tokens were, with `prompt_logprobs` those of its prompt but the first."""
 
     finish_reason: str
     usage: Usage
+    logprobs: tuple[TokenLogprob, ...]
+    prompt_logprobs: tuple[TokenLogprob, ...]
 
-    def __new__(cls, text: str, finish_reason: str, usage: Usage) -> Answer:
-        answer = super().__new__(cls, text)
-        answer.finish_reason, answer.usage = finish_reason, usage
+    @classmethod
+    def of(cls, events: Sequence[TokenEvent]) -> Answer:
+        """From all its events."""
+        end = events[-1]
+        answer = cls("".join(event.text for event in events))
+        answer.finish_reason, answer.usage = end.finish_reason or "stop", end.usage or Usage(0, 0, 0)
+        answer.logprobs = tuple(told for event in events for told in event.logprobs)
+        answer.prompt_logprobs = tuple(told for event in events for told in event.prompt_logprobs)
         return answer
 
 
@@ -68,12 +76,12 @@ class Requests:
     def _submit(self, prompt: list[int], how: SamplingParams) -> None:
         answer: Future[Answer] = Future()
         answer.set_running_or_notify_cancel()  # from now on nobody but the engine ends it
-        texts: list[str] = []
+        events: list[TokenEvent] = []
 
         def listen(event: TokenEvent) -> None:
-            texts.append(event.text)
+            events.append(event)
             if event.finish_reason is not None:
-                _settle(answer, "".join(texts), event)
+                _settle(answer, events)
             self._hear(event)
 
         self._ids.append(self._engine.submit(prompt, how, listen))
@@ -116,11 +124,11 @@ def failure(event: TokenEvent) -> Exception | None:
     return None
 
 
-def _settle(answer: Future[Answer], text: str, end: TokenEvent) -> None:
-    if error := failure(end):
+def _settle(answer: Future[Answer], events: Sequence[TokenEvent]) -> None:
+    if error := failure(events[-1]):
         answer.set_exception(error)
     else:
-        answer.set_result(Answer(text, end.finish_reason or "stop", end.usage or Usage(0, 0, 0)))
+        answer.set_result(Answer.of(events))
 
 
 def _frozen(value: Any) -> Any:

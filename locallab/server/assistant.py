@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import functools
 import json
 import re
 from collections.abc import Sequence
@@ -14,7 +13,6 @@ from msgspec import Meta
 
 from locallab.chat import Message, normalize, schemas
 from locallab.chat.codeprefix import is_code
-from locallab.chat.fim import infill
 from locallab.chat.tasks import TASKS, Templates
 from locallab.chat.turn import ChatRequest, Thinking, Turn
 from locallab.engine.request import Constraint, SamplingParams
@@ -22,6 +20,7 @@ from locallab.errors import InvalidField
 from locallab.pool import Loaded
 from locallab.server import chatting
 from locallab.server.fields import MESSAGES, Sampling
+from locallab.server.filling import gap_prompt
 from locallab.server.generate import Job
 
 TEMPERATURE = 0.2
@@ -91,6 +90,11 @@ class Asked:
     opening: str | None = None
     turn: Turn | None = None
 
+    @property
+    def urgent(self) -> bool:
+        """Whether it goes ahead of others: somebody types meanwhile."""
+        return bool(self.question.body.suffix)
+
 
 def check(body: AssistantBody, task: str) -> Question:
     """Checks the body. Raises InvalidField."""
@@ -143,11 +147,7 @@ async def _begun(asked: Asked, loaded: Loaded) -> Asked:
 
 async def _fill_in(question: Question, suffix: str, loaded: Loaded, params: SamplingParams) -> Asked:
     """The code before and after goes to the model as it is: no template."""
-    engine = loaded.engine
-    if engine.info.fim is None:
-        raise InvalidField("suffix", f"model {loaded.spec.id!r} has no tokens to fill in code with; leave suffix out")
-    tokenize = functools.partial(engine.tokenize, add_special=False, parse_special=False)
-    prompt = await asyncio.to_thread(infill, engine.info.fim, tokenize, question.prompt, suffix)
+    prompt = await gap_prompt(loaded, question.prompt, suffix)
     return Asked(question, loaded.spec.id, (prompt, params), question.prompt)
 
 

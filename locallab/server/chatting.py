@@ -16,10 +16,11 @@ from locallab.server.prompts import tokenized
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Asked:
-    """A turn and its jobs, one for each answer that is wanted."""
+    """A turn and its jobs, one for each answer that is wanted. An `urgent` one goes ahead of others."""
 
     turn: Turn
     jobs: list[Job]
+    urgent: bool = False
 
 
 async def ask(loaded: Loaded, request: ChatRequest, params: SamplingParams, n: int = 1) -> Asked:

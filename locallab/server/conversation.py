@@ -201,7 +201,7 @@ class Conversation:
             require(loaded, "text")
             asked = await ask(running.question, loaded, self._templates, self._settings.completion_tokens)
             telling = Telling(asked)
-            with Generation(loaded.engine, [asked.job]) as running.generation:
+            with Generation(loaded.engine, [asked.job], urgent=asked.urgent) as running.generation:
                 while not running.generation.done:
                     if text := telling.read(await running.generation.ready()):
                         await self._tell(running.id, token(text))

@@ -12,7 +12,7 @@ from starlette.types import Receive
 
 from locallab.engine import Engine
 from locallab.engine.request import Listener, SamplingParams, TokenEvent, TokenLogprob, Usage
-from locallab.errors import ContextLengthExceeded, EngineClosed, EngineFailure
+from locallab.errors import EngineClosed, EngineFailure
 
 Job = tuple[Sequence[int], SamplingParams]
 """A prompt and how to answer it."""
@@ -120,14 +120,13 @@ class Generation:
 
     def _submit(self, index: int, prompt: Sequence[int], params: SamplingParams) -> None:
         if params.max_tokens == 0 and not params.prompt_logprobs:
-            self._answer_empty(index, prompt)
+            self._answer_empty(index, prompt, params)
         else:
             self._running[index] = self._engine.submit(prompt, params, self._listener(index), urgent=self._urgent)
 
-    def _answer_empty(self, index: int, prompt: Sequence[int]) -> None:
-        """Clients probe with a limit of 0; the engine has nothing to do for them."""
-        if len(prompt) >= self._engine.info.context:
-            raise ContextLengthExceeded(len(prompt), self._engine.info.context)
+    def _answer_empty(self, index: int, prompt: Sequence[int], params: SamplingParams) -> None:
+        """Clients probe with a limit of 0; the engine has nothing to do for them but to say whether the rest is right."""
+        self._engine.check(prompt, params)
         self._take(index, TokenEvent("", finish_reason="length", usage=Usage(len(prompt), 0, 0)))
 
     def _listener(self, index: int) -> Listener:

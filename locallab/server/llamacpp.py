@@ -98,10 +98,14 @@ class InfillBody(LlamaBody, kw_only=True):
         if self.input_prefix is None and self.input_suffix is None:
             raise InvalidField("input_prefix", "is missing, and so is input_suffix")
         files = [(each.filename or "", each.text) for each in self.input_extra or ()]
-        for left_out in range(len(files) + 1):
+        room = loaded.engine.info.context - self._reserved(loaded)
+        left_out, most, tokens = 0, len(files), await self._around(loaded, files)
+        if len(tokens) > room:
+            while left_out < most:
+                middle = (left_out + most) // 2
+                fits = len(await self._around(loaded, files[middle:])) <= room
+                left_out, most = (left_out, middle) if fits else (middle + 1, most)
             tokens = await self._around(loaded, files[left_out:])
-            if len(tokens) + self._reserved(loaded) <= loaded.engine.info.context:
-                break
         if left_out:
             notes.append(f"input_extra: {left_out} of {len(files)} files do not fit the context and were left out")
         return tokens

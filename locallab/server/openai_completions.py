@@ -32,7 +32,9 @@ class CompletionBody(OpenAIBody, kw_only=True):
     @property
     def alternatives(self) -> int | None:
         """How many to tell for each token; None: no logprobs at all."""
-        return None if self.logprobs in (None, False) else int(self.logprobs or 0)
+        if isinstance(self.logprobs, bool):
+            return 0 if self.logprobs else None
+        return self.logprobs
 
     @property
     def written(self) -> int:

@@ -103,11 +103,11 @@ def test_stream_helper_with_tools(client: openai.OpenAI) -> None:
 def test_responses(client: openai.OpenAI) -> None:
     answer = client.responses.parse(model="smollm2", input="Where is the Colosseum?", text_format=Place, max_output_tokens=200)
     assert isinstance(answer.output_parsed, Place)
-    with client.responses.stream(
-        model="smollm2", input="Hello!", max_output_tokens=8, previous_response_id=answer.id
-    ) as stream:
+    more: Any = {"text_format": Place, "max_output_tokens": 200, "previous_response_id": answer.id}
+    with client.responses.stream(model="smollm2", input="And Oslo?", **more) as stream:
         text = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
-        assert stream.get_final_response().output_text == text
+        whole = stream.get_final_response()
+    assert whole.output_text == text and isinstance(whole.output_parsed, Place)
 
 
 def test_errors(client: openai.OpenAI) -> None:

@@ -77,7 +77,7 @@ def test_options_that_do_not_go_together(arguments: list[str]) -> None:
 
 
 def test_a_server_that_tells_no_context_is_not_asked_for_overflows(serve: Serve) -> None:
-    with serve(load=None) as served:
+    with serve(load=None, on_demand="refuse") as served:  # which lists no models
         found = list(replay(served.http, None, [shape for shape in SHAPES if shape.needs_context]))
     assert found and {outcome.status for outcome in found} == {"skip"}
 
@@ -203,7 +203,7 @@ ANSWERS: dict[str, tuple[Check, Answer, str | None]] = {
     ),
     "an overflow in other words": (
         facts.too_long,
-        answer('{"error": {"message": "m", "type": "t", "code": "context_length_exceeded"}}', 400),
+        answer('{"error": {"message": "m", "type": "t", "param": null, "code": "context_length_exceeded"}}', 400),
         "the message does not say",
     ),
     "OpenAI's error for Anthropic's": (facts.anthropic_refused(400), answer('{"error": {"message": "m"}}', 400), "no type"),

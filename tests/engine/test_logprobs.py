@@ -212,7 +212,7 @@ def test_what_is_out_of_range_is_refused(llama: Engine, params: dict[str, int]) 
 
 
 def test_answers_to_one_prompt_compute_it_once(llama: Engine) -> None:
-    prompt = [tinygguf.BOS, *(3 + (i * 41) % 250 for i in range(200))]
+    prompt = [3 + (i * 41) % 250 for i in range(200)]
     before = llama.stats()
     answers = [begin(llama, prompt, temperature=1.0, seed=i, max_tokens=4, logprobs=None) for i in range(4)]
     cached = sorted(answer.ended().cached for answer in answers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -355,3 +355,84 @@ def test_stop_token_ids_end_a_request():
     rig.drain()
     assert rig.last(id).finish_reason == "stop"
     assert rig.tokens(id) == tokens[: tokens.index(tokens[2]) + 1]
+
+
+def test_an_urgent_request_goes_ahead_of_those_that_wait():
+    rig = Rig(cells=2048, parallel=2, slots=4, chunk=32)
+    long = [rig.submit([i + 1] * 200, 4) for i in range(6)]
+    rig.step()
+    urgent = rig.submit([50, 51, 52], 2, urgent=True)
+    steps = 0
+    while not rig.last_or_none(urgent):
+        rig.step()
+        rig.worker._hand_out()
+        steps += 1
+    assert sum(bool(rig.last_or_none(id)) for id in long) <= 1 and steps < 20
+    rig.drain()
+
+
+def test_an_urgent_prompt_is_computed_in_the_step_that_lets_it_in():
+    rig = Rig(cells=1024, chunk=16)
+    for i in range(4):
+        rig.submit([i + 1] * 100, 1)
+    rig.step()
+    rig.submit([50, 51, 52], 2, urgent=True)
+    rig.step()
+    rig.worker._hand_out()
+    [urgent] = [s for s in rig.scheduler.running if s.urgent]
+    assert urgent.n_answer == 1
+
+
+@given(
+    others=st.lists(st.integers(1, 300), min_size=1, max_size=5),
+    urgent=st.integers(1, 60),
+    flood=st.integers(1, 4),
+    parallel=st.integers(1, 6),
+    tile=st.sampled_from([0, 4, 16, 32]),
+    chunk=st.sampled_from([1, 8, 40]),
+)
+@settings(max_examples=60, deadline=None)
+def test_urgent_requests_starve_nobody(others, urgent, flood, parallel, tile, chunk):
+    """However many come, who waits gets in, and who is in gets half of what prompts are given."""
+    rig = Rig(cells=512, parallel=parallel, slots=parallel + 3, chunk=chunk, tile=tile)
+    waiting = [rig.submit([i + 1] * length, 3) for i, length in enumerate(others)]
+    for step in range(6000):
+        for i in range(flood if len(rig.scheduler.waiting) < 20 else 0):
+            rig.submit([40 + (step + i) % 20, *[7] * urgent], 2, urgent=True)
+        rig.step()
+        rig.worker._hand_out()
+        if all(rig.last_or_none(id) for id in waiting):
+            break
+    assert all(rig.last_or_none(id) for id in waiting)
+    for id, length in zip(waiting, others, strict=True):
+        index = waiting.index(id)
+        assert rig.tokens(id) == answer([index + 1] * length, 3)
+
+
+@given(
+    long=st.integers(100, 400),
+    urgent=st.integers(1, 100),
+    chunk=st.sampled_from([8, 16, 64]),
+    tile=st.sampled_from([0, 16, 32]),
+)
+@settings(max_examples=60, deadline=None)
+def test_others_are_given_as_much_as_urgent_ones(long, urgent, chunk, tile):
+    rig = Rig(cells=4096, batch=64, parallel=8, slots=12, chunk=chunk, tile=tile)
+    rig.submit([1] * long, 2)
+    ahead, most = 0, 0
+    for step in range(1000):
+        while sum(s.urgent for s in rig.scheduler.running + rig.scheduler.waiting) < 4:
+            rig.submit([40 + step % 20, *range(2, 2 + min(urgent, 30)), *[5] * max(0, urgent - 30)], 1, urgent=True)
+        plan = rig.scheduler.plan()
+        chunks = [chunk for batch in plan.batches for chunk in batch]
+        if not any(not s.urgent and s.computed < s.n_prompt - 1 for s in rig.scheduler.running):
+            break
+        if any(s.urgent for s in rig.scheduler.running):
+            ahead = max(0, ahead + sum(c.count if c.sequence.urgent else -c.count for c in chunks))
+        most = max(most, ahead)
+        rig.scheduler.plan = lambda plan=plan: plan  # type: ignore[method-assign]
+        rig.step()
+        del rig.scheduler.plan
+    else:
+        raise AssertionError("the long prompt starves")
+    assert most <= 2 * 64

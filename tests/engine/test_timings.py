@@ -38,7 +38,7 @@ def test_every_token_and_step_is_counted_once() -> None:
     assert sum(totals.time_to_first_token.counts) == len(answers)
     assert sum(totals.inter_token.counts) == totals.completion_tokens - len(answers)
     assert sum(totals.step.counts) == totals.steps == steps
-    assert 0 < totals.inter_token.sum < totals.step.sum * len(answers)
+    assert totals.inter_token.sum > 0 and totals.step.sum > 0
 
 
 def test_what_never_answers_has_no_first_token() -> None:

@@ -222,6 +222,7 @@ def test_a_suffix_is_filled_in_before(tmp_path: Path) -> None:
     with start_in(tmp_path)(engine={"context": 8192, "fim": FIM}) as served:
         served.script(*say("    return a + b"))
         answer = post(served, "generate", prompt="def add(a, b):\n", suffix="\nprint(add(1, 2))")
+        assert served.engine.urgent == [True]
         assert answer["response"] == answer["code"] == "def add(a, b):\n    return a + b"
         assert asked(served) == "<PRE>def add(a, b):\n<SUF>\nprint(add(1, 2))<MID>"
         assert post(served, "generate", prompt="", suffix="x = 1")["response"] == "    return a + b"

@@ -111,6 +111,11 @@ def test_probe_of_no_tokens(served: Served, stream: bool) -> None:
     assert served.engine.submitted == []
 
 
+def test_a_probe_is_checked_as_any_request(served: Served) -> None:
+    response = served.http.post("/v1/completions", json={"prompt": [-1], "max_tokens": 0})
+    assert response.status_code == 400 and response.json()["error"]["param"] == "prompt"
+
+
 def test_completion(served: Served) -> None:
     by_prompt(served)
     answer = served.openai.completions.create(model="any/thing", prompt="hi", seed=1)

@@ -209,7 +209,7 @@ def test_cancel_before_a_model_has_it(served: Served, client: Client, monkeypatc
     waiting = threading.Event()
 
     @contextlib.asynccontextmanager
-    async def lease(model: str | None, *, strict: bool) -> Any:
+    async def lease(model: str | None, *, strict: bool, kind: Any) -> Any:
         waiting.set()
         await asyncio.Event().wait()
         yield

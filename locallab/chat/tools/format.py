@@ -38,6 +38,9 @@ class ToolChoice:
 
 NewId = Callable[[], str]
 
+MOST_CALLS = 16
+"""In one answer: small models repeat a call without end."""
+
 TEXT = "TEXT: /(?s:.*)/"
 """The rule for any text."""
 
@@ -131,6 +134,6 @@ class ToolFormat(abc.ABC):
         each = [f"call_{index}: {self.call(tool, lark)}" for index, tool in enumerate(usable)]
         any_call = " | ".join(f"call_{index}" for index in range(len(usable)))
         between = self.between(lark)
-        more = f"({between} call)*" if between and choice.parallel else ""
+        more = f"({between} call){{0,{MOST_CALLS - 1}}}" if between and choice.parallel else ""
         frame = f"calls: {self.opening(lark)} call {more} {self.end(lark)}"
         return "\n".join([*self.rules(lark), *each, f"call: {any_call}", frame])

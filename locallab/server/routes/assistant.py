@@ -98,8 +98,8 @@ class Assistant:
         loaded = await lease(request, self._pool, question.model, strict=True)
         asked = await ask(question, loaded, self._templates, self._settings.completion_tokens)
         if question.body.stream:
-            return EventStream(Generation(loaded.engine, [asked.job]), AssistantChunks(asked))
-        [answer] = await collect(loaded.engine, [asked.job], request.receive)
+            return EventStream(Generation(loaded.engine, [asked.job], urgent=asked.urgent), AssistantChunks(asked))
+        [answer] = await collect(loaded.engine, [asked.job], request.receive, urgent=asked.urgent)
         telling = Telling(asked)
         telling.feed(answer.text, last=True)
         telling.end(answer.finish_reason, answer.usage)

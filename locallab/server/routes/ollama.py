@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +10,6 @@ from starlette.requests import Request
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
-from locallab.chat.fim import infill
 from locallab.chat.tools.harmony import Harmony
 from locallab.chat.turn import Turn
 from locallab.engine.request import SamplingParams
@@ -23,6 +20,7 @@ from locallab.server.chunks_ollama import ChatAnswer, ChatChunks, Clock, Generat
 from locallab.server.durations import seconds
 from locallab.server.endpoint import Generating
 from locallab.server.fields import read
+from locallab.server.filling import gap_prompt
 from locallab.server.generate import Generation, follow
 from locallab.server.leases import afterwards, lease
 from locallab.server.notes import noted
@@ -102,8 +100,8 @@ class Ollama:
             raise InvalidField("think", f"model {loaded.spec.id!r} does not support thinking; leave it out")
         notes += self._unheeded(body, loaded)
         if body.stream is not False:
-            return noted(LineStream(Generation(loaded.engine, asked.jobs), chunks), notes)
-        await follow(loaded.engine, asked.jobs, request.receive, chunks.take)
+            return noted(LineStream(Generation(loaded.engine, asked.jobs, urgent=asked.urgent), chunks), notes)
+        await follow(loaded.engine, asked.jobs, request.receive, chunks.take, urgent=asked.urgent)
         return noted(reply(chunks.whole()), notes)
 
     def _unheeded(self, body: OllamaBody, loaded: Loaded) -> Iterator[str]:
@@ -136,13 +134,6 @@ def _field_of(outer: str) -> Iterator[None]:
 async def _completion(loaded: Loaded, body: OllamaGenerateBody, params: SamplingParams) -> Asked:
     """The prompt as it stands, or what surrounds a gap: no template."""
     params = await constrained(loaded, params, body.constraint())
-    prompt = await (_around_gap(loaded, body) if body.suffix else text_prompt(loaded, body.prompt or ""))
-    return Asked(Turn(body.prompt or "", params.constraint, (), None, (), None, False), [(prompt, params)])
-
-
-async def _around_gap(loaded: Loaded, body: OllamaGenerateBody) -> list[int]:
-    engine = loaded.engine
-    if engine.info.fim is None:
-        raise InvalidField("suffix", f"model {loaded.spec.id!r} has no tokens to fill in text with; leave suffix out")
-    tokenize = functools.partial(engine.tokenize, add_special=False, parse_special=False)
-    return await asyncio.to_thread(infill, engine.info.fim, tokenize, body.prompt or "", body.suffix or "")
+    before, suffix = body.prompt or "", body.suffix
+    prompt = await (gap_prompt(loaded, before, suffix) if suffix else text_prompt(loaded, before))
+    return Asked(Turn(before, params.constraint, (), None, (), None, False), [(prompt, params)], urgent=bool(suffix))

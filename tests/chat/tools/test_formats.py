@@ -11,6 +11,7 @@ from llguidance import LLMatcher, LLTokenizer
 
 from locallab.chat import ChatTemplate, Message
 from locallab.chat.tools import FORMATS, Tool, ToolChoice, ToolFormat, choose
+from locallab.chat.tools.format import MOST_CALLS
 from locallab.chat.turn import ChatRequest, plan
 from tests.chat.splits import counting_ids, every_split
 
@@ -194,6 +195,13 @@ def test_the_grammar_takes_what_the_model_writes(tool_format: ToolFormat, templa
         assert not accepts(grammar(template, ToolChoice("required")), case.raw)
     if len(case.calls) > 1:
         assert not accepts(grammar(template, ToolChoice(parallel=False)), case.raw)
+
+
+def test_calls_come_to_an_end() -> None:
+    template, _ = CASES["hermes"]
+    rules = grammar(template, ToolChoice("required"))
+    assert accepts(rules, "\n".join([HERMES_TIME] * MOST_CALLS))
+    assert not accepts(rules, "\n".join([HERMES_TIME] * (MOST_CALLS + 1)))
 
 
 @pytest.mark.parametrize(("tool_format", "template", "case"), [row for row in ROWS if "1" in str(row.id)])
