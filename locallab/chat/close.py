@@ -27,10 +27,13 @@ def closed(schema: Any) -> Any:
     """The schema, with no properties allowed beyond those that its objects name, where it leaves that open. What the closed one
     allows the whole one allows too; one of which that is not certain, and parts that make one object together, stay as they
     are."""
-    every = list(_every(schema))
-    if any(each.keys() - KNOWN for each in every):
+    try:
+        every = list(_every(schema))
+        if any(each.keys() - KNOWN for each in every):
+            return schema
+        return _closed(schema, not any(map(_is_composed, every)))
+    except RecursionError:
         return schema
-    return _closed(schema, not any(map(_is_composed, every)))
 
 
 def _closed(schema: Any, sound: bool) -> Any:
@@ -46,15 +49,22 @@ def _closed(schema: Any, sound: bool) -> Any:
     for key in ONE:
         if key in made:
             made[key] = _closed(made[key], sound)
-    named = made.get("properties")
-    if isinstance(named, Mapping) and named and not OPEN & made.keys() and set(made.get("required") or ()) <= named.keys():
+    if not OPEN & made.keys() and _names_all(made):
         made["additionalProperties"] = False
     return made
 
 
+def _names_all(schema: Mapping[str, Any]) -> bool:
+    """Whether it names properties, and all that are required."""
+    named, required = schema.get("properties"), schema.get("required")
+    return (
+        isinstance(named, Mapping) and bool(named) and all(name in named for name in _list(required) if isinstance(name, str))
+    )
+
+
 def _is_composed(schema: Mapping[str, Any]) -> bool:
     """Whether several schemas describe one object: closing one of them would forbid what another names."""
-    parts = ("anyOf" in schema) + ("$ref" in schema) + len(schema.get("allOf") or ())
+    parts = ("anyOf" in schema) + ("$ref" in schema) + len(_list(schema.get("allOf")))
     return parts > 1 or (parts == 1 and bool({"properties", "required", "additionalProperties"} & schema.keys()))
 
 
@@ -68,7 +78,12 @@ def _every(schema: Any) -> Iterator[Mapping[str, Any]]:
             for each in schema[key].values():
                 yield from _every(each)
     for key in (*MANY, "anyOf", "allOf"):
-        for each in schema.get(key) or ():
+        for each in _list(schema.get(key)):
             yield from _every(each)
     for key in ONE:
         yield from _every(schema.get(key))
+
+
+def _list(value: Any) -> list[Any]:
+    """A list, or an empty one in place of what is none: whether the schema is one at all is the engine's business."""
+    return value if isinstance(value, list) else []

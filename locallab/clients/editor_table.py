@@ -78,6 +78,13 @@ CONTINUE: Sequence[Shape] = [
     ),
     Shape(
         client="Continue",
+        doing="streams by way of llama.cpp's API",
+        path="/completion",
+        check=facts.llama_stream,
+        body={"prompt": "One, two,", "n_predict": SHORT, "stream": True, "temperature": 0, "stop": None, "raw": True},
+    ),
+    Shape(
+        client="Continue",
         doing="ranks documents",
         path="/v1/rerank",
         check=facts.ranked,
@@ -109,6 +116,7 @@ ZED: Sequence[Shape] = [
     ),
     streaming("Zed", "forbids calls", stream(no_calls, usage=True), tools=samples.tools(), tool_choice="none"),
     get("Zed", "reads the context out of the models", "/v1/models", facts.context_told),
+    get("Zed", "asks llama.cpp's API for the context", "/props", facts.has("default_generation_settings.n_ctx", kind=int)),
 ]
 
 EDITOR_SHAPES: Sequence[Shape] = [*CLINE, *ROO, *CONTINUE, *ZED]

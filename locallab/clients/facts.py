@@ -137,6 +137,16 @@ def filled_in(answer: Answer) -> None:
         take(chunk, "choices.0.delta", dict)
 
 
+def llama_stream(answer: Answer) -> None:
+    """The pieces of a text as llama.cpp's server sends them, the last one alone marked as such."""
+    status(answer, 200)
+    pieces = [value(line) for line in data_lines(answer)]
+    for piece in pieces:
+        take(piece, "content", str)
+    stops = [take(piece, "stop", bool) for piece in pieces]
+    need(stops[-1] and not any(stops[:-1]), "not the last piece alone has stop")
+
+
 def ranked(answer: Answer) -> None:
     """Documents with their relevance; or the word that this model ranks none."""
     if answer.status in (400, 404):

@@ -6,20 +6,21 @@ forced on it, then chunks of prompts.
 
 The life of a sequence: submit -> waiting -> (admit) running -> finish or cancel. The KV pool full, the youngest running one
 goes back to waiting and is recomputed later. A finished sequence stays in the prefix cache until its room is wanted.
+Urgent ones (somebody types meanwhile) go ahead, within bounds: others are let in after a few, and get half of what prompts get.
 """
 
 from __future__ import annotations
 
 import bisect
-import dataclasses
 import itertools
 from collections.abc import Iterator
 
 from locallab.engine.cache import NO_MATCH, Match, PrefixCache
 from locallab.engine.costs import StepCosts
-from locallab.engine.hostcache import HostCache, Stored, StoredMatch
+from locallab.engine.hostcache import HostCache, StoredMatch
 from locallab.engine.limits import Limits
 from locallab.engine.sequence import UNPLACED, Sequence
+from locallab.engine.steps import FORCED, Chunk, Copy, Move, Remove, Restore, Save, StepPlan
 
 WORTH_WAITING = 8
 """Tokens that must be gained to wait for another sequence's prefill, or to fetch a prefix back from host RAM."""
@@ -33,76 +34,6 @@ ADMISSIONS = 64
 """Waiting requests looked at in one step, so that a long queue costs no time between steps."""
 OVERTAKING = 4
 """Urgent requests that are let in ahead of others that wait, one after the other; then one of the others goes first."""
-FORCED = 16
-"""Tokens of an answer, known all at once, up to which it counts as decoding; what is more is computed as a prompt is."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Copy:
-    """Share the first `length` cells of `source` with the empty sequence `target`."""
-
-    source: int
-    target: int
-    length: int
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Remove:
-    sequence: int
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Save:
-    """Read the state of `sequence` and give it to the host cache as the state of `tokens`."""
-
-    sequence: int
-    tokens: list[int]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Restore:
-    """Put a state of the host cache into the slot of `sequence`, then keep its first `length` cells."""
-
-    sequence: Sequence
-    stored: Stored
-    length: int
-
-
-Move = Copy | Remove | Save | Restore
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Chunk:
-    """Compute tokens [start, start + count) of a sequence; `last` when that reaches its last known token."""
-
-    sequence: Sequence
-    start: int
-    count: int
-
-    @property
-    def last(self) -> bool:
-        return self.start + self.count == len(self.sequence.tokens)
-
-    @property
-    def outputs(self) -> int:
-        """Its last tokens whose logits are wanted: the very last if the next is to be found, more where a prompt's are told."""
-        unscored = self.sequence.unscored
-        if not unscored:
-            return int(self.last)
-        return max(0, self.start + self.count - max(self.start, self.sequence.n_prompt - 1 - unscored))
-
-    @property
-    def is_answer(self) -> bool:
-        """Whether it is of an answer that is being decoded, to all that cost is concerned with."""
-        return self.start >= self.sequence.n_prompt - 1 and self.count <= FORCED
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class StepPlan:
-    """What one step does: first the moves in order, then one llama_decode for each batch."""
-
-    moves: list[Move]
-    batches: list[list[Chunk]]
 
 
 class Scheduler:

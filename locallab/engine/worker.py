@@ -14,8 +14,9 @@ from locallab.engine.llama import NO_ROOM, Batch, Context, Model
 from locallab.engine.logprobs import Logits, Logprobs
 from locallab.engine.request import Delivery, EngineStats, FinishReason, Listener, TokenEvent, TokenLogprob
 from locallab.engine.sampler import Sampler
-from locallab.engine.scheduler import Chunk, Copy, Move, Remove, Restore, Save, Scheduler
+from locallab.engine.scheduler import Scheduler
 from locallab.engine.sequence import UNPLACED, Sequence
+from locallab.engine.steps import Chunk, Copy, Move, Remove, Restore, Save
 from locallab.engine.thinking import Thinking
 from locallab.engine.timings import Totals
 from locallab.errors import EngineClosed, EngineFailure

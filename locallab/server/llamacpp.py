@@ -25,7 +25,9 @@ OFF = {"mirostat": 0, "dry_multiplier": 0, "xtc_probability": 0, "dynatemp_range
 """What we have not, and the value that means it is not wanted."""
 
 STOPPED = {"length": "limit", "stop": "eos"}
-TOKENS = {"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}]}
+IDS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
+ONE = {"type": "array", "minItems": 1, "maxItems": 1, "items": {"anyOf": [{"type": "string"}, IDS]}}
+PROMPT = {"anyOf": [{"type": "string"}, IDS, ONE]}
 ANY_SCHEMA = {"type": ["object", "boolean", "null"]}
 
 
@@ -70,7 +72,7 @@ class LlamaBody(Sampling, kw_only=True):
 
 
 class LlamaCompletionBody(LlamaBody, kw_only=True):
-    prompt: Annotated[Any, Meta(description="a text or token ids", extra_json_schema=TOKENS)]
+    prompt: Annotated[Any, Meta(description="a text or token ids", extra_json_schema=PROMPT)]
 
     async def tokens(self, loaded: Loaded, notes: list[str]) -> Sequence[int]:
         """Raises InvalidField."""

@@ -15,7 +15,7 @@ from locallab.engine.request import SamplingParams
 from locallab.errors import InvalidField
 from locallab.server.fields import MESSAGES, first
 from locallab.server.structured import Structured
-from locallab.server.thinking import of_effort
+from locallab.server.thinking import SWITCH, of_effort, of_switch
 from locallab.server.tools import read_choice, read_tools
 
 
@@ -54,6 +54,13 @@ class ChatBody(OpenAIBody, kw_only=True):
     reasoning: Annotated[ReasoningWish | None, Meta(description="effort, enabled, max_tokens of reasoning")] = None
     reasoning_budget: Annotated[int | None, Meta(description="most tokens of reasoning; 0: none")] = None
     enable_thinking: Annotated[bool | None, Meta(description="whether a model that can think does")] = None
+    thinking: Annotated[
+        Any,
+        Meta(
+            description="the same, or an object: type enabled, adaptive or disabled, perhaps with budget_tokens",
+            extra_json_schema=SWITCH,
+        ),
+    ] = None
     chat_template_kwargs: Annotated[dict[str, Any] | None, Meta(description="variables for the model's chat template")] = None
     logprobs: Annotated[bool | None, Meta(description="tell how likely each token was")] = None
     top_logprobs: Annotated[int | None, Meta(description="with logprobs: likeliest tokens to tell in place of each")] = None
@@ -81,10 +88,12 @@ class ChatBody(OpenAIBody, kw_only=True):
         return dataclasses.replace(params, logprobs=self.top_logprobs or 0) if self.logprobs else params
 
     def _thinking(self) -> Thinking:
-        wish = self.reasoning or ReasoningWish()
-        budget = first(self.reasoning_budget, wish.max_tokens)
+        wish, given = self.reasoning or ReasoningWish(), of_switch(self.thinking)
+        budget = first(self.reasoning_budget, wish.max_tokens, given.budget)
         told = of_effort(first(self.reasoning_effort, wish.effort), budget or None)
-        switch = first(self.enable_thinking, wish.enabled, (self.chat_template_kwargs or {}).get("enable_thinking"))
+        switch = first(
+            self.enable_thinking, wish.enabled, given.enabled, (self.chat_template_kwargs or {}).get("enable_thinking")
+        )
         return dataclasses.replace(told, enabled=False if budget == 0 else first(switch, told.enabled))
 
     def _refuse(self) -> None:

@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from locallab.chat.turn import Thinking
+from locallab.errors import InvalidField
+
+SWITCHES = {"enabled": True, "adaptive": None, "disabled": False}
+
+BUDGET = {"type": ["integer", "null"], "minimum": 1}
+SWITCH = {
+    "anyOf": [
+        {"type": ["boolean", "null"]},
+        {"type": "object", "properties": {"type": {"enum": [*SWITCHES]}, "budget_tokens": BUDGET}, "required": ["type"]},
+    ]
+}
+"""What `of_switch` takes, as a JSON schema."""
 
 WORDS = {"minimal": "low", "xhigh": "high", "max": "high"}
 """What templates are told instead of words that some clients have and they do not."""
@@ -15,3 +29,16 @@ def of_effort(effort: str | None, budget: int | None = None) -> Thinking:
     if effort is None:
         return Thinking(budget=budget)
     return Thinking(enabled=True, effort=WORDS.get(effort, effort), budget=budget)
+
+
+def of_switch(raw: object, field: str = "thinking") -> Thinking:
+    """`true`, `false`, or an object of a type and perhaps budget_tokens, as some services have it. Raises InvalidField."""
+    if raw is None or isinstance(raw, bool):
+        return Thinking(enabled=raw)
+    kind = raw.get("type") if isinstance(raw, Mapping) else None
+    if not isinstance(raw, Mapping) or not isinstance(kind, str) or kind not in SWITCHES:
+        raise InvalidField(field, f"expected true, false or an object of a type, one of {', '.join(SWITCHES)}")
+    budget = raw.get("budget_tokens")
+    if budget is not None and (type(budget) is not int or budget < 1):
+        raise InvalidField(f"{field}.budget_tokens", "expected a positive number of tokens")
+    return Thinking(enabled=SWITCHES[kind], budget=budget)

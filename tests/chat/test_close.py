@@ -104,3 +104,19 @@ def test_arguments(tool: Tool, accepted: Any, refused: Any) -> None:
     validator = jsonschema.Draft202012Validator(schema)
     assert validator.is_valid(accepted)
     assert not validator.is_valid(refused)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [True, {"anyOf": 1}, {"allOf": "x"}, {"properties": [], "required": 1}, {"properties": {"a": 1}, "required": [[], "b"]}],
+    ids=str,
+)
+def test_what_is_no_schema_stays_as_it_is(schema: Any) -> None:
+    assert closed(schema) == schema
+
+
+def test_a_schema_too_deep_to_look_through() -> None:
+    deep: Any = TEXT
+    for _ in range(5000):
+        deep = {"properties": {"a": deep}}
+    assert closed(deep) is deep

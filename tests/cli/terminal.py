@@ -35,6 +35,7 @@ class Terminal:
         self._master = master
         self._process = process
         self._seen = 0
+        self._pressed = False
         self.raw = b""
 
     @property
@@ -46,13 +47,9 @@ class Terminal:
 
     def interrupt(self) -> None:
         """Ctrl-C at a prompt. One that comes when the prompt is drawn but Python does not wait for keys yet is heeded only when
-        something else comes: then it is pressed again, which makes no second one."""
-        shown = len(self.raw)
-        while len(self.raw) == shown:
-            self.type("\x03")
-            ready, _, _ = select.select([self._master], [], [], UNHEEDED)
-            if ready and not self._read(time.monotonic() + PATIENCE):
-                return
+        something else comes: `expect` and `end` then press it again."""
+        self.type("\x03")
+        self._pressed = True
 
     def expect(self, wanted: str) -> str:
         """Waits until `wanted` is shown after what was expected last; returns what came up to there."""
@@ -60,6 +57,7 @@ class Terminal:
         while (found := self.text.find(wanted, self._seen)) < 0:
             assert self._read(deadline), f"ended without {wanted!r}: {self.text[self._seen :]!r}"
         before, self._seen = self.text[self._seen : found], found + len(wanted)
+        self._pressed = False
         return before
 
     def end(self) -> int:
@@ -70,7 +68,11 @@ class Terminal:
         return self._process.wait(PATIENCE)
 
     def _read(self, deadline: float) -> bool:
-        ready, _, _ = select.select([self._master], [], [], max(0.0, deadline - time.monotonic()))
+        ready: list[int] = []
+        while not ready and (left := deadline - time.monotonic()) > 0:
+            ready, _, _ = select.select([self._master], [], [], min(left, UNHEEDED) if self._pressed else left)
+            if not ready and self._pressed:
+                self.type("\x03")
         assert ready, f"nothing came any more: {self.text[self._seen :]!r}"
         try:
             data = os.read(self._master, 65536)

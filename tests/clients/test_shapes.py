@@ -214,6 +214,16 @@ ANSWERS: dict[str, tuple[Check, Answer, str | None]] = {
         answer(json.dumps({"data": [CARD], "models": [CARD]})),
         "no data.0.meta.n_ctx",
     ),
+    "llama.cpp's pieces": (
+        facts.llama_stream,
+        answer(events({"content": "a", "stop": False}, {"content": "", "stop": True}, end="")),
+        None,
+    ),
+    "pieces without an end": (
+        facts.llama_stream,
+        answer(events({"content": "a", "stop": False}, end="")),
+        "not the last piece alone has stop",
+    ),
     "no tokens": (facts.input_tokens, answer('{"input_tokens": 0}'), "no tokens were counted"),
     "no origin": (facts.granted([]), Answer(204, {}, ""), "without Access-Control-Allow-Origin"),
     "no header": (facts.granted(["x-a"]), Answer(204, {"access-control-allow-origin": "*"}, ""), "lacks x-a"),
