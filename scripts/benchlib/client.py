@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from benchlib.prompts import Prompt
+from benchlib.prompts import SCHEMA, Prompt
 
 # A delta with some text; a quote inside a JSON string is escaped, so the answer's own text cannot match.
 CONTENT = re.compile(rb'"(?:content|reasoning_content)"\s*:\s*"(?!")')
+JSON_FORMAT = {"response_format": {"type": "json_schema", "json_schema": {"name": "people", "schema": SCHEMA}}}
 RARE = re.compile(rb'"(?:finish_reason"\s*:\s*"|usage"\s*:\s*\{|error"\s*:)')
 
 
@@ -145,7 +146,7 @@ class ChatClient:
     async def ask(self, prompt: Prompt, on_first: Callable[[], None] | None = None) -> Answer:
         """Sends `prompt` and reads the answer to its end; what goes wrong is in its `error`, never raised."""
         request = self._request(prompt)
-        answer, error = Answer(prompt.max_tokens, time.perf_counter()), None
+        answer, error = Answer(1 if prompt.as_json else prompt.max_tokens, time.perf_counter()), None
         try:
             await asyncio.wait_for(self._exchange(request, answer, on_first), self.timeout)
         except asyncio.TimeoutError:
@@ -165,9 +166,9 @@ class ChatClient:
             "messages": [*system, {"role": "user", "content": prompt.user}],
             "max_tokens": prompt.max_tokens,
             "temperature": 0,
-            "ignore_eos": True,
             "stream": True,
             "stream_options": {"include_usage": True},
+            **(JSON_FORMAT if prompt.as_json else {"ignore_eos": True}),
         }
         data = json.dumps(body).encode()
         return f"{self._head}{len(data)}\r\n\r\n".encode() + data

@@ -20,16 +20,42 @@ silver iron glass wood fire smoke cloud storm shadow light color red blue green 
 WORDS = _WORDS.split()
 TASK = "\nTell a long story with all of these words."
 TASK_WORDS = len(TASK.split())
+JSON_TASK = "\nMake up six people with these words."
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "people": {
+            "type": "array",
+            "minItems": 6,
+            "maxItems": 6,
+            "items": {
+                "type": "object",
+                "properties": {
+                    "first_name": {"type": "string", "maxLength": 12},
+                    "favourite_colour": {"enum": ["red", "green", "blue", "yellow"]},
+                    "years_of_experience": {"type": "integer", "minimum": 0, "maximum": 40},
+                    "is_available_now": {"type": "boolean"},
+                },
+                "required": ["first_name", "favourite_colour", "years_of_experience", "is_available_now"],
+                "additionalProperties": False,
+            },
+        }
+    },
+    "required": ["people"],
+    "additionalProperties": False,
+}
+"""What the answers of a JSON workload look like: much of it follows from the schema alone."""
 SPARE_TOKENS = 128  # what the chat template and its own system prompt may add
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One chat request: its texts and the length of its answer."""
+    """One chat request: its texts and the length of its answer; `as_json` holds the answer to SCHEMA, with which it ends."""
 
     system: str
     user: str
     max_tokens: int
+    as_json: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +66,7 @@ class Workload:
     user_words: int
     max_tokens: int
     requests: int
+    as_json: bool = False
     decoders: int = 0  # clients that decode while `requests` long prompts arrive one after another; 0: no such mix
 
     def context(self) -> int:
@@ -56,6 +83,7 @@ WORKLOADS = {
     "prompt": Workload(system_words=0, user_words=350, max_tokens=64, requests=3),
     "shared": Workload(system_words=840, user_words=20, max_tokens=64, requests=2),
     "shared-warm": Workload(system_words=840, user_words=20, max_tokens=64, requests=2),
+    "json": Workload(system_words=0, user_words=40, max_tokens=400, requests=2, as_json=True),
     "long": Workload(system_words=0, user_words=2000, max_tokens=16, requests=3, decoders=4),
 }
 WARM_UP = Prompt(system="", user="Say something about the weather.", max_tokens=8)
@@ -91,6 +119,8 @@ class Planner:
     def _lane(self, workload: Workload, system: str, key: str) -> list[Prompt]:
         tokens = max(1, workload.max_tokens // 4) if self.quick else workload.max_tokens
         texts = [_text(workload.user_words - TASK_WORDS, f"{key} {number}") for number in range(workload.requests)]
+        if workload.as_json:  # however quick the run: an answer that is cut is no JSON
+            return [Prompt(system, text + JSON_TASK, workload.max_tokens, as_json=True) for text in texts]
         return [Prompt(system, text + TASK, tokens) for text in texts]
 
 

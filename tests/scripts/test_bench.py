@@ -17,7 +17,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 from benchlib import cpu, report, summary  # noqa: E402
-from benchlib.client import Answer, ResponseReader  # noqa: E402
+from benchlib.client import Answer, ChatClient, ResponseReader  # noqa: E402
 from benchlib.load import Outcome  # noqa: E402
 from benchlib.prompts import WORKLOADS, Planner  # noqa: E402
 from benchlib.servers import fill  # noqa: E402
@@ -258,6 +258,16 @@ class TestPlanner:
         assert {prompt.max_tokens for lane in plan.lanes for prompt in lane} == {256}
         assert {len(prompt.user.split()) for prompt in plan.arrivals} == {2000}
 
+    def test_json_answers_are_never_shortened(self) -> None:
+        (lane,) = Planner(seed=1, quick=True).plan("json", 1, 1).lanes
+        assert {(prompt.as_json, prompt.max_tokens) for prompt in lane} == {(True, 400)}
+
+    def test_json_is_asked_for_with_a_schema(self) -> None:
+        client = ChatClient("http://127.0.0.1:1", "m", None, 1.0)
+        for name, has, has_not in (("json", b"response_format", b"ignore_eos"), ("short", b"ignore_eos", b"response_format")):
+            request = client._request(Planner(seed=1).plan(name, 1, 1).lanes[0][0])
+            assert has in request and has_not not in request
+
     def test_quick_asks_for_shorter_answers(self) -> None:
         plan = Planner(seed=1, requests=1, quick=True).plan("short", 2, 1)
         assert [[prompt.max_tokens for prompt in lane] for lane in plan.lanes] == [[16], [16]]
@@ -268,6 +278,7 @@ class TestPlanner:
             "prompt": 768,
             "shared": 1280,
             "shared-warm": 1280,
+            "json": 768,
             "long": 2560,
         }
 
