@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import platformdirs
 import pytest
 
 from locallab import settings
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so are tests started in the background; their children would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 GIVEN_MODEL = os.environ.get("LOCALLAB_TEST_MODEL")
 GIVEN_HOME = settings.home()
