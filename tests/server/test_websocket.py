@@ -146,7 +146,10 @@ def test_what_is_far_too_large_ends_the_connection(serving: Serving) -> None:
             assert event(connection) == {"type": "error", "detail": "the message is larger than 1 MiB"}
             with contextlib.suppress(ConnectionClosed):  # it need not read to the end
                 connection.send("x" * ((runner.MESSAGE_ROOM << 20) + 1))
-            assert code_of(connection) == 1009
+            assert code_of(connection) in (
+                1009,
+                1006,
+            )  # what was not read any more can reset the connection before the code arrives
         with server.connected() as connection:
             ask(connection)
             assert event(connection)["type"] == "token"
