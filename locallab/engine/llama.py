@@ -191,7 +191,7 @@ class Model:
         return self._to_piece(token, special=True)
 
     def control_tokens(self) -> dict[str, int]:
-        """The control tokens by the texts that stand for them. Looks at every token: some 10 ms for each 100,000."""
+        """The control tokens by the texts that stand for them. Looks at every token: 42 ms for 49,152 of them."""
         found = [t for t in range(self.n_vocab) if llama_cpp.llama_vocab_is_control(self._vocab, t)]
         return {text: token for token in found if (text := self.name(token).decode("utf-8", "replace"))}
 

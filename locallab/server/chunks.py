@@ -16,7 +16,7 @@ from locallab.chat.turn import Turn
 from locallab.engine.request import Usage
 from locallab.server.errors import native_body, openai_body
 from locallab.server.generate import Item
-from locallab.server.reader import Reader
+from locallab.server.reader import News, Reader, plain_text
 from locallab.server.sse import DONE
 
 dumps = msgspec.json.Encoder().encode
@@ -188,15 +188,18 @@ class CompletionChunks(OpenAIChunks):
 class NativeChunks:
     """`{"response": text}` events; the last one has no text but the finish reason and the usage."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, turn: Turn | None = None) -> None:
+        """`turn` is that of a prompt sent as a message: of its answer only the text is told."""
         self._last: dict[str, Any] = {"response": "", "model": model}
+        self._reader = None if turn is None or turn.is_plain else Reader(turn)
 
     def encode(self, items: list[Item]) -> bytes:
         for _, news in items:
             if news.finish_reason is not None:
                 usage = usage_body([news.usage or Usage(0, 0, 0)])
                 self._last.update(finish_reason=news.finish_reason, usage=usage)
-        return b"".join([b'data: {"response":' + dumps(news.text) + b"}\n\n" for _, news in items if news.text])
+        texts = [news.text for _, news in items] if self._reader is None else map(_text, self._reader.read(items))
+        return b"".join([b'data: {"response":' + dumps(text) + b"}\n\n" for text in texts if text])
 
     def end(self) -> bytes:
         return event(self._last) + DONE
@@ -206,3 +209,7 @@ class NativeChunks:
 
     def ping(self) -> bytes:
         return event({"response": ""})
+
+
+def _text(news: News) -> str:
+    return plain_text(news.deltas)

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from locallab.chat import Message
 from locallab.engine import Engine
 from locallab.errors import InvalidField
 from locallab.pool import Loaded
@@ -43,11 +42,6 @@ def prompts(raw: Any, field: str = "prompt") -> list[str | list[int]]:
 
 def _tokens(raw: Any) -> bool:
     return isinstance(raw, list) and bool(raw) and all(type(token) is int for token in raw)
-
-
-async def chat_prompt(loaded: Loaded, messages: Sequence[Message]) -> list[int]:
-    """The conversation, through the model's own template, up to where the assistant speaks."""
-    return await text_prompt(loaded, loaded.template.render(messages))
 
 
 async def text_prompt(loaded: Loaded, text: str) -> list[int]:

@@ -162,6 +162,18 @@ def test_reasoning_can_be_switched_off(serve: Serve, wish: dict[str, Any]) -> No
         assert served.engine.submitted[-1][0].endswith("</think>\n\n")
 
 
+HARMONY = "{% for m in messages %}{{ m.content }}{% endfor %}{# <|channel|><|message|> #}"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prompt_sent_as_a_message_is_answered_with_the_text_alone(serve: Serve, stream: bool) -> None:
+    with serve(engine={"template": HARMONY}) as served:
+        served.script(b"<|channel|>analysis<|mess", b"age|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Ra", b"in.")
+        reply = served.http.post("/generate", json={"prompt": "Sun?", "chat_template": True, "stream": stream})
+        events = [json.loads(line[6:]) for line in reply.text.splitlines() if line.startswith("data: {")]
+        assert "".join(event["response"] for event in events or [reply.json()]) == "Rain."
+
+
 def test_a_budget_of_reasoning_goes_to_the_engine(serve: Serve) -> None:
     with serve(engine={"template": THINKING}) as served:
         served.script(b"x")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from locallab.chat.deltas import CallArguments, CallStart, Delta, Text, held_back
 from locallab.chat.jsonscan import SPACE, Malformed, ObjectScanner
-from locallab.chat.tools.format import Lark, NewId, Tool
+from locallab.chat.tools.format import Lark, NewId, Tool, ToolFormat
 
 NAME_KEYS = ("name",)
 ARGUMENT_KEYS = ("arguments", "parameters")
@@ -18,6 +18,22 @@ def json_call(tool: Tool, lark: Lark, arguments: str = "arguments") -> str:
     """`{"name": ..., "arguments": {...}}` as grammar."""
     head = json.dumps({"name": tool.name})[:-1] + f', "{arguments}": '
     return f'{json.dumps(head)} {lark.arguments(tool)} "}}"'
+
+
+class JsonArray(ToolFormat):
+    """A format whose calls are one JSON array after `begin`."""
+
+    def call(self, tool: Tool, lark: Lark) -> str:
+        return json_call(tool, lark)
+
+    def opening(self, lark: Lark) -> str:
+        return '"["'
+
+    def between(self, lark: Lark) -> str:
+        return '", "'
+
+    def end(self, lark: Lark) -> str:
+        return '"]"'
 
 
 class JsonCalls:

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from locallab.chat.deltas import Parser
-from locallab.chat.tools.format import Lark, NewId, Tool, ToolFormat, call_id
-from locallab.chat.tools.jsoncalls import JsonCalls, json_call
+from locallab.chat.tools.format import Lark, NewId, Tool, call_id
+from locallab.chat.tools.jsoncalls import JsonArray, JsonCalls
 
 BEGIN = "<|tool_call|>"
 END = "<|/tool_call|>"
 
 
-class Granite(ToolFormat):
+class Granite(JsonArray):
     name: ClassVar[str] = "granite"
     begin: ClassVar[str] = BEGIN
     controls: ClassVar[tuple[str, ...]] = (BEGIN,)
@@ -23,18 +23,6 @@ class Granite(ToolFormat):
 
     def parser(self, tools: Sequence[Tool], new_id: NewId = call_id) -> Parser:
         return JsonCalls(BEGIN, "", new_id, also=("<tool_call>",))
-
-    def call(self, tool: Tool, lark: Lark) -> str:
-        return json_call(tool, lark)
-
-    def opening(self, lark: Lark) -> str:
-        return '"["'
-
-    def between(self, lark: Lark) -> str:
-        return '", "'
-
-    def end(self, lark: Lark) -> str:
-        return '"]"'
 
 
 class Phi(Granite):

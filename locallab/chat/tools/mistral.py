@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from locallab.chat.deltas import Parser
 from locallab.chat.tools.format import Lark, NewId, Tool, ToolFormat
-from locallab.chat.tools.jsoncalls import JsonCalls, json_call
+from locallab.chat.tools.jsoncalls import JsonArray, JsonCalls
 from locallab.chat.tools.named import NamedCalls
 
 CALLS = "[TOOL_CALLS]"
@@ -45,7 +45,7 @@ class MistralCalls(NamedCalls):
         return raw.partition(CALL_ID)[0].strip()
 
 
-class MistralArray(ToolFormat):
+class MistralArray(JsonArray):
     name: ClassVar[str] = "mistral-array"
     begin: ClassVar[str] = CALLS
     controls: ClassVar[tuple[str, ...]] = (CALLS,)
@@ -55,15 +55,3 @@ class MistralArray(ToolFormat):
 
     def parser(self, tools: Sequence[Tool], new_id: NewId = mistral_id) -> Parser:
         return JsonCalls(CALLS, "", new_id)
-
-    def call(self, tool: Tool, lark: Lark) -> str:
-        return json_call(tool, lark)
-
-    def opening(self, lark: Lark) -> str:
-        return '"["'
-
-    def between(self, lark: Lark) -> str:
-        return '", "'
-
-    def end(self, lark: Lark) -> str:
-        return '"]"'

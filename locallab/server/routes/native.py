@@ -68,17 +68,20 @@ class Native:
         body = await read(request, GenerateBody)
         loaded = await lease(request, self._pool, body.model_id, strict=True)
         params = body.params(loaded.engine.info.n_vocab, self._settings.completion_tokens)
+        turn = None
         if body.chat_template:
             as_chat = ChatRequest(messages=[Message("user", body.prompt)], answer=body.constraint(), thinking=Thinking(False))
-            jobs = (await ask(loaded, as_chat, params)).jobs
+            asked = await ask(loaded, as_chat, params)
+            turn, jobs = asked.turn, asked.jobs
         else:
             params = await constrained(loaded, params, body.constraint())
             jobs = [(await text_prompt(loaded, body.prompt), params)]
         if body.stream:
-            return EventStream(Generation(loaded.engine, jobs), NativeChunks(loaded.spec.id))
+            return EventStream(Generation(loaded.engine, jobs), NativeChunks(loaded.spec.id, turn))
         [answer] = await collect(loaded.engine, jobs, request.receive)
         end = {"finish_reason": answer.finish_reason, "usage": usage_body([answer.usage])}
-        return reply({"response": answer.text, "model": loaded.spec.id, **end})
+        text = answer.text if turn is None else read_whole(turn, answer)[0].text
+        return reply({"response": text, "model": loaded.spec.id, **end})
 
     async def chat(self, request: Request) -> ASGIApp:
         """Answer a conversation, through the model's chat template."""
