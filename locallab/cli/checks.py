@@ -146,6 +146,9 @@ def features(facts: Mapping[str, Any], flags: Sequence[str]) -> Check:
     if unused and not facts["gpu_offload"]:
         remedy = f"it computes several times slower than it could; build it here: {AGAIN}"
         return Check("llama.cpp", "warn", f"{detail} was built without this CPU's {', '.join(unused)}", remedy)
+    if facts["miscompiled_amx"]:
+        remedy = f"it is slower at long prompts than it could be; build it by a newer one: CC=gcc-13 CXX=g++-13 {AGAIN}"
+        return Check("llama.cpp", "warn", f"{detail} was built by {facts['miscompiled_amx']}, which gets AMX wrong", remedy)
     return Check("llama.cpp", "ok", detail)
 
 

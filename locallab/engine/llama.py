@@ -19,7 +19,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import llama_cpp
 
-from locallab.engine import llamalog
+from locallab.engine import amx, llamalog
 from locallab.engine.request import FimTokens
 from locallab.errors import EngineFailure, ModelLoadError
 
@@ -44,6 +44,7 @@ class Model:
         _check_file(path)
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
+        params.use_extra_bufts = miscompiled_amx() is None
         with llamalog.captured() as problems:
             self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
         if not self._model:
@@ -350,13 +351,23 @@ def supports_gpu() -> bool:
     return bool(llama_cpp.llama_supports_gpu_offload())
 
 
+def system_info() -> str:
+    """llama.cpp's own words on what it was built to use: "<backend> : <feature> = 1 | ..."."""
+    return str(llama_cpp.llama_print_system_info().decode("utf-8", "replace").strip())
+
+
+def miscompiled_amx() -> str | None:
+    """The compiler that got AMX wrong; weights are then left in the layout of their file, which keeps llama.cpp off it."""
+    return amx.miscompiled(system_info())
+
+
 def build_features() -> dict[str, object]:
     """Facts about the llama.cpp that is loaded."""
-    system_info = llama_cpp.llama_print_system_info().decode("utf-8", "replace").strip()  # "<backend> : <feature> = 1 | ..."
     return {
         "llama_cpp_python": llama_cpp.__version__,
         "gpu_offload": bool(llama_cpp.llama_supports_gpu_offload()),
-        "cuda": "CUDA : " in system_info,
+        "cuda": "CUDA : " in system_info(),
         "mmap": bool(llama_cpp.llama_supports_mmap()),
-        "system_info": system_info,
+        "miscompiled_amx": miscompiled_amx(),
+        "system_info": system_info(),
     }

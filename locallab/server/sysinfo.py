@@ -66,6 +66,7 @@ class Build(msgspec.Struct):
     gpu_offload: Annotated[bool, Meta(description="whether it can use a GPU")]
     cuda: Annotated[bool, Meta(description="whether it was built for CUDA")]
     mmap: bool
+    miscompiled_amx: Annotated[str | None, Meta(description="the compiler that got AMX wrong, which then is not used")]
     system_info: str
 
 

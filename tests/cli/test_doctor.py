@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from locallab import cli, hardware
 from locallab.cli import checks
 from locallab.cli.checks import Check
+from locallab.engine import llama
 from locallab.models import reach
 from locallab.settings import ServerSettings
 
@@ -39,7 +40,8 @@ def test_the_whole_of_it(offline: None, port: int) -> None:
     assert [check["name"] for check in found] == NAMES
     assert all(set(check) == {"name", "status", "detail", "remedy"} for check in found)
     status = {check["name"]: check["status"] for check in found}
-    assert (status["python"], status["llama.cpp"], status["port"]) == ("ok", "ok", "ok")
+    assert (status["python"], status["port"]) == ("ok", "ok")
+    assert status["llama.cpp"] == ("warn" if llama.miscompiled_amx() else "ok")
     assert done.exit_code == int("fail" in status.values())
 
 
@@ -99,8 +101,8 @@ def test_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert checks.compiler() == Check("compiler", "ok", f"{tmp_path}/g++, {tmp_path}/cmake")
 
 
-def facts(system: str, *, gpu: bool = False) -> Mapping[str, Any]:
-    return {"llama_cpp_python": "1.2", "gpu_offload": gpu, "system_info": system}
+def facts(system: str, *, gpu: bool = False, miscompiled: str | None = None) -> Mapping[str, Any]:
+    return {"llama_cpp_python": "1.2", "gpu_offload": gpu, "system_info": system, "miscompiled_amx": miscompiled}
 
 
 def test_llama_cpp_that_uses_the_cpu() -> None:
@@ -114,6 +116,12 @@ def test_llama_cpp_built_for_less_than_the_cpu_has() -> None:
     assert check.remedy
     assert checks.features(facts("CPU : SSE3 = 1", gpu=True), ["avx2"]).status == "ok"  # the GPU computes
     assert checks.features(facts("CPU : SSE3 = 1"), []).status == "ok"
+
+
+def test_llama_cpp_built_by_a_compiler_that_gets_amx_wrong() -> None:
+    check = checks.features(facts("CPU : AMX_INT8 = 1", miscompiled="GCC 12.2"), [])
+    assert check.status == "warn"
+    assert "GCC 12.2, which gets AMX wrong" in check.detail and "CXX=" in (check.remedy or "")
 
 
 @pytest.mark.parametrize(
