@@ -29,11 +29,11 @@ def pieces(prompt: str) -> list[str]:
 
 
 def _guarded(message: Message, found: re.Pattern[str] | None) -> Message:
-    content = _cut(message.content, found)
+    content, reasoning = _cut(message.content, found), _cut(message.reasoning, found)
     calls = tuple(dataclasses.replace(call, arguments=_cut(call.arguments, found)) for call in message.tool_calls)
-    if content == message.content and calls == message.tool_calls:
+    if (content, reasoning, calls) == (message.content, message.reasoning, message.tool_calls):
         return message
-    return dataclasses.replace(message, content=content, tool_calls=calls)
+    return dataclasses.replace(message, content=content, reasoning=reasoning, tool_calls=calls)
 
 
 def _cut(text: str, found: re.Pattern[str] | None) -> str:

@@ -22,6 +22,9 @@ ROLES = {
 TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 """Types of content parts that hold text, and the key it is under."""
 
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+"""Where clients send back what the assistant thought, each its own way; what is no text there is ignored."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ToolCall:
@@ -34,13 +37,15 @@ class ToolCall:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Message:
-    """One message. `role` is system, user, assistant or tool; `tool_call_id` says which call a tool message answers."""
+    """One message. `role` is system, user, assistant or tool; `tool_call_id` says which call a tool message answers.
+    `reasoning` is what the assistant thought before it: templates take that of the turn that goes on."""
 
     role: str
     content: str
     name: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
+    reasoning: str = ""
 
 
 def normalize(messages: object, notes: list[str] | None = None) -> list[Message]:
@@ -79,6 +84,11 @@ def _mended_call(where: str, call: ToolCall, notes: list[str]) -> ToolCall:
         return call
     notes.append(f"{where}: arguments that are no JSON object are put under the key 'raw'")
     return dataclasses.replace(call, arguments=json.dumps({"raw": call.arguments}, ensure_ascii=False))
+
+
+def unthought(messages: Sequence[Message]) -> list[Message]:
+    """The messages without what the assistant thought, for a template that takes it only beside nothing else."""
+    return [dataclasses.replace(message, reasoning="") if message.reasoning else message for message in messages]
 
 
 def folded(messages: Sequence[Message]) -> list[Message]:
@@ -139,6 +149,7 @@ def _message(field: str, raw: object) -> Message:
         _text(f"{field}.name", raw.get("name")) or None,
         tuple(_calls(field, raw)) if role == "assistant" else (),
         _text(f"{field}.tool_call_id", raw.get("tool_call_id")) or None,
+        next((raw[key] for key in THOUGHTS if isinstance(raw.get(key), str)), "") if role == "assistant" else "",
     )
 
 

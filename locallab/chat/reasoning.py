@@ -11,10 +11,15 @@ from locallab.chat.jsonscan import SPACE
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Tags:
-    """What opens and what closes reasoning."""
+    """What opens and what closes reasoning. `label` is text that belongs to the opening but to no token of its own."""
 
     begin: str
     end: str
+    label: str = ""
+
+    @property
+    def opening(self) -> str:
+        return self.begin + self.label
 
 
 TAGS: Sequence[Tags] = (
@@ -22,6 +27,7 @@ TAGS: Sequence[Tags] = (
     Tags("[THINK]", "[/THINK]"),
     Tags("<seed:think>", "</seed:think>"),
     Tags("<|START_THINKING|>", "<|END_THINKING|>"),
+    Tags("<|channel>", "<channel|>", "thought"),
 )
 
 
@@ -66,9 +72,9 @@ class ThinkParser:
 
     def _start(self) -> Iterator[Delta]:
         bare = self._buffer.lstrip(SPACE)
-        if bare.startswith(self._tags.begin):
-            self._state, self._buffer = "reasoning", bare[len(self._tags.begin) :]
-        elif not self._tags.begin.startswith(bare):
+        if bare.startswith(self._tags.opening):
+            self._state, self._buffer = "reasoning", bare[len(self._tags.opening) :]
+        elif not self._tags.opening.startswith(bare):
             self._state = "text"
         yield from ()
 

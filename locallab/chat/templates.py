@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 import jinja2
@@ -13,7 +15,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from locallab.chat.messages import Message, ToolCall, arguments, folded, without_system, written_out
+from locallab.chat.messages import THOUGHTS, Message, ToolCall, arguments, folded, unthought, without_system, written_out
 from locallab.errors import InvalidField, ModelError
 
 CHATML = (
@@ -21,6 +23,9 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 """For a model that carries no template."""
+
+PROBE = "locallab_probe"
+"""The name of a tool that no conversation speaks of."""
 
 
 class ChatTemplate:
@@ -39,6 +44,15 @@ class ChatTemplate:
         self._knows_calls = "tool_calls" in text
         self._checked = ("system",) if "tool" in text else ("system", "tool")
 
+    @functools.cached_property
+    def tells_tools(self) -> bool:
+        """Whether it puts the tools it is given into the prompt: some only know how calls are written."""
+        probe = {"name": PROBE, "description": "", "parameters": {"type": "object", "properties": {}}}
+        try:
+            return PROBE in self.render([Message("user", "")], tools=[{"type": "function", "function": probe}])
+        except InvalidField:
+            return False
+
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True, **kwargs: Any) -> str:
         """The conversation as text, markup included, ready for the assistant's turn if `add_generation_prompt`.
 
@@ -47,11 +61,11 @@ class ChatTemplate:
         Raises InvalidField with the template's own reason when it refuses every shape.
         """
         incomplete, reason = "", ""
-        shapes: tuple[Callable[[Sequence[Message]], Sequence[Message]], ...] = (list, folded, without_system)
+        shapes: tuple[Callable[[Sequence[Message]], Sequence[Message]], ...] = (list, unthought, folded, without_system)
         for shape in shapes:
             shaped = shape(messages)
             try:
-                text = self._render(shaped, add_generation_prompt, kwargs)
+                text = self._render([self._entry(message) for message in shaped], add_generation_prompt, kwargs)
             except Exception as error:  # a template is its author's program: it can raise anything
                 reason = reason or str(error) or type(error).__name__
                 continue
@@ -65,21 +79,47 @@ class ChatTemplate:
     def _holds(self, text: str, messages: Sequence[Message]) -> bool:
         return all(message.content.strip() in text for message in messages if message.role in self._checked)
 
-    def _render(self, messages: Sequence[Message], add_generation_prompt: bool, more: dict[str, Any]) -> str:
-        known = {"messages": [self._entry(m) for m in messages], "tools": None, "documents": None}
-        return self._template.render({**known, **more}, add_generation_prompt=add_generation_prompt)
+    def _render(self, entries: Sequence[dict[str, Any]], add_generation_prompt: bool, more: dict[str, Any]) -> str:
+        """Some templates go through `tools` without a look whether there are any."""
+        known = {"messages": entries, "tools": None, "documents": None, **more}
+        try:
+            return self._template.render(known, add_generation_prompt=add_generation_prompt)
+        except TypeError:
+            if known["tools"] is not None:
+                raise
+            return self._template.render({**known, "tools": []}, add_generation_prompt=add_generation_prompt)
 
-    def _entry(self, message: Message) -> dict[str, Any]:
-        if not self._knows_calls:
-            message = written_out(message)
-        calls = [_call(call) for call in message.tool_calls]
-        entry = {"role": message.role, "content": message.content}
-        optional = {"name": message.name, "tool_calls": calls, "tool_call_id": message.tool_call_id}
-        return {**entry, **{key: value for key, value in optional.items() if value}}
+    @functools.cached_property
+    def _entry(self) -> Callable[[Message], dict[str, Any]]:
+        """How it takes a message: the first way in which it does not leave out a call."""
+        call = ToolCall("probe0000", PROBE, '{"a": 1}')
+        talk = [Message("user", "a"), Message("assistant", "", tool_calls=(call,)), Message("tool", "b", "it", (), call.id)]
+        for entry in (_entry, _text_entry):
+            with contextlib.suppress(Exception):
+                if PROBE in self._render([entry(message) for message in talk], True, {}):
+                    return entry
+        return _entry if self._knows_calls else _plain_entry
 
 
-def _call(call: ToolCall) -> dict[str, Any]:
-    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments(call)}}
+def _entry(message: Message) -> dict[str, Any]:
+    calls = [_call(call, arguments(call)) for call in message.tool_calls]
+    thought = dict.fromkeys(THOUGHTS, message.reasoning)
+    optional = {"name": message.name, "tool_calls": calls, "tool_call_id": message.tool_call_id, **thought}
+    return {"role": message.role, "content": message.content, **{key: value for key, value in optional.items() if value}}
+
+
+def _text_entry(message: Message) -> dict[str, Any]:
+    """For templates that know calls as the API has them: arguments as JSON text, and no content beside them."""
+    calls = [_call(call, call.arguments) for call in message.tool_calls]
+    return {**_entry(message), **({"content": message.content or None, "tool_calls": calls} if calls else {})}
+
+
+def _plain_entry(message: Message) -> dict[str, Any]:
+    return _entry(written_out(message))
+
+
+def _call(call: ToolCall, given: Any) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": given}}
 
 
 class _Generation(Extension):
@@ -118,4 +158,12 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     """JSON as models were trained on it: Jinja's own filter would escape it for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    form: dict[str, Any] = {"indent": indent, "separators": separators, "sort_keys": sort_keys}
+    return json.dumps(value, ensure_ascii=ensure_ascii, default=_listed, **form)
+
+
+def _listed(value: Any) -> list[Any]:
+    """What Jinja's own filters make of a list, such as `map`."""
+    if isinstance(value, Iterable):
+        return list(value)
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from locallab.chat.answer import AnswerParser
-from locallab.chat.messages import Message
+from locallab.chat.messages import Message, written_out
 from locallab.chat.reasoning import Tags, ThinkParser, tags_of
 from locallab.chat.templates import ChatTemplate
 from locallab.chat.tools import Lark, Tool, ToolChoice, ToolFormat, choose
@@ -82,7 +82,7 @@ def plan(request: ChatRequest, template: ChatTemplate, control: Mapping[str, int
     tool_format = found if tools or found.whole else None
     prompt = _prompt(request, tools, tool_format, template)
     tags = None if found.whole else tags_of(template.source)
-    opened = tags is not None and prompt.rstrip().endswith(tags.begin)
+    opened = tags is not None and prompt.rstrip().endswith(tags.opening)
     closing = opened and (request.thinking.off or _cannot_think(request.answer))
     if tags and (closing or prompt.rstrip().endswith(tags.end)):
         prompt += f"\n{tags.end}\n\n" if closing else ""
@@ -94,12 +94,23 @@ def plan(request: ChatRequest, template: ChatTemplate, control: Mapping[str, int
 
 def _prompt(request: ChatRequest, tools: Sequence[Tool], tool_format: ToolFormat | None, template: ChatTemplate) -> str:
     messages = list(request.messages)
-    if isinstance(tool_format, Generic):
-        messages.insert(0, Message("system", tool_format.instructions(tools)))
     variables = {**_thinking(request.thinking), **request.variables}
-    if tools and not isinstance(tool_format, Generic):
+    is_generic = isinstance(tool_format, Generic)
+    if is_generic:  # calls of earlier turns look as those to come
+        messages = [written_out(message) for message in messages]
+    if tools and not is_generic and template.tells_tools:
         variables["tools"] = [_described(tool) for tool in tools]
+    elif tools and tool_format:
+        messages = _instructed(messages, tool_format.instructions(tools))
     return template.render(messages, **variables)
+
+
+def _instructed(messages: Sequence[Message], instructions: str) -> list[Message]:
+    """The messages with the instructions in the first system message: many templates take one only."""
+    if not messages or messages[0].role != "system":
+        return [Message("system", instructions), *messages]
+    head = dataclasses.replace(messages[0], content=f"{instructions}\n\n{messages[0].content}")
+    return [head, *messages[1:]]
 
 
 def _described(tool: Tool) -> dict[str, Any]:
@@ -142,7 +153,8 @@ def _start(tags: Tags | None, opened: bool, lark: Lark) -> str:
     else:
         thought = f"thought[lazy]: THOUGHT {lark.marker(tags.end)}\nTHOUGHT: /(?s:.*)/"
     gap = f"gap: {AFTER_REASONING}"
-    reasoning = "thought gap answer" if opened else f"answer | {lark.marker(tags.begin)} thought gap answer"
+    begin = " ".join([lark.marker(tags.begin), *([json.dumps(tags.label)] if tags.label else [])])
+    reasoning = "thought gap answer" if opened else f"answer | {begin} thought gap answer"
     return f"start: {reasoning}\n{thought}\n{gap}"
 
 

@@ -54,4 +54,4 @@ def spread(prompts: Sequence[Sequence[int]], params: SamplingParams, n: int) -> 
 def _budget(request: ChatRequest, turn: Turn) -> ReasoningBudget | None:
     if request.thinking.budget is None or turn.tags is None:
         return None
-    return ReasoningBudget(request.thinking.budget, turn.tags.begin, turn.tags.end, turn.open)
+    return ReasoningBudget(request.thinking.budget, turn.tags.opening, turn.tags.end, turn.open)

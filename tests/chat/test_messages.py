@@ -37,6 +37,13 @@ TAKEN: dict[str, tuple[dict[str, Any], Message]] = {
         Message("assistant", "", tool_calls=(ToolCall("", "f", '{"x": 1}'),)),
     ),
     "no tool calls": ({"role": "assistant", "content": "a", "tool_calls": []}, Message("assistant", "a")),
+    "thoughts": ({"role": "assistant", "content": "a", "reasoning_content": "hm"}, Message("assistant", "a", reasoning="hm")),
+    "thoughts as others name them": (
+        {"role": "assistant", "content": "a", "reasoning_content": None, "reasoning": "hm"},
+        Message("assistant", "a", reasoning="hm"),
+    ),
+    "thoughts of a wrong type": ({"role": "assistant", "content": "a", "reasoning": {"x": 1}}, Message("assistant", "a")),
+    "thoughts of the user": ({"role": "user", "content": "a", "thinking": "hm"}, Message("user", "a")),
     "function call": (
         {"role": "assistant", "function_call": {"name": "f", "arguments": "{}"}},
         Message("assistant", "", tool_calls=(ToolCall("", "f", "{}"),)),

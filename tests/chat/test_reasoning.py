@@ -7,6 +7,8 @@ from tests.chat.splits import every_split
 
 THINK = Tags("<think>", "</think>")
 
+CHANNEL = Tags("<|channel>", "<channel|>", "thought")
+
 CASES = [
     (False, "Hello", "", "Hello"),
     (False, "<think>\nso it\n goes\n</think>\n\nHello", "so it\n goes", "Hello"),
@@ -26,7 +28,16 @@ def test_reasoning_and_text_come_apart_however_they_are_cut(open: bool, raw: str
     assert (said.reasoning, said.text) == (reasoning, text)
 
 
+@pytest.mark.parametrize(
+    ("raw", "reasoning", "text"),
+    [("<|channel>thought\nso\n<channel|>Hello", "so", "Hello"), ("<|channel>final", "", "<|channel>final"), ("Hi", "", "Hi")],
+)
+def test_reasoning_in_a_channel(raw: str, reasoning: str, text: str) -> None:
+    said = every_split(lambda: ThinkParser(CHANNEL, False), raw)
+    assert (said.reasoning, said.text) == (reasoning, text)
+
+
 @pytest.mark.parametrize("tags", TAGS, ids=lambda tags: str(tags.begin))
 def test_the_template_tells_the_tags(tags: Tags) -> None:
-    assert tags_of(f"... {tags.begin} ... {tags.end} ...") == tags
+    assert tags_of(f"... {tags.opening} ... {tags.end} ...") == tags
     assert tags_of("{{ messages }}") is None

@@ -133,3 +133,51 @@ def test_tool_calls_for_a_template_that_does_not() -> None:
     text = ChatTemplate(None).render(talk)
     call = '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'
     assert f"<|im_start|>assistant\nlook:\n{call}<|im_end|>\n<|im_start|>tool\n1<|im_end|>" in text
+
+
+def test_a_template_that_goes_through_tools_without_a_look_gets_an_empty_list() -> None:
+    assert ChatTemplate("{% for t in tools %}{{ t }}{% endfor %}{{ messages[0].content }}").render(TALK[1:2]) == "hi"
+
+
+def test_lists_made_by_filters_can_be_written_as_json() -> None:
+    source = "{{ tools | map(attribute='function') | tojson }}{{ messages[0].content }}"
+    assert ChatTemplate(source).render(TALK[1:2], tools=[{"function": {"name": "f"}}]) == '[{"name": "f"}]hi'
+
+
+@pytest.mark.parametrize(
+    ("source", "tells"),
+    [
+        ("{{ tools | tojson }}{{ messages[0].content }}", True),
+        ("{% for t in tools %}{{ t.function.name }}{% endfor %}{{ messages[0].content }}", True),
+        ("{{ messages[0].content }}{% if messages[0].tool_calls %}x{% endif %}", False),
+        ("{{ raise_exception('no') }}", False),
+    ],
+    ids=["json", "names", "calls only", "refuses"],
+)
+def test_whether_a_template_tells_the_model_of_its_tools(source: str, tells: bool) -> None:
+    assert ChatTemplate(source).tells_tools is tells
+
+
+API_CALLS = """{%- for m in messages %}
+    {%- if m.content is none %}{% for c in m.tool_calls %}{{ c.function.name + c.function.arguments }}{% endfor %}{% endif %}
+    {%- if m.content is not none %}{{ m.content }}{% endif %}
+{%- endfor %}"""
+
+
+def test_calls_for_a_template_that_knows_them_as_the_api_has_them() -> None:
+    """Arguments as JSON text, and only where there is no content at all."""
+    talk = [Message("user", "u"), Message("assistant", "", tool_calls=(ToolCall("c", "f", '{"x": 1}'),)), Message("tool", "1")]
+    assert ChatTemplate(API_CALLS).render(talk) == 'uf{"x": 1}1'
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
+def test_what_the_assistant_thought_goes_to_the_template(name: str) -> None:
+    source = "{% for m in messages %}{% if m." + name + " %}<{{ m." + name + " }}>{% endif %}{{ m.content }}{% endfor %}"
+    talk = [Message("user", "u"), Message("assistant", "a", reasoning="hm"), Message("user", "v")]
+    assert ChatTemplate(source).render(talk) == "u<hm>av"
+
+
+def test_a_template_that_refuses_thoughts_is_rendered_without() -> None:
+    source = "{% for m in messages %}{% if m.thinking %}{{ raise_exception('no') }}{% endif %}{{ m.role[0] }}{% endfor %}"
+    talk = [Message("user", "u"), Message("assistant", "a", reasoning="hm"), Message("user", "v"), Message("user", "w")]
+    assert ChatTemplate(source).render(talk) == "uauu"

@@ -5,11 +5,12 @@ import json
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
-from locallab.chat import ChatTemplate, Message
+from locallab.chat import ChatTemplate, Message, ToolCall
 from locallab.chat.tools import Tool, ToolChoice
 from locallab.chat.turn import ChatRequest, Thinking, Turn, plan
 from locallab.engine.request import Constraint
 from locallab.errors import InvalidField
+from tests.chat.splits import parse
 
 TOKENIZER = LLTokenizer("byte")
 MESSAGES = [Message("user", "Hi")]
@@ -82,6 +83,40 @@ def test_a_model_without_tools_is_told_how_to_call() -> None:
     assert "weather" in prompt and "<tool_call>" in prompt and '"city"' in prompt
 
 
+def test_a_template_that_knows_calls_but_lists_no_tools_is_helped() -> None:
+    """In the system message that is there: some templates take only one."""
+    template = ChatTemplate("{{ messages[0].content }}{# <｜tool▁calls▁begin｜> tool_calls #}<{{ messages[-1].content }}>")  # noqa: RUF001
+    request = ChatRequest(messages=[Message("system", "Be brief."), *MESSAGES], tools=(WEATHER,))
+    prompt = plan(request, template, {}).prompt
+    assert '"name": "weather"' in prompt and "<｜tool▁call▁begin｜>" in prompt  # noqa: RUF001
+    assert prompt.endswith("Be brief.<Hi>")
+
+
+def test_earlier_calls_look_as_those_that_a_general_format_asks_for() -> None:
+    template = ChatTemplate("{% for m in messages %}{{ m.content }}{% for c in m.tool_calls %}[native]{% endfor %}{% endfor %}")
+    talk = [*MESSAGES, Message("assistant", "", tool_calls=(ToolCall("c", "weather", '{"city": "Oslo"}'),))]
+    prompt = plan(ChatRequest(messages=talk, tools=(WEATHER,)), template, {}).prompt
+    assert CALL in prompt and "[native]" not in prompt
+    assert "[native]" in plan(ChatRequest(messages=talk), template, {}).prompt
+
+
+GEMMA = ChatTemplate(
+    "{% for m in messages %}{{ m.content }}{% endfor %}<|turn>model\n"
+    "{% if not enable_thinking %}<|channel>thought\n<channel|>{% endif %}"
+)
+
+
+def test_reasoning_in_a_channel() -> None:
+    assert turn(GEMMA).tags is None  # the prompt has closed it
+    request = ChatRequest(messages=MESSAGES, thinking=Thinking(enabled=True), answer=SCHEMA)
+    made = plan(request, GEMMA, {"<|channel>": 7, "<channel|>": 8})
+    assert made.visible == ("<|channel>", "<channel|>")
+    assert made.constraint is not None and '<[7]> "thought"' in made.constraint.source
+    parser = turn(GEMMA, thinking=Thinking(enabled=True)).parser()
+    said = parse(parser, "<|channel>thought\nso it goes\n<channel|>Hello")
+    assert (said.reasoning, said.text) == ("so it goes", "Hello")
+
+
 def test_a_template_that_knows_tools_gets_them_itself() -> None:
     assert "'function': {'name': 'weather'" in turn(REASONING, tools=(WEATHER,)).prompt
 
@@ -138,8 +173,6 @@ def test_markers_that_are_control_tokens_are_named_by_id_and_made_visible() -> N
 
 def test_the_parser_reads_reasoning_text_and_calls() -> None:
     parser = turn(REASONING, tools=(WEATHER,)).parser()
-    from tests.chat.splits import parse
-
     said = parse(parser, f"<think>so</think>\n\nLet me see.\n{CALL}\n")
     assert (said.reasoning, said.text, parser.called) == ("so", "Let me see.", True)
     assert [(call.name, json.loads(call.arguments)) for call in said.calls] == [("weather", {"city": "Oslo"})]

@@ -15,7 +15,7 @@ from locallab.chat.turn import ChatRequest, Turn, plan
 from locallab.engine.request import TokenEvent, Usage
 
 TEMPLATE = (
-    "{% for m in messages %}<{{ m.role }}>{{ m.content }}"
+    "{% for m in messages %}<{{ m.role }}>{% if m.reasoning_content %}({{ m.reasoning_content }}){% endif %}{{ m.content }}"
     "{% for c in m.tool_calls or [] %}[{{ c.function.name }} {{ c.function.arguments | tojson }} {{ c.id }}]{% endfor %}"
     "{% if m.tool_call_id %}[{{ m.tool_call_id }}]{% endif %}{{ '\n' }}{% endfor %}"
     "{% for tool in tools or [] %}<can>{{ tool.function.name }}\n{% endfor %}"

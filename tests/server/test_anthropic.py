@@ -145,14 +145,14 @@ def test_a_conversation_with_tools_goes_on(thinking: Served) -> None:
     assert f"<assistant>[weather {arguments} {call['id']}]\n<tool>rain[{call['id']}]\n<user>so?\n<can>weather\n" in said
 
 
-def test_thinking_of_earlier_turns_is_left_out(thinking: Served) -> None:
+def test_thinking_of_earlier_turns_goes_to_the_template(thinking: Served) -> None:
     content = [
         {"type": "thinking", "thinking": "hm", "signature": "x"},
         {"type": "redacted_thinking", "data": "y"},
         {"type": "text", "text": "yes"},
     ]
     said = prompt(thinking, messages=[*USER, {"role": "assistant", "content": content}, *USER])
-    assert said.startswith("<s><user>hi\n<assistant>yes\n<user>hi\n")
+    assert said.startswith("<s><user>hi\n<assistant>(hm)yes\n<user>hi\n")
 
 
 @pytest.mark.parametrize(

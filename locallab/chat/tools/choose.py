@@ -9,9 +9,10 @@ from locallab.chat.tools.format import ToolFormat
 from locallab.chat.tools.functionary import FunctionTags, Recipients
 from locallab.chat.tools.gemma import FunctionGemma, Gemma
 from locallab.chat.tools.generic import Generic
+from locallab.chat.tools.glm import Glm
 from locallab.chat.tools.harmony import Harmony
 from locallab.chat.tools.hermes import Hermes
-from locallab.chat.tools.listed import Granite, Phi
+from locallab.chat.tools.listed import Apriel, Granite, Phi
 from locallab.chat.tools.llama3 import Llama3
 from locallab.chat.tools.mistral import Mistral, MistralArray
 from locallab.chat.tools.qwen_coder import QwenCoder
@@ -27,7 +28,9 @@ FORMATS: Sequence[ToolFormat] = (
     FunctionGemma(),
     Phi(),
     Granite(),
+    Apriel(),
     QwenCoder(),
+    Glm(),
     Hermes(),
     FunctionTags(),
     Llama3(),

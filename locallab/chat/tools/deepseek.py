@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from locallab.chat.deltas import Parser
-from locallab.chat.tools.format import Lark, NewId, Tool, ToolFormat, call_id
+from locallab.chat.tools.format import ARGUMENTS, NAME, Lark, NewId, Tool, ToolFormat, call_id
 from locallab.chat.tools.named import NamedCalls
 
 CALLS = "<｜tool▁calls▁begin｜>"  # noqa: RUF001
@@ -23,6 +23,7 @@ class DeepSeek(ToolFormat):
     name: ClassVar[str] = "deepseek"
     begin: ClassVar[str] = CALLS
     controls: ClassVar[tuple[str, ...]] = (CALLS, CALLS_END, CALL, CALL_END, SEPARATOR)
+    example: ClassVar[str] = f"{CALLS}{CALL}{NAME}{SEPARATOR}{ARGUMENTS}{CALL_END}{CALLS_END}"
 
     def matches(self, template: str) -> bool:
         return CALLS in template and FENCE not in template
@@ -43,6 +44,7 @@ class DeepSeek(ToolFormat):
 
 class DeepSeekR1(DeepSeek):
     name: ClassVar[str] = "deepseek-r1"
+    example: ClassVar[str] = f"{CALLS}{CALL}function{SEPARATOR}{NAME}\n{FENCE}\n{ARGUMENTS}\n```{CALL_END}{CALLS_END}"
 
     def matches(self, template: str) -> bool:
         return CALLS in template and FENCE in template

@@ -38,6 +38,11 @@ class ToolChoice:
 
 NewId = Callable[[], str]
 
+NAME = "<name of the tool>"
+ARGUMENTS = "{<arguments as JSON>}"
+JSON_CALL = f'{{"name": "{NAME}", "arguments": {ARGUMENTS}}}'
+"""What stands for a call's parts in examples."""
+
 MOST_CALLS = 16
 """In one answer: small models repeat a call without end."""
 
@@ -80,10 +85,12 @@ class Lark:
 class ToolFormat(abc.ABC):
     """One family's way to write tool calls. `begin` is the text that opens the first call: what is before it is the answer's
     text. `controls` are texts of the format that may be control tokens and that the parser has to see. A format that is
-    `whole` marks reasoning and text too: it reads every answer of its models, and its grammar covers all of it."""
+    `whole` marks reasoning and text too: it reads every answer of its models, and its grammar covers all of it. `example` is a
+    call as a model is told to write it that is not told so by its template."""
 
     name: ClassVar[str]
     begin: ClassVar[str]
+    example: ClassVar[str]
     controls: ClassVar[tuple[str, ...]] = ()
     whole: ClassVar[bool] = False
 
@@ -98,6 +105,18 @@ class ToolFormat(abc.ABC):
     @abc.abstractmethod
     def call(self, tool: Tool, lark: Lark) -> str:
         """One call as grammar, without `begin`, and without what stands between calls and after the last."""
+
+    def instructions(self, tools: Sequence[Tool]) -> str:
+        """A system message that lists the tools and says how to call one, where the model's template does not."""
+        listed = "\n".join(
+            json.dumps({"name": tool.name, "description": tool.description, "parameters": tool.parameters}, ensure_ascii=False)
+            for tool in tools
+        )
+        return (
+            f"You can call these tools, one JSON object a line:\n{listed}\n\n"
+            f"To call a tool, answer with nothing but\n{self.example}\n"
+            "and wait for its result. Call a tool only when it helps; otherwise answer in plain words."
+        )
 
     def rules(self, lark: Lark) -> Sequence[str]:
         """Rules that `call` refers to."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from locallab.chat.deltas import CallArguments, CallStart, Delta, Parser, Text
-from locallab.chat.tools.format import TEXT, Lark, NewId, Tool, ToolChoice, ToolFormat, call_id
+from locallab.chat.tools.format import ARGUMENTS, NAME, TEXT, Lark, NewId, Tool, ToolChoice, ToolFormat, call_id
 from locallab.chat.tools.named import NamedCalls
 from locallab.chat.tools.scanning import Ended, MarkupParser, Script
 
@@ -20,6 +20,7 @@ EVERYBODY = "all"
 class FunctionTags(ToolFormat):
     name: ClassVar[str] = "function-tags"
     begin: ClassVar[str] = FUNCTION
+    example: ClassVar[str] = f"{FUNCTION}{NAME}>{ARGUMENTS}{FUNCTION_END}"
 
     def matches(self, template: str) -> bool:
         return FUNCTION in template and FUNCTION_END in template and "tool_call>" not in template
@@ -36,6 +37,7 @@ class Recipients(ToolFormat):
 
     name: ClassVar[str] = "recipients"
     begin: ClassVar[str] = ""
+    example: ClassVar[str] = f"{RECIPIENT}{NAME}\n{ARGUMENTS}"
     whole: ClassVar[bool] = True
 
     def matches(self, template: str) -> bool:

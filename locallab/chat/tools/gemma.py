@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from locallab.chat.deltas import CallArguments, CallStart, Parser, Text
 from locallab.chat.tools.bare import is_required, is_text, properties
-from locallab.chat.tools.format import Lark, NewId, Tool, ToolFormat, call_id
+from locallab.chat.tools.format import NAME, Lark, NewId, Tool, ToolFormat, call_id
 from locallab.chat.tools.scanning import Ended, MarkupParser, Script
 
 CALL = "call:"
@@ -23,6 +23,7 @@ class Gemma(ToolFormat):
     close: ClassVar[str] = "<tool_call|>"
     quote: ClassVar[str] = '<|"|>'
     controls: ClassVar[tuple[str, ...]] = ("<|tool_call>", "<tool_call|>", '<|"|>')
+    example: ClassVar[str] = f'<|tool_call>{CALL}{NAME}{{<argument>:<|"|><its text><|"|>}}<tool_call|>'
 
     def matches(self, template: str) -> bool:
         return self.begin in template
@@ -52,6 +53,7 @@ class FunctionGemma(Gemma):
     close: ClassVar[str] = "<end_function_call>"
     quote: ClassVar[str] = "<escape>"
     controls: ClassVar[tuple[str, ...]] = ("<start_function_call>", "<end_function_call>", "<escape>")
+    example: ClassVar[str] = f"<start_function_call>{CALL}{NAME}{{<argument>:<escape><its text><escape>}}<end_function_call>"
 
 
 class GemmaCalls(MarkupParser):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from locallab.chat.deltas import CallArguments, CallStart, Delta, Parser, Reasoning, Text
-from locallab.chat.tools.format import TEXT, Lark, NewId, Tool, ToolChoice, ToolFormat, call_id
+from locallab.chat.tools.format import ARGUMENTS, NAME, TEXT, Lark, NewId, Tool, ToolChoice, ToolFormat, call_id
 from locallab.chat.tools.scanning import Ended, MarkupParser, Script
 
 START = "<|start|>"
@@ -25,6 +25,7 @@ class Harmony(ToolFormat):
     name: ClassVar[str] = "harmony"
     begin: ClassVar[str] = CHANNEL
     controls: ClassVar[tuple[str, ...]] = (START, CHANNEL, CONSTRAIN, MESSAGE, END, CALL, RETURN)
+    example: ClassVar[str] = f"{CHANNEL}commentary to={FUNCTIONS}{NAME} {CONSTRAIN}json{MESSAGE}{ARGUMENTS}{CALL}"
     whole: ClassVar[bool] = True
 
     def matches(self, template: str) -> bool:

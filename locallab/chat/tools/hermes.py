@@ -6,20 +6,23 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from locallab.chat.deltas import Parser
-from locallab.chat.tools.format import Lark, NewId, Tool, ToolFormat, call_id
+from locallab.chat.tools.format import JSON_CALL, Lark, NewId, Tool, ToolFormat, call_id
 from locallab.chat.tools.jsoncalls import JsonCalls, json_call
 
 BEGIN = "<tool_call>"
 END = "</tool_call>"
+OTHERS = ("<function=", "<arg_key>", "<invoke ", "<tool_calls>")
+"""What other formats write that have this marker too."""
 
 
 class Hermes(ToolFormat):
     name: ClassVar[str] = "hermes"
     begin: ClassVar[str] = BEGIN
     controls: ClassVar[tuple[str, ...]] = (BEGIN, END)
+    example: ClassVar[str] = f"{BEGIN}\n{JSON_CALL}\n{END}"
 
     def matches(self, template: str) -> bool:
-        return BEGIN in template and "<function=" not in template and "<arg_key>" not in template
+        return BEGIN in template and not any(other in template for other in OTHERS)
 
     def parser(self, tools: Sequence[Tool], new_id: NewId = call_id) -> Parser:
         return JsonCalls(BEGIN, END, new_id)

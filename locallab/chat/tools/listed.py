@@ -1,4 +1,5 @@
-"""Granite 3 and Phi-4-mini: `<|tool_call|>` and then a JSON array of calls; Phi closes it with `<|/tool_call|>`."""
+"""A JSON array of calls behind a marker: `<|tool_call|>` for Granite 3 and Phi-4-mini, which closes it with `<|/tool_call|>`,
+`<tool_calls>` and `</tool_calls>` for Apriel."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from locallab.chat.deltas import Parser
-from locallab.chat.tools.format import Lark, NewId, Tool, call_id
+from locallab.chat.tools.format import JSON_CALL, Lark, NewId, Tool, call_id
 from locallab.chat.tools.jsoncalls import JsonArray, JsonCalls
 
 BEGIN = "<|tool_call|>"
@@ -17,6 +18,7 @@ class Granite(JsonArray):
     name: ClassVar[str] = "granite"
     begin: ClassVar[str] = BEGIN
     controls: ClassVar[tuple[str, ...]] = (BEGIN,)
+    example: ClassVar[str] = f"{BEGIN}[{JSON_CALL}]"
 
     def matches(self, template: str) -> bool:
         return BEGIN in template and END not in template
@@ -28,6 +30,7 @@ class Granite(JsonArray):
 class Phi(Granite):
     name: ClassVar[str] = "phi"
     controls: ClassVar[tuple[str, ...]] = (BEGIN, END)
+    example: ClassVar[str] = f"{BEGIN}[{JSON_CALL}]{END}"
 
     def matches(self, template: str) -> bool:
         return BEGIN in template and END in template
@@ -37,3 +40,20 @@ class Phi(Granite):
 
     def end(self, lark: Lark) -> str:
         return f'"]" {lark.marker(END)}'
+
+
+class Apriel(JsonArray):
+    name: ClassVar[str] = "apriel"
+    begin: ClassVar[str] = "<tool_calls>"
+    close: ClassVar[str] = "</tool_calls>"
+    controls: ClassVar[tuple[str, ...]] = ("<tool_calls>", "</tool_calls>")
+    example: ClassVar[str] = f"<tool_calls>[{JSON_CALL}]</tool_calls>"
+
+    def matches(self, template: str) -> bool:
+        return f"{self.begin}[" in template and self.close in template
+
+    def parser(self, tools: Sequence[Tool], new_id: NewId = call_id) -> Parser:
+        return JsonCalls(self.begin, self.close, new_id)
+
+    def end(self, lark: Lark) -> str:
+        return f'"]" {lark.marker(self.close)}'

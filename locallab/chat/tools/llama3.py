@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from locallab.chat.deltas import Delta, Parser, Text
 from locallab.chat.jsonscan import SPACE
-from locallab.chat.tools.format import Lark, NewId, Tool, ToolChoice, ToolFormat, call_id
+from locallab.chat.tools.format import ARGUMENTS, NAME, Lark, NewId, Tool, ToolChoice, ToolFormat, call_id
 from locallab.chat.tools.jsoncalls import JsonCalls, json_call
 
 TAG = "<|python_tag|>"
@@ -17,6 +17,7 @@ class Llama3(ToolFormat):
     name: ClassVar[str] = "llama3"
     begin: ClassVar[str] = ""
     controls: ClassVar[tuple[str, ...]] = (TAG,)
+    example: ClassVar[str] = f'{{"name": "{NAME}", "parameters": {ARGUMENTS}}}'
 
     def matches(self, template: str) -> bool:
         return (TAG in template or "ipython" in template) and "parameters" in template

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from locallab.chat.deltas import Parser
-from locallab.chat.tools.format import Lark, NewId, Tool, ToolFormat
+from locallab.chat.tools.format import ARGUMENTS, JSON_CALL, NAME, Lark, NewId, Tool, ToolFormat
 from locallab.chat.tools.jsoncalls import JsonArray, JsonCalls
 from locallab.chat.tools.named import NamedCalls
 
@@ -27,6 +27,7 @@ class Mistral(ToolFormat):
     name: ClassVar[str] = "mistral"
     begin: ClassVar[str] = CALLS
     controls: ClassVar[tuple[str, ...]] = (CALLS, ARGS, CALL_ID)
+    example: ClassVar[str] = f"{CALLS}{NAME}{ARGS}{ARGUMENTS}"
 
     def matches(self, template: str) -> bool:
         return CALLS in template and ARGS in template
@@ -49,6 +50,7 @@ class MistralArray(JsonArray):
     name: ClassVar[str] = "mistral-array"
     begin: ClassVar[str] = CALLS
     controls: ClassVar[tuple[str, ...]] = (CALLS,)
+    example: ClassVar[str] = f"{CALLS}[{JSON_CALL}]"
 
     def matches(self, template: str) -> bool:
         return CALLS in template and ARGS not in template

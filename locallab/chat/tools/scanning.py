@@ -56,12 +56,18 @@ class MarkupParser(abc.ABC):
 
     def until(self, marker: str) -> Step:
         """Waits for the marker, takes it, and returns what was before it. Raises Ended."""
-        while marker not in self.buffer:
+        before = yield from self.before(marker)
+        self.buffer = self.buffer[len(marker) :]
+        return before
+
+    def before(self, *markers: str) -> Step:
+        """Waits for the first of the markers, leaves it, and returns what was before it. Raises Ended."""
+        while not (found := [at for marker in markers if (at := self.buffer.find(marker)) >= 0]):
             if self.ended:
                 rest, self.buffer = self.buffer, ""
                 raise Ended(rest)
             yield None
-        before, _, self.buffer = self.buffer.partition(marker)
+        before, self.buffer = self.buffer[: min(found)], self.buffer[min(found) :]
         return before
 
     def json_value(self, wrap: Callable[[str], Delta]) -> Check:

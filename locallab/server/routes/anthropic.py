@@ -215,6 +215,7 @@ def _message(field: str, role: str, content: object) -> Iterator[Message]:
     """A message of this API can hold text, calls and results: results come first, each is a message of its own."""
     blocks = content if isinstance(content, list) else [{"type": "text", "text": content or ""}]
     texts: list[str] = []
+    thoughts: list[str] = []
     calls: list[ToolCall] = []
     results = 0
     for index, block in enumerate(blocks):
@@ -230,12 +231,14 @@ def _message(field: str, role: str, content: object) -> Iterator[Message]:
                 results += 1
                 answered = str(block.get("tool_use_id") or "") or None
                 yield Message("tool", _text(f"{where}.content", block.get("content")), tool_call_id=answered)
-            case "thinking" | "redacted_thinking":
-                pass  # a template takes no reasoning of earlier turns
+            case "thinking":
+                thoughts.append(_text(f"{where}.thinking", block.get("thinking")))
+            case "redacted_thinking":
+                pass  # nobody but its author can read it
             case kind:
                 raise InvalidField(where, f"cannot take a block of type {kind!r}; known: text, tool_use, tool_result, thinking")
     if texts or calls or not results:
-        yield Message(role, "\n".join(texts), tool_calls=tuple(calls))
+        yield Message(role, "\n".join(texts), tool_calls=tuple(calls), reasoning="\n".join(thoughts))
 
 
 def _call(block: Mapping[str, Any]) -> ToolCall:

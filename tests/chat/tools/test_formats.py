@@ -11,7 +11,8 @@ from llguidance import LLMatcher, LLTokenizer
 
 from locallab.chat import ChatTemplate, Message
 from locallab.chat.tools import FORMATS, Tool, ToolChoice, ToolFormat, choose
-from locallab.chat.tools.format import MOST_CALLS
+from locallab.chat.tools.format import ARGUMENTS, MOST_CALLS, NAME
+from locallab.chat.tools.functionary import RECIPIENT
 from locallab.chat.turn import ChatRequest, plan
 from tests.chat.splits import counting_ids, every_split
 
@@ -45,6 +46,15 @@ QWEN = (
     "</function>\n</tool_call>"
 )
 QWEN_TIME = "<tool_call>\n<function=time>\n</function>\n</tool_call>"
+GLM = (
+    '<tool_call>weather<arg_key>city</arg_key><arg_value>Oslo "S"</arg_value>'
+    "<arg_key>days</arg_key><arg_value>3</arg_value></tool_call>"
+)
+GLM_TIME = "<tool_call>time</tool_call>"
+GLM_LINES = (
+    '<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Oslo "S"</arg_value>\n'
+    "<arg_key>days</arg_key>\n<arg_value>3</arg_value>\n</tool_call>"
+)
 ARGS = '{"city": "Oslo \\"S\\"", "days": 3}'
 JSON = '{"name": "weather", "arguments": ' + ARGS + "}"
 JSON_TIME = '{"name": "time", "arguments": {}}'
@@ -144,6 +154,18 @@ CASES: dict[str, tuple[str, list[Case]]] = {
             Case(f"{THOUGHT}<|channel|>commentary to=functions.weather <|constrain|>json<|message|>{ARGS}", (OSLO,), "", "Hm."),
         ],
     ),
+    "apriel": (
+        "{{ tools }}<tool_calls>[]</tool_calls>",
+        [Case("Hello", text="Hello"), Case(f"I look.\n<tool_calls>[{JSON}, {JSON_TIME}]</tool_calls>", (OSLO, NOW), "I look.")],
+    ),
+    "glm": (
+        "{{ tools }}<tool_call><arg_key></arg_key><arg_value></arg_value>",
+        [
+            Case("Hello", text="Hello"),
+            Case(f"Let me see.\n{GLM}\n{GLM_TIME}", (OSLO, NOW), "Let me see."),
+            Case(f"{GLM_LINES}\n<tool_call>time\n</tool_call>", (OSLO, NOW)),
+        ],
+    ),
     "generic": ("{{ messages }}", [Case("Hello", text="Hello"), Case(f"{HERMES}\n{HERMES_TIME}", (OSLO, NOW))]),
 }
 
@@ -195,6 +217,15 @@ def test_the_grammar_takes_what_the_model_writes(tool_format: ToolFormat, templa
         assert not accepts(grammar(template, ToolChoice("required")), case.raw)
     if len(case.calls) > 1:
         assert not accepts(grammar(template, ToolChoice(parallel=False)), case.raw)
+
+
+@pytest.mark.parametrize("tool_format", FORMATS, ids=lambda each: str(each.name))
+def test_what_a_model_is_told_to_write_is_read_as_a_call(tool_format: ToolFormat) -> None:
+    """By templates that do not list tools themselves."""
+    assert tool_format.example in tool_format.instructions(TOOLS) and '"name": "weather"' in tool_format.instructions(TOOLS)
+    written = tool_format.example.replace(NAME, "time").replace(ARGUMENTS, "{}").removeprefix(RECIPIENT)
+    said = every_split(lambda: tool_format.parser(TOOLS, counting_ids()), written)
+    assert [call.name for call in said.calls] == ["time"]
 
 
 def test_calls_come_to_an_end() -> None:
