@@ -18,6 +18,7 @@ from locallab.engine.request import (
     FimTokens,
     FinishReason,
     Listener,
+    Progress,
     SamplingParams,
     TokenEvent,
     TokenLogprob,
@@ -34,8 +35,8 @@ FIM = FimTokens(prefix=253, suffix=254, middle=255)  # bytes that no UTF-8 has
 MARKUP = {BOS: b"<s>", 253: b"<PRE>", 254: b"<SUF>", 255: b"<MID>"}
 TEXT = "Hello, wörld! 😀 done."
 
-Step = bytes | threading.Event | Exception
-"""Tokens to say, a moment to wait for, or a failure."""
+Step = bytes | threading.Event | Exception | Progress
+"""Tokens to say, a moment to wait for, a failure, or how far the prompt is read."""
 
 Script = Callable[[list[int], SamplingParams], Sequence[Step]]
 
@@ -221,7 +222,11 @@ class FakeEngine:
                 return
             request.steps.pop(0)
             return
-        if isinstance(step, InterruptedError):
+        if isinstance(step, Progress):
+            request.steps.pop(0)
+            if request.params.progress:
+                yield TokenEvent("", progress=step)
+        elif isinstance(step, InterruptedError):
             yield self._end(request, "", "cancelled")
         elif isinstance(step, Exception):
             yield self._end(request, "", "error", step)

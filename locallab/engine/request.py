@@ -45,7 +45,8 @@ class SamplingParams:
     `max_tokens` None means as far as the context goes. `constraint` restricts the answer to a language.
     `visible` are control tokens whose texts are part of the answer's; `reasoning` bounds what comes before it.
     `logprobs` tells how likely each token of the answer was, and so many of the likeliest in its place (None: not even the
-    former); `prompt_logprobs` tells the same of the prompt's, which then is computed as a whole.
+    former); `prompt_logprobs` tells the same of the prompt's, which then is computed as a whole. `progress` tells how far the
+    prompt is read, after each step that reads of it.
     """
 
     temperature: float = 0.8
@@ -68,6 +69,7 @@ class SamplingParams:
     reasoning: ReasoningBudget | None = None
     logprobs: int | None = None
     prompt_logprobs: bool = False
+    progress: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,12 +109,24 @@ class TokenLogprob:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a prompt is read: of `total` tokens `processed` are, of which `cached` came from the prefix cache. `seconds` have
+    passed since its first step began."""
+
+    total: int
+    cached: int
+    processed: int
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class TokenEvent:
     """One step's news of one request: new text (perhaps empty), and at the end why it ended and the usage.
 
     `finish_reason` is set on the last event only. With "error", `error` holds what happened; `stop` is the stop string that
     ended the answer, if one did. `logprobs` are those of the tokens that are part of the answer: not of one that ends it.
-    `prompt_logprobs` come with the first event: those of the prompt's tokens but the first.
+    `prompt_logprobs` come with the first event that has tokens: those of the prompt's tokens but the first. An event with
+    `progress` has nothing else, and comes before all that have.
     """
 
     text: str
@@ -123,6 +137,7 @@ class TokenEvent:
     stop: str | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    progress: Progress | None = None
 
 
 Listener = Callable[[TokenEvent], None]

@@ -20,7 +20,8 @@ class Sequence:
 
     `limit` is the length at which the answer ends: by max_tokens or by the context. `guide` holds the answer to a language,
     `thinking` its reasoning to a budget. `logprobs` are told if they are asked for. An `urgent` one goes ahead of others.
-    `submitted` and `last_token` are when it was made and when its last token was drawn (time.perf_counter).
+    `submitted`, `began` and `last_token` are when it was made, when the first step that reads its prompt began, if progress is
+    told, and when its last token was drawn (time.perf_counter).
     """
 
     id: int
@@ -39,6 +40,7 @@ class Sequence:
     cached: int = 0
     finish_reason: FinishReason | None = None
     submitted: float = dataclasses.field(default_factory=time.perf_counter)
+    began: float | None = None
     last_token: float | None = None
 
     @property

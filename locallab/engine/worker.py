@@ -12,7 +12,7 @@ from collections.abc import Sequence as Seq
 from locallab.engine.guide import Guide, Masks
 from locallab.engine.llama import NO_ROOM, Batch, Context, Model
 from locallab.engine.logprobs import Logits, Logprobs
-from locallab.engine.request import Delivery, EngineStats, FinishReason, Listener, TokenEvent, TokenLogprob
+from locallab.engine.request import Delivery, EngineStats, FinishReason, Listener, Progress, TokenEvent, TokenLogprob
 from locallab.engine.sampler import Sampler
 from locallab.engine.scheduler import Scheduler
 from locallab.engine.sequence import UNPLACED, Sequence
@@ -143,9 +143,21 @@ class Worker:
         n_answers = sum(chunk.count for chunk in chunks if chunk.is_answer)
         self._scheduler.costs.observe(n_answers, sum(chunk.count for chunk in chunks) - n_answers, seconds)
         self._scheduler.commit(chunks)
+        for chunk in chunks:
+            if chunk.sequence.params.progress and chunk.start < chunk.sequence.n_prompt:
+                self._tell_progress(chunk.sequence, began)
         if outputs:
             self._advance(chunks, outputs)
         return True
+
+    def _tell_progress(self, sequence: Sequence, began: float) -> None:
+        """Not when its prompt is read again: a preempted one has told it before."""
+        if sequence.n_answer:
+            return
+        sequence.began = sequence.began or began
+        seconds = time.perf_counter() - sequence.began
+        progress = Progress(sequence.n_prompt, sequence.cached, sequence.computed, seconds)
+        self._events.append((sequence.listener, TokenEvent("", progress=progress)))
 
     def _move(self, move: Move) -> None:
         match move:

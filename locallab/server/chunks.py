@@ -13,7 +13,7 @@ import msgspec
 
 from locallab.chat.deltas import CallArguments, CallStart, Delta, Reasoning, Text
 from locallab.chat.turn import Turn
-from locallab.engine.request import Usage
+from locallab.engine.request import Progress, Usage
 from locallab.server.errors import native_body, openai_body
 from locallab.server.generate import Item
 from locallab.server.reader import News, Reader, plain_text
@@ -52,6 +52,12 @@ def usage_body(usages: Sequence[Usage], n: int = 1) -> dict[str, Any]:
     }
 
 
+def progress_body(progress: Progress) -> dict[str, int]:
+    """How far a prompt is read, as llama.cpp's server tells it; milliseconds."""
+    figures = {"total": progress.total, "cache": progress.cached, "processed": progress.processed}
+    return {**figures, "time_ms": round(progress.seconds * 1000)}
+
+
 def event(body: object) -> bytes:
     return b"data: " + dumps(body) + b"\n\n"
 
@@ -76,7 +82,10 @@ class OpenAIChunks(abc.ABC):
         self._around = [self._split(index) for index in range(total)]
 
     def encode(self, items: list[Item]) -> bytes:
-        return b"".join(self._events(items))
+        told = [item for item in items if item[1].progress is not None]
+        if told:
+            items = [item for item in items if item[1].progress is None]
+        return b"".join([*self._progress(told), *self._events(items)])
 
     def end(self) -> bytes:
         usage = [event(self._head.body(self.kind, [], usage=usage_body(self._usages, self._n)))] if self._include_usage else []
@@ -103,6 +112,12 @@ class OpenAIChunks(abc.ABC):
                 yield dumps(news.text).join(self._around[index])
             if news.finish_reason is not None:
                 yield self._last(index, news.finish_reason, news.usage or Usage(0, 0, 0))
+
+    def _progress(self, items: list[Item]) -> Iterable[bytes]:
+        for index, news in items:
+            if news.progress is not None:
+                yield from self._open(index)
+                yield self._chunk(self.choice(index, "", None), prompt_progress=progress_body(news.progress))
 
     def _last(self, index: int, finish_reason: str, usage: Usage) -> bytes:
         """What ends an answer."""

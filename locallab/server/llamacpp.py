@@ -12,7 +12,7 @@ from msgspec import Meta
 from locallab.engine.request import Constraint, SamplingParams, TokenLogprob
 from locallab.errors import InvalidField
 from locallab.pool import Loaded
-from locallab.server.chunks import dumps, event
+from locallab.server.chunks import dumps, event, progress_body
 from locallab.server.errors import openai_body
 from locallab.server.fields import Sampling
 from locallab.server.filling import File, gap_prompt
@@ -36,6 +36,7 @@ class LlamaBody(Sampling, kw_only=True):
 
     model: Annotated[str | None, Meta(description="the model to ask; an unknown name is the current one")] = None
     stream: Annotated[bool | None, Meta(description="send the answer while it is written")] = None
+    return_progress: Annotated[bool | None, Meta(description="with stream: tell how far the prompt is read")] = None
     n_predict: Annotated[int | None, Meta(description="most tokens of the answer; -1: as far as the context goes")] = None
     n_probs: Annotated[int | None, Meta(description="likeliest tokens to tell in place of each; 0: tell nothing")] = None
     grammar: Annotated[str | None, Meta(description="a grammar in GBNF that the answer matches")] = None
@@ -60,7 +61,8 @@ class LlamaBody(Sampling, kw_only=True):
         if self.post_sampling_probs:
             raise InvalidField("post_sampling_probs", "is not supported: probabilities are those before sampling")
         notes += [f"{field} is not heeded" for field in ("samplers", "n_indent", "t_max_predict_ms") if getattr(self, field)]
-        return dataclasses.replace(self.params(n_vocab, longest), logprobs=self.n_probs or None)
+        progress = bool(self.stream and self.return_progress)
+        return dataclasses.replace(self.params(n_vocab, longest), logprobs=self.n_probs or None, progress=progress)
 
     def constraint(self) -> Constraint | None:
         """What the answer must match. Raises InvalidField."""
@@ -202,6 +204,9 @@ class LlamaChunks:
 
     def _events(self, items: list[Item]) -> Iterator[bytes]:
         for _, news in items:
+            if news.progress is not None:
+                silent = {"index": 0, "content": "", "tokens": [], "stop": False}
+                yield event({**silent, "prompt_progress": progress_body(news.progress)})
             if news.text or news.logprobs:
                 piece = {"index": 0, "content": news.text, "tokens": list(news.token_ids), "stop": False}
                 told = {"completion_probabilities": [probability(each) for each in news.logprobs]} if self._told else {}

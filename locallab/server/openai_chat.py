@@ -29,7 +29,12 @@ class OpenAIBody(Structured, kw_only=True):
     model: Annotated[str | None, Meta(description="the model to ask; an unknown name is the current one")] = None
     n: Annotated[int | None, Meta(description="answers to each prompt")] = None
     stream: Annotated[bool | None, Meta(description="send the answer while it is written")] = None
+    return_progress: Annotated[bool | None, Meta(description="with stream: tell how far the prompt is read")] = None
     stream_options: Annotated[StreamOptions | None, Meta(description="what a stream tells besides the answer")] = None
+
+    def told(self, params: SamplingParams) -> SamplingParams:
+        """The same, with what a stream tells besides the answer."""
+        return dataclasses.replace(params, progress=True) if self.stream and self.return_progress else params
 
     @property
     def include_usage(self) -> bool:

@@ -51,7 +51,7 @@ class OpenAI:
         """Answer a conversation."""
         body = await read(request, ChatBody)
         loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
-        params = body.scored(body.params(loaded.engine.info.n_vocab, None))
+        params = body.told(body.scored(body.params(loaded.engine.info.n_vocab, None)))
         notes: list[str] = []
         asked = await ask(loaded, body.request(notes), params, body.n or 1)
         n, told = len(asked.jobs), params.logprobs is not None
@@ -69,7 +69,7 @@ class OpenAI:
         body = await read(request, CompletionBody)
         loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
         body.check()
-        params = body.scored(body.params(loaded.engine.info.n_vocab, self._settings.completion_tokens))
+        params = body.told(body.scored(body.params(loaded.engine.info.n_vocab, self._settings.completion_tokens)))
         asked = await complete(loaded, body, await constrained(loaded, params, body.constraint()))
         head, urgent = Head.make("cmpl", body.model or loaded.spec.id), bool(body.suffix)
         if body.stream:

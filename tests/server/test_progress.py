@@ -1,0 +1,60 @@
+"""How far a prompt is read, for streams that ask for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from locallab.engine.request import Progress
+from tests.fakes import Step, say
+from tests.server.conftest import Served
+from tests.server.sse import DONE, parsed
+
+STEPS: list[Step] = [Progress(300, 40, 104, 0.5), Progress(300, 40, 300, 1.25), *say("Fine.")]
+TOLD = [
+    {"total": 300, "cache": 40, "processed": 104, "time_ms": 500},
+    {"total": 300, "cache": 40, "processed": 300, "time_ms": 1250},
+]
+USER = {"messages": [{"role": "user", "content": "hi"}]}
+BODIES: dict[str, dict[str, Any]] = {
+    "chat": {"path": "/v1/chat/completions", **USER},
+    "chat with logprobs": {"path": "/v1/chat/completions", "logprobs": True, **USER},
+    "chat of two": {"path": "/v1/chat/completions", "n": 2, **USER},
+    "completions": {"path": "/v1/completions", "prompt": "hi", "echo": True},
+    "completions with logprobs": {"path": "/v1/completions", "prompt": "hi", "echo": True, "logprobs": 1},
+    "llama.cpp": {"path": "/completion", "prompt": "hi"},
+}
+
+
+def stream(served: Served, path: str, **body: Any) -> list[Any]:
+    return [event for event in parsed(served.http.post(path, json={**body, "stream": True}).text) if event != DONE]
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_a_stream_that_asks_is_told_before_the_answer(served: Served, name: str) -> None:
+    served.script(*STEPS)
+    found = stream(served, **BODIES[name], return_progress=True)
+    told = [event["prompt_progress"] for event in found if "prompt_progress" in event]
+    assert sorted(map(str, told)) == sorted(map(str, TOLD * BODIES[name].get("n", 1)))
+    rest = [_said(event) for event in found if "prompt_progress" not in event]
+    assert sorted(rest) == sorted(_said(event) for event in stream(served, **BODIES[name]))
+    if "choices" in found[0]:
+        assert found[0]["choices"][0].get("delta", {"role": "assistant"})["role"] == "assistant"
+
+
+def _said(event: Any) -> str:
+    return str({key: value for key, value in event.items() if key not in ("id", "created")})
+
+
+@pytest.mark.parametrize("more", [{}, {"return_progress": False}, {"return_progress": None}], ids=str)
+def test_a_stream_that_does_not_ask_is_not_told(served: Served, more: dict[str, Any]) -> None:
+    served.script(*STEPS)
+    assert not any("prompt_progress" in event for event in stream(served, "/v1/chat/completions", **USER, **more))
+    assert not served.engine.submitted[-1][1].progress
+
+
+def test_an_answer_in_one_piece_has_nothing_of_it(served: Served) -> None:
+    served.script(*STEPS)
+    answer = served.http.post("/v1/chat/completions", json={**USER, "return_progress": True}).json()
+    assert "prompt_progress" not in answer and answer["choices"][0]["message"]["content"] == "Fine."
