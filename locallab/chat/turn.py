@@ -38,7 +38,8 @@ class Thinking:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ChatRequest:
-    """A conversation to go on with. `answer` restricts the text of the answer; `variables` go to the template as they are."""
+    """A conversation to go on with. `answer` restricts the text of the answer; `variables` go to the template as they are. With
+    `continues` a last message of the assistant is the beginning of the answer, which goes on behind it."""
 
     messages: Sequence[Message]
     tools: tuple[Tool, ...] = ()
@@ -46,6 +47,13 @@ class ChatRequest:
     answer: Constraint | None = None
     thinking: Thinking = dataclasses.field(default_factory=Thinking)
     variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    continues: bool = False
+
+    @property
+    def begun(self) -> str | None:
+        """How the answer begins, if it has begun."""
+        last = self.messages[-1]
+        return last.content if self.continues and last.role == "assistant" and not last.tool_calls else None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -75,25 +83,37 @@ class Turn:
 def plan(request: ChatRequest, template: ChatTemplate, control: Mapping[str, int]) -> Turn:
     """The turn for a model with this template and these control tokens (their ids by text).
 
-    Raises InvalidField when the template refuses the messages.
+    Raises InvalidField when the template refuses the messages, or the answer has begun as it may not.
     """
     tools = request.tools if request.choice.mode != "none" else ()
-    found = choose(template.source)
-    tool_format = found if tools or found.whole else None
+    found, begun = choose(template.source), request.begun
+    if begun is not None:
+        _check_begun(request, tools, found)
+    tool_format = found if tools or (found.whole and begun is None) else None
     prompt = _prompt(request, tools, tool_format, template)
     tags = None if found.whole else tags_of(template.source)
     opened = tags is not None and prompt.rstrip().endswith(tags.opening)
-    closing = opened and (request.thinking.off or _cannot_think(request.answer))
-    if tags and (closing or prompt.rstrip().endswith(tags.end)):
+    closing = opened and (request.thinking.off or _cannot_think(request.answer) or begun is not None)
+    if tags and (closing or begun is not None or prompt.rstrip().endswith(tags.end)):
         prompt += f"\n{tags.end}\n\n" if closing else ""
         tags, opened = None, False
+    prompt += "" if begun is None else found.lead + begun
     markers = (*(tool_format.controls if tool_format else ()), *((tags.begin, tags.end) if tags else ()))
     constraint = _constraint(request, tools, tool_format, tags, opened, Lark(control))
     return Turn(prompt, constraint, tuple(m for m in markers if m in control), tool_format, tools, tags, opened)
 
 
+def _check_begun(request: ChatRequest, tools: Sequence[Tool], tool_format: ToolFormat) -> None:
+    """What enforces the whole of an answer knows nothing of a part that is there already."""
+    reason = "does not go with an answer that the last message has begun"
+    if request.answer is not None:
+        raise InvalidField(request.answer.field, reason)
+    if tools and tool_format.whole:
+        raise InvalidField("tools", f"{reason}, with this model")
+
+
 def _prompt(request: ChatRequest, tools: Sequence[Tool], tool_format: ToolFormat | None, template: ChatTemplate) -> str:
-    messages = list(request.messages)
+    messages = list(request.messages) if request.begun is None else list(request.messages[:-1])
     variables = {**_thinking(request.thinking), **request.variables}
     is_generic = isinstance(tool_format, Generic)
     if is_generic:  # calls of earlier turns look as those to come

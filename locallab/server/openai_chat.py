@@ -66,6 +66,9 @@ class ChatBody(OpenAIBody, kw_only=True):
             extra_json_schema=SWITCH,
         ),
     ] = None
+    continue_final_message: Annotated[
+        bool | None, Meta(description="a last message of the assistant is the beginning of the answer, which goes on behind it")
+    ] = None
     chat_template_kwargs: Annotated[dict[str, Any] | None, Meta(description="variables for the model's chat template")] = None
     logprobs: Annotated[bool | None, Meta(description="tell how likely each token was")] = None
     top_logprobs: Annotated[int | None, Meta(description="with logprobs: likeliest tokens to tell in place of each")] = None
@@ -86,6 +89,7 @@ class ChatBody(OpenAIBody, kw_only=True):
             answer=self.constraint(),
             thinking=self._thinking(),
             variables=self.chat_template_kwargs or {},
+            continues=bool(self.continue_final_message),
         )
 
     def scored(self, params: SamplingParams) -> SamplingParams:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from llguidance import LLMatcher, LLTokenizer
@@ -169,6 +170,48 @@ def test_markers_that_are_control_tokens_are_named_by_id_and_made_visible() -> N
     assert made.visible == ("<tool_call>", "</tool_call>", "</think>")
     assert made.constraint is not None
     assert "<[7]>" in made.constraint.source and '"<tool_call>"' not in made.constraint.source
+
+
+BEGUN = [*MESSAGES, Message("assistant", "Well, ")]
+HARMONY = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}<|start|>assistant{# <|channel|><|message|> #}")
+
+
+@pytest.mark.parametrize(
+    ("template", "end"),
+    [
+        (PLAIN, "assistant\nWell, "),
+        (REASONING, "assistant:Well, "),
+        (OPENED, "<think>\n</think>\n\nWell, "),
+        (GEMMA, "<channel|>Well, "),
+        (HARMONY, "<|start|>assistant<|channel|>final<|message|>Well, "),
+    ],
+    ids=["plain", "reasoning", "opened", "channel", "harmony"],
+)
+def test_an_answer_that_has_begun_goes_on_behind_its_beginning(template: ChatTemplate, end: str) -> None:
+    made = plan(ChatRequest(messages=BEGUN, continues=True), template, {})
+    assert made.prompt.endswith(end) and made.is_plain
+    assert not plan(ChatRequest(messages=BEGUN), template, {}).prompt.endswith("Well, ")
+
+
+def test_a_begun_answer_may_still_call() -> None:
+    made = plan(ChatRequest(messages=BEGUN, tools=(WEATHER,), continues=True), REASONING, {})
+    assert accepts(made, f"I look. {CALL}")
+
+
+@pytest.mark.parametrize(
+    ("more", "template", "field"),
+    [({"answer": SCHEMA}, PLAIN, "response_format"), ({"tools": (WEATHER,)}, HARMONY, "tools")],
+    ids=["schema", "harmony with tools"],
+)
+def test_what_enforces_whole_answers_does_not_go_with_a_begun_one(more: Any, template: ChatTemplate, field: str) -> None:
+    with pytest.raises(InvalidField) as raised:
+        plan(ChatRequest(messages=BEGUN, continues=True, **more), template, {})
+    assert raised.value.field == field
+
+
+def test_calls_at_the_end_are_no_beginning() -> None:
+    talk = [*MESSAGES, Message("assistant", "", tool_calls=(ToolCall("c", "weather", "{}"),))]
+    assert ChatRequest(messages=talk, continues=True).begun is None
 
 
 def test_the_parser_reads_reasoning_text_and_calls() -> None:

@@ -338,9 +338,16 @@ def test_a_failure_in_mid_stream(thinking: Served, client: anthropic.Anthropic) 
             go.set()
 
 
+def test_an_answer_that_has_begun_goes_on(thinking: Served) -> None:
+    said = prompt(thinking, messages=[*USER, {"role": "assistant", "content": "Well, <s>"}])
+    assert said.endswith("<user>hi\n<assistant><think></think>Well, <s>")
+    assert post(thinking, messages=[*USER, {"role": "assistant", "content": "{"}]).json()["content"][0]["text"] == TEXT
+    schema = {"type": "json_schema", "schema": {"type": "object"}}
+    refused = post(thinking, messages=[*USER, {"role": "assistant", "content": "{"}], output_format=schema)
+    assert refused.status_code == 400 and "output_format: does not go with" in refused.json()["error"]["message"]
+
+
 def test_what_cannot_be_heeded_is_told(thinking: Served) -> None:
-    response = post(thinking, messages=[*USER, {"role": "assistant", "content": "{"}])
-    assert "does not go on with it" in response.headers["x-locallab-notes"]
     orphan = post(
         thinking, messages=[{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "x", "content": "rain"}]}]
     )

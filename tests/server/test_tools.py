@@ -34,6 +34,15 @@ def ask(served: Served, **more: Any) -> Any:
     return served.openai.chat.completions.create(model="x", messages=USER, **more)
 
 
+@pytest.mark.parametrize(
+    ("more", "end"), [({}, "Well,<|im_end|>\n<|im_start|>assistant\n"), ({"continue_final_message": True}, "Well,")]
+)
+def test_a_last_message_of_the_assistant_is_gone_on_with_if_asked(served: Served, more: Any, end: str) -> None:
+    messages: Any = [*USER, {"role": "assistant", "content": "Well,"}]
+    served.openai.chat.completions.create(model="x", messages=messages, extra_body=more)
+    assert served.engine.submitted[-1][0].endswith(end)
+
+
 @pytest.mark.parametrize("size", [1, 3, 1000])
 def test_calls_are_read_out_of_the_answer(served: Served, size: int) -> None:
     served.script(*(f"Let me see.\n{CALLS}".encode()[at : at + size] for at in range(0, 200, size)))

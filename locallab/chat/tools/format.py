@@ -85,14 +85,15 @@ class Lark:
 class ToolFormat(abc.ABC):
     """One family's way to write tool calls. `begin` is the text that opens the first call: what is before it is the answer's
     text. `controls` are texts of the format that may be control tokens and that the parser has to see. A format that is
-    `whole` marks reasoning and text too: it reads every answer of its models, and its grammar covers all of it. `example` is a
-    call as a model is told to write it that is not told so by its template."""
+    `whole` marks reasoning and text too: it reads every answer of its models, and its grammar covers all of it. `lead` is
+    what it writes ahead of a text. `example` is a call as a model is told to write it that is not told so by its template."""
 
     name: ClassVar[str]
     begin: ClassVar[str]
     example: ClassVar[str]
     controls: ClassVar[tuple[str, ...]] = ()
     whole: ClassVar[bool] = False
+    lead: ClassVar[str] = ""
 
     @abc.abstractmethod
     def matches(self, template: str) -> bool:

@@ -39,6 +39,7 @@ class Recipients(ToolFormat):
     begin: ClassVar[str] = ""
     example: ClassVar[str] = f"{RECIPIENT}{NAME}\n{ARGUMENTS}"
     whole: ClassVar[bool] = True
+    lead: ClassVar[str] = f"{EVERYBODY}\n"
 
     def matches(self, template: str) -> bool:
         return f"{RECIPIENT}{EVERYBODY}" in template

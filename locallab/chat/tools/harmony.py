@@ -27,6 +27,7 @@ class Harmony(ToolFormat):
     controls: ClassVar[tuple[str, ...]] = (START, CHANNEL, CONSTRAIN, MESSAGE, END, CALL, RETURN)
     example: ClassVar[str] = f"{CHANNEL}commentary to={FUNCTIONS}{NAME} {CONSTRAIN}json{MESSAGE}{ARGUMENTS}{CALL}"
     whole: ClassVar[bool] = True
+    lead: ClassVar[str] = f"{CHANNEL}final{MESSAGE}"
 
     def matches(self, template: str) -> bool:
         return CHANNEL in template and MESSAGE in template

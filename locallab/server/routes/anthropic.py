@@ -145,14 +145,13 @@ def chat_request(body: MessagesBody, notes: list[str]) -> ChatRequest:
     """The neutral request. Raises InvalidField."""
     tools = read_tools(body.tools, notes)
     messages = mended([*_system(body.system), *_messages(body.messages)], notes)
-    if messages[-1].role == "assistant":
-        notes.append("messages: the last one is the assistant's; the answer comes after it and does not go on with it")
     return ChatRequest(
         messages=messages,
         tools=tools,
         choice=read_choice(body.tool_choice, None, tools),
         answer=_schema(body),
         thinking=_thinking(body.thinking, _config(body).get("effort")),
+        continues=True,
     )
 
 
