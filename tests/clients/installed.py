@@ -1,4 +1,5 @@
-"""Clients of other makers, installed once into a cache, and programs that use them: each prints what came of its cases."""
+"""What is fetched once into a cache: clients of other makers, with programs that use them, each of which prints what came of
+its cases; and chat templates of released models."""
 
 from __future__ import annotations
 
@@ -7,11 +8,13 @@ import dataclasses
 import fcntl
 import functools
 import hashlib
+import importlib.metadata
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,6 +84,25 @@ def _modules() -> Path:
         _run(str(shutil.which("npm")), "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(folder))
 
     return _installed("node", files, "", install)
+
+
+@functools.cache
+def templates() -> Path:
+    """The folder of chat templates that llama.cpp's source distribution has, of the version that is installed."""
+    requirement = f"llama-cpp-python=={importlib.metadata.version('llama-cpp-python')}"
+
+    def install(folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        source = ["--no-deps", "--no-binary", "llama-cpp-python", "--dest", str(folder)]
+        _run(sys.executable, "-m", "pip", "download", "--quiet", *source, requirement)
+        (archive,) = folder.glob("*.tar.gz")
+        with tarfile.open(archive) as files:
+            for file in files:
+                if file.name.endswith(".jinja") and (text := files.extractfile(file)) is not None:
+                    (folder / Path(file.name).name).write_bytes(text.read())
+        archive.unlink()
+
+    return _installed("templates", [], requirement, install)
 
 
 @functools.cache
