@@ -7,11 +7,8 @@ first instruction that loads a tile is illegal. Debian 12 and Ubuntu 22.04 have 
 from __future__ import annotations
 
 import functools
-import logging
 import re
 from pathlib import Path
-
-logger = logging.getLogger(__name__)
 
 SOUND = (13, 3)
 """GCC from which on it is right."""
@@ -23,14 +20,11 @@ _COMPILER = re.compile(rb"GCC: \([^)\0]*\) ([0-9]+)\.([0-9]+)")
 def miscompiled(system_info: str) -> str | None:
     """The compiler that the llama.cpp of this process was built by, if it uses AMX and that compiler gets it wrong.
 
-    `system_info` is llama_print_system_info's text. To be asked once llama.cpp is loaded; the log is told the first time.
+    `system_info` is llama_print_system_info's text. To be asked once llama.cpp is loaded.
     """
     if "AMX_INT8 = 1" not in system_info:
         return None
-    compiler = next(filter(None, map(unsound, _libraries(Path("/proc/self/maps")))), None)
-    if compiler:
-        logger.warning("llama.cpp was built by %s, which gets AMX wrong: it is not used; `locallab doctor` has more", compiler)
-    return compiler
+    return next(filter(None, map(unsound, _libraries(Path("/proc/self/maps")))), None)
 
 
 def unsound(library: Path) -> str | None:

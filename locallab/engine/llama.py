@@ -6,6 +6,7 @@ Nothing here is thread-safe but `Model.tokenize` and the vocabulary look-ups; on
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,8 @@ MAX_SEQUENCES = 256
 NO_ROOM = 1
 """llama_decode's answer when no KV slot is found; nothing was changed."""
 
+logger = logging.getLogger(__name__)
+
 _Bytes = ctypes.POINTER(ctypes.c_uint8)
 
 llama_cpp.llama_backend_init()
@@ -44,7 +47,9 @@ class Model:
         _check_file(path)
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
-        params.use_extra_bufts = miscompiled_amx() is None
+        if compiler := miscompiled_amx():
+            logger.info("llama.cpp was built by %s, which gets AMX wrong, so that is not used; see `locallab doctor`", compiler)
+            params.use_extra_bufts = False
         with llamalog.captured() as problems:
             self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
         if not self._model:
