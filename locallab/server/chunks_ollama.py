@@ -6,7 +6,7 @@ import abc
 import datetime
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -14,13 +14,27 @@ from msgspec import UNSET, Meta, UnsetType
 
 from locallab.chat.deltas import CallArguments, CallStart, Delta, Reasoning, Text, gather
 from locallab.chat.turn import Turn
+from locallab.engine.request import TokenLogprob
+from locallab.server.answers import TopToken
 from locallab.server.errors import ollama_body
 from locallab.server.generate import Item
-from locallab.server.reader import End, Reader
+from locallab.server.logprobs import ollama_logprobs
+from locallab.server.reader import End, News, Reader
 
 dumps = msgspec.json.Encoder().encode
 
 Nanoseconds = Annotated[int, Meta(ge=0, description="in nanoseconds")]
+
+
+class OllamaToken(TopToken):
+    """How likely a token was."""
+
+    top_logprobs: Annotated[list[TopToken] | UnsetType, Meta(description="the likeliest tokens in its place")] = UNSET
+
+
+OllamaTokens = Annotated[
+    list[OllamaToken] | UnsetType, Meta(description="if asked for: of all tokens, those of thinking and of calls included")
+]
 
 
 class Measured(msgspec.Struct, kw_only=True):
@@ -43,6 +57,7 @@ class GenerateAnswer(Measured, kw_only=True):
 
     response: str
     thinking: str | UnsetType = UNSET
+    logprobs: OllamaTokens = UNSET
 
 
 class CalledFunction(msgspec.Struct):
@@ -67,6 +82,7 @@ class ChatAnswer(Measured, kw_only=True):
     """The answer of /api/chat; of a stream, one piece of it."""
 
     message: OllamaMessage
+    logprobs: OllamaTokens = UNSET
 
 
 class Clock:
@@ -100,13 +116,14 @@ class Clock:
 
 class OllamaChunks(abc.ABC):
     """Reads one answer. A call goes out when it is complete, since its arguments are an object here; one that was cut off is
-    left out, and the end says so."""
+    left out, and the end says so. Logprobs come with the step that brought the token, even where its text is held back."""
 
     def __init__(self, turn: Turn, model: str, clock: Clock) -> None:
         self._reader = Reader(turn)
         self._model = model
         self._clock = clock
         self._deltas: list[Delta] = []
+        self._told: list[TokenLogprob] = []
         self._call: list[CallStart | CallArguments] = []
         self._end: End | None = None
         self._heard = False
@@ -115,22 +132,22 @@ class OllamaChunks(abc.ABC):
     def piece(self, text: str, **more: Any) -> dict[str, Any]:
         """What an object has beside what all have; `more` are `thinking` and `tool_calls`."""
 
-    def read(self, items: list[Item]) -> list[Delta]:
-        """What the news bring."""
+    def read(self, items: list[Item]) -> Iterator[News]:
+        """What the events bring; the clock sees them."""
         if items and not self._heard:
             self._heard = True
             self._clock.first()
-        found: list[Delta] = []
         for news in self._reader.read(items):
-            found += news.deltas
             if news.end is not None:
                 self._end = news.end
                 self._clock.ended()
-        return found
+            yield news
 
     def take(self, items: list[Item]) -> None:
         """Keeps what the news bring, for `whole`."""
-        self._deltas += self.read(items)
+        for news in self.read(items):
+            self._deltas += news.deltas
+            self._told += news.event.logprobs
 
     def whole(self) -> dict[str, Any]:
         """The answer in one piece, from what was taken."""
@@ -138,11 +155,12 @@ class OllamaChunks(abc.ABC):
         starts = {delta.id: delta for delta in self._deltas if isinstance(delta, CallStart)}
         calls = [body for call in said.calls if (body := _call(starts[call.id], call.arguments))]
         more = {"thinking": said.reasoning} if said.reasoning else {}
-        return self._object(self.piece(said.text, **more, **({"tool_calls": calls} if calls else {})), **self._ending())
+        piece = self.piece(said.text, **more, **({"tool_calls": calls} if calls else {}))
+        told = {"logprobs": ollama_logprobs(self._told)} if self._told else {}
+        return self._object(piece, **told, **self._ending())
 
     def encode(self, items: list[Item]) -> bytes:
-        lines = [line for delta in self.read(items) for line in self._lines(delta)]
-        return b"".join([*lines, *(self._flush() if self._end else ())])
+        return b"".join([dumps(body) + b"\n" for news in self.read(items) for body in self._bodies(news)])
 
     def end(self) -> bytes:
         return dumps(self._object(self.piece(""), **self._ending())) + b"\n"
@@ -151,30 +169,46 @@ class OllamaChunks(abc.ABC):
         return dumps(ollama_body(error)) + b"\n"
 
     def ping(self) -> bytes:
-        return self._line("")
+        return dumps(self._part("")) + b"\n"
 
-    def _lines(self, delta: Delta) -> Iterator[bytes]:
+    def _bodies(self, news: News) -> Iterable[dict[str, Any]]:
+        said = self._said(news)
+        return self._scored(said, news.event.logprobs) if news.event.logprobs else said
+
+    def _scored(self, said: Iterator[dict[str, Any]], told: Sequence[TokenLogprob]) -> Iterator[dict[str, Any]]:
+        """The first object brings the logprobs; where nothing is said, one that says nothing."""
+        yield {**next(said, self._part("")), "logprobs": ollama_logprobs(told)}
+        yield from said
+
+    def _said(self, news: News) -> Iterator[dict[str, Any]]:
+        for delta in news.deltas:
+            yield from self._delta(delta)
+        if news.end is not None:
+            yield from self._flush()
+
+    def _delta(self, delta: Delta) -> Iterator[dict[str, Any]]:
         if not isinstance(delta, CallArguments):
             yield from self._flush()
         match delta:
             case Text(text):
-                yield self._line(text)
+                yield self._part(text)
             case Reasoning(text):
-                yield self._line("", thinking=text)
+                yield self._part("", thinking=text)
             case CallStart() | CallArguments():
                 self._call.append(delta)
 
-    def _flush(self) -> Iterator[bytes]:
+    def _flush(self) -> Iterator[dict[str, Any]]:
         """The call that is complete now, if there is one."""
         if self._call:
             [call] = gather(self._call).calls
             body = _call(self._call[0], call.arguments)
             self._call = []
             if body is not None:
-                yield self._line("", tool_calls=[body])
+                yield self._part("", tool_calls=[body])
 
-    def _line(self, text: str, **more: Any) -> bytes:
-        return dumps(self._object(self.piece(text, **more), done=False)) + b"\n"
+    def _part(self, text: str, **more: Any) -> dict[str, Any]:
+        """One object of a stream, but for the last."""
+        return self._object(self.piece(text, **more), done=False)
 
     def _ending(self) -> dict[str, Any]:
         assert self._end is not None, "the answer has not ended"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import msgspec
 
 from locallab.chat.deltas import CallArguments, CallStart, Delta, Reasoning, Text
 from locallab.chat.turn import Turn
-from locallab.engine.request import Usage
+from locallab.engine.request import TokenLogprob, Usage
 from locallab.server.errors import openai_body
 from locallab.server.generate import Item
 from locallab.server.reader import End, News, Reader
@@ -28,6 +28,7 @@ from locallab.server.responseitems import (
     Thought,
     new_id,
 )
+from locallab.server.scoredtext import ScoredReader, ScoredText
 
 dumps = msgspec.json.Encoder().encode
 
@@ -84,6 +85,7 @@ class ResponsesAnswer(msgspec.Struct, kw_only=True):
     text: dict[str, Any]
     tool_choice: Any
     tools: list[dict[str, Any]]
+    top_logprobs: int
     top_p: float
     truncation: Literal["auto", "disabled"]
     usage: ResponsesUsage | None
@@ -110,10 +112,18 @@ class Frame:
 
 class ResponsesChunks:
     """Reads one answer into the items of its output, one after the other. `keep` is given the response once it has ended;
-    `summary`: what the model thinks is told as a summary."""
+    `summary`: what the model thinks is told as a summary. `scored`: the texts come with the logprobs of their tokens."""
 
-    def __init__(self, turn: Turn, frame: Frame, keep: Callable[[dict[str, Any]], None], *, summary: bool = False) -> None:
-        self._reader = Reader(turn)
+    def __init__(
+        self,
+        turn: Turn,
+        frame: Frame,
+        keep: Callable[[dict[str, Any]], None],
+        *,
+        summary: bool = False,
+        scored: bool = False,
+    ) -> None:
+        self._reader = ScoredReader(turn) if scored else Reader(turn)
         self._frame = frame
         self._keep = keep
         self._reasoning: type[Output] = Summary if summary else Thought
@@ -174,6 +184,8 @@ class ResponsesChunks:
 
     def _delta(self, delta: Delta) -> Iterator[Event]:
         match delta:
+            case ScoredText(text, told):
+                yield from self._grow(Answer, text, told)
             case Text(text):
                 yield from self._grow(Answer, text)
             case Reasoning(text):
@@ -184,12 +196,12 @@ class ResponsesChunks:
                 assert self._item is not None, "arguments of no call"
                 yield self._of(self._item, self._item.grow(text))
 
-    def _grow(self, kind: type[Output], text: str) -> Iterator[Event]:
+    def _grow(self, kind: type[Output], text: str, told: Sequence[TokenLogprob] = ()) -> Iterator[Event]:
         """`text` goes to the item at hand, or to a new one if that is of another kind."""
         if not isinstance(self._item, kind):
             yield from self._open(kind())
         assert self._item is not None
-        yield self._of(self._item, self._item.grow(text))
+        yield self._of(self._item, self._item.grow(text, told))
 
     def _open(self, item: Output) -> Iterator[Event]:
         yield from self._close("completed")

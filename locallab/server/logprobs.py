@@ -1,4 +1,4 @@
-"""Logprobs as OpenAI's two routes tell them."""
+"""Logprobs as each dialect tells them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,22 @@ LEAST = -9999.0
 
 def chat_logprobs(told: Sequence[TokenLogprob]) -> dict[str, Any]:
     """The `logprobs` of a chat's choice."""
-    return {"content": [_weighed(each) for each in told], "refusal": None}
+    return {"content": token_logprobs(told), "refusal": None}
+
+
+def token_logprobs(told: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
+    """As OpenAI tells them of each token; so does the part of a response that has a text."""
+    return [_weighed(each) for each in told]
+
+
+def event_logprobs(told: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
+    """The same without bytes, as the events of a response have them."""
+    return [{**_bare(each), "top_logprobs": [_bare(top) for top in each["top_logprobs"]]} for each in token_logprobs(told)]
+
+
+def ollama_logprobs(told: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
+    """The same as Ollama tells them: where there are no alternatives it says nothing of them."""
+    return [{key: value for key, value in each.items() if key != "top_logprobs" or value} for each in token_logprobs(told)]
 
 
 def _weighed(told: TokenLogprob) -> dict[str, Any]:
@@ -26,6 +41,10 @@ def _weighed(told: TokenLogprob) -> dict[str, Any]:
 def _entry(piece: bytes, logprob: float) -> dict[str, Any]:
     """Bytes that are no text by themselves are written as escapes."""
     return {"token": piece.decode("utf-8", "backslashreplace"), "logprob": max(logprob, LEAST), "bytes": list(piece)}
+
+
+def _bare(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {"token": entry["token"], "logprob": entry["logprob"]}
 
 
 class Echo:
@@ -51,6 +70,11 @@ class Place:
     def __init__(self, end: int = 0) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.end = end
+
+    @property
+    def reached(self) -> int:
+        """The end, with a character of which only a part has come."""
+        return self.end + bool(self._decoder.getstate()[0])
 
     def passed(self, piece: bytes) -> int:
         """Mutates: goes on behind the piece. Returns where it begins."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar
@@ -55,7 +56,10 @@ class OllamaBody(msgspec.Struct, kw_only=True):
     keep_alive: Annotated[
         float | str | None, Meta(description="0 unloads the model afterwards; otherwise the server's own setting counts")
     ] = None
-    logprobs: Annotated[bool | None, Meta(description="not supported yet")] = None
+    logprobs: Annotated[
+        bool | None, Meta(description="tell how likely each token was, those of thinking and of calls included")
+    ] = None
+    top_logprobs: Annotated[int | None, Meta(description="with logprobs: likeliest tokens to tell in place of each")] = None
 
     def constraint(self) -> Constraint | None:
         if self.format is None or self.format == "":
@@ -68,7 +72,11 @@ class OllamaBody(msgspec.Struct, kw_only=True):
 
     def check(self) -> None:
         """Raises InvalidField for what cannot be heeded."""
-        refuse("logprobs", bool(self.logprobs), "is not supported yet")
+        refuse("top_logprobs", bool(self.top_logprobs and not self.logprobs), "needs logprobs: true")
+
+    def scored(self, params: SamplingParams) -> SamplingParams:
+        """The same, with the logprobs that are asked for."""
+        return dataclasses.replace(params, logprobs=self.top_logprobs or 0) if self.logprobs else params
 
     def thinking(self) -> Thinking:
         if self.think is None or self.think == "":

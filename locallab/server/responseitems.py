@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import abc
 import secrets
-from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 
 from locallab.chat.deltas import CallStart
+from locallab.engine.request import TokenLogprob
+from locallab.server.answers import ChatToken
+from locallab.server.logprobs import event_logprobs, token_logprobs
 
 Event = dict[str, Any]
 Status = Literal["in_progress", "completed", "incomplete"]
@@ -20,7 +23,7 @@ class OutputText(msgspec.Struct):
     type: Literal["output_text"]
     text: str
     annotations: list[Any]
-    logprobs: list[Any]
+    logprobs: Annotated[list[ChatToken], Meta(description="if asked for: of the tokens that the text is made of")]
 
 
 class MessageItem(msgspec.Struct, tag="message"):
@@ -60,21 +63,24 @@ class Output(abc.ABC):
     def __init__(self) -> None:
         self.id = new_id(self.prefix)
         self._texts: list[str] = []
+        self._told: list[TokenLogprob] = []
 
     @property
     def text(self) -> str:
         return "".join(self._texts)
 
-    def grow(self, text: str) -> Event:
+    def grow(self, text: str, told: Sequence[TokenLogprob] = ()) -> Event:
+        """Mutates: `told` are the tokens of the text, if their logprobs are asked for."""
         self._texts.append(text)
-        return self.delta(text)
+        self._told += told
+        return self.delta(text, told)
 
     @abc.abstractmethod
     def body(self, status: Status) -> dict[str, Any]: ...
     @abc.abstractmethod
     def opening(self) -> Iterator[Event]: ...
     @abc.abstractmethod
-    def delta(self, text: str) -> Event: ...
+    def delta(self, text: str, told: Sequence[TokenLogprob]) -> Event: ...
     @abc.abstractmethod
     def closing(self) -> Iterator[Event]: ...
 
@@ -83,21 +89,25 @@ class Answer(Output):
     prefix = "msg"
 
     def body(self, status: Status) -> dict[str, Any]:
-        content = [] if status == "in_progress" else [self._part(self.text)]
+        content = [] if status == "in_progress" else [self._whole()]
         return {"id": self.id, "type": "message", "status": status, "role": "assistant", "content": content}
 
     def opening(self) -> Iterator[Event]:
-        yield {"type": "response.content_part.added", "content_index": 0, "part": self._part("")}
+        yield {"type": "response.content_part.added", "content_index": 0, "part": self._part("", ())}
 
-    def delta(self, text: str) -> Event:
-        return {"type": "response.output_text.delta", "content_index": 0, "delta": text, "logprobs": []}
+    def delta(self, text: str, told: Sequence[TokenLogprob]) -> Event:
+        return {"type": "response.output_text.delta", "content_index": 0, "delta": text, "logprobs": event_logprobs(told)}
 
     def closing(self) -> Iterator[Event]:
-        yield {"type": "response.output_text.done", "content_index": 0, "text": self.text, "logprobs": []}
-        yield {"type": "response.content_part.done", "content_index": 0, "part": self._part(self.text)}
+        logprobs = event_logprobs(self._told)
+        yield {"type": "response.output_text.done", "content_index": 0, "text": self.text, "logprobs": logprobs}
+        yield {"type": "response.content_part.done", "content_index": 0, "part": self._whole()}
 
-    def _part(self, text: str) -> dict[str, Any]:
-        return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+    def _whole(self) -> dict[str, Any]:
+        return self._part(self.text, self._told)
+
+    def _part(self, text: str, told: Sequence[TokenLogprob]) -> dict[str, Any]:
+        return {"type": "output_text", "text": text, "annotations": [], "logprobs": token_logprobs(told)}
 
 
 class Thought(Output):
@@ -110,7 +120,7 @@ class Thought(Output):
     def opening(self) -> Iterator[Event]:
         yield {"type": "response.content_part.added", "content_index": 0, "part": self._part("")}
 
-    def delta(self, text: str) -> Event:
+    def delta(self, text: str, told: Sequence[TokenLogprob]) -> Event:
         return {"type": "response.reasoning_text.delta", "content_index": 0, "delta": text}
 
     def closing(self) -> Iterator[Event]:
@@ -133,7 +143,7 @@ class Summary(Output):
     def opening(self) -> Iterator[Event]:
         yield {"type": "response.reasoning_summary_part.added", "summary_index": 0, "part": self._part("")}
 
-    def delta(self, text: str) -> Event:
+    def delta(self, text: str, told: Sequence[TokenLogprob]) -> Event:
         return {"type": "response.reasoning_summary_text.delta", "summary_index": 0, "delta": text}
 
     def closing(self) -> Iterator[Event]:
@@ -159,7 +169,7 @@ class Call(Output):
     def opening(self) -> Iterator[Event]:
         yield from ()
 
-    def delta(self, text: str) -> Event:
+    def delta(self, text: str, told: Sequence[TokenLogprob]) -> Event:
         return {"type": "response.function_call_arguments.delta", "delta": text}
 
     def closing(self) -> Iterator[Event]:

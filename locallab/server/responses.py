@@ -22,6 +22,7 @@ from locallab.server.tools import read_choice, read_tools
 
 CALLS = ("function_call", "custom_tool_call")
 RESULTS = ("function_call_output", "custom_tool_call_output")
+LOGPROBS = "message.output_text.logprobs"
 INPUT = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}, {"type": "null"}]}
 
 
@@ -42,7 +43,13 @@ class ResponsesBody(Sampling, kw_only=True):
     parallel_tool_calls: Annotated[bool | None, Meta(description="false: at most one call")] = None
     text: Annotated[Any, Meta(description="its format: text, json_object, or json_schema with a schema")] = None
     reasoning: Annotated[Any, Meta(description="its effort, and summary: any puts what is thought into a summary")] = None
-    include: Annotated[list[str] | None, Meta(description="only what is there anyway; no logprobs")] = None
+    include: Annotated[
+        list[str] | None,
+        Meta(
+            description=f"{LOGPROBS}: tell how likely each token of the text was; of the tokens of reasoning and of calls "
+            "nothing is told. All else that is there comes anyway"
+        ),
+    ] = None
     truncation: Annotated[
         Literal["auto", "disabled"] | None, Meta(description="auto: leave out the oldest turns where all are too long")
     ] = None
@@ -51,7 +58,9 @@ class ResponsesBody(Sampling, kw_only=True):
     background: Annotated[bool | None, Meta(description="not supported")] = None
     conversation: Annotated[Any, Meta(description="not supported: use previous_response_id")] = None
     prompt: Annotated[Any, Meta(description="not supported: templates of prompts are the service's own")] = None
-    top_logprobs: Annotated[int | None, Meta(description="not supported yet")] = None
+    top_logprobs: Annotated[
+        int | None, Meta(description="likeliest tokens to tell in place of each of the text; includes the logprobs too")
+    ] = None
 
     LIMITS: ClassVar[tuple[str, ...]] = ("max_output_tokens", "max_tokens")
 
@@ -60,8 +69,11 @@ class ResponsesBody(Sampling, kw_only=True):
         _refuse("background", bool(self.background), "is not supported: send the request and wait, or stream it")
         _refuse("conversation", self.conversation is not None, "is not supported: use previous_response_id")
         _refuse("prompt", self.prompt is not None, "is not supported: templates of prompts are the service's own")
-        _refuse("top_logprobs", bool(self.top_logprobs), "is not supported yet")
-        _refuse("include", "message.output_text.logprobs" in (self.include or ()), "logprobs are not supported yet")
+
+    def scored(self, params: SamplingParams) -> SamplingParams:
+        """The same, with the logprobs that are asked for."""
+        asked = self.top_logprobs or LOGPROBS in (self.include or ())
+        return dataclasses.replace(params, logprobs=self.top_logprobs or 0) if asked else params
 
     @property
     def summary(self) -> bool:
@@ -111,6 +123,7 @@ def echo(body: ResponsesBody, model: str, tools: Sequence[Tool], params: Samplin
         "text": {"format": _mapping("text", body.text).get("format") or {"type": "text"}},
         "tool_choice": body.tool_choice or "auto",
         "tools": [_described(tool) for tool in tools],
+        "top_logprobs": params.logprobs or 0,
         "top_p": params.top_p,
         "truncation": body.truncation or "disabled",
         "user": body.user,
@@ -131,19 +144,25 @@ def _thinking(body: ResponsesBody) -> Thinking:
 
 def _messages(before: Sequence[Any], items: Sequence[Any], notes: list[str]) -> list[Message]:
     messages: list[Message] = []
+    thought = ""  # of the assistant's message or call that comes next
     for index, item in enumerate([*before, *items], -len(before)):
         field = f"input[{index}]" if index >= 0 else "previous_response_id"
         if not isinstance(item, Mapping):
             raise InvalidField(field, "expected an item: an object with a type")
         kind = item.get("type") or ("message" if "role" in item else None)
-        if kind == "message":
-            messages.append(_message(field, item))
+        if kind == "reasoning":
+            thought = _thought(item)
+        elif kind == "message":
+            message = _message(field, item)
+            messages.append(dataclasses.replace(message, reasoning=thought) if message.role == "assistant" else message)
+            thought = ""
         elif kind in CALLS:
-            _add_call(messages, item)
+            _add_call(messages, item, thought)
+            thought = ""
         elif kind in RESULTS:
             result = _text(f"{field}.output", item.get("output"))
             messages.append(Message("tool", result, tool_call_id=str(item.get("call_id") or "") or None))
-        elif kind != "reasoning":  # which a template does not take of earlier turns
+        else:
             notes.append(f"{field}: an item of type {kind!r} is left out")
     return messages
 
@@ -164,12 +183,19 @@ def _text(field: str, content: Any) -> str:
         raise InvalidField(field, error.reason) from None
 
 
-def _add_call(messages: list[Message], item: Mapping[str, Any]) -> None:
+def _thought(item: Mapping[str, Any]) -> str:
+    """What a reasoning item says; of one that was encrypted, or made shorter, nothing or the summary."""
+    parts = item.get("content") or item.get("summary")
+    texts = [part.get("text") for part in parts if isinstance(part, Mapping)] if isinstance(parts, list) else []
+    return "\n".join(text for text in texts if isinstance(text, str))
+
+
+def _add_call(messages: list[Message], item: Mapping[str, Any], thought: str) -> None:
     """A call belongs to the message that the assistant has just written, if it has written one."""
     given = item.get("arguments") if item["type"] == "function_call" else {"input": item.get("input")}
     written = given if isinstance(given, str) else json.dumps(given or {}, ensure_ascii=False)
     call = ToolCall(str(item.get("call_id") or ""), str(item.get("name") or ""), written)
-    last = messages.pop() if messages and messages[-1].role == "assistant" else Message("assistant", "")
+    last = messages.pop() if messages and messages[-1].role == "assistant" else Message("assistant", "", reasoning=thought)
     messages.append(dataclasses.replace(last, tool_calls=(*last.tool_calls, call)))
 
 

@@ -110,6 +110,21 @@ def test_responses(client: openai.OpenAI) -> None:
     assert whole.output_text == text and isinstance(whole.output_parsed, Place)
 
 
+def test_logprobs_of_responses(client: openai.OpenAI) -> None:
+    asked: Any = {"model": "smollm2", "input": "Where is the Colosseum?", "temperature": 0, "max_output_tokens": 200}
+    asked |= {"include": ["message.output_text.logprobs"], "top_logprobs": 2, "text_format": Place}
+    with client.responses.stream(**asked) as stream:
+        told = [each for event in stream if event.type == "response.output_text.delta" for each in event.logprobs]
+        whole = stream.get_final_response()
+    assert isinstance(whole.output_parsed, Place)
+    for answer in (whole, client.responses.parse(**asked), client.responses.retrieve(whole.id)):
+        (part,) = answer.output[0].content  # type: ignore[union-attr]
+        assert part.type == "output_text" and part.logprobs
+        assert bytes(byte for each in part.logprobs for byte in each.bytes).decode() == part.text == whole.output_text
+        assert [each.token for each in part.logprobs] == [each.token for each in told]
+        assert all(len(each.top_logprobs) == 2 and each.logprob <= 0 for each in part.logprobs)
+
+
 def test_errors(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as error:
         client.chat.completions.create(**asked(messages=[{"role": "user", "content": "word " * 5000}]))

@@ -90,6 +90,19 @@ def test_ollama(llama: ollama.Client) -> None:
     assert llama.generate("smollm2", "One, two,", raw=True, options={"num_predict": 4}).response
 
 
+@pytest.mark.parametrize("more", [{}, {"tools": [FUNCTION]}, {"format": SCHEMA}], ids=["text", "tools", "schema"])
+def test_ollama_with_logprobs(llama: ollama.Client, more: Any) -> None:
+    asked: Any = {**ASKED, **more, "options": {"num_predict": 40, "temperature": 0}, "logprobs": True, "top_logprobs": 2}
+    answer, pieces = llama.chat(**asked), list(llama.chat(**asked, stream=True))
+    told = [each for piece in pieces for each in piece.logprobs or ()]
+    assert answer.logprobs and [each.token for each in told] == [each.token for each in answer.logprobs]
+    assert all(len(each.top_logprobs or ()) == 2 and each.logprob <= 0 for each in told)
+    assert more or "".join(each.token for each in told) == answer.message.content
+    assert answer.eval_count is not None and answer.eval_count - len(told) in (0, 1)  # the end is no part of the answer
+    raw = llama.generate("smollm2", "One, two,", raw=True, logprobs=True, options={"num_predict": 4})
+    assert "".join(each.token for each in raw.logprobs or ()) == raw.response and not raw.logprobs[0].top_logprobs  # type: ignore[index]
+
+
 def test_ollama_with_a_schema(llama: ollama.Client) -> None:
     answer = llama.chat(**ASKED, format=Place.model_json_schema(), options={"num_predict": 200, "temperature": 0})
     assert isinstance(Place.model_validate_json(answer.message.content or ""), pydantic.BaseModel)

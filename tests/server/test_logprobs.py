@@ -1,4 +1,4 @@
-"""Logprobs, echo, best_of over OpenAI's routes: openai-python, streamed or not, with tools too."""
+"""Logprobs, echo, best_of over OpenAI's routes: openai-python, streamed or not, with tools too; and whose tokens are whose."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from locallab.engine.request import TokenLogprob, Usage
 from locallab.server.generate import Answer
-from locallab.server.logprobs import Echo, Place, chat_logprobs, joined, mean
+from locallab.server.logprobs import (
+    Echo,
+    Place,
+    chat_logprobs,
+    event_logprobs,
+    joined,
+    mean,
+    ollama_logprobs,
+)
 from tests.fakes import TEXT, weighed
 from tests.server.conftest import Served
 from tests.server.described import Described
@@ -206,3 +214,15 @@ def test_the_mean_does_not_favour_the_short() -> None:
     usage = Usage(1, 1, 0)
     long, short, empty = (Answer("", "stop", usage, logprobs=tuple(weighed(t, 0) for t in ts)) for ts in (b"aaaa", b"b", b""))
     assert mean(long) > mean(short) > mean(empty)
+
+
+def test_each_dialect_has_its_shape() -> None:
+    alone, among = told(b"a"), TokenLogprob(7, b"\xc3", -1.0, ((8, b"b", -2.0),))
+    bare, top = {"token": "a", "logprob": -1.0, "bytes": [97]}, {"token": "b", "logprob": -2.0, "bytes": [98]}
+    odd = {"token": "\\xc3", "logprob": -1.0, "bytes": [195], "top_logprobs": [top]}
+    assert chat_logprobs([alone, among])["content"] == [{**bare, "top_logprobs": []}, odd]
+    assert ollama_logprobs([alone, among]) == [bare, odd]
+    assert event_logprobs([alone, among]) == [
+        {"token": "a", "logprob": -1.0, "top_logprobs": []},
+        {"token": "\\xc3", "logprob": -1.0, "top_logprobs": [{"token": "b", "logprob": -2.0}]},
+    ]

@@ -20,6 +20,7 @@ from locallab.server.chunks_ollama import ChatChunks, Clock
 from tests.fakes import FIM, TEXT, say
 from tests.pool.made import until
 from tests.server.conftest import Serve, Served
+from tests.server.described import Described
 from tests.server.dialects import ARGUMENTS, CALL, PARAMETERS, RAW, SAID, TEMPLATE, THOUGHT, cut, cuts, news, turn
 
 USER: list[Any] = [{"role": "user", "content": "hi"}]
@@ -117,6 +118,64 @@ def test_generate(thinking: Served, client: ollama.Client) -> None:
     assert "".join(piece.response or "" for piece in client.generate("any", "hi", stream=True)) == "yes"
 
 
+def told(pieces: Any) -> bytes:
+    """The tokens whose logprobs came."""
+    return bytes(byte for piece in pieces for each in piece.get("logprobs") or () for byte in each["bytes"])
+
+
+def test_logprobs(thinking: Served, client: ollama.Client) -> None:
+    answer = client.chat("any", USER, logprobs=True, top_logprobs=2)
+    assert answer.logprobs is not None and thinking.engine.submitted[-1][1].logprobs == 2
+    assert "".join(each.token for each in answer.logprobs[:5]) == TEXT[:5] and len(answer.logprobs) == len(TEXT.encode())
+    assert [(top.token, top.logprob) for top in answer.logprobs[0].top_logprobs or ()] == [("a", 0.0), ("b", -0.01)]
+    first = chat(thinking, logprobs=True, top_logprobs=1).json()["logprobs"][0]
+    top = [{"token": "a", "logprob": 0.0, "bytes": [97]}]
+    assert first == {"token": "H", "logprob": -0.72, "bytes": [72], "top_logprobs": top}
+    assert generate(thinking, logprobs=True).json()["logprobs"][0] == {"token": "H", "logprob": -0.72, "bytes": [72]}
+
+
+@pytest.mark.parametrize("wish", [{}, {"logprobs": False}, {"logprobs": None, "top_logprobs": 0}])
+def test_no_logprobs(thinking: Served, wish: dict[str, Any]) -> None:
+    assert "logprobs" not in chat(thinking, **wish).json() and "logprobs" not in generate(thinking, stream=True, **wish).text
+    assert [params.logprobs for _, params in thinking.engine.submitted] == [None, None]
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 1000])
+def test_logprobs_in_a_stream_are_those_of_the_whole(thinking: Served, client: ollama.Client, size: int) -> None:
+    thinking.script(*say(RAW, size))
+    wish: Any = {"tools": TOOLS, "think": True, "logprobs": True, "top_logprobs": 1}
+    whole = client.chat("any", USER, **wish)
+    pieces = list(client.chat("any", USER, stream=True, **wish))
+    assert [each for piece in pieces for each in piece.logprobs or ()] == whole.logprobs
+    assert "".join(piece.message.content or "" for piece in pieces) == SAID and whole.message.tool_calls
+    assert len(whole.message.tool_calls) == len([call for piece in pieces for call in piece.message.tool_calls or ()]) == 2
+    assert told([chat(thinking, **wish).json()]) == told(lines(chat(thinking, **{**wish, "stream": True}).text)) == RAW.encode()
+
+
+def test_logprobs_come_with_their_step_though_the_text_is_held_back(thinking: Served) -> None:
+    thinking.script(b"abc", b"x", b"yz")
+    pieces = lines(generate(thinking, stream=True, logprobs=True, options={"stop": ["xyy"]}).text)
+    said = [(piece["response"], told([piece]), piece["done"]) for piece in pieces]
+    assert said == [("abc", b"abc", False), ("", b"x", False), ("xyz", b"yz", False), ("", b"", True)]
+
+
+def test_logprobs_without_a_template(serve: Serve) -> None:
+    with serve(engine={"fim": FIM}) as served:
+        for wish in ({"raw": True}, {"suffix": "x"}, {"format": "json"}):
+            whole = generate(served, logprobs=True, **wish).json()
+            assert told([whole]) == whole["response"].encode() == TEXT.encode()
+            pieces = lines(generate(served, logprobs=True, stream=True, **wish).text)
+            assert [each for piece in pieces for each in piece.get("logprobs", ())] == whole["logprobs"]
+
+
+def test_answers_with_logprobs_are_as_described(thinking: Served) -> None:
+    described = Described(thinking.http.get("/openapi.json").json())
+    for path, post in (("/api/chat", chat), ("/api/generate", generate)):
+        for count in (0, 2):
+            response = post(thinking, logprobs=True, top_logprobs=count)
+            described.check_response(described.operation("post", path), response)
+
+
 def test_raw_is_the_prompt_as_it_stands(thinking: Served) -> None:
     thinking.script(*say(RAW, 5))
     response = generate(thinking, raw=True)
@@ -199,7 +258,7 @@ def test_a_conversation_with_calls_goes_on(thinking: Served) -> None:
     said, _ = asked(thinking, chat(thinking, messages=messages, tools=TOOLS))
     arguments = json.dumps(ARGUMENTS, ensure_ascii=False)
     assert said.startswith(
-        f"<s><user>hi\n<assistant>[weather {arguments} call00000][clock {{}} call00001]\n"
+        f"<s><user>hi\n<assistant>(hm)[weather {arguments} call00000][clock {{}} call00001]\n"
         f"<tool>noon[call00001]\n<tool>wet[call00000]\n<assistant>[weather {arguments} call00002]\n<tool>dry[call00002]\n<can>"
     )
 
@@ -231,7 +290,10 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "suffix with raw": ("/api/generate", {"raw": True, "suffix": "x"}, "suffix: does not go with raw"),
     "system with suffix": ("/api/generate", {"suffix": "x", "system": "x"}, "system: does not go with suffix"),
     "format": ("/api/generate", {"format": "xml"}, 'format: expected "json" or a JSON schema'),
-    "logprobs": ("/api/chat", {"logprobs": True}, "logprobs: is not supported yet"),
+    "alternatives alone": ("/api/chat", {"top_logprobs": 2}, "top_logprobs: needs logprobs: true"),
+    "alternatives to nothing": ("/api/generate", {"logprobs": False, "top_logprobs": 2}, "top_logprobs: needs logprobs"),
+    "too many": ("/api/chat", {"logprobs": True, "top_logprobs": 21}, "top_logprobs: must be at least 0 and at most 20"),
+    "type of logprobs": ("/api/generate", {"logprobs": 5}, "logprobs: expected bool, got int"),
     "image": ("/api/chat", {"messages": [{"role": "user", "content": "", "images": ["x"]}]}, "messages[0].images: this model"),
     "messages": ("/api/chat", {"messages": "hi"}, "messages: expected a list of messages"),
     "role": ("/api/chat", {"messages": [{"role": "king"}]}, "messages[0].role: unknown role"),

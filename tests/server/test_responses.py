@@ -18,6 +18,7 @@ from locallab.keys import KeyStore
 from locallab.server.chunks_responses import Frame, ResponsesChunks
 from tests.fakes import TEXT, say
 from tests.server.conftest import Serve, Served
+from tests.server.described import Described
 from tests.server.dialects import ARGUMENTS, CALL, PARAMETERS, RAW, SAID, THOUGHT, cut, cuts, named_events, news, turn
 
 TOOLS: list[Any] = [{"type": "function", "name": "weather", "description": None, "parameters": PARAMETERS, "strict": True}]
@@ -142,6 +143,96 @@ def test_however_the_text_is_cut_the_stream_says_the_same(places: list[int]) -> 
     assert {event["response"]["id"] for event in events if "response" in event} == {kept[0]["id"]}
 
 
+SCORED: Any = ["message.output_text.logprobs"]
+
+
+def told(logprobs: Any) -> bytes:
+    """The tokens, by their names: the fake model's are bytes."""
+    return b"".join(each["token"].encode().decode("unicode_escape").encode("latin-1") for each in logprobs)
+
+
+def the_text(body: Any) -> Any:
+    """The one text of a response."""
+    [[part]] = [item["content"] for item in body["output"] if item["type"] == "message"]
+    return part
+
+
+def test_logprobs(thinking: Served) -> None:
+    response = thinking.openai.responses.create(model="m", input="hi", include=SCORED, top_logprobs=1)
+    [item] = response.output
+    assert item.type == "message" and item.content[0].type == "output_text" and response.top_logprobs == 1
+    logprobs = item.content[0].logprobs
+    assert logprobs is not None and bytes(byte for each in logprobs for byte in each.bytes).decode() == TEXT
+    top = [{"token": "a", "logprob": 0.0, "bytes": [97]}]
+    assert logprobs[0].to_dict() == {"token": "H", "logprob": -0.72, "bytes": [72], "top_logprobs": top}
+
+
+@pytest.mark.parametrize(
+    ("wish", "count"),
+    [
+        ({"include": SCORED}, 0),
+        ({"top_logprobs": 3}, 3),
+        ({"include": SCORED, "top_logprobs": 0}, 0),
+        ({"include": ["reasoning.encrypted_content", *SCORED], "top_logprobs": 2}, 2),
+        ({}, None),
+        ({"top_logprobs": 0, "include": ["reasoning.encrypted_content"]}, None),
+    ],
+)
+def test_how_logprobs_are_asked_for(thinking: Served, wish: Any, count: int | None) -> None:
+    body = post(thinking, **wish).json()
+    assert thinking.engine.submitted[-1][1].logprobs == count and body["top_logprobs"] == (count or 0)
+    logprobs = the_text(body)["logprobs"]
+    assert (count is None and logprobs == []) or {len(each["top_logprobs"]) for each in logprobs} == {count}
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 1000])
+def test_only_the_tokens_of_the_text_are_told(thinking: Served, size: int) -> None:
+    thinking.script(*say(RAW, size))
+    asked: Any = {"model": "m", "input": "hi", "tools": TOOLS, "include": SCORED, "top_logprobs": 2}
+    deltas, done = [], []
+    with thinking.openai.responses.stream(**asked) as stream:
+        for event in stream:
+            if event.type == "response.output_text.delta":
+                deltas += [each.to_dict() for each in event.logprobs]
+            elif event.type == "response.output_text.done":
+                done += [each.to_dict() for each in event.logprobs]
+        streamed = stream.get_final_response().to_dict()
+    assert said_of(streamed["output"]) == WHOLE
+    part = the_text(streamed)
+    assert told(deltas) == told(part["logprobs"]) == SAID.encode() and deltas == done
+    assert set(deltas[0]) == {"token", "logprob", "top_logprobs"} and set(deltas[0]["top_logprobs"][1]) == {"token", "logprob"}
+    assert the_text(thinking.openai.responses.create(**asked).to_dict())["logprobs"] == part["logprobs"]
+    kept = thinking.http.get(f"/v1/responses/{streamed['id']}").json()
+    assert the_text(kept)["logprobs"] == part["logprobs"]
+
+
+def test_tokens_come_with_the_text_that_they_bring(thinking: Served) -> None:
+    thinking.script(b"<think>\nx", b"y</think>", b"\n\n", b"abc", b"x", b"yz", *say("ü", 1))
+    events = named_events(post(thinking, stream=True, include=SCORED, stop=["xyy"]).text)
+    deltas = [(each["delta"], told(each["logprobs"])) for each in events if each["type"] == "response.output_text.delta"]
+    assert deltas == [("abc", b"abc"), ("xyz", b"xyz"), ("ü", "ü".encode())]
+
+
+def test_an_answer_of_a_call_has_no_logprobs(thinking: Served) -> None:
+    thinking.script(*say(CALL))
+    response = post(thinking, tools=TOOLS, include=SCORED, stream=True)
+    [item] = named_events(response.text)[-1]["response"]["output"]
+    assert item["type"] == "function_call" and '"logprobs":[{' not in response.text
+
+
+def test_a_conversation_goes_on_from_a_response_with_logprobs(thinking: Served) -> None:
+    thinking.script(*say("yes"))
+    first = post(thinking, include=SCORED).json()
+    assert prompt(thinking, input="so?", previous_response_id=first["id"]).endswith("<assistant>yes\n<user>so?\n<assistant>")
+    again = [*first["output"], {"role": "user", "content": "so?"}]
+    assert prompt(thinking, input=again, include=SCORED).endswith("<assistant>yes\n<user>so?\n<assistant>")
+
+
+def test_responses_with_logprobs_are_as_described(thinking: Served) -> None:
+    described = Described(thinking.http.get("/openapi.json").json())
+    described.check_response(described.operation("post", "/v1/responses"), post(thinking, include=SCORED, top_logprobs=2))
+
+
 def test_an_answer_of_nothing_is_an_empty_message(thinking: Served) -> None:
     thinking.script(b"")
     assert said_of(post(thinking).json()["output"]) == [""]
@@ -158,7 +249,7 @@ def test_a_conversation_with_calls_goes_on_from_a_response(thinking: Served) -> 
     result: Any = {"type": "function_call_output", "call_id": call.call_id, "output": [{"type": "input_text", "text": "wet"}]}
     second = client.create(model="m", input=[result], previous_response_id=first.id)
     arguments = json.dumps(ARGUMENTS, ensure_ascii=False)
-    expected = f"<s><user>hi\n<assistant>[weather {arguments} {call.call_id}]\n<tool>wet[{call.call_id}]\n"
+    expected = f"<s><user>hi\n<assistant>({THOUGHT})[weather {arguments} {call.call_id}]\n<tool>wet[{call.call_id}]\n"
     assert thinking.engine.submitted[-1][0] == f"{expected}<assistant>"  # instructions are those of each request
     assert second.previous_response_id == first.id
     client.create(model="m", input="and?", previous_response_id=second.id)
@@ -184,6 +275,27 @@ def test_the_same_conversation_with_all_its_items(thinking: Served) -> None:
         "<tool>wet[c1]\n<tool>a b[c2]\n<can>"
     )
     assert response.headers["x-locallab-notes"] == "input[8]: an item of type 'web_search_call' is left out"
+
+
+@pytest.mark.parametrize(
+    ("item", "said"),
+    [
+        ({"content": [{"type": "reasoning_text", "text": "hm"}], "summary": []}, "(hm)"),
+        ({"summary": [{"type": "summary_text", "text": "in short"}]}, "(in short)"),
+        ({"summary": [], "encrypted_content": "x"}, ""),
+        ({"content": None}, ""),
+        ({"content": "hm"}, ""),
+    ],
+    ids=["content", "summary", "encrypted", "null", "odd"],
+)
+def test_what_was_thought_belongs_to_what_comes_next(thinking: Served, item: Any, said: str) -> None:
+    thought = {"type": "reasoning", "id": "rs_1", **item}
+    call = {"type": "function_call", "call_id": "c1", "name": "weather", "arguments": "{}"}
+    result = {"type": "function_call_output", "call_id": "c1", "output": "wet"}
+    answer = {"type": "message", "role": "assistant", "content": "yes"}
+    items = [{"role": "user", "content": "hi"}, thought, call, result, thought, answer, {"role": "user", "content": "so?"}]
+    expected = f"<s><user>hi\n<assistant>{said}[weather {{}} c1]\n<tool>wet[c1]\n<assistant>{said}yes\n<user>so?\n"
+    assert prompt(thinking, input=items).startswith(expected)
 
 
 def test_items_by_their_names(thinking: Served) -> None:
@@ -344,8 +456,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "background": ({"background": True}, "background"),
     "conversation": ({"conversation": "conv_1"}, "conversation"),
     "prompt": ({"prompt": {"id": "p"}}, "prompt"),
-    "logprobs": ({"top_logprobs": 2}, "top_logprobs"),
-    "included logprobs": ({"include": ["message.output_text.logprobs"]}, "include"),
+    "too many logprobs": ({"top_logprobs": 21}, "top_logprobs"),
+    "too few logprobs": ({"include": ["message.output_text.logprobs"], "top_logprobs": -1}, "top_logprobs"),
     "input": ({"input": 5}, "input"),
     "item": ({"input": ["hi"]}, "input[0]"),
     "role": ({"input": [{"role": "user", "content": "hi"}, {"role": "king", "content": "hi"}]}, "input[1].role"),

@@ -120,7 +120,7 @@ def _model(body: OllamaBody, loaded: Loaded) -> str:
 
 def _params(body: OllamaBody, loaded: Loaded, longest: int | None) -> SamplingParams:
     with _field_of("options"):
-        return (body.options or Options()).params(loaded.engine.info.n_vocab, longest)
+        return body.scored((body.options or Options()).params(loaded.engine.info.n_vocab, longest))
 
 
 @contextlib.contextmanager

@@ -60,12 +60,13 @@ class Responses:
         before = self._before(owner, body)
         items = [self._resolved(owner, index, item) for index, item in enumerate(body.items())]
         loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
-        params = body.params(loaded.engine.info.n_vocab, None)
+        params = body.scored(body.params(loaded.engine.info.n_vocab, None))
         wanted = chat_request(body, before, items, notes)
         asked = await ask_fitting(loaded, wanted, params, notes, truncate=body.truncation == "auto")
         frame = Frame.make(**echo(body, body.model or loaded.spec.id, wanted.tools, params))
         keep = functools.partial(self._keep, owner, items) if body.store is not False else _forget
-        chunks = ResponsesChunks(asked.turn, frame, keep, summary=body.summary)
+        scored = params.logprobs is not None
+        chunks = ResponsesChunks(asked.turn, frame, keep, summary=body.summary, scored=scored)
         if body.stream:
             return noted(_stream(loaded, asked, chunks), notes)
         await follow(loaded.engine, asked.jobs, request.receive, chunks.take)
