@@ -78,8 +78,18 @@ class ObjectScanner:
         self.rest = ""
 
     def feed(self, text: str) -> Iterator[Piece]:
-        """Raises Malformed where no object can come of it."""
+        """Raises Malformed where no object can come of it; `rest` is then what comes behind that place."""
         self._buffer += text
+        try:
+            yield from self._run()
+        except Malformed:
+            self.done = True
+            raise
+        finally:
+            if self.done:
+                self.rest, self._buffer = self.rest + self._buffer, ""
+
+    def _run(self) -> Iterator[Piece]:
         while not self.done:
             if self._state == "value":
                 piece = self._piece()
@@ -89,7 +99,6 @@ class ObjectScanner:
                     return
             elif not self._step():
                 return
-        self.rest, self._buffer = self.rest + self._buffer, ""
 
     def _piece(self) -> Piece:
         if not self._value.begun:

@@ -47,6 +47,7 @@ class JsonCalls:
         self._new_id = new_id
         self._buffer = ""
         self._raw = ""  # what was read since the opener or the last call, and is text if no call comes of it
+        self._n_frame = 0  # characters of it up to the object's brace, and with it
         self._inside = False
         self._scanner: ObjectScanner | None = None
         self._call = _Call(0, new_id)
@@ -100,6 +101,7 @@ class JsonCalls:
             return self._leave(self._raw + self._end if self._raw else "")
         if buffer[0] == "{":
             self._scanner, self._call = ObjectScanner(), _Call(self._n_calls, self._new_id)
+            self._n_frame = len(self._raw) + 1
             return ""
         if buffer[0] in BETWEEN:
             self._buffer = buffer[1:]
@@ -121,9 +123,12 @@ class JsonCalls:
                 yield from self._call.take(piece.key, piece.text, piece.last)
         except Malformed:
             self._scanner = None
-            rest = self._leave(self._raw)
-            if not self._call.started:
-                yield Text(rest)
+            raw = self._leave(self._raw)
+            if self._call.started:
+                self._buffer = scanner.rest
+            else:  # text up to the brace; what is behind it may hold a call
+                self._buffer = raw[self._n_frame :]
+                yield Text(raw[: self._n_frame])
             return
         if scanner.done:
             self._scanner = None

@@ -65,9 +65,8 @@ class Llama3Parser:
 
     def _untagged(self, deltas: list[Delta]) -> list[Delta]:
         """Without the tag that the model did not write, where its object was no call."""
-        if not self._is_tagged:
-            for at, delta in enumerate(deltas):
-                if isinstance(delta, Text) and delta.text.startswith(TAG):
-                    self._is_tagged = True
-                    deltas[at] = Text(delta.text.removeprefix(TAG))
+        for at, delta in enumerate(deltas):
+            if not self._is_tagged and isinstance(delta, Text) and delta.text.startswith(TAG):
+                self._is_tagged = True
+                deltas[at] = Text(delta.text.removeprefix(TAG))
         return deltas

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import re
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 
 from locallab.chat import ChatTemplate, Message
@@ -14,7 +18,7 @@ from locallab.chat.tools import FORMATS, Tool, ToolChoice, ToolFormat, choose
 from locallab.chat.tools.format import ARGUMENTS, MOST_CALLS, NAME
 from locallab.chat.tools.functionary import RECIPIENT
 from locallab.chat.turn import ChatRequest, plan
-from tests.chat.splits import counting_ids, every_split
+from tests.chat.splits import counting_ids, every_split, parse
 
 WEATHER = Tool(
     "weather",
@@ -186,6 +190,21 @@ def test_answers_are_read_however_they_are_cut(tool_format: ToolFormat, template
     said = every_split(lambda: tool_format.parser(TOOLS, counting_ids()), case.raw)
     assert tuple((call.name, json.loads(call.arguments)) for call in said.calls) == case.calls
     assert (said.text.strip(), said.reasoning) == (case.text, case.reasoning)
+
+
+WORDS = ["Hi", "{", "}", '"', ":", ",", "[", "]", "\n", " ", "<", ">", "é", "name", "time", JSON_TIME, "`"]
+
+
+@pytest.mark.parametrize("tool_format", FORMATS, ids=lambda each: str(each.name))
+@given(st.data())
+def test_any_answer_is_read_alike_however_it_is_cut(tool_format: ToolFormat, data: st.DataObject) -> None:
+    marks = [mark for case in CASES[tool_format.name][1] for mark in re.findall(r"<[^<>\n]+>|\[[A-Z_]+\]|>>>", case.raw)]
+    raw = "".join(data.draw(st.lists(st.sampled_from([*WORDS, *marks, *marks, tool_format.begin]), max_size=12)))
+    whole = parse(tool_format.parser(TOOLS, counting_ids()), [raw])
+    assert parse(tool_format.parser(TOOLS, counting_ids()), raw) == whole
+    places = sorted(data.draw(st.sets(st.integers(0, len(raw)), max_size=4)))
+    cut = [raw[begin:end] for begin, end in itertools.pairwise([0, *places, len(raw)])]
+    assert parse(tool_format.parser(TOOLS, counting_ids()), cut) == whole
 
 
 @pytest.mark.parametrize(("tool_format", "template", "case"), ROWS)
