@@ -134,6 +134,24 @@ def test_greedy_is_the_same_with_and_without_a_cached_prefix(server):
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("more", [{"n": 4}, {"n": 2, "best_of": 4}], ids=["n", "best_of"])
+def test_the_answers_to_one_prompt_share_what_is_computed_of_it(server, more):
+    """Also of a prompt that nobody has asked before: all but its last token is computed once."""
+    prompt = f"{'n' if len(more) == 1 else 'best'} {counting(700)}"
+
+    async def run() -> tuple[int, int]:
+        async with server.client as client:
+            before = server.stats()
+            answer = await client.completions.create(model="any", prompt=prompt, max_tokens=4, seed=1, **more)
+            assert len(answer.choices) == more["n"] and answer.usage
+            after = server.stats()
+            assert after["prompt_tokens"] - before["prompt_tokens"] == 4 * answer.usage.prompt_tokens
+            return answer.usage.prompt_tokens, after["cached_tokens"] - before["cached_tokens"]
+
+    length, cached = asyncio.run(run())
+    assert 3 * (length - 1) <= cached < 4 * (length - 1)
+
+
 def test_a_client_that_leaves_in_mid_stream_frees_its_room(server):
     async def run() -> None:
         async with server.client as client:
