@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from locallab.engine import gbnf
+from locallab.engine import gbnf, schemas
 from locallab.engine.guide import Guide
 from locallab.engine.llama import Model
 from locallab.engine.request import Constraint
@@ -39,11 +39,13 @@ _STRICT = '{"lenient": false, "coerce_one_of": false}'
 _PROBE = f"{string.printable}  é世😀"
 
 _STRING = r'"(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*"'
-_EMBEDDED = re.compile(r'"(?:\\.|[^"\\])*"?|//.*|#.*|/(?:\\.|[^/\\\n])*/?|(?P<json>%json\s*\{)(?P<empty>\s*\})?')
+_EMBEDDED = re.compile(r'"(?:\\.|[^"\\])*"?|//.*|#.*|/(?:\\.|[^/\\\n])*/?|(?P<json>%json\s*)\{')
 _STRINGS = re.compile(rf"\s*\[\s*{_STRING}(?:\s*,\s*{_STRING})*\s*\]\s*")
 _RULE = re.compile(r"^\s*[?!]?\w+[^:\n]*:", re.MULTILINE)
 _DISPLAY = re.compile(r"\n *[0-9]+ \| ")
-_MIN_PROPERTIES = re.compile(r'"minProperties"\s*:\s*([0-9]+)')
+
+_PLACE = re.compile(r"^at \S+ failed to compile JSON schema: ")
+_MISSING = re.compile(r"Resource '([^']*)' is not present")
 
 
 class Grammars:
@@ -172,7 +174,7 @@ def _grammar(constraint: Constraint) -> str:
         case "regex":
             return str(LLMatcher.grammar_from_regex(source))
         case "lark":
-            return _lark(_EMBEDDED.sub(_guided, _enforceable(source)))
+            return _lark(_guided(source))
         case "gbnf":
             return _lark(gbnf.to_lark(source))
         case "choice":
@@ -189,25 +191,33 @@ def _schema(source: str) -> str:
     text = "{}" if source.strip() == "true" else source
     if not text.lstrip().startswith("{"):
         raise ValueError("must be a JSON Schema: a JSON object")
-    _enforceable(text)
+    schema, _ = schemas.parsed(text, len(text) - len(text.lstrip()), whole=True)
+    exact = schemas.exact(schema)
     try:
-        return str(LLMatcher.grammar_from_json_schema(text, defaults=_LAYOUT, overrides=_STRICT))  # type: ignore[arg-type]
+        return str(LLMatcher.grammar_from_json_schema(exact, defaults=_LAYOUT, overrides=_STRICT))  # type: ignore[arg-type]
     except ValueError as error:
         raise ValueError(f"is not valid JSON: {error}") from None
 
 
-def _enforceable(source: str) -> str:
-    """llguidance counts properties, not their names, so that one name twice would do."""
-    if any(int(count) > 1 for count in _MIN_PROPERTIES.findall(source)):
-        raise ValueError("minProperties above 1 cannot be enforced; name the properties in required instead")
-    return source
+def _guided(source: str) -> str:
+    """A Lark grammar, with the layout in its schemas that a schema by itself gets."""
+    made, end = [], 0
+    while match := _EMBEDDED.search(source, end):
+        made.append(source[end : match.end("json") if match["json"] else match.end()])
+        end = match.end()
+        if match["json"]:
+            text, end = _embedded(source, match.end("json"))
+            made.append(text)
+    return "".join([*made, source[end:]])
 
 
-def _guided(match: re.Match[str]) -> str:
-    """The beginning of a schema inside a Lark grammar, with the layout that a schema by itself gets."""
-    if not match["json"]:
-        return match[0]
-    return f'{match["json"]}"x-guidance": {_LAYOUT}{match["empty"] or ", "}'
+def _embedded(source: str, begin: int) -> tuple[str, int]:
+    """The schema that begins there, and where it ends."""
+    schema, end = schemas.parsed(source, begin)
+    layout = schema.get("x-guidance", {})
+    if isinstance(layout, dict):
+        schema["x-guidance"] = {**schemas.parsed(_LAYOUT, 0)[0], **layout}
+    return schemas.exact(schema), end
 
 
 def _choice(source: str) -> str:
@@ -233,6 +243,19 @@ def _reason(constraint: Constraint, problem: str) -> str:
         problem = f"pattern: {problem}"
     if "regex parse error" in problem:
         problem = ("" if constraint.kind == "regex" else "pattern: ") + problem.partition("\nerror: ")[2]
+    problem = _PLACE.sub("", problem)
+    if problem.startswith("min/maxProperties"):
+        problem = "minProperties or maxProperties: supported only where all of properties are required"
+    if problem.startswith("circular references"):
+        problem = "$ref: what leads back to itself must stand alone, without other keywords beside it"
+    if problem.startswith("patternProperty regexes"):
+        problem = schemas.OVERLAP
+    if "Regex is empty" in problem:
+        problem = "pattern or format: together with the other keywords no text meets it"
+    if problem.startswith("Failed to generate regex for"):
+        problem = "minimum or maximum: it has too many digits"
+    if missing := _MISSING.match(problem):
+        problem = f"$ref or $schema: {missing[1]} is not within the schema, and nothing is fetched"
     if problem.startswith("oneOf"):
         problem = "oneOf is supported only where a value shows at once which of the schemas is meant; anyOf always is"
     return f"cannot be enforced: {' '.join(problem[:LONGEST_REASON].split())}"

@@ -47,6 +47,8 @@ def relaxed(schema: Any) -> Any:
         return schema
     kept: dict[str, Any] = {}
     for key, value in schema.items():
+        if key == "required" and not isinstance(value, list):
+            continue  # of draft 3, where a property says so itself
         if key in PLAIN or (key == "format" and value in FORMATS) or (key == "pattern" and _is_regular(value)):
             kept[key] = value
         elif key in ONE:
