@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,28 +23,35 @@ hypothesis.settings.register_profile("locallab", deadline=None)  # how long an e
 hypothesis.settings.load_profile("locallab")
 
 
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where each test gets folders of its own. Not from `mktemp`, which looks through all that it has made before."""
+    return tmp_path_factory.mktemp("folders")
+
+
 @pytest.fixture(scope="session", autouse=True)
-def clean_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def clean_session(folders: Path) -> Iterator[None]:
     """No server that several tests share sees, or changes, the user's settings, models or tokens."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        clean(monkeypatch, tmp_path_factory)
+        clean(monkeypatch, folders)
         yield
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+def clean_environment(monkeypatch: pytest.MonkeyPatch, folders: Path) -> None:
     """Nor does a test, or see what another one left."""
-    clean(monkeypatch, tmp_path_factory)
+    clean(monkeypatch, folders)
 
 
-def clean(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+def clean(monkeypatch: pytest.MonkeyPatch, folders: Path) -> None:
     for name in os.environ:
         if name.startswith(("LOCALLAB_", "HF_", "HUGGING_FACE_", "NGROK_", "PYNGROK_")):
             monkeypatch.delenv(name)
-    monkeypatch.setenv("HF_HOME", str(tmp_path_factory.mktemp("huggingface")))
-    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path_factory.mktemp("ollama")))
-    monkeypatch.setenv("LOCALLAB_HOME", str(tmp_path_factory.mktemp("home")))
-    monkeypatch.setenv("LOCALLAB_CONFIG", str(tmp_path_factory.mktemp("config")))
+    own = Path(tempfile.mkdtemp(dir=folders))
+    for name in ("HF_HOME", "OLLAMA_MODELS", "LOCALLAB_HOME", "LOCALLAB_CONFIG"):
+        folder = own / name.lower()
+        folder.mkdir()
+        monkeypatch.setenv(name, str(folder))
 
 
 @pytest.fixture(scope="session")

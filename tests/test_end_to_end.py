@@ -19,6 +19,8 @@ import httpx
 import openai
 import pytest
 
+from locallab.engine.scheduler import WORTH_WAITING
+
 
 @dataclasses.dataclass
 class Process:
@@ -134,24 +136,6 @@ def test_greedy_is_the_same_with_and_without_a_cached_prefix(server):
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("more", [{"n": 4}, {"n": 2, "best_of": 4}], ids=["n", "best_of"])
-def test_the_answers_to_one_prompt_share_what_is_computed_of_it(server, more):
-    """Also of a prompt that nobody has asked before: all but its last token is computed once."""
-    prompt = f"{'n' if len(more) == 1 else 'best'} {counting(700)}"
-
-    async def run() -> tuple[int, int]:
-        async with server.client as client:
-            before = server.stats()
-            answer = await client.completions.create(model="any", prompt=prompt, max_tokens=4, seed=1, **more)
-            assert len(answer.choices) == more["n"] and answer.usage
-            after = server.stats()
-            assert after["prompt_tokens"] - before["prompt_tokens"] == 4 * answer.usage.prompt_tokens
-            return answer.usage.prompt_tokens, after["cached_tokens"] - before["cached_tokens"]
-
-    length, cached = asyncio.run(run())
-    assert 3 * (length - 1) <= cached < 4 * (length - 1)
-
-
 def test_a_client_that_leaves_in_mid_stream_frees_its_room(server):
     async def run() -> None:
         async with server.client as client:
@@ -208,7 +192,8 @@ def test_answers_to_one_prompt_compute_it_once(server):
     answer = client.completions.create(model="any", prompt=counting(403), n=4, best_of=8, max_tokens=4, temperature=1, seed=5)
     after = server.stats()
     computed = after["prompt_tokens"] - before["prompt_tokens"] - (after["cached_tokens"] - before["cached_tokens"])
-    assert len(answer.choices) == 4 and computed <= answer.usage.prompt_tokens + 7
+    few = 7 * WORTH_WAITING  # each of the others may compute so many itself rather than wait
+    assert len(answer.choices) == 4 and computed <= answer.usage.prompt_tokens + few < 2 * answer.usage.prompt_tokens
     assert answer.usage.completion_tokens == 32
 
 
