@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import tempfile
@@ -21,6 +22,11 @@ CACHE = Path(platformdirs.user_cache_dir("locallab-tests", appauthor=False))
 
 hypothesis.settings.register_profile("locallab", deadline=None)  # how long an example takes tells how busy the machine is
 hypothesis.settings.load_profile("locallab")
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of tests are there to stay: no collection of garbage has to look through them, and some tests make many."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
