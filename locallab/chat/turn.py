@@ -90,17 +90,24 @@ def plan(request: ChatRequest, template: ChatTemplate, control: Mapping[str, int
     if begun is not None:
         _check_begun(request, tools, found)
     tool_format = found if tools or (found.whole and begun is None) else None
-    prompt = _prompt(request, tools, tool_format, template)
     tags = None if found.whole else tags_of(template.source)
-    opened = tags is not None and prompt.rstrip().endswith(tags.opening)
-    closing = opened and (request.thinking.off or _cannot_think(request.answer) or begun is not None)
-    if tags and (closing or begun is not None or prompt.rstrip().endswith(tags.end)):
-        prompt += f"\n{tags.end}\n\n" if closing else ""
-        tags, opened = None, False
+    prompt, tags, opened = _reasoned(_prompt(request, tools, tool_format, template), tags, request)
     prompt += "" if begun is None else found.lead + begun
     markers = (*(tool_format.controls if tool_format else ()), *((tags.begin, tags.end) if tags else ()))
     constraint = _constraint(request, tools, tool_format, tags, opened, Lark(control))
     return Turn(prompt, constraint, tuple(m for m in markers if m in control), tool_format, tools, tags, opened)
+
+
+def _reasoned(prompt: str, tags: Tags | None, request: ChatRequest) -> tuple[str, Tags | None, bool]:
+    """The prompt, in which reasoning is closed that may not be; the tags that the answer may have; whether they are open."""
+    if tags is None:
+        return prompt, None, False
+    opened, begun = prompt.rstrip().endswith(tags.opening), request.begun is not None
+    if opened and (request.thinking.off or _cannot_think(request.answer) or begun):
+        return f"{prompt}\n{tags.end}\n\n", None, False
+    if begun or prompt.rstrip().endswith(tags.end):
+        return prompt, None, False
+    return prompt, tags, opened
 
 
 def _check_begun(request: ChatRequest, tools: Sequence[Tool], tool_format: ToolFormat) -> None:

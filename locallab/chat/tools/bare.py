@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from locallab.chat.deltas import CallArguments, CallStart, Delta
-from locallab.chat.tools.format import NewId, Tool
+from locallab.chat.tools.format import Lark, NewId, Tool
 from locallab.chat.tools.scanning import Check, Ended, MarkupParser, Script
 
 
@@ -38,6 +38,14 @@ def as_json(raw: str) -> str:
     except ValueError:
         return json.dumps(raw, ensure_ascii=False)
     return raw.strip()
+
+
+def value_grammar(tool: Tool, key: str, end: str, lark: Lark) -> str:
+    """A bare value with its `end`, as a grammar node; any text with its end is the rule `bare`."""
+    schema = properties(tool)[key]
+    if not is_text(schema):
+        return f"{lark.value(tool, schema)} {end}"
+    return f"({' | '.join(json.dumps(str(choice)) for choice in schema['enum'])}) {end}" if "enum" in schema else "bare"
 
 
 class BareCalls(MarkupParser):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from locallab.chat.deltas import Parser, Text
-from locallab.chat.tools.bare import BareCalls, is_required, is_text, properties
+from locallab.chat.tools.bare import BareCalls, is_required, properties, value_grammar
 from locallab.chat.tools.format import NAME, Lark, NewId, Tool, ToolFormat, call_id
 from locallab.chat.tools.scanning import Ended, Script
 
@@ -44,13 +44,7 @@ class Glm(ToolFormat):
         return f"{MAYBE_NEWLINE} {lark.marker(BEGIN)}"
 
     def _argument(self, tool: Tool, key: str, lark: Lark) -> str:
-        schema, end = properties(tool)[key], lark.marker(VALUE_END)
-        if is_text(schema) and "enum" in schema:
-            value = f"({' | '.join(json.dumps(str(choice)) for choice in schema['enum'])}) {end}"
-        elif is_text(schema):
-            value = "bare"
-        else:
-            value = f"{lark.value(tool, schema)} {end}"
+        value = value_grammar(tool, key, lark.marker(VALUE_END), lark)
         named = f"{lark.marker(KEY)} {json.dumps(key)} {lark.marker(KEY_END)}"
         written = f"{named} {MAYBE_NEWLINE} {lark.marker(VALUE)} {value} {MAYBE_NEWLINE}"
         return written if is_required(tool, key) else f"({written})?"

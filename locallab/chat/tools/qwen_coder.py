@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from locallab.chat.deltas import Parser, Text
-from locallab.chat.tools.bare import BareCalls, is_required, is_text, properties
+from locallab.chat.tools.bare import BareCalls, is_required, properties, value_grammar
 from locallab.chat.tools.format import NAME, Lark, NewId, Tool, ToolFormat, call_id
 from locallab.chat.tools.scanning import Ended, Script
 
@@ -46,14 +46,7 @@ class QwenCoder(ToolFormat):
         return f"{NEWLINE} {lark.marker(BEGIN)}"
 
     def _parameter(self, tool: Tool, key: str, lark: Lark) -> str:
-        schema = properties(tool)[key]
-        end = json.dumps(f"\n{PARAMETER_END}")
-        if is_text(schema) and "enum" in schema:
-            value = f"({' | '.join(json.dumps(str(choice)) for choice in schema['enum'])}) {end}"
-        elif is_text(schema):
-            value = "bare"
-        else:
-            value = f"{lark.value(tool, schema)} {end}"
+        value = value_grammar(tool, key, json.dumps(f"\n{PARAMETER_END}"), lark)
         written = f"{json.dumps(f'{PARAMETER}{key}>{chr(10)}')} {value} {NEWLINE}"
         return written if is_required(tool, key) else f"({written})?"
 
