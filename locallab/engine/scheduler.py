@@ -26,6 +26,8 @@ WORTH_WAITING = 8
 """Tokens that must be gained to wait for another sequence's prefill, or to fetch a prefix back from host RAM."""
 WORTH_SAVING = 64
 """Cells a finished sequence must hold alone to be moved to host RAM rather than dropped."""
+TILE_STEPS = 10
+"""A tile may take so many times as long as a step should: what is less takes hardly less time, or even more."""
 LEAST_CHUNK = 16
 """Prompt tokens in a step at least, however slow the machine: a prompt always gets on."""
 LOOKAHEAD = 128
@@ -250,13 +252,14 @@ class Scheduler:
     def _budget(self, n_decode: int) -> int:
         """Prompt tokens for this step: as many as nobody who reads along waits too long for.
 
-        Where attention works in tiles, less than one costs more a token, so it is whole tiles, one at least unless that takes
-        much too long.
+        Where attention works in tiles, less than one costs several times as much a token once the context is long, so it is
+        whole tiles, one at least unless that takes much too long: with a large model on a slow machine.
         """
         seconds = self.limits.step_seconds * (1 if n_decode else 2.5)
         tokens = max(LEAST_CHUNK, self.costs.chunk(n_decode, seconds))
         tile = self.limits.tile
-        if tile and tile * self.costs.per_token() <= 2 * self.limits.step_seconds:
+        patience = self.limits.step_seconds * (TILE_STEPS if n_decode else 2.5 * TILE_STEPS)
+        if tile and tile * self.costs.per_token() <= patience:
             return max(tile, (tokens + tile // 2) // tile * tile)
         return tokens
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -166,6 +167,16 @@ def test_a_chunk_is_whole_tiles_where_the_time_allows():
     rig.step()
     rig.submit([7] * 200, 1)
     assert [c.count for c in rig.scheduler.plan().batches[-1]] == [24]
+
+
+@pytest.mark.parametrize(("cost", "counts"), [(0.05, [64]), (0.2, [16])], ids=["a long context", "a large model"])
+def test_a_chunk_is_less_than_a_tile_only_where_one_takes_seconds(cost, counts):
+    """At 0.05 s a token a tile takes 3.2 s, sixteen times as long as a step should, and less than one would take no less."""
+    rig = Rig(cells=4096, batch=512, tile=64)
+    rig.scheduler.limits = dataclasses.replace(rig.scheduler.limits, step_seconds=0.2)
+    rig.scheduler.costs._prompt = {7: cost}
+    rig.submit([7] * 600, 1)
+    assert [c.count for c in rig.scheduler.plan().batches[-1]] == counts
 
 
 def test_a_chunk_leaves_no_end_smaller_than_a_tile():
