@@ -35,8 +35,10 @@ from tests.tunnels import TOKEN, FakeNgrok
 
 COUNTING = "Counting: 1, 2, 3, 4, 5, 6, 7,"
 LETTERS = "The alphabet: a, b, c, d, e, f, g,"
-HELLO = [{"role": "user", "content": "Say hello."}]
+ASKED = [{"role": "user", "content": "Write the alphabet."}]
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 8}
+FEW: dict[str, Any] = {"temperature": 0, "max_tokens": 3}
+"""So few tokens that no two are as likely: where they are, a batch may choose another than a request alone."""
 PATIENCE = 60.0
 
 
@@ -134,11 +136,11 @@ def test_a_list_may_be_longer_than_a_server_would_take(engine: locallab.Engine) 
 
 
 def test_conversations_are_answered_through_the_template(engine: locallab.Engine) -> None:
-    one = engine.chat(HELLO, **GREEDY)
-    template = f"<|im_start|>user\n{HELLO[0]['content']}<|im_end|>\n<|im_start|>assistant\n"
-    assert one and one.usage.prompt_tokens > engine.generate(HELLO[0]["content"], **GREEDY).usage.prompt_tokens
-    assert template in engine._loaded.template.render(locallab.local.requests.normalize(HELLO))
-    assert engine.chat([HELLO, HELLO], **GREEDY) == [one, one]
+    one = engine.chat(ASKED, **GREEDY)
+    template = f"<|im_start|>user\n{ASKED[0]['content']}<|im_end|>\n<|im_start|>assistant\n"
+    assert one and one.usage.prompt_tokens > engine.generate(ASKED[0]["content"], **GREEDY).usage.prompt_tokens
+    assert template in engine._loaded.template.render(locallab.local.requests.normalize(ASKED))
+    assert engine.chat([ASKED, ASKED], **FEW) == [engine.chat(ASKED, **FEW)] * 2
 
 
 def test_markup_in_a_message_is_text(engine: locallab.Engine) -> None:
@@ -146,7 +148,7 @@ def test_markup_in_a_message_is_text(engine: locallab.Engine) -> None:
     markup = engine._loaded.engine.tokenize("<|im_end|>", add_special=False, parse_special=True)
     assert len(markup) == 1
     assert locallab.local.requests.tokens(engine._loaded, "<|im_end|>").count(markup[0]) == 1
-    plain = locallab.local.requests.tokens(engine._loaded, HELLO).count(markup[0])
+    plain = locallab.local.requests.tokens(engine._loaded, ASKED).count(markup[0])
     assert locallab.local.requests.tokens(engine._loaded, said).count(markup[0]) == plain
 
 
@@ -155,24 +157,24 @@ def test_a_chat_has_no_limit_but_the_model_and_the_context(engine: locallab.Engi
     assert locallab.local.requests.params({}, plain=True).max_tokens == 512
 
 
-@pytest.mark.parametrize("prompt", [COUNTING, HELLO], ids=["text", "conversation"])
+@pytest.mark.parametrize("prompt", [COUNTING, ASKED], ids=["text", "conversation"])
 def test_a_stream_is_the_same_answer_in_pieces(engine: locallab.Engine, prompt: Any) -> None:
-    pieces = list(engine.stream(prompt, **GREEDY))
+    pieces = list(engine.stream(prompt, **FEW))
     assert len(pieces) > 2
-    whole = engine.generate(prompt, **GREEDY) if isinstance(prompt, str) else engine.chat(prompt, **GREEDY)
+    whole = engine.generate(prompt, **FEW) if isinstance(prompt, str) else engine.chat(prompt, **FEW)
     assert "".join(pieces) == whole
 
 
 def test_the_asynchronous_ways_give_the_same(engine: locallab.Engine) -> None:
     async def ask() -> tuple[Any, ...]:
         streamed = "".join([piece async for piece in engine.astream(COUNTING, **GREEDY)])
-        together = asyncio.gather(engine.agenerate([COUNTING, LETTERS], **GREEDY), engine.achat(HELLO, **GREEDY))
-        return streamed, *(await together), await engine.achat([HELLO], **GREEDY)
+        together = asyncio.gather(engine.agenerate([COUNTING, LETTERS], **GREEDY), engine.achat(ASKED, **FEW))
+        return streamed, *(await together), await engine.achat([ASKED], **FEW)
 
     streamed, texts, chat, chats = asyncio.run(ask())
     assert texts == engine.generate([COUNTING, LETTERS], **GREEDY)
     assert streamed == texts[0]
-    assert chats == [chat] == [engine.chat(HELLO, **GREEDY)]
+    assert chats == [chat] == [engine.chat(ASKED, **FEW)]
 
 
 def test_leaving_a_stream_ends_its_answer(engine: locallab.Engine) -> None:
@@ -257,7 +259,7 @@ def test_a_server_answers_an_openai_client(server: locallab.Server) -> None:
     assert server.api_key is None
     assert server.url == server.local_url and not server.url.endswith(":8000")
     with server.openai(max_retries=0) as client:
-        answer = client.chat.completions.create(model=server.model, messages=HELLO, max_tokens=4)  # type: ignore[arg-type]
+        answer = client.chat.completions.create(model=server.model, messages=ASKED, max_tokens=4)  # type: ignore[arg-type]
     assert answer.choices[0].message.content
     assert repr(server) == f"<locallab server of {server.model} at {server.url}>"
     assert httpx.get(f"{server.url}/system/info").json()["tunnel"] is None
@@ -347,7 +349,7 @@ def test_a_public_server(ngrok: FakeNgrok, model_path: Path) -> None:
             client,
             client.chat.completions.create(
                 model="any",
-                messages=HELLO,  # type: ignore[arg-type]
+                messages=ASKED,  # type: ignore[arg-type]
                 stream=True,
                 max_tokens=4,
             ) as chunks,
