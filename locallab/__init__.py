@@ -7,16 +7,12 @@ with locallab.Engine("smollm2:135m") as engine:            # a model without one
     engine.chat([{"role": "user", "content": "Hello!"}])
 """
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
+
+from locallab.version import __version__
 
 if TYPE_CHECKING:
     from locallab.local import Answer, Engine, Server, start
-
-try:
-    __version__ = version("locallab")
-except PackageNotFoundError:  # run from a checkout that is not installed
-    __version__ = "0+unknown"
 
 __all__ = ["Answer", "Engine", "Server", "__version__", "start"]
 

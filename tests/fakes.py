@@ -26,7 +26,8 @@ from locallab.engine.request import (
 )
 from locallab.engine.text import TextStream
 from locallab.errors import ContextLengthExceeded, EngineClosed, InvalidField, ModelLoadError, Overloaded
-from locallab.models.registry import ModelSpec, Registry
+from locallab.models.registry import Registry
+from locallab.models.spec import ModelSpec
 from locallab.pool.memory import NO_MEMORY, Layers, Memory, MemoryUse, Need, Reading, Suited, settings_of
 from locallab.settings import EngineSettings
 

@@ -7,7 +7,7 @@ import dataclasses
 import sys
 from collections.abc import Iterator, Mapping
 
-ANYWHERE = frozenset({"", "errors", "settings", "hardware"})
+ANYWHERE = frozenset({"", "errors", "settings", "hardware", "units", "version"})
 """Parts that every part may import; "" is the package itself."""
 
 PARTS: Mapping[str, frozenset[str]] = {
@@ -15,6 +15,8 @@ PARTS: Mapping[str, frozenset[str]] = {
     "errors": frozenset(),
     "settings": frozenset(),
     "hardware": frozenset(),
+    "units": frozenset(),
+    "version": frozenset(),
     "logs": frozenset(),
     "engine": frozenset(),
     "chat": frozenset({"engine"}),

@@ -11,9 +11,9 @@ from typing import Any, NoReturn
 
 import click
 
-from locallab import __version__
 from locallab.cli import bench, chat, completion, doctor, fit, imports, keys, listing, ps, pull, rm, run, serve, show, version
 from locallab.errors import ConfigError, LocalLabError, UnknownModel
+from locallab.version import __version__
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from locallab.cli import client
-from locallab.cli.completion import model_names
+from locallab.cli.options import model_names
 from locallab.cli.tables import facts
 from locallab.errors import ServerError
 

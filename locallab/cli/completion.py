@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 
 import click
-from click.shell_completion import BashComplete, CompletionItem, add_completion_class, get_completion_class, split_arg_string
-
-from locallab import settings
-from locallab.errors import LocalLabError
-from locallab.settings import ServerSettings
+from click.shell_completion import BashComplete, add_completion_class, get_completion_class, split_arg_string
 
 SHELLS = ("bash", "zsh", "fish")
 VARIABLE = "_LOCALLAB_COMPLETE"
@@ -50,19 +45,6 @@ class Bash(BashComplete):
         line = os.environ["COMP_WORDS"]
         words = split_arg_string(line)[1:]
         return (words, "") if not words or line[-1:].isspace() else (words[:-1], words[-1])
-
-
-def model_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Completes a model: the names of the registry, and files."""
-    from locallab.cli.options import layers
-    from locallab.models import Registry
-
-    found: list[CompletionItem] = []
-    with contextlib.suppress(LocalLabError):  # a broken registry is told by the command, not in the middle of a word
-        given = settings.resolve(ServerSettings, *layers(ServerSettings, {}))
-        specs = [spec for spec in Registry.discover(given.registry) if spec.id.lower().startswith(incomplete.lower())]
-        found = [CompletionItem(spec.id, help=spec.description) for spec in specs]
-    return found or [CompletionItem(incomplete, type="file")]
 
 
 @click.command("completion")

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from locallab.models import ModelSpec, Progress
-from locallab.models.sources.job import amount
+from locallab.units import decimal_bytes, duration
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -84,9 +84,9 @@ class _Lines:
             self._last = done
 
     def _text(self, done: int, total: int | None) -> str:
-        said = [amount(done) + (f" of {amount(total)}" if total is not None else "")]
+        said = [decimal_bytes(done) + (f" of {decimal_bytes(total)}" if total is not None else "")]
         if self._pace.speed is not None:
-            said.append(f"{amount(round(self._pace.speed))}/s")
+            said.append(f"{decimal_bytes(round(self._pace.speed))}/s")
         left = self._pace.left(total)
         if left:
             said.append(f"{duration(left)} left")
@@ -125,11 +125,3 @@ def _bars() -> Bars:
         progress.TimeRemainingColumn(),
     )
     return progress.Progress(*columns, console=Console(stderr=True))
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: 45 s, 3 min, 2 h 5 min."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

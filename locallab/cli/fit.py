@@ -109,15 +109,19 @@ def _entry(fit: Fit) -> dict[str, Any]:
 def _print(spec: ModelSpec, path: Path | None, machine: Machine, shape: Shape, chosen: Fit, cells: Sequence[Fit]) -> None:
     from rich.console import Console
 
-    from locallab.fit.reason import size
+    from locallab.units import binary_bytes
 
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
     console.print(f"[bold]{spec.id}[/]: {spec.description}", markup=True)
     console.print(str(path) if path else "not on disk: judged by its size, approximately", markup=False)
     trained = f", trained with a context of {shape.n_ctx_train:,}" if shape.n_ctx_train else ""
-    console.print(f"weights {size(shape.weights)}, {len(shape.layers) + 1} layers with the output{trained}", markup=False)
-    gpus = ", ".join(f"{gpu.name} {size(gpu.free) if gpu.free is not None else 'sharing the RAM'}" for gpu in machine.gpus)
-    console.print(f"free here: {size(machine.ram)} of RAM; {gpus or 'no GPU'}", markup=False)
+    console.print(
+        f"weights {binary_bytes(shape.weights)}, {len(shape.layers) + 1} layers with the output{trained}", markup=False
+    )
+    gpus = ", ".join(
+        f"{gpu.name} {binary_bytes(gpu.free) if gpu.free is not None else 'sharing the RAM'}" for gpu in machine.gpus
+    )
+    console.print(f"free here: {binary_bytes(machine.ram)} of RAM; {gpus or 'no GPU'}", markup=False)
     console.print(_table(shape, cells))
     console.print(f"{'chosen' if chosen.fits else 'no way'}: {chosen.reason}", markup=False)
 
@@ -136,9 +140,9 @@ def _table(shape: Shape, cells: Sequence[Fit]) -> Table:
 
 def _cell(shape: Shape, fit: Fit) -> str:
     from locallab.fit.estimates import layers_on_gpu
-    from locallab.fit.reason import size
+    from locallab.units import binary_bytes
 
-    kv = size(shape.kv_bytes(fit.load.kv_type) * fit.load.context)
+    kv = binary_bytes(shape.kv_bytes(fit.load.kv_type) * fit.load.context)
     on_gpu = layers_on_gpu(shape, fit.load.gpu_layers) + bool(fit.load.gpu_layers)
     where = "no" if not fit.fits else f"GPU {on_gpu}" if on_gpu else "CPU"
-    return f"[{'green' if fit.fits else 'red'}]{kv} / {size(fit.estimate.total)} / {where}[/]"
+    return f"[{'green' if fit.fits else 'red'}]{kv} / {binary_bytes(fit.estimate.total)} / {where}[/]"

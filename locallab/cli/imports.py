@@ -54,10 +54,10 @@ def _show(registry: Registry, found: list[Importable], as_json: bool) -> None:
     if not found:
         click.echo("No models of other programs were found.")
         return
-    from locallab.models.sources.job import amount
+    from locallab.units import decimal_bytes
 
     rows = [("name", "size", "store", "imported as")]
-    rows += [(each.name, amount(each.size), each.keeper, _known(registry, each) or "-") for each in found]
+    rows += [(each.name, decimal_bytes(each.size), each.keeper, _known(registry, each) or "-") for each in found]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -26,7 +26,7 @@ def command(as_json: bool) -> None:
     Those of the registry, and those fetched as hf:owner/repo. Any other of the Hub can be named like that too.
     """
     from locallab.models import Registry, Store
-    from locallab.models.sources.job import amount
+    from locallab.units import decimal_bytes
 
     given = settings.resolve(ServerSettings, *layers(ServerSettings, {}))
     registry, store = Registry.discover(given.registry), Store()
@@ -38,7 +38,7 @@ def command(as_json: bool) -> None:
     rows = [
         (
             each["id"],
-            amount(each["size"]) if each["size"] else "?",
+            decimal_bytes(each["size"]) if each["size"] else "?",
             "yes" if each["on_disk"] else "-",
             f"{each['context']:,}" if each["context"] else "-",
             each["description"],

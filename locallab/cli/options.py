@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import types
 import typing
@@ -9,10 +10,12 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 from msgspec import Meta
 
 from locallab import settings
-from locallab.cli.completion import model_names
+from locallab.errors import LocalLabError
+from locallab.settings import ServerSettings
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Layer = tuple[str, Mapping[str, Any]]
@@ -85,3 +88,15 @@ def _type(annotated: Any) -> click.ParamType[Any]:
     if base is float:
         return click.FloatRange(meta.ge, meta.le)
     return {bool: click.BOOL, int: click.INT, str: click.STRING}[base]
+
+
+def model_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Completes a model: the names of the registry, and files."""
+    from locallab.models import Registry
+
+    found: list[CompletionItem] = []
+    with contextlib.suppress(LocalLabError):  # a broken registry is told by the command, not in the middle of a word
+        given = settings.resolve(ServerSettings, *layers(ServerSettings, {}))
+        specs = [spec for spec in Registry.discover(given.registry) if spec.id.lower().startswith(incomplete.lower())]
+        found = [CompletionItem(spec.id, help=spec.description) for spec in specs]
+    return found or [CompletionItem(incomplete, type="file")]

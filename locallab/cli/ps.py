@@ -21,7 +21,7 @@ def command(url: str | None, api_key: str | None, as_json: bool) -> None:
 
     Of each model: the memory it took, where it is computed, its requests, and since when it is there.
     """
-    from locallab.cli.fetching import duration
+    from locallab.units import duration
 
     with client.Server(url, api_key) as server:
         info = server.get("/system/info")
@@ -44,7 +44,7 @@ def _entry(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _row(model: Mapping[str, Any]) -> tuple[str, ...]:
-    from locallab.cli.fetching import duration
+    from locallab.units import duration
 
     return (
         model["id"],
@@ -58,7 +58,7 @@ def _row(model: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _memory(model: Mapping[str, Any]) -> str:
-    from locallab.models.sources.job import amount
+    from locallab.units import decimal_bytes
 
     used = {"RAM": model["ram_bytes"], "VRAM": model["vram_bytes"]}
-    return " + ".join(f"{amount(size)} {kind}" for kind, size in used.items() if size) or "-"
+    return " + ".join(f"{decimal_bytes(size)} {kind}" for kind, size in used.items() if size) or "-"

@@ -5,8 +5,7 @@ from __future__ import annotations
 import click
 
 from locallab import logs, settings
-from locallab.cli.completion import model_names
-from locallab.cli.options import layers
+from locallab.cli.options import layers, model_names
 from locallab.settings import ServerSettings
 
 
@@ -20,7 +19,7 @@ def command(model: str) -> None:
     """
     from locallab.cli.fetching import progress
     from locallab.models import Registry, Store, fetch
-    from locallab.models.sources.job import amount
+    from locallab.units import decimal_bytes
 
     given = settings.resolve(ServerSettings, *layers(ServerSettings, {}))
     spec = Registry.discover(given.registry).resolve(model)
@@ -29,4 +28,4 @@ def command(model: str) -> None:
     with logs.configured(given.log_level, given.log_format), progress(spec) as report:
         path = fetch(spec, store, report)
     size = sum(file.stat().st_size for part in spec.parts for file in store.files(spec, part))
-    click.echo(f"{spec.id} {'was on disk already' if here else 'is on disk'}: {amount(size)} at {path}")
+    click.echo(f"{spec.id} {'was on disk already' if here else 'is on disk'}: {decimal_bytes(size)} at {path}")

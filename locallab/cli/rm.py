@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from locallab import settings
-from locallab.cli.completion import model_names
-from locallab.cli.options import layers
+from locallab.cli.options import layers, model_names
 from locallab.errors import ConfigError, LocalLabError
 from locallab.settings import ServerSettings
 
@@ -26,14 +25,14 @@ def command(model: str, yes: bool) -> None:
     The model stays in the registry and can be fetched again. A model whose entry names a file is refused: that file is yours.
     """
     from locallab.models import Registry, Store
-    from locallab.models.sources.job import amount
+    from locallab.units import decimal_bytes
 
     given = settings.resolve(ServerSettings, *layers(ServerSettings, {}))
     spec = Registry.discover(given.registry).resolve(model)
     store = Store()
     held = _held(spec, store)
     if not yes:
-        _ask(f"Remove {spec.id}, {amount(held)}?")
+        _ask(f"Remove {spec.id}, {decimal_bytes(held)}?")
     with store.lock(spec, lambda: click.echo(f"waiting: another process fetches {spec.id}", err=True)):
         freed = store.remove(spec)
     click.echo(f"removed {spec.id}: {freed:,} bytes freed")

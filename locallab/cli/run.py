@@ -11,7 +11,7 @@ import click
 
 from locallab.cli import client
 from locallab.cli.client import Piece, Server
-from locallab.cli.completion import model_names
+from locallab.cli.options import model_names
 from locallab.errors import ConfigError
 
 TASKS = ("generate", "refactor", "debug", "audit", "document", "chat")

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from locallab import __version__, logs, settings
+from locallab import logs, settings
 from locallab.cli.options import Layer, layers, options, unknown
 from locallab.errors import LocalLabError
 from locallab.keys import Keyring, KeyStore, ensure_key
 from locallab.settings import EngineSettings, ServerSettings
+from locallab.version import __version__
 
 if TYPE_CHECKING:
     from locallab.pool import Loaded

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from locallab import settings
-from locallab.cli.completion import model_names
-from locallab.cli.options import layers
+from locallab.cli.options import layers, model_names
 from locallab.cli.tables import facts
 from locallab.settings import ServerSettings
+from locallab.units import count
 
 if TYPE_CHECKING:
     from locallab.models import ModelSpec, Source, Store
@@ -110,14 +110,14 @@ def _source(source: Source) -> dict[str, Any]:
 
 
 def _lines(entry: Mapping[str, Any]) -> Iterable[tuple[str, str | None]]:
-    from locallab.models.sources.job import amount
+    from locallab.units import decimal_bytes
 
     yield "id", entry["id"]
     yield "about", entry["description"]
     yield "aliases", ", ".join(entry["aliases"]) or None
     for part, source in entry["source"].items():
         yield "source" if part == "model" else part, " ".join(str(value) for name, value in source.items() if name != "sha256")
-    yield "size", amount(entry["size"]) if entry["size"] else None
+    yield "size", decimal_bytes(entry["size"]) if entry["size"] else None
     yield "context", f"{entry['context']:,} tokens a request" if entry["context"] else None
     yield "settings", ", ".join(f"{name}={value}" for name, value in entry["settings"].items()) or None
     if entry["file"] is None:
@@ -138,11 +138,3 @@ def _file_lines(file: Mapping[str, Any]) -> Iterable[tuple[str, str | None]]:
     yield "trained context", f"{trained:,} tokens" if trained else None
     yield "chat template", f"{len(template):,} characters (--json prints it)" if template else "none"
     yield "can do", ", ".join(file["capabilities"])
-
-
-def count(number: int) -> str:
-    """A number for people: 7.6 billion, 135 million."""
-    for scale, word in ((10**9, "billion"), (10**6, "million"), (10**3, "thousand")):
-        if number >= scale:
-            return f"{number / scale:.3g} {word}"
-    return str(number)

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from locallab import __version__
 from locallab.cli.tables import facts
+from locallab.version import __version__
 
 
 @click.command("version")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from locallab.fit.estimates import Estimate, Load
 from locallab.fit.machine import Machine
 from locallab.fit.shapes import Shape
+from locallab.units import binary_bytes
 
 Tried = tuple[Load, Estimate]
 
@@ -20,11 +21,6 @@ def reason(shape: Shape, machine: Machine, fits: bool, chosen: Tried, first: Tri
     if machine.gpus and not machine.gpu_build:
         text += "; the GPU is not used, because this llama.cpp was built without CUDA"
     return text
-
-
-def size(count: int) -> str:
-    """Bytes for people: 812 MiB, 4.4 GiB."""
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
 def place(shape: Shape, gpu_layers: int) -> str:
@@ -44,13 +40,15 @@ def _requests(load: Load) -> str:
 
 
 def _takes(needs: Estimate) -> str:
-    return f"{f'{size(needs.gpu)} of GPU memory and ' if needs.gpu else ''}{size(needs.ram)} of RAM"
+    return f"{f'{binary_bytes(needs.gpu)} of GPU memory and ' if needs.gpu else ''}{binary_bytes(needs.ram)} of RAM"
 
 
 def _usable(machine: Machine) -> str:
     """What is free and need not be left alone."""
     own = machine.has_gpu and not machine.shared
-    return f"{f'{size(machine.usable_vram)} of GPU memory and ' if own else ''}{size(machine.usable_ram)} of RAM"
+    return (
+        f"{f'{binary_bytes(machine.usable_vram)} of GPU memory and ' if own else ''}{binary_bytes(machine.usable_ram)} of RAM"
+    )
 
 
 def _differences(shape: Shape, load: Load, wanted: Load) -> str:

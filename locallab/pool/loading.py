@@ -14,7 +14,7 @@ from locallab.engine import Embedder, Engine
 from locallab.engine.request import Delivery
 from locallab.errors import ModelError, ModelLoadError
 from locallab.models import gguf
-from locallab.models.registry import ModelSpec
+from locallab.models.spec import ModelSpec
 from locallab.pool.memory import Memory, MemoryUse
 from locallab.settings import EngineSettings
 

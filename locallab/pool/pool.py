@@ -17,8 +17,9 @@ from typing import Literal
 from locallab.engine import build_features
 from locallab.engine.request import Kind, Listener, TokenEvent
 from locallab.errors import EngineClosed, LocalLabError, ModelNotLoaded, UnknownModel
-from locallab.models.registry import ModelSpec, Registry
+from locallab.models.registry import Registry
 from locallab.models.sources import Progress, fetch
+from locallab.models.spec import ModelSpec
 from locallab.models.store import Store
 from locallab.pool.demand import Action, Close, Fetch, Granted, Load, Policy, Refused, Resident, Ticket
 from locallab.pool.jobs import STOPPING, FetchFile, Jobs

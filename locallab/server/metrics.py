@@ -17,10 +17,10 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from locallab import __version__
 from locallab.engine import Engine, EngineStats, Histogram, Totals
 from locallab.pool import Loaded, Pool
 from locallab.server.middleware.counts import Traffic
+from locallab.version import __version__
 
 MODEL = ("model",)
 

@@ -10,6 +10,7 @@ from msgspec import UNSET, Meta, UnsetType
 from locallab.engine import Kind
 from locallab.models.spec import ModelSpec
 from locallab.pool import Loaded, Pool, Status
+from locallab.units import compact_bytes
 
 Size = Annotated[str, Meta(description="of the weights' file, such as 98MB")]
 Standing = Annotated[Status, Meta(description="error: the last load failed, see `error`")]
@@ -80,7 +81,7 @@ def available(pool: Pool, spec: ModelSpec) -> AvailableModel:
     size = pool.store.size(spec)
     return AvailableModel(
         name=spec.id,
-        size=readable_size(size or spec.size),
+        size=compact_bytes(size or spec.size),
         context=loaded.engine.info.context if loaded else spec.context,
         description=spec.description,
         recommended=spec.recommended,
@@ -107,22 +108,12 @@ def current(pool: Pool) -> ModelStatus:
     return standing(pool, spec) if spec else NO_MODEL
 
 
-def readable_size(size: int | None) -> str:
-    """Bytes as a figure of decimal units, such as 98MB; a model that is not fetched yet may be of unknown size."""
-    if size is None:
-        return "unknown"
-    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
-        if size >= scale:
-            return f"{size / scale:.3g}{unit}"
-    return f"{size}B"
-
-
 def _figures(loaded: Loaded) -> dict[str, Any]:
     """What is known of a model once it is loaded."""
     info, memory = loaded.engine.info, loaded.memory
     usage = memory.vram or memory.ram
     return {
-        "vram_usage": readable_size(usage),
+        "vram_usage": compact_bytes(usage),
         "usage_of": "vram" if memory.vram else "ram",
         "usage_bytes": usage,
         "trained_context": info.n_ctx_train,

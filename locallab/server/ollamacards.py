@@ -24,6 +24,7 @@ from locallab.models.registry import Registry
 from locallab.models.spec import ModelSpec
 from locallab.pool import Loaded, Pool
 from locallab.server.chunks_ollama import rfc3339
+from locallab.units import compact_count
 
 NEVER = "9999-12-31T23:59:59Z"
 TEMPLATE = "tokenizer.chat_template"
@@ -165,7 +166,7 @@ def _details(pool: Pool, spec: ModelSpec) -> Details:
     return Details(
         family=family,
         families=[family] if family else [],
-        parameter_size=_readable(_parameters(loaded, facts)),
+        parameter_size=compact_count(_parameters(loaded, facts)),
         quantization_level=label(path.name) if path else "",
     )
 
@@ -212,15 +213,6 @@ def _read(path: Path, modified: int) -> Mapping[str, Any]:
         return {}
     count = sum(math.prod(tensor.shape) for tensor in header.tensors)
     return {**header.metadata, "general.parameter_count": count, EMBEDS: header.embeds}
-
-
-def _readable(count: int) -> str:
-    """A number of parameters as their users write it: 135M, 8.0B; empty for 0."""
-    if count >= 10**9:
-        return f"{count / 10**9:.1f}B"
-    if count >= 10**6:
-        return f"{count / 10**6:.0f}M"
-    return str(count) if count else ""
 
 
 def _modified(path: Path) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 import msgspec
 from starlette.routing import BaseRoute
 
-from locallab import __version__
 from locallab.engine import SamplingParams
 from locallab.server.answers import PROBLEMS
 from locallab.server.apitext import ABOUT, EVENT, HEADERS, LINE, PARAMETERS, REASONS, SECURITY, TAGS
@@ -20,6 +19,7 @@ from locallab.server.errors import dialect
 from locallab.server.examples import EXAMPLES
 from locallab.server.fields import RANGES
 from locallab.server.sse import EVENTS
+from locallab.version import __version__
 
 Schema = dict[str, Any]
 

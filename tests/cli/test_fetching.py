@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from locallab import units
 from locallab.cli import fetching
 from locallab.models import FileSource, ModelSpec
 
@@ -89,7 +90,7 @@ def test_pace_keeps_little_and_is_never_negative(steps: list[tuple[float, int]])
     [(0.1, "1 s"), (45, "45 s"), (100, "2 min"), (5000, "83 min"), (7500, "2 h 5 min"), (36000, "10 h 0 min")],
 )
 def test_duration(seconds: float, text: str) -> None:
-    assert fetching.duration(seconds) == text
+    assert units.duration(seconds) == text
 
 
 def test_a_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

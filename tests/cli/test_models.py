@@ -12,10 +12,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from locallab import cli
-from locallab.cli.show import capabilities, count, header_facts
+from locallab.cli.show import capabilities, header_facts
 from locallab.models import HubSource, ModelSpec, Registry, Store, adhoc
 from locallab.models.gguf import read
 from locallab.models.store import Kept
+from locallab.units import count
 from tests.cli.terminal import terminal
 
 OWN = """\

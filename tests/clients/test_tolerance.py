@@ -18,10 +18,10 @@ from locallab.clients.shape import Answer
 from locallab.engine.request import SamplingParams
 from locallab.server.ollama import OllamaChatBody, OllamaGenerateBody, Options
 from locallab.server.openai_chat import ChatBody
+from locallab.server.openai_completions import CompletionBody
 from locallab.server.responses import ResponsesBody
 from locallab.server.routes.anthropic import MessagesBody
 from locallab.server.routes.native import GenerateBody, NativeChatBody
-from locallab.server.routes.openai import CompletionBody
 from tests.fakes import TEXT, Step, say
 from tests.server import dialects
 from tests.server.conftest import Served, start_in

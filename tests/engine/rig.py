@@ -13,8 +13,7 @@ from locallab.engine.scheduler import Scheduler
 from locallab.engine.sequence import Sequence
 from locallab.engine.text import TextStream
 from locallab.engine.worker import Cancel, Submit, Worker
-
-from .fakellama import FakeContext, FakeGuide, FakeMasks, FakeModel
+from tests.engine.fakellama import FakeContext, FakeGuide, FakeMasks, FakeModel
 
 
 class Rig:

@@ -8,10 +8,9 @@ import pytest
 
 from locallab.engine import Constraint, Engine, SamplingParams
 from locallab.engine.request import ReasoningBudget
-
-from . import tinygguf
-from .asking import Answer, running
-from .test_constraint import MARK, MORE, PROMPT
+from tests.engine import tinygguf
+from tests.engine.asking import Answer, running
+from tests.engine.test_constraint import MARK, MORE, PROMPT
 
 MORE_TAG = MARK + 1
 

@@ -10,11 +10,11 @@ import pytest
 
 from locallab.engine import engine as engine_module
 from locallab.engine.cache import UNLIMITED
-from locallab.engine.scheduler import Limits, Scheduler
-
-from . import tinygguf
-from .asking import ask, cancel, check, running, start
-from .tinygguf import WINDOW
+from locallab.engine.limits import Limits
+from locallab.engine.scheduler import Scheduler
+from tests.engine import tinygguf
+from tests.engine.asking import ask, cancel, check, running, start
+from tests.engine.tinygguf import WINDOW
 
 ANY_PREFIX = ("llama",)
 

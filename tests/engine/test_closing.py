@@ -14,9 +14,8 @@ from locallab.engine import Engine, SamplingParams
 from locallab.errors import EngineClosed
 from locallab.pool.memory import Memory
 from locallab.settings import EngineSettings
-
-from . import tinygguf
-from .asking import PATIENCE, Answer, ask, running, start
+from tests.engine import tinygguf
+from tests.engine.asking import PATIENCE, Answer, ask, running, start
 
 PROMPT = list(range(3, 43))
 LONG = 200

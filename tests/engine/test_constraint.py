@@ -18,10 +18,9 @@ from hypothesis import strategies as st
 
 from locallab.engine import Constraint, Engine, SamplingParams, constraint
 from locallab.errors import EngineClosed, InvalidField
-
-from . import tinygguf
-from .asking import Answer, ask, check, running
-from .tinygguf import BOS, N_VOCAB
+from tests.engine import tinygguf
+from tests.engine.asking import Answer, ask, check, running
+from tests.engine.tinygguf import BOS, N_VOCAB
 
 NORMAL, CONTROL, USER = gguf.TokenType.NORMAL, gguf.TokenType.CONTROL, gguf.TokenType.USER_DEFINED
 TEXTS = ["▁", '{"', '":', '▁"', '",', '"}', '"]', "ab", "name", "true", "null"]

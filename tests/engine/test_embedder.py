@@ -22,10 +22,9 @@ from locallab.engine.packing import Rows
 from locallab.engine.pooled import STEP
 from locallab.errors import ContextLengthExceeded, EngineClosed, EngineFailure, InvalidField, ModelLoadError, Overloaded
 from locallab.settings import EngineSettings
-
-from . import tinyembed
-from .asking import PATIENCE, Answer
-from .tinyembed import CLS, SEP, UNK, Pooling, token
+from tests.engine import tinyembed
+from tests.engine.asking import PATIENCE, Answer
+from tests.engine.tinyembed import CLS, SEP, UNK, Pooling, token
 
 TEXTS = ["hello world", "the old cat, a new dog?", "sun moons rivering red blue stoner", "", "hello", "a b c " * 15]
 CLOSE = 0.9999

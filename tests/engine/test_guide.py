@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from locallab.errors import EngineFailure
-
-from .fakellama import FakeGuide, answer, forced, guided_answer, next_token
-from .rig import Rig
+from tests.engine.fakellama import FakeGuide, answer, forced, guided_answer, next_token
+from tests.engine.rig import Rig
 
 PROMPT = [5, 6, 7]
 

@@ -9,8 +9,7 @@ from locallab.engine import Engine, llama
 from locallab.engine.limits import LEAST_CACHE, Limits, idle_cells, kv_room, slots
 from locallab.errors import ModelLoadError
 from locallab.settings import EngineSettings
-
-from . import tinygguf
+from tests.engine import tinygguf
 
 LIMITS = Limits(cells=4096, batch=512, parallel=4, slots=8, cache_cells=1024, step_seconds=0.2)
 

@@ -19,9 +19,8 @@ from locallab import hardware
 from locallab.engine import Engine
 from locallab.errors import ModelLoadError
 from locallab.settings import EngineSettings
-
-from . import tinygguf
-from .asking import ask, running
+from tests.engine import tinygguf
+from tests.engine.asking import ask, running
 
 ROOT = Path(__file__).parents[2]
 PROMPT = [tinygguf.BOS, *range(100, 120)]

@@ -16,12 +16,11 @@ from locallab.engine import Constraint, Engine, SamplingParams, TokenEvent
 from locallab.engine.logprobs import Logprobs, top
 from locallab.engine.request import ReasoningBudget, TokenLogprob
 from locallab.errors import InvalidField
-
-from . import tinygguf
-from .asking import Answer, running
-from .fakellama import FakeModel
-from .test_constraint import MARK, MORE, PROMPT
-from .tinygguf import ARCHITECTURES
+from tests.engine import tinygguf
+from tests.engine.asking import Answer, running
+from tests.engine.fakellama import FakeModel
+from tests.engine.test_constraint import MARK, MORE, PROMPT
+from tests.engine.tinygguf import ARCHITECTURES
 
 NEAR = 1e-2
 """How many tokens are computed at once changes the rounding."""

@@ -17,10 +17,9 @@ from llguidance import LLMatcher, LLTokenizer
 from locallab.chat.tools.relax import relaxed
 from locallab.engine import Constraint, Engine, SamplingParams, constraint
 from locallab.errors import InvalidField
-
-from . import tinygguf
-from .asking import Answer, running
-from .tinygguf import BOS
+from tests.engine import tinygguf
+from tests.engine.asking import Answer, running
+from tests.engine.tinygguf import BOS
 
 CUT = 100
 MORE = [(text, gguf.TokenType.NORMAL) for text in ["▁", '{"', '": ', '▁"', '",', '"}', '"]', "true", "null"]]

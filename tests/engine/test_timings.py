@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from locallab.engine.timings import FIRST_TOKEN_SECONDS, TOKEN_SECONDS, Histogram
-
-from .rig import Rig
+from tests.engine.rig import Rig
 
 seconds = st.floats(0, 1000) | st.sampled_from(TOKEN_SECONDS)
 

@@ -10,10 +10,9 @@ import pytest
 from locallab.chat.fim import infill
 from locallab.engine import FimTokens
 from locallab.errors import EngineClosed, InvalidField
-
-from . import tinygguf
-from .asking import ask, running
-from .tinygguf import BOS, EOS, N_VOCAB
+from tests.engine import tinygguf
+from tests.engine.asking import ask, running
+from tests.engine.tinygguf import BOS, EOS, N_VOCAB
 
 CONTROL, NORMAL = gguf.TokenType.CONTROL, gguf.TokenType.NORMAL
 QWEN = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>"]

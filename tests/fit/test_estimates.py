@@ -12,9 +12,8 @@ from locallab.fit.estimates import sequences
 from locallab.fit.shapes import KV_BYTES
 from locallab.models import gguf
 from locallab.settings import EngineSettings
-
-from .made import F16, Made
-from .oracle import measured, rehearsed
+from tests.fit.made import F16, Made
+from tests.fit.oracle import measured, rehearsed
 
 # States are allocated even when nothing else is, so those that keep some have few layers.
 KNOWN = {

@@ -17,7 +17,7 @@ from locallab.models.store import Store
 from locallab.pool import Pool
 from locallab.server.generate import ClientGone
 from locallab.server.leases import Leases, lease
-from locallab.server.modelinfo import readable_size
+from locallab.units import compact_bytes
 from tests.fakes import TEXT, FakeEngine, registry
 from tests.pool.made import until
 from tests.server.conftest import Serve, Served
@@ -346,4 +346,4 @@ def test_crowd_over_http(serve: Serve) -> None:
     ("size", "text"), [(5, "5B"), (98_000_000, "98MB"), (1_234_567_890, "1.23GB"), (2_500, "2.5KB"), (None, "unknown")]
 )
 def test_sizes(size: int | None, text: str) -> None:
-    assert readable_size(size) == text
+    assert compact_bytes(size) == text

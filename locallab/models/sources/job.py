@@ -23,11 +23,3 @@ class Job:
     size: int | None
     room: int
     run: Callable[[Callable[[int], None]], None]
-
-
-def amount(size: int) -> str:
-    """Bytes for people: 4.7 GB, 98 MB, 12 kB."""
-    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if size >= scale:
-            return f"{size / scale:.3g} {unit}"
-    return f"{size} bytes"

@@ -12,7 +12,6 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
-from locallab import __version__
 from locallab.errors import InvalidField, UnknownModel
 from locallab.pool import Pool
 from locallab.server import ollamacards
@@ -23,6 +22,7 @@ from locallab.server.pulling import Pull, PullStream, finished
 from locallab.server.reply import reply
 from locallab.server.sse import LINES
 from locallab.settings import ServerSettings
+from locallab.version import __version__
 
 VERSION = "0.12.6"
 """The version of Ollama whose API this is; some clients talk to no older one."""

@@ -13,7 +13,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
-from locallab import __version__
 from locallab.pool import Pool
 from locallab.server import sysinfo
 from locallab.server.endpoint import Endpoint
@@ -22,6 +21,7 @@ from locallab.server.metrics import Metrics
 from locallab.server.reply import reply
 from locallab.server.sysinfo import Build, Machine, SystemInfo, loaded_model
 from locallab.tunnel import TunnelFacts
+from locallab.version import __version__
 
 SERVICE: Literal["locallab"] = "locallab"
 
