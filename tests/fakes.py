@@ -24,7 +24,7 @@ from locallab.engine.request import (
     TokenLogprob,
     Usage,
 )
-from locallab.engine.text import TextStream
+from locallab.engine.text_stream import TextStream
 from locallab.errors import ContextLengthExceeded, EngineClosed, InvalidField, ModelLoadError, Overloaded
 from locallab.models.registry import Registry
 from locallab.models.spec import ModelSpec

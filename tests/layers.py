@@ -35,7 +35,7 @@ PARTS: Mapping[str, frozenset[str]] = {
 
 ENGINE_LIBRARIES = frozenset({"llama_cpp", "numpy", "llguidance"})
 ENGINE_FORBIDDEN = frozenset({"asyncio", "json", "http", "socket", "urllib"})
-ENGINE_EXCEPTIONS = {"locallab.engine.schemas": "json"}  # JSON schemas are what it is about
+ENGINE_EXCEPTIONS = {"locallab.engine.grammar.json_schema": "json"}  # JSON schemas are what it is about
 HTTP_LIBRARIES = frozenset({"starlette", "uvicorn", "sse_starlette", "httpx", "asyncio", "anyio"})
 
 

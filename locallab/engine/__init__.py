@@ -1,6 +1,6 @@
 """Continuous batching over llama.cpp. The only room that touches llama_cpp; no asyncio, no HTTP, no JSON."""
 
-from locallab.engine.embedder import Embedder
+from locallab.engine.embedding.embedder import Embedder
 from locallab.engine.engine import Engine, ModelInfo
 from locallab.engine.llama import build_features
 from locallab.engine.request import (
@@ -15,7 +15,7 @@ from locallab.engine.request import (
     TokenEvent,
     Usage,
 )
-from locallab.engine.timings import Histogram, Totals
+from locallab.engine.totals import Histogram, Totals
 
 __all__ = [
     "Constraint",

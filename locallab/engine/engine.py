@@ -17,18 +17,18 @@ from typing import Any, Literal, Protocol
 from locallab import hardware
 from locallab.engine import llama, sampler
 from locallab.engine.cache import UNLIMITED
-from locallab.engine.constraint import Grammars
 from locallab.engine.costs import StepCosts
-from locallab.engine.hostcache import HostCache
+from locallab.engine.grammar.grammars import Grammars
+from locallab.engine.host_cache import HostCache
 from locallab.engine.limits import WALK_SECONDS, context_length, idle_cells, kv_room
 from locallab.engine.limits import limits as limits_of
 from locallab.engine.logprobs import Logprobs
+from locallab.engine.reasoning_budget import Thinking
 from locallab.engine.request import Constraint, Delivery, EngineStats, FimTokens, Kind, Listener, SamplingParams, TokenEvent
 from locallab.engine.scheduler import Scheduler
 from locallab.engine.sequence import Sequence
-from locallab.engine.text import TextStream
-from locallab.engine.thinking import Thinking
-from locallab.engine.timings import Totals
+from locallab.engine.text_stream import TextStream
+from locallab.engine.totals import Totals
 from locallab.engine.worker import Cancel, Close, Submit, Worker
 from locallab.errors import ContextLengthExceeded, EngineClosed, InvalidField, ModelLoadError, Overloaded
 from locallab.settings import EngineSettings

@@ -20,7 +20,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import llama_cpp
 
-from locallab.engine import amx, llamalog
+from locallab.engine import amx, llama_log
 from locallab.engine.request import FimTokens
 from locallab.errors import EngineFailure, ModelLoadError
 
@@ -50,7 +50,7 @@ class Model:
         if compiler := miscompiled_amx():
             logger.info("llama.cpp was built by %s, which gets AMX wrong, so that is not used; see `locallab doctor`", compiler)
             params.use_extra_bufts = False
-        with llamalog.captured() as problems:
+        with llama_log.captured() as problems:
             self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
         if not self._model:
             raise ModelLoadError(path, problems.reason("llama.cpp gave no reason"))
@@ -233,7 +233,7 @@ class Context:
         params.type_k = params.type_v = KV_TYPES[kv_type]
         params.kv_unified = True
         params.no_perf = True
-        with llamalog.captured() as problems:
+        with llama_log.captured() as problems:
             self._ctx = llama_cpp.llama_init_from_model(model.handle, params)
         if not self._ctx:
             raise ModelLoadError(model.path, problems.reason(f"no context of {n_ctx} tokens could be made"))

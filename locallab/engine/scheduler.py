@@ -17,10 +17,10 @@ from collections.abc import Iterator
 
 from locallab.engine.cache import NO_MATCH, Match, PrefixCache
 from locallab.engine.costs import StepCosts
-from locallab.engine.hostcache import HostCache, StoredMatch
+from locallab.engine.host_cache import HostCache, StoredMatch
 from locallab.engine.limits import Limits
 from locallab.engine.sequence import UNPLACED, Sequence
-from locallab.engine.steps import FORCED, Chunk, Copy, Move, Remove, Restore, Save, StepPlan
+from locallab.engine.step_plan import FORCED, Chunk, Copy, Move, Remove, Restore, Save, StepPlan
 
 WORTH_WAITING = 8
 """Tokens that must be gained to wait for another sequence's prefill, or to fetch a prefix back from host RAM."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import time
 
-from locallab.engine.guide import Guide
+from locallab.engine.grammar.guide import Guide
 from locallab.engine.logprobs import Logprobs
+from locallab.engine.reasoning_budget import Thinking
 from locallab.engine.request import FinishReason, Listener, SamplingParams, Usage
-from locallab.engine.text import TextStream
-from locallab.engine.thinking import Thinking
+from locallab.engine.text_stream import TextStream
 
 UNPLACED = -1
 

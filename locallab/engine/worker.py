@@ -9,16 +9,16 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
-from locallab.engine.guide import Guide, Masks
+from locallab.engine.grammar.guide import Guide, Masks
 from locallab.engine.llama import NO_ROOM, Batch, Context, Model
 from locallab.engine.logprobs import Logits, Logprobs
+from locallab.engine.reasoning_budget import Thinking
 from locallab.engine.request import Delivery, EngineStats, FinishReason, Listener, Progress, TokenEvent, TokenLogprob
 from locallab.engine.sampler import Sampler
 from locallab.engine.scheduler import Scheduler
 from locallab.engine.sequence import UNPLACED, Sequence
-from locallab.engine.steps import Chunk, Copy, Move, Remove, Restore, Save
-from locallab.engine.thinking import Thinking
-from locallab.engine.timings import Totals
+from locallab.engine.step_plan import Chunk, Copy, Move, Remove, Restore, Save
+from locallab.engine.totals import Totals
 from locallab.errors import EngineClosed, EngineFailure
 
 logger = logging.getLogger(__name__)

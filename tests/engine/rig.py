@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 
 from locallab.engine.costs import StepCosts
-from locallab.engine.hostcache import HostCache
+from locallab.engine.host_cache import HostCache
 from locallab.engine.limits import Limits
 from locallab.engine.logprobs import Logprobs
 from locallab.engine.request import SamplingParams, TokenEvent
 from locallab.engine.scheduler import Scheduler
 from locallab.engine.sequence import Sequence
-from locallab.engine.text import TextStream
+from locallab.engine.text_stream import TextStream
 from locallab.engine.worker import Cancel, Submit, Worker
 from tests.engine.fakellama import FakeContext, FakeGuide, FakeMasks, FakeModel
 

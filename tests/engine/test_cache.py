@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from locallab.engine.cache import NO_MATCH, Match, PrefixCache
-from locallab.engine.hostcache import HostCache
+from locallab.engine.host_cache import HostCache
 
 
 def computed(cache: PrefixCache, sequence: int, tokens: list[int], match: Match = NO_MATCH) -> None:

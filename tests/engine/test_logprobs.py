@@ -19,7 +19,7 @@ from locallab.errors import InvalidField
 from tests.engine import tinygguf
 from tests.engine.asking import Answer, running
 from tests.engine.fakellama import FakeModel
-from tests.engine.test_constraint import MARK, MORE, PROMPT
+from tests.engine.grammar.test_grammars import MARK, MORE, PROMPT
 from tests.engine.tinygguf import ARCHITECTURES
 
 NEAR = 1e-2

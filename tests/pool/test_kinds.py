@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from locallab.engine import Embedder, Engine, Kind
-from locallab.engine.embedlimits import CPU_BATCH
+from locallab.engine.embedding.limits import CPU_BATCH
 from locallab.fit import Fit, Machine, fit_model
 from locallab.models import FileSource, ModelSpec, Registry, Store
 from locallab.models.gguf import read

@@ -13,7 +13,7 @@ from locallab.chat.reasoning import Tags
 from locallab.chat.tools import FORMATS
 from locallab.chat.turn import Turn
 from locallab.engine.request import TokenEvent, TokenLogprob
-from locallab.engine.text import TextStream
+from locallab.engine.text_stream import TextStream
 from locallab.server.generate import Item
 from locallab.server.reader import Reader
 from locallab.server.scoredtext import ScoredReader, ScoredText

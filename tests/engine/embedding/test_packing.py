@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from hypothesis import given
 from hypothesis import strategies as st
 
-from locallab.engine.packing import Job, Packing
+from locallab.engine.embedding.packing import Job, Packing
 
 TOKENS, SEQUENCES = 20, 4
 

@@ -15,7 +15,8 @@ from hypothesis_jsonschema import from_schema
 from llguidance import LLMatcher, LLTokenizer
 
 from locallab.chat.tools.relax import relaxed
-from locallab.engine import Constraint, Engine, SamplingParams, constraint
+from locallab.engine import Constraint, Engine, SamplingParams
+from locallab.engine.grammar import grammars
 from locallab.errors import InvalidField
 from tests.engine import tinygguf
 from tests.engine.asking import Answer, running
@@ -445,7 +446,7 @@ class Language:
     """What a schema allows, byte for byte."""
 
     def __init__(self, schema: Any) -> None:
-        source = constraint._grammar(Constraint("json_schema", json.dumps(schema)))
+        source = grammars._grammar(Constraint("json_schema", json.dumps(schema)))
         self._matcher = LLMatcher(BYTES, source, log_level=0)
         assert not self._matcher.is_error() and not self._matcher.get_grammar_warnings()
 
@@ -535,7 +536,7 @@ def test_depth_is_no_danger(engine: Engine, depth: int) -> None:
         engine.prepare(Constraint("json_schema", source))
         return
     with pytest.raises(InvalidField, match=r"recursion|too deeply"):
-        engine.prepare(Constraint("json_schema", source[: constraint.LONGEST]))
+        engine.prepare(Constraint("json_schema", source[: grammars.LONGEST]))
 
 
 def test_hundreds_of_schemas_hold_the_answers_of_a_wild_model(engine: Engine) -> None:

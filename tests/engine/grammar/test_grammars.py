@@ -16,7 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from locallab.engine import Constraint, Engine, SamplingParams, constraint
+from locallab.engine import Constraint, Engine, SamplingParams
+from locallab.engine.grammar import grammars
 from locallab.errors import EngineClosed, InvalidField
 from tests.engine import tinygguf
 from tests.engine.asking import Answer, ask, check, running
@@ -244,7 +245,7 @@ REFUSED: list[tuple[str, str, str]] = [
     ("lark", 'start: %json {"minProperties": 3}', "minProperties"),
     ("gbnf", "root ::= other", "'other' is used, but not defined"),
     ("lark", "start: a0\n" + "".join(f"a{i}: a{i + 1}\n" for i in range(1000)) + 'a1000: "x"', "at most 1000 rules"),
-    ("regex", "a" * (constraint.LONGEST + 1), "at most 262144 characters, has 262145"),
+    ("regex", "a" * (grammars.LONGEST + 1), "at most 262144 characters, has 262145"),
 ]
 
 
@@ -269,7 +270,7 @@ def test_references_that_lead_on_for_thousands_of_steps_are_followed(engine: Eng
 def test_much_nonsense_is_refused_without_ado(engine: Engine, begin: str, part: str) -> None:
     """It neither hangs nor ends the process; a comment is none."""
     kind, _, text = begin.partition(" ")
-    source = (text + part * constraint.LONGEST)[: constraint.LONGEST]
+    source = (text + part * grammars.LONGEST)[: grammars.LONGEST]
     try:
         engine.prepare(Constraint(kind, source))  # type: ignore[arg-type]
     except InvalidField as error:
@@ -382,7 +383,7 @@ def test_a_request_cancelled_in_mid_answer_leaves_the_others_alone(engine: Engin
 
 def test_a_grammar_that_grows_too_complex_ends_its_request_only(path: Path) -> None:
     with running(path) as engine:
-        engine._grammars._limits = constraint.LLParserLimits(step_max_items=400, verbose_errors=False)
+        engine._grammars._limits = grammars.LLParserLimits(step_max_items=400, verbose_errors=False)
         lost = begin(engine, "lark", 'start: x\nx: "a" | "b" | x x', ignore_eos=True)
         fine = begin(engine, "regex", "[cd]{20}")
         assert lost.reason == "error" and lost.tokens
@@ -391,10 +392,10 @@ def test_a_grammar_that_grows_too_complex_ends_its_request_only(path: Path) -> N
 
 
 def test_the_last_used_are_kept_compiled(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constraint, "CAPACITY", 3)
+    monkeypatch.setattr(grammars, "CAPACITY", 3)
     compiled: list[Constraint] = []
-    compile = constraint.Grammars._compile
-    monkeypatch.setattr(constraint.Grammars, "_compile", lambda self, c: (compiled.append(c), compile(self, c))[1])
+    compile = grammars.Grammars._compile
+    monkeypatch.setattr(grammars.Grammars, "_compile", lambda self, c: (compiled.append(c), compile(self, c))[1])
     first, *others = (Constraint("choice", f'["{text}"]') for text in "abcd")
     with running(path) as engine:
         for each in (first, others[0], first, *others[1:], first, others[0]):

@@ -18,8 +18,8 @@ import pytest
 
 from locallab import hardware
 from locallab.engine import Constraint, Embedder, Engine, SamplingParams
-from locallab.engine.packing import Rows
-from locallab.engine.pooled import STEP
+from locallab.engine.embedding.context import STEP
+from locallab.engine.embedding.packing import Rows
 from locallab.errors import ContextLengthExceeded, EngineClosed, EngineFailure, InvalidField, ModelLoadError, Overloaded
 from locallab.settings import EngineSettings
 from tests.engine import tinyembed

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from locallab.engine.text import TextStream
+from locallab.engine.text_stream import TextStream
 
 texts = st.text(alphabet="ab<|>é\U0001f600 ", max_size=24)
 stops = st.lists(st.text(alphabet="ab<|é", min_size=1, max_size=4), max_size=4)

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from locallab.engine.reasoning_budget import Thinking
 from locallab.engine.request import ReasoningBudget
-from locallab.engine.thinking import Thinking
 
 
 def spent(budget: ReasoningBudget, *tokens: str) -> list[bool]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
-from locallab.engine.patterns import is_unwritable, translated
+from locallab.engine.grammar.regex import is_unwritable, translated
 
 _SCHEMAS = ("$defs", "definitions", "properties", "patternProperties", "dependentSchemas")
 _SCHEMA_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")

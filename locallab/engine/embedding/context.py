@@ -8,7 +8,7 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
-from locallab.engine import llamalog
+from locallab.engine import llama_log
 from locallab.engine.llama import KV_TYPES, Batch, Model
 from locallab.errors import EngineFailure, ModelLoadError
 
@@ -86,7 +86,7 @@ class PooledContext:
         params.embeddings = True
         stated = int(self._model.meta("{arch}.pooling_type") or NONE)
         params.pooling_type = UNSPECIFIED if stated else MEAN
-        with llamalog.captured() as problems:
+        with llama_log.captured() as problems:
             made: int = llama_cpp.llama_init_from_model(self._model.handle, params)
         if not made:
             raise ModelLoadError(self._model.path, problems.reason(f"no context of {tokens} tokens could be made"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from locallab.engine.hostcache import Stored
+from locallab.engine.host_cache import Stored
 from locallab.engine.sequence import Sequence
 
 FORCED = 16

@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from locallab.engine import gbnf, schemas
-from locallab.engine.guide import Guide
+from locallab.engine.grammar import gbnf, json_schema
+from locallab.engine.grammar.guide import Guide
 from locallab.engine.llama import Model
 from locallab.engine.request import Constraint
 from locallab.errors import EngineClosed, InvalidField
@@ -191,8 +191,8 @@ def _schema(source: str) -> str:
     text = "{}" if source.strip() == "true" else source
     if not text.lstrip().startswith("{"):
         raise ValueError("must be a JSON Schema: a JSON object")
-    schema, _ = schemas.parsed(text, len(text) - len(text.lstrip()), whole=True)
-    exact = schemas.exact(schema)
+    schema, _ = json_schema.parsed(text, len(text) - len(text.lstrip()), whole=True)
+    exact = json_schema.exact(schema)
     try:
         return str(LLMatcher.grammar_from_json_schema(exact, defaults=_LAYOUT, overrides=_STRICT))  # type: ignore[arg-type]
     except ValueError as error:
@@ -213,11 +213,11 @@ def _guided(source: str) -> str:
 
 def _embedded(source: str, begin: int) -> tuple[str, int]:
     """The schema that begins there, and where it ends."""
-    schema, end = schemas.parsed(source, begin)
+    schema, end = json_schema.parsed(source, begin)
     layout = schema.get("x-guidance", {})
     if isinstance(layout, dict):
-        schema["x-guidance"] = {**schemas.parsed(_LAYOUT, 0)[0], **layout}
-    return schemas.exact(schema), end
+        schema["x-guidance"] = {**json_schema.parsed(_LAYOUT, 0)[0], **layout}
+    return json_schema.exact(schema), end
 
 
 def _choice(source: str) -> str:
@@ -249,7 +249,7 @@ def _reason(constraint: Constraint, problem: str) -> str:
     if problem.startswith("circular references"):
         problem = "$ref: what leads back to itself must stand alone, without other keywords beside it"
     if problem.startswith("patternProperty regexes"):
-        problem = schemas.OVERLAP
+        problem = json_schema.OVERLAP
     if "Regex is empty" in problem:
         problem = "pattern or format: together with the other keywords no text meets it"
     if problem.startswith("Failed to generate regex for"):

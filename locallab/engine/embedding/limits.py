@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from locallab.engine import llama, pooled
+from locallab.engine import llama
+from locallab.engine.embedding.context import in_steps
 from locallab.engine.limits import DEFAULT_CONTEXT
 from locallab.errors import ModelLoadError
 from locallab.settings import EngineSettings
@@ -46,14 +47,14 @@ def limits(model: llama.Model, settings: EngineSettings, free: int, on_gpu: bool
         needs = f"{cost / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
         raise ModelLoadError(model.path, f"a context of {context} tokens needs {needs}; set a smaller context")
     batch = settings.batch if on_gpu else min(settings.batch, CPU_BATCH)
-    if not pooled.in_steps(model):
+    if not in_steps(model):
         batch = min(batch, OUTPUT_BYTES // _output_bytes(model))
     return EmbedLimits(context=context, batch=batch, sequences=min(settings.parallel, llama.MAX_SEQUENCES))
 
 
 def _cost(model: llama.Model, settings: EngineSettings, tokens: int) -> int:
     """Bytes that a sequence of so many tokens takes."""
-    if pooled.in_steps(model):
+    if in_steps(model):
         return tokens * model.kv_bytes_per_token(settings.kv_type)
     return tokens * (_output_bytes(model) + tokens * MASK_BYTES)
 

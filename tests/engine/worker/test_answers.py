@@ -10,7 +10,7 @@ from locallab.engine import Constraint, Engine, SamplingParams
 from locallab.engine.request import ReasoningBudget
 from tests.engine import tinygguf
 from tests.engine.asking import Answer, running
-from tests.engine.test_constraint import MARK, MORE, PROMPT
+from tests.engine.grammar.test_grammars import MARK, MORE, PROMPT
 
 MORE_TAG = MARK + 1
 

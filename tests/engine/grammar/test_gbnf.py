@@ -7,7 +7,7 @@ import re
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
-from locallab.engine.gbnf import to_lark
+from locallab.engine.grammar.gbnf import to_lark
 
 BYTES = LLTokenizer("byte")
 

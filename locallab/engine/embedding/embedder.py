@@ -12,12 +12,12 @@ from typing import NoReturn
 import numpy as np
 
 from locallab import hardware
-from locallab.engine import llama, pooled
-from locallab.engine.embedlimits import limits as limits_of
-from locallab.engine.embedworker import Embed, EmbedWorker
+from locallab.engine import llama
+from locallab.engine.embedding.context import RANK, PooledContext, Rows, in_steps, pair_template, pooling_of, seam, width
+from locallab.engine.embedding.limits import limits as limits_of
+from locallab.engine.embedding.packing import Job, Packing
+from locallab.engine.embedding.worker import Embed, EmbedWorker
 from locallab.engine.engine import Engine, Works, device, free_memory, info_of
-from locallab.engine.packing import Job, Packing
-from locallab.engine.pooled import PooledContext, Rows
 from locallab.engine.request import Constraint, Delivery, Listener, SamplingParams
 from locallab.errors import ContextLengthExceeded, InvalidField, ModelLoadError
 from locallab.settings import EngineSettings
@@ -80,16 +80,16 @@ class Embedder(Engine):
         native.callback(context.close)
         finish = _finish(model)
         context.compute([[0]])  # what cannot be computed is not to be found by the first request
-        self._seam = pooled.seam(model)
-        self.pair_template = pooled.pair_template(model)
+        self._seam = seam(model)
+        self.pair_template = pair_template(model)
         self.info = info_of(
             model,
             context=limits.context,
-            kv_tokens=limits.cells if pooled.in_steps(model) else 0,
+            kv_tokens=limits.cells if in_steps(model) else 0,
             reuse="none",
             device=device(model, settings, threads, on_gpu),
-            kind="reranker" if pooled.pooling_of(model) == pooled.RANK else "embedding",
-            dimensions=0 if pooled.pooling_of(model) == pooled.RANK else pooled.width(model),
+            kind="reranker" if pooling_of(model) == RANK else "embedding",
+            dimensions=0 if pooling_of(model) == RANK else width(model),
         )
         self._worker = EmbedWorker(context, Packing(limits.batch, limits.sequences), finish)
         return self._worker
@@ -97,12 +97,12 @@ class Embedder(Engine):
 
 def _finish(model: llama.Model) -> Callable[[Rows], Rows]:
     """What makes of the model's rows what they are for. Raises ModelLoadError for a classifier of several classes."""
-    if pooled.pooling_of(model) != pooled.RANK:
+    if pooling_of(model) != RANK:
         return _unit
     if model.meta("general.architecture") in SOFTMAX:
         return _first
-    if pooled.width(model) != 1:
-        raise ModelLoadError(model.path, f"this model tells {pooled.width(model)} classes apart; that is not served")
+    if width(model) != 1:
+        raise ModelLoadError(model.path, f"this model tells {width(model)} classes apart; that is not served")
     return _share
 
 

@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from locallab.engine.packing import Job, Packing
-from locallab.engine.pooled import PooledContext, Rows
+from locallab.engine.embedding.context import PooledContext, Rows
+from locallab.engine.embedding.packing import Job, Packing
 from locallab.engine.request import EngineStats
-from locallab.engine.timings import Totals
+from locallab.engine.totals import Totals
 from locallab.engine.worker import Cancel, Close
 from locallab.errors import EngineClosed, EngineFailure
 

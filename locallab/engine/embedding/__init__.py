@@ -1,0 +1,1 @@
+"""Vectors and relevance scores: contexts, workers and batches of embedding models."""

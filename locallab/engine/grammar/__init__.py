@@ -1,0 +1,1 @@
+"""Grammars that hold an answer to its language: JSON schemas, GBNF, regular expressions, choices."""
