@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 from locallab.chat.deltas import Delta, Reasoning, Text, held_back
-from locallab.chat.jsonscan import SPACE
+from locallab.chat.json_scanner import SPACE
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

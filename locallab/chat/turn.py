@@ -7,12 +7,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from locallab.chat.answer import AnswerParser
+from locallab.chat.answer_parser import AnswerParser
 from locallab.chat.messages import Message, written_out
 from locallab.chat.reasoning import Tags, ThinkParser, tags_of
 from locallab.chat.templates import ChatTemplate
 from locallab.chat.tools import Lark, Tool, ToolChoice, ToolFormat, choose
-from locallab.chat.tools.generic import Generic
+from locallab.chat.tools.formats.generic import Generic
 from locallab.engine.request import Constraint
 from locallab.errors import InvalidField
 

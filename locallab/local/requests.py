@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from locallab.chat import normalize
-from locallab.chat.guard import guarded, pieces
+from locallab.chat.control_tokens import guarded, pieces
 from locallab.engine.request import SamplingParams, TokenEvent, TokenLogprob, Usage
 from locallab.errors import EngineClosed, EngineFailure, InvalidField
 from locallab.pool import Loaded

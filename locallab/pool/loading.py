@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from locallab.chat.guard import markup
+from locallab.chat.control_tokens import markup
 from locallab.chat.templates import ChatTemplate
 from locallab.engine import Embedder, Engine
 from locallab.engine.request import Delivery

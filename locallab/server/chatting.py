@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 from collections.abc import Sequence
 
-from locallab.chat.guard import guarded, pieces
+from locallab.chat.control_tokens import guarded, pieces
 from locallab.chat.turn import ChatRequest, Turn, plan
 from locallab.engine.request import Constraint, ReasoningBudget, SamplingParams
 from locallab.pool import Loaded

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from starlette.types import Receive
 
 from locallab.chat import Message
-from locallab.chat.guard import guarded, pieces
+from locallab.chat.control_tokens import guarded, pieces
 from locallab.engine import Embedder
 from locallab.errors import InvalidField
 from locallab.pool import Loaded

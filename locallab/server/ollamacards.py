@@ -15,8 +15,8 @@ from msgspec import UNSET, Meta, UnsetType
 
 from locallab.chat.reasoning import tags_of
 from locallab.chat.tools import choose
-from locallab.chat.tools.generic import Generic
-from locallab.chat.tools.harmony import Harmony
+from locallab.chat.tools.formats.generic import Generic
+from locallab.chat.tools.formats.harmony import Harmony
 from locallab.errors import ModelLoadError, UnknownModel
 from locallab.models import gguf
 from locallab.models.quants import label

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
-from locallab.chat.close import closed
+from locallab.chat.json_schema import closed
 from locallab.engine.request import Constraint
 from locallab.errors import InvalidField
 from locallab.server.fields import Sampling

@@ -9,9 +9,8 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from locallab.chat.close import closed
 from locallab.chat.deltas import Parser
-from locallab.chat.tools.relax import relaxed
+from locallab.chat.json_schema import closed, relaxed
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

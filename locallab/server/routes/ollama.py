@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
-from locallab.chat.tools.harmony import Harmony
+from locallab.chat.tools.formats.harmony import Harmony
 from locallab.chat.turn import Turn
 from locallab.engine.request import SamplingParams
 from locallab.errors import InvalidField

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
-from locallab.chat.guard import pieces
+from locallab.chat.control_tokens import pieces
 from locallab.chat.turn import plan
 from locallab.engine import Engine, Kind
 from locallab.errors import InvalidField

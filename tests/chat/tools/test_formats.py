@@ -16,7 +16,7 @@ from llguidance import LLMatcher, LLTokenizer
 from locallab.chat import ChatTemplate, Message
 from locallab.chat.tools import FORMATS, Tool, ToolChoice, ToolFormat, choose
 from locallab.chat.tools.format import ARGUMENTS, MOST_CALLS, NAME
-from locallab.chat.tools.functionary import RECIPIENT
+from locallab.chat.tools.formats.functionary import RECIPIENT
 from locallab.chat.turn import ChatRequest, plan
 from tests.chat.splits import counting_ids, every_split, parse
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis_jsonschema import from_schema
 from llguidance import LLMatcher, LLTokenizer
 
-from locallab.chat.tools.relax import relaxed
+from locallab.chat.json_schema import relaxed
 from locallab.engine import Constraint, Engine, SamplingParams
 from locallab.engine.grammar import grammars
 from locallab.errors import InvalidField

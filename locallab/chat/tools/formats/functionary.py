@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from locallab.chat.deltas import CallArguments, CallStart, Delta, Parser, Text
 from locallab.chat.tools.format import ARGUMENTS, NAME, TEXT, Lark, NewId, Tool, ToolChoice, ToolFormat, call_id
-from locallab.chat.tools.named import NamedCalls
-from locallab.chat.tools.scanning import Ended, MarkupParser, Script
+from locallab.chat.tools.parsers.markup import Ended, MarkupParser, Script
+from locallab.chat.tools.parsers.named_calls import NamedCalls
 
 FUNCTION = "<function="
 FUNCTION_END = "</function>"

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from locallab.chat.deltas import Delta, Parser, Text
-from locallab.chat.jsonscan import SPACE
+from locallab.chat.json_scanner import SPACE
 from locallab.chat.tools.format import ARGUMENTS, NAME, Lark, NewId, Tool, ToolChoice, ToolFormat, call_id
-from locallab.chat.tools.jsoncalls import JsonCalls, json_call
+from locallab.chat.tools.parsers.json_calls import JsonCalls, json_call
 
 TAG = "<|python_tag|>"
 

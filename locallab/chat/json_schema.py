@@ -1,8 +1,12 @@
-"""Objects that name their properties get no others: where a schema leaves that open, small models invent some without end, and
-programs that read the answer take none."""
+"""Schema rewriting for tools and formats, before a grammar is made of them.
+
+`closed` forbids properties that an object does not name, where the schema leaves that open: small models invent some without
+end, and programs that read the answer take none. `relaxed` keeps the part that a grammar can enforce.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,7 +17,7 @@ ONE = ("items", "additionalItems", "additionalProperties")
 MANY = ("prefixItems",)
 NAMED = ("properties", "patternProperties")
 DEFINITIONS = ("$defs", "definitions")
-
+"""Keywords that hold a schema, a list of them, and schemas by name."""
 
 KNOWN = {
     *{*OPEN, *ONE, *MANY, *NAMED, *DEFINITIONS, "type", "required", "title", "description", "default", "examples", "format"},
@@ -87,3 +91,59 @@ def _every(schema: Any) -> Iterator[Mapping[str, Any]]:
 def _list(value: Any) -> list[Any]:
     """A list, or an empty one in place of what is none: whether the schema is one at all is the engine's business."""
     return value if isinstance(value, list) else []
+
+
+ENFORCED = {
+    "type",
+    "enum",
+    "const",
+    "required",
+    "minLength",
+    "maxLength",
+    "minimum",
+    "maximum",
+    "exclusiveMinimum",
+    "exclusiveMaximum",
+    "multipleOf",
+    "minItems",
+    "maxItems",
+    "$ref",
+    "$id",
+    "$schema",
+    "$anchor",
+    "title",
+    "description",
+    "default",
+    "examples",
+}
+"""Keywords that are taken as they stand."""
+
+
+FORMATS = {"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"}
+
+_LOOKING_AROUND = re.compile(r"\(\?[=!<]|\\[bB1-9]")
+
+
+def relaxed(schema: Any) -> Any:
+    """The schema without what a grammar cannot enforce; what is left out makes it wider, never narrower."""
+    if not isinstance(schema, Mapping):
+        return schema
+    kept: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key == "required" and not isinstance(value, list):
+            continue  # of draft 3, where a property says so itself
+        if key in ENFORCED or (key == "format" and value in FORMATS) or (key == "pattern" and _is_regular(value)):
+            kept[key] = value
+        elif key in ONE:
+            kept[key] = relaxed(value)
+        elif key in (*MANY, "anyOf", "allOf") and isinstance(value, list):
+            kept[key] = [relaxed(each) for each in value]
+        elif key in (*NAMED, *DEFINITIONS) and isinstance(value, Mapping):
+            kept[key] = {name: relaxed(each) for name, each in value.items()}
+        elif key == "oneOf" and isinstance(value, list) and "anyOf" not in schema:
+            kept["anyOf"] = [relaxed(each) for each in value]
+    return kept
+
+
+def _is_regular(pattern: object) -> bool:
+    return isinstance(pattern, str) and not _LOOKING_AROUND.search(pattern)

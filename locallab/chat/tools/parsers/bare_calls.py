@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from locallab.chat.deltas import CallArguments, CallStart, Delta
 from locallab.chat.tools.format import Lark, NewId, Tool
-from locallab.chat.tools.scanning import Check, Ended, MarkupParser, Script
+from locallab.chat.tools.parsers.markup import Check, Ended, MarkupParser, Script
 
 
 def properties(tool: Tool | None) -> Mapping[str, Any]:

@@ -10,8 +10,8 @@ from typing import ClassVar
 
 from locallab.chat.deltas import Parser
 from locallab.chat.tools.format import ARGUMENTS, JSON_CALL, NAME, Lark, NewId, Tool, ToolFormat
-from locallab.chat.tools.jsoncalls import JsonArray, JsonCalls
-from locallab.chat.tools.named import NamedCalls
+from locallab.chat.tools.parsers.json_calls import JsonArray, JsonCalls
+from locallab.chat.tools.parsers.named_calls import NamedCalls
 
 CALLS = "[TOOL_CALLS]"
 ARGS = "[ARGS]"

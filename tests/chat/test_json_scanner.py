@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from locallab.chat.jsonscan import Malformed, ObjectScanner
+from locallab.chat.json_scanner import Malformed, ObjectScanner
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

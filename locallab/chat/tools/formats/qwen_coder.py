@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from locallab.chat.deltas import Parser, Text
-from locallab.chat.tools.bare import BareCalls, is_required, properties, value_grammar
 from locallab.chat.tools.format import NAME, Lark, NewId, Tool, ToolFormat, call_id
-from locallab.chat.tools.scanning import Ended, Script
+from locallab.chat.tools.parsers.bare_calls import BareCalls, is_required, properties, value_grammar
+from locallab.chat.tools.parsers.markup import Ended, Script
 
 BEGIN = "<tool_call>"
 END = "</tool_call>"

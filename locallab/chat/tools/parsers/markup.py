@@ -6,7 +6,7 @@ import abc
 from collections.abc import Callable, Generator
 
 from locallab.chat.deltas import Delta, Text, held_back
-from locallab.chat.jsonscan import SPACE, ValueScanner
+from locallab.chat.json_scanner import SPACE, ValueScanner
 
 Script = Generator[Delta | None, None, None]
 Step = Generator[Delta | None, None, str]

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from locallab.chat.tools.deepseek import DeepSeek, DeepSeekR1
 from locallab.chat.tools.format import ToolFormat
-from locallab.chat.tools.functionary import FunctionTags, Recipients
-from locallab.chat.tools.gemma import FunctionGemma, Gemma
-from locallab.chat.tools.generic import Generic
-from locallab.chat.tools.glm import Glm
-from locallab.chat.tools.harmony import Harmony
-from locallab.chat.tools.hermes import Hermes
-from locallab.chat.tools.listed import Apriel, Granite, Phi
-from locallab.chat.tools.llama3 import Llama3
-from locallab.chat.tools.mistral import Mistral, MistralArray
-from locallab.chat.tools.qwen_coder import QwenCoder
+from locallab.chat.tools.formats.deepseek import DeepSeek, DeepSeekR1
+from locallab.chat.tools.formats.functionary import FunctionTags, Recipients
+from locallab.chat.tools.formats.gemma import FunctionGemma, Gemma
+from locallab.chat.tools.formats.generic import Generic
+from locallab.chat.tools.formats.glm import Glm
+from locallab.chat.tools.formats.harmony import Harmony
+from locallab.chat.tools.formats.hermes import Hermes
+from locallab.chat.tools.formats.json_array import Apriel, Granite, Phi
+from locallab.chat.tools.formats.llama3 import Llama3
+from locallab.chat.tools.formats.mistral import Mistral, MistralArray
+from locallab.chat.tools.formats.qwen_coder import QwenCoder
 
 FORMATS: Sequence[ToolFormat] = (
     Harmony(),

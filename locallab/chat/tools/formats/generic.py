@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from locallab.chat.tools.hermes import Hermes
+from locallab.chat.tools.formats.hermes import Hermes
 
 
 class Generic(Hermes):

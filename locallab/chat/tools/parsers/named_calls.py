@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from locallab.chat.deltas import CallArguments, CallStart, Delta, Text
 from locallab.chat.tools.format import NewId
-from locallab.chat.tools.scanning import Ended, MarkupParser, Script
+from locallab.chat.tools.parsers.markup import Ended, MarkupParser, Script
 
 
 class NamedCalls(MarkupParser):

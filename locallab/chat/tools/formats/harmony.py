@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from locallab.chat.deltas import CallArguments, CallStart, Delta, Parser, Reasoning, Text
 from locallab.chat.tools.format import ARGUMENTS, NAME, TEXT, Lark, NewId, Tool, ToolChoice, ToolFormat, call_id
-from locallab.chat.tools.scanning import Ended, MarkupParser, Script
+from locallab.chat.tools.parsers.markup import Ended, MarkupParser, Script
 
 START = "<|start|>"
 CHANNEL = "<|channel|>"

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from locallab.chat import ChatTemplate, Message, ToolCall
-from locallab.chat.guard import SEAM, guarded, markup, pieces
+from locallab.chat.control_tokens import SEAM, guarded, markup, pieces
 
 CONTROL = {"<|im_end|>": 2, "<|im_start|>": 1, "<|im": 3}
 

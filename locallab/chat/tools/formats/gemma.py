@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from locallab.chat.deltas import CallArguments, CallStart, Parser, Text
-from locallab.chat.tools.bare import is_required, is_text, properties
 from locallab.chat.tools.format import NAME, Lark, NewId, Tool, ToolFormat, call_id
-from locallab.chat.tools.scanning import Ended, MarkupParser, Script
+from locallab.chat.tools.parsers.bare_calls import is_required, is_text, properties
+from locallab.chat.tools.parsers.markup import Ended, MarkupParser, Script
 
 CALL = "call:"
 

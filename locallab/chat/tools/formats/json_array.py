@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from locallab.chat.deltas import Parser
 from locallab.chat.tools.format import JSON_CALL, Lark, NewId, Tool, call_id
-from locallab.chat.tools.jsoncalls import JsonArray, JsonCalls
+from locallab.chat.tools.parsers.json_calls import JsonArray, JsonCalls
 
 BEGIN = "<|tool_call|>"
 END = "<|/tool_call|>"

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 
 from locallab.chat.deltas import CallArguments, CallStart, Delta, Text, held_back
-from locallab.chat.jsonscan import SPACE, Malformed, ObjectScanner
+from locallab.chat.json_scanner import SPACE, Malformed, ObjectScanner
 from locallab.chat.tools.format import Lark, NewId, Tool, ToolFormat
 
 NAME_KEYS = ("name",)

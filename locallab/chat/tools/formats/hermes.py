@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from locallab.chat.deltas import Parser
 from locallab.chat.tools.format import JSON_CALL, Lark, NewId, Tool, ToolFormat, call_id
-from locallab.chat.tools.jsoncalls import JsonCalls, json_call
+from locallab.chat.tools.parsers.json_calls import JsonCalls, json_call
 
 BEGIN = "<tool_call>"
 END = "</tool_call>"

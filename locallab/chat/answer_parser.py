@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from locallab.chat.deltas import CallStart, Delta, Parser, Text
-from locallab.chat.jsonscan import SPACE
+from locallab.chat.json_scanner import SPACE
 
 
 class AnswerParser:

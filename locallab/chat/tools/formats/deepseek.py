@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from locallab.chat.deltas import Parser
 from locallab.chat.tools.format import ARGUMENTS, NAME, Lark, NewId, Tool, ToolFormat, call_id
-from locallab.chat.tools.named import NamedCalls
+from locallab.chat.tools.parsers.named_calls import NamedCalls
 
 CALLS = "<｜tool▁calls▁begin｜>"  # noqa: RUF001
 CALLS_END = "<｜tool▁calls▁end｜>"  # noqa: RUF001

@@ -1,0 +1,1 @@
+"""Incremental parsers of tool calls, each shared by several formats."""
