@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from locallab import hardware, settings
 from locallab.errors import ConfigError
-from locallab.models import reach
+from locallab.models import hub_status
 from locallab.server import runner
 from locallab.settings import ServerSettings
 
@@ -215,13 +215,13 @@ def port(host: str, number: int) -> Check:
 
 
 def hub() -> Check:
-    if reach.offline():
+    if hub_status.offline():
         return Check("hub", "ok", "not asked: HF_HUB_OFFLINE is set")
-    problem = reach.hub_problem()
+    problem = hub_status.hub_problem()
     if problem is None:
-        return Check("hub", "ok", f"{reach.endpoint()} answers")
+        return Check("hub", "ok", f"{hub_status.endpoint()} answers")
     remedy = "models on disk and the embedded one work without it; for others check the network and HF_ENDPOINT"
-    return Check("hub", "warn", f"{reach.endpoint()} cannot be used: {problem}", remedy)
+    return Check("hub", "warn", f"{hub_status.endpoint()} cannot be used: {problem}", remedy)
 
 
 def token(given: str | None) -> Check:
@@ -229,10 +229,10 @@ def token(given: str | None) -> Check:
     page = "make one at https://huggingface.co/settings/tokens and set HF_TOKEN"
     if not given:
         return Check("token", "ok", "none; only gated and private models need one")
-    if reach.offline():
+    if hub_status.offline():
         return Check("token", "ok", "there is one; not checked, as HF_HUB_OFFLINE is set")
     try:
-        owner = reach.token_owner(given)
+        owner = hub_status.token_owner(given)
     except OSError as error:
         return Check("token", "warn", f"there is one, but the Hub does not say whether it is valid: {error}", "see hub")
     if owner is None:

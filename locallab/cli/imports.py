@@ -15,7 +15,7 @@ from locallab.settings import ServerSettings
 
 if TYPE_CHECKING:
     from locallab.models import Registry
-    from locallab.models.imports import Importable
+    from locallab.models.other_stores import Importable
 
 
 @click.command("import")
@@ -29,7 +29,7 @@ def command(name: str | None, model_id: str | None, as_json: bool) -> None:
     where to look if they are not in the usual places.
     """
     from locallab.models import Registry
-    from locallab.models.imports import scan
+    from locallab.models.other_stores import scan
 
     if model_id is not None and name is None:
         raise ConfigError("--id: name the model that shall get this id")
@@ -75,7 +75,7 @@ def _named(found: list[Importable], name: str) -> Importable:
 def _add(registry: Registry, chosen: Importable, wanted: str | None) -> str:
     """Writes the entry, unless there is one of this file already, and returns its id."""
     from locallab.models import user_path
-    from locallab.models.userfile import append
+    from locallab.models.registry_file import append
 
     if wanted is None and (known := _known(registry, chosen)):
         return known

@@ -1,11 +1,11 @@
 """What of a model fits this machine, and how: from a GGUF header and the free memory to settings. Decides; loads nothing."""
 
-from locallab.fit.apply import fit_model, fitted, model_shape
 from locallab.fit.choice import Fit, Wishes, choose, layer
 from locallab.fit.estimates import Estimate, Load, estimate
+from locallab.fit.fit_model import fit_model, fitted, model_shape
 from locallab.fit.machine import Gpu, Machine
-from locallab.fit.picks import Choice, Offer, offered, pick, unnamed
-from locallab.fit.shapes import Shape, approximate, shape
+from locallab.fit.model_shape import Shape, approximate, shape
+from locallab.fit.recommend import Choice, Offer, offered, pick, unnamed
 
 __all__ = [
     "Choice",

@@ -17,9 +17,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from locallab.fit.estimates import STEP, Estimate, Load, estimate
+from locallab.fit.explain import reason
 from locallab.fit.machine import Machine
-from locallab.fit.reason import reason
-from locallab.fit.shapes import Shape, shape
+from locallab.fit.model_shape import Shape, shape
 from locallab.models.gguf import Header
 from locallab.settings import EngineSettings, KvType
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from locallab.fit.shapes import KV_BYTES, Layer, Shape
+from locallab.fit.model_shape import KV_BYTES, Layer, Shape
 from locallab.settings import KvType
 
 STEP = 512

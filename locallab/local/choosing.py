@@ -7,7 +7,7 @@ import logging
 from locallab import hardware
 from locallab.engine.llama import supports_gpu
 from locallab.fit import Machine, unnamed
-from locallab.fit.apply import Layers
+from locallab.fit.fit_model import Layers
 from locallab.models import ModelSpec, Registry, Store
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from locallab.errors import ConfigError, UnknownModel
-from locallab.models import adhoc, entries
+from locallab.models import adhoc, registry_file
 from locallab.models.spec import FileSource, HubSource, ModelSpec, PypiSource, Source
 from locallab.settings import config_home
 
@@ -123,7 +123,7 @@ def default_path() -> Path:
 
 def _by_id(path: Path) -> dict[str, tuple[str, ModelSpec]]:
     found: dict[str, tuple[str, ModelSpec]] = {}
-    for where, spec in entries.read(path):
+    for where, spec in registry_file.read(path):
         before = found.setdefault(spec.id.lower(), (where, spec))
         if before[1] is not spec:
             raise ConfigError(f"{where}: the name {spec.id!r} is taken already by {before[1].id} ({before[0]})")

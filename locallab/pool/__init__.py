@@ -1,9 +1,8 @@
 """Which models are loaded: load on demand, swap, keep several, unload. `plan` decides, `pool` acts."""
 
 from locallab.pool.lease import Lease
-from locallab.pool.loading import Loaded
+from locallab.pool.loaded import Loaded, PoolStats
 from locallab.pool.memory import Memory, MemoryUse
 from locallab.pool.pool import Pool, Status
-from locallab.pool.stats import PoolStats
 
 __all__ = ["Lease", "Loaded", "Memory", "MemoryUse", "Pool", "PoolStats", "Status"]

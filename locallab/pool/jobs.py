@@ -12,7 +12,7 @@ from locallab.errors import EngineClosed
 from locallab.models.sources import Progress
 from locallab.models.spec import ModelSpec
 from locallab.models.store import Store
-from locallab.pool.loading import EngineFactory, Loaded, open_model
+from locallab.pool.loaded import EngineFactory, Loaded, open_model
 from locallab.pool.memory import Layers, Memory, MemoryUse, Need, settings_of
 
 FetchFile = Callable[[ModelSpec, Store, Progress], Path]

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import TypeVar
 
-from locallab.pool.loading import Loaded
+from locallab.pool.loaded import Loaded
 
 Result = TypeVar("Result")
 

@@ -24,10 +24,9 @@ from locallab.models.store import Store
 from locallab.pool.demand import Action, Close, Fetch, Granted, Load, Policy, Refused, Resident, Ticket
 from locallab.pool.jobs import STOPPING, FetchFile, Jobs
 from locallab.pool.lease import Lease, unharmed
-from locallab.pool.loading import EngineFactory, Loaded, open_engine
+from locallab.pool.loaded import EngineFactory, Loaded, PoolStats, open_engine
 from locallab.pool.memory import Layers, Memory, MemoryUse, Need
 from locallab.pool.plan import Plan
-from locallab.pool.stats import PoolStats
 
 Status = Literal["ready", "loading", "unloaded", "error"]
 

@@ -1,7 +1,7 @@
 """A public address through ngrok: opened, tried, watched, opened again when lost, counted. `Tunnel` is its face."""
 
+from locallab.tunnel.announcement import announcement
 from locallab.tunnel.facts import TunnelFacts
-from locallab.tunnel.text import announcement
 from locallab.tunnel.tunnel import Tunnel, wanted
 from locallab.tunnel.usage import Usage
 

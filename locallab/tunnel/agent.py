@@ -18,8 +18,8 @@ from pyngrok.exception import PyngrokError, PyngrokNgrokHTTPError
 from pyngrok.log import NgrokLog
 
 from locallab.errors import TunnelError
+from locallab.tunnel.ngrok_errors import explained, redacted
 from locallab.tunnel.process import Process
-from locallab.tunnel.reasons import explained, redacted
 
 NAME = "locallab"
 READY = {"client session established", "tunnel session started"}

@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 from locallab.errors import ConfigError, TunnelError
 from locallab.settings import ServerSettings
 from locallab.tunnel.facts import State, TunnelFacts
+from locallab.tunnel.ngrok_errors import no_token
 from locallab.tunnel.process import PARTING
-from locallab.tunnel.reasons import no_token
 from locallab.tunnel.usage import Usage
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import pytest
 
 from locallab import hardware
 from locallab.local import choosing
-from locallab.models import FileSource, ModelSpec, Registry, reach
+from locallab.models import FileSource, ModelSpec, Registry, hub_status
 from tests.cli.test_serve import PATIENCE, command
 from tests.engine import tinygguf
 
@@ -32,7 +32,7 @@ def test_the_log_says_which_and_why(tmp_path: Path, caplog: pytest.LogCaptureFix
 
 
 def test_a_model_that_is_named_is_taken_and_nobody_asks_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(reach, "hub_reachable")
+    monkeypatch.delattr(hub_status, "hub_reachable")
     known = registry(tmp_path)
     assert choosing.choose(known, "default", ()).id == "default"
     assert choosing.choose(known, str(tmp_path / "better.gguf"), ()).source == known.get("better").source

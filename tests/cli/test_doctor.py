@@ -16,7 +16,7 @@ from locallab import cli, hardware
 from locallab.cli import checks
 from locallab.cli.checks import Check
 from locallab.engine import llama
-from locallab.models import reach
+from locallab.models import hub_status
 from locallab.settings import ServerSettings
 
 NAMES = ["python", "compiler", "llama.cpp", "driver", "cuda", "memory", "disk", "port", "hub", "token", "ngrok"]
@@ -220,7 +220,7 @@ def test_hub(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
     found = checks.hub()
     assert (found.status, found.detail) == ("warn", f"http://127.0.0.1:{port} cannot be used: Connection refused")
     assert found.remedy
-    monkeypatch.setattr(reach, "hub_problem", lambda: None)
+    monkeypatch.setattr(hub_status, "hub_problem", lambda: None)
     assert checks.hub() == Check("hub", "ok", f"http://127.0.0.1:{port} answers")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert checks.hub() == Check("hub", "ok", "not asked: HF_HUB_OFFLINE is set")
@@ -231,7 +231,7 @@ def test_token(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{port}")
     unknown = checks.token("hf_x")
     assert (unknown.status, "Connection refused" in unknown.detail) == ("warn", True)
-    monkeypatch.setattr(reach, "token_owner", lambda token: {"hf_x": "ada"}.get(token))
+    monkeypatch.setattr(hub_status, "token_owner", lambda token: {"hf_x": "ada"}.get(token))
     assert checks.token("hf_x") == Check("token", "ok", "belongs to ada")
     assert checks.token("hf_y").status == "fail"
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

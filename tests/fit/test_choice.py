@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from locallab.fit import Fit, Gpu, Machine, Shape, Wishes, approximate, choose, estimate, layer
 from locallab.fit.choice import CONTEXT, FLOOR, LEAST
-from locallab.fit.shapes import Layer
+from locallab.fit.model_shape import Layer
 from locallab.models import gguf
 from locallab.settings import EngineSettings, resolve
 from tests.engine import tinygguf

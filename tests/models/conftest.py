@@ -9,11 +9,11 @@ from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
-from hub_server import Hub, Repo, serve
-from tiny import WEIGHTS, Calls
 
 from locallab.models import HubSource, ModelSpec, PypiSource, Store
-from locallab.models.sources import retries
+from locallab.models.sources import download
+from tests.models.hub_server import Hub, Repo, serve
+from tests.models.tiny import WEIGHTS, Calls
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The seconds that were to be waited between two attempts; nobody waits for them."""
     waited: list[float] = []
-    monkeypatch.setattr(retries, "pause", waited.append)
+    monkeypatch.setattr(download, "pause", waited.append)
     return waited
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from locallab.errors import ModelLoadError
 from locallab.models import gguf
-from locallab.models.ggmltypes import TYPES
+from locallab.models.gguf import TYPES
 from tests.engine import tinygguf
 
 Writer = Callable[[reference.GGUFWriter], object]

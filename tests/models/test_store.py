@@ -12,12 +12,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from tiny import WEIGHTS, Calls
 
 from locallab.errors import SourceError
 from locallab.models import FileSource, ModelSpec, Part, Store, fetch
 from locallab.models.sources import pypi
 from locallab.models.store import RECORD, Kept
+from tests.models.tiny import WEIGHTS, Calls
 
 OTHER = """
 import sys, msgspec

@@ -15,7 +15,7 @@ from locallab.models import FileSource, ModelSpec, Registry, Store
 from locallab.models.gguf import read
 from locallab.pool import Pool
 from locallab.pool.demand import Granted, Load, Refused, Ticket
-from locallab.pool.loading import open_engine
+from locallab.pool.loaded import open_engine
 from locallab.pool.memory import Memory, MemoryUse, Need
 from locallab.pool.plan import Plan
 from locallab.settings import EngineSettings

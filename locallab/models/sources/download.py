@@ -6,15 +6,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import email.utils
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
-
-from locallab.models.sources import retries
 
 log = logging.getLogger(__name__)
 
@@ -124,13 +124,13 @@ def _receive(remote: Remote, growing: _Growing, report: Callable[[int], None]) -
 def _pause(what: str, error: Exception, failures: int, alive: Callable[[], None]) -> None:
     """Waits before the next attempt, or raises `error` when there shall be none."""
     response = getattr(error, "response", None)
-    asked = retries.asked(response.headers, datetime.datetime.now(datetime.timezone.utc)) if response is not None else None
-    seconds = retries.delay(failures, response.status_code if response is not None else None, asked)
+    wanted = retry_after(response.headers, datetime.datetime.now(datetime.timezone.utc)) if response is not None else None
+    seconds = delay(failures, response.status_code if response is not None else None, wanted)
     if seconds is None:
         raise error
     reason = f"HTTP {response.status_code}" if response is not None else str(error) or type(error).__name__
-    log.warning("%s: %s; trying again in %.0f s (%d of %d)", what, reason, seconds, failures, retries.TRIES)
-    retries.wait(seconds, alive)
+    log.warning("%s: %s; trying again in %.0f s (%d of %d)", what, reason, seconds, failures, TRIES)
+    wait(seconds, alive)
 
 
 def _broken(remote: Remote, growing: _Growing) -> Exception:
@@ -190,3 +190,52 @@ class _Growing:
         self.size += len(chunk)
         if self._digest is not None:
             self._digest.update(chunk)
+
+
+TRIES = 5
+"""Times in a row that a request may be sent again without a byte having come."""
+
+LONGEST = 300.0
+"""The longest time, in seconds, that the Hub may ask us to wait; its rate limits count in windows of this length."""
+
+LOOK = 0.5  # seconds between two calls of what may end the wait
+STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+def delay(failures: int, status: int | None, asked: float | None) -> float | None:
+    """Seconds to wait after this many failures in a row, None to give up.
+
+    `status` None is a connection that broke; `asked` is what the answer asks for.
+    """
+    if failures > TRIES or (status is not None and status not in STATUSES):
+        return None
+    if asked is not None:
+        return asked if asked <= LONGEST else None
+    return float(2 ** (failures - 1))
+
+
+def retry_after(headers: Mapping[str, str], now: datetime.datetime) -> float | None:
+    """Seconds that an answer asks to wait: its Retry-After, in either form, or else the window of its rate limit."""
+    after = headers.get("retry-after", "").strip()
+    if after.isdigit():
+        return float(after)
+    if after:
+        try:
+            return max(0.0, (email.utils.parsedate_to_datetime(after) - now).total_seconds())
+        except (TypeError, ValueError):
+            return None
+    window = re.search(r";\s*r=0\s*;\s*t=(\d+)", headers.get("ratelimit", ""))
+    return float(window[1]) if window else None
+
+
+def wait(seconds: float, alive: Callable[[], None]) -> None:
+    """Waits; calls `alive` all the while, which may raise to end it."""
+    left = seconds
+    while left > 0:
+        alive()
+        pause(min(LOOK, left))
+        left -= LOOK
+
+
+def pause(seconds: float) -> None:
+    threading.Event().wait(seconds)

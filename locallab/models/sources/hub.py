@@ -14,8 +14,8 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
 from locallab.errors import SourceError
-from locallab.models import imports, quants
-from locallab.models.reach import endpoint
+from locallab.models import other_stores, quants
+from locallab.models.hub_status import endpoint
 from locallab.models.sources.download import Remote, WrongContent, download, http_error, patiently
 from locallab.models.sources.job import Job
 from locallab.models.spec import HubSource, ModelSpec, Part, shards
@@ -33,12 +33,12 @@ def job(spec: ModelSpec, part: Part, source: HubSource, store: Store, alive: Cal
 
     `alive` is called while the Hub makes us wait; what it raises ends that.
     """
-    if cached := imports.found(source):
+    if cached := other_stores.found(source):
         return _reusing(spec, part, store, cached)
     fetching = _Fetching(spec, part, source, store)
     fetching.plan(alive)
     only = fetching.remotes[0]
-    if len(fetching.remotes) == 1 and (blob := imports.blob(only.sha256, only.size)):
+    if len(fetching.remotes) == 1 and (blob := other_stores.blob(only.sha256, only.size)):
         return _reusing(spec, part, store, (blob,))
     return Job(fetching.size, fetching.missing(), fetching.run)
 

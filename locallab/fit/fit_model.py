@@ -9,7 +9,7 @@ from typing import Any
 from locallab.errors import SourceError
 from locallab.fit.choice import Fit, Wishes, choose
 from locallab.fit.machine import Machine
-from locallab.fit.shapes import Shape, approximate, shape
+from locallab.fit.model_shape import Shape, approximate, shape
 from locallab.models.gguf import read
 from locallab.models.spec import ModelSpec
 from locallab.settings import EngineSettings, given, resolve

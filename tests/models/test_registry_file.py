@@ -6,7 +6,7 @@ import pytest
 
 from locallab.errors import ConfigError
 from locallab.models import FileSource, HubSource, ModelSpec, Registry
-from locallab.models.userfile import append, with_entry
+from locallab.models.registry_file import append, with_entry
 
 SPEC = ModelSpec(
     id="own:1b",

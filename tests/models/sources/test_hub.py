@@ -8,11 +8,11 @@ from pathlib import Path
 import huggingface_hub.constants
 import msgspec
 import pytest
-from hub_server import COMMIT, Hub, Repo, etag
-from tiny import WEIGHTS, Calls
 
 from locallab.errors import SourceError
 from locallab.models import HubSource, ModelSpec, Store, fetch
+from tests.models.hub_server import COMMIT, Hub, Repo, etag
+from tests.models.tiny import WEIGHTS, Calls
 
 RESOLVE = f"/acme/tiny/resolve/{COMMIT}/tiny.gguf"
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from caches import hub_cache, ollama, sha256
-from hub_server import Hub
-from tiny import WEIGHTS, Calls
 
-from locallab.models import FileSource, HubSource, ModelSpec, Store, fetch, imports
+from locallab.models import FileSource, HubSource, ModelSpec, Store, fetch, other_stores
 from locallab.models.spec import ModelId
+from tests.models.caches import hub_cache, ollama, sha256
+from tests.models.hub_server import Hub
+from tests.models.tiny import WEIGHTS, Calls
 
 OTHER = b"GGUF" + WEIGHTS[::-1]
 
@@ -71,7 +71,7 @@ COMMITS = ("a" * 40, "b" * 40)
 def test_found_in_the_right_revision(huggingface: Path, source: HubSource, commit: str | None) -> None:
     hub_cache(huggingface, "acme/tiny", {"tiny.gguf": WEIGHTS}, "a" * 40)
     hub_cache(huggingface, "acme/tiny", {"tiny.gguf": OTHER}, "b" * 40, "v2")
-    (*found,) = imports.found(source)
+    (*found,) = other_stores.found(source)
     assert [path.parent.name[0] for path in found] == ([commit] if commit else [])
 
 
@@ -79,24 +79,24 @@ def test_a_split_model_is_found_whole_or_not_at_all(huggingface: Path) -> None:
     names = [f"q/tiny-Q8_0-0000{index}-of-00002.gguf" for index in (1, 2)]
     snapshot = hub_cache(huggingface, "acme/tiny", {name: b"GGUF" + name.encode() for name in names})
     for source in (HubSource("acme/tiny", file=names[1]), HubSource("acme/tiny", quantization="q8_0")):
-        assert imports.found(source) == tuple(snapshot / name for name in names)
+        assert other_stores.found(source) == tuple(snapshot / name for name in names)
     (snapshot / names[0]).unlink()
     for source in (HubSource("acme/tiny", file=names[1]), HubSource("acme/tiny", quantization="q8_0")):
-        assert imports.found(source) == ()
+        assert other_stores.found(source) == ()
 
 
 def test_a_file_that_is_no_blob_cannot_be_checked_and_is_not_used(huggingface: Path) -> None:
     snapshot = huggingface / "hub" / "models--acme--tiny" / "snapshots" / ("a" * 40)
     snapshot.mkdir(parents=True)
     (snapshot / "tiny.gguf").write_bytes(WEIGHTS)
-    assert imports.found(HubSource("acme/tiny", file="tiny.gguf", revision="a" * 40)) == ()
+    assert other_stores.found(HubSource("acme/tiny", file="tiny.gguf", revision="a" * 40)) == ()
 
 
 @pytest.mark.parametrize("variable", ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME"])
 def test_the_cache_is_where_its_owner_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     snapshot = hub_cache(tmp_path / "elsewhere", "acme/tiny", {"tiny.gguf": WEIGHTS})
     monkeypatch.setenv(variable, str(tmp_path / "elsewhere" if variable == "HF_HOME" else tmp_path / "elsewhere" / "hub"))
-    assert imports.found(HubSource("acme/tiny", file="tiny.gguf")) == (snapshot / "tiny.gguf",)
+    assert other_stores.found(HubSource("acme/tiny", file="tiny.gguf")) == (snapshot / "tiny.gguf",)
 
 
 def test_ollamas_blob_of_the_same_digest_is_used_instead_of_fetched(
@@ -122,7 +122,7 @@ def test_scan(huggingface: Path, blobs: Path) -> None:
     ollama(blobs, "hf.co/acme/tiny-GGUF/Q4_0", OTHER)
     ollama(blobs, "registry.ollama.ai/somebody/tiny/latest", OTHER, manifests="manifests-v2")
     (blobs / "manifests" / "registry.ollama.ai" / "library" / "llama3.2" / "broken").write_text("{")
-    found = {(each.keeper, each.name): each for each in imports.scan()}
+    found = {(each.keeper, each.name): each for each in other_stores.scan()}
     assert list(found) == [
         ("huggingface", "acme/tiny-GGUF:Q4_K_M"),
         ("huggingface", "acme/tiny-GGUF:Q8_0"),
@@ -140,7 +140,7 @@ def test_scan_tells_models_of_the_same_quantization_apart_and_shows_the_newest(h
     new = hub_cache(huggingface, "acme/tiny", {"a-Q8_0.gguf": b"GGUF new", "b-Q8_0.gguf": b"GGUF new too"}, "b" * 40)
     for index, link in enumerate([*old.iterdir(), *new.iterdir()]):
         os.utime(link.resolve(), (index, index))
-    assert [(each.name, each.path) for each in imports.scan()] == [
+    assert [(each.name, each.path) for each in other_stores.scan()] == [
         ("acme/tiny:a-Q8_0", new / "a-Q8_0.gguf"),
         ("acme/tiny:b-Q8_0", new / "b-Q8_0.gguf"),
     ]
@@ -149,10 +149,10 @@ def test_scan_tells_models_of_the_same_quantization_apart_and_shows_the_newest(h
 def test_nothing_is_found_where_nothing_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("OLLAMA_MODELS")
-    monkeypatch.setattr(imports, "SERVICE", tmp_path / "none")
-    assert imports.scan() == []
+    monkeypatch.setattr(other_stores, "SERVICE", tmp_path / "none")
+    assert other_stores.scan() == []
     ollama(tmp_path / ".ollama" / "models", "registry.ollama.ai/library/tiny/1m", WEIGHTS)
-    assert [each.name for each in imports.scan()] == ["tiny:1m"]
+    assert [each.name for each in other_stores.scan()] == ["tiny:1m"]
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_nothing_is_found_where_nothing_is(tmp_path: Path, monkeypatch: pytest.M
 def test_the_entry_of_an_importable(tmp_path: Path, name: str, model_id: str) -> None:
     file = tmp_path / "blob"
     file.write_bytes(WEIGHTS)
-    each = imports.Importable(name, "ollama", (file,), mmproj=file)
+    each = other_stores.Importable(name, "ollama", (file,), mmproj=file)
     assert msgspec.convert(each.model_id, ModelId) == model_id
     spec = each.spec("mine")
     assert (spec.id, spec.source, spec.mmproj, spec.size) == ("mine", FileSource(file), FileSource(file), len(WEIGHTS))

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from locallab.models import reach
+from locallab.models import hub_status
 
 
 class Hub:
@@ -54,71 +54,71 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 def test_a_hub_that_answers(hub: Hub) -> None:
-    assert reach.endpoint() == hub.url
-    assert reach.hub_reachable()
+    assert hub_status.endpoint() == hub.url
+    assert hub_status.hub_reachable()
     hub.status = 404
-    assert reach.hub_reachable()
+    assert hub_status.hub_reachable()
     assert hub.asked == [("HEAD", "/", None)] * 2
 
 
 def test_a_hub_that_is_ill(hub: Hub) -> None:
     hub.status = 503
-    assert reach.hub_problem() == "it answers with HTTP 503"
-    assert not reach.hub_reachable()
+    assert hub_status.hub_problem() == "it answers with HTTP 503"
+    assert not hub_status.hub_reachable()
 
 
 def test_a_hub_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{port}")
-    assert reach.hub_problem() == "Connection refused"
+    assert hub_status.hub_problem() == "Connection refused"
 
 
 def test_a_hub_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        assert reach.hub_problem(timeout=0.01) == "timed out"
+        assert hub_status.hub_problem(timeout=0.01) == "timed out"
 
 
 @pytest.mark.parametrize("url", ["ftp://x", "file:///etc/hostname", "nonsense"])
 def test_an_address_that_is_none(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("HF_ENDPOINT", url)
-    assert reach.hub_problem() == f"HF_ENDPOINT must be an http:// or https:// address, it is {url!r}"
+    assert hub_status.hub_problem() == f"HF_ENDPOINT must be an http:// or https:// address, it is {url!r}"
 
 
 @pytest.mark.parametrize("value", ["1", "true", "ON"])
 def test_nobody_is_asked_offline(hub: Hub, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", value)
-    assert reach.hub_problem() == "HF_HUB_OFFLINE is set"
+    assert hub_status.hub_problem() == "HF_HUB_OFFLINE is set"
     assert hub.asked == []
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    assert reach.hub_reachable()
+    assert hub_status.hub_reachable()
 
 
 def test_whose_token_it_is(hub: Hub) -> None:
     hub.body = json.dumps({"name": "ada"}).encode()
-    assert reach.token_owner("hf_x") == "ada"
+    assert hub_status.token_owner("hf_x") == "ada"
     assert hub.asked == [("GET", "/api/whoami-v2", "Bearer hf_x")]
 
 
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_token_that_is_not_taken(hub: Hub, status: int) -> None:
     hub.status = status
-    assert reach.token_owner("hf_x") is None
+    assert hub_status.token_owner("hf_x") is None
 
 
 @pytest.mark.parametrize(("status", "body"), [(500, b"{}"), (200, b"<html>"), (200, b"[]"), (200, b"{}")])
 def test_a_hub_that_does_not_say(hub: Hub, status: int, body: bytes) -> None:
     hub.status, hub.body = status, body
     with pytest.raises(OSError, match=r"HTTP 500|cannot be read"):
-        reach.token_owner("hf_x")
+        hub_status.token_owner("hf_x")
 
 
 def test_a_token_goes_nowhere_else(hub: Hub) -> None:
     """A hub that names another address gets no token sent there."""
     hub.location = f"{hub.url.replace('127.0.0.1', 'localhost')}/elsewhere"
     with pytest.raises(OSError, match="HTTP 302"):
-        reach.token_owner("hf_x")
+        hub_status.token_owner("hf_x")
     assert [path for _, path, token in hub.asked if token] == ["/api/whoami-v2"]
     assert len(hub.asked) > 1
 
@@ -132,5 +132,5 @@ def test_a_name_that_is_looked_up_for_ever(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     monkeypatch.setenv("HF_ENDPOINT", "http://slow.invalid")
-    assert reach.hub_problem(timeout=0.01) == "no answer"
+    assert hub_status.hub_problem(timeout=0.01) == "no answer"
     done.set()

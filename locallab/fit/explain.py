@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from locallab.fit.estimates import Estimate, Load
 from locallab.fit.machine import Machine
-from locallab.fit.shapes import Shape
+from locallab.fit.model_shape import Shape
 from locallab.units import binary_bytes
 
 Tried = tuple[Load, Estimate]

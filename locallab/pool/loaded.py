@@ -58,3 +58,14 @@ def open_model(
     seconds = time.perf_counter() - began
     use = memory.reading().since(before)
     return Loaded(spec, made, template, int(time.time()), use, seconds, markup(made.info.control_tokens))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PoolStats:
+    """Counts since the start, `load_seconds` of all loads together; `loading` models are fetched, loaded or wait for that."""
+
+    loads: int = 0
+    failures: int = 0
+    unloads: int = 0
+    load_seconds: float = 0.0
+    loading: int = 0

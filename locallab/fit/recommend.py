@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from locallab.errors import ModelError
-from locallab.fit.apply import Layers, fit_model
 from locallab.fit.choice import Fit
+from locallab.fit.fit_model import Layers, fit_model
 from locallab.fit.machine import Machine
-from locallab.models import reach
+from locallab.models import hub_status
 from locallab.models.registry import Registry
 from locallab.models.spec import HubSource, ModelSpec
 from locallab.models.store import Store
@@ -55,7 +55,7 @@ def offered(
 
 def unnamed(registry: Registry, store: Store, machine: Machine, layers: Layers = ()) -> Choice:
     """The model to serve when nobody names one, of this registry on this machine."""
-    return pick(offered(registry, store.path, machine, layers), registry.default, machine, reach.hub_reachable)
+    return pick(offered(registry, store.path, machine, layers), registry.default, machine, hub_status.hub_reachable)
 
 
 def pick(offers: Iterable[Offer], default: ModelSpec, machine: Machine, hub_reachable: Callable[[], bool]) -> Choice:
