@@ -18,7 +18,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from locallab.chat import schemas
-from tests.server.test_streams import until
+from tests.server.test_streaming import until
 from tests.test_end_to_end import Process, serving
 
 ROOT = "/api/v1/assistant"

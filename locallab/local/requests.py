@@ -13,7 +13,7 @@ from locallab.chat.control_tokens import guarded, pieces
 from locallab.engine.request import SamplingParams, TokenEvent, TokenLogprob, Usage
 from locallab.errors import EngineClosed, EngineFailure, InvalidField
 from locallab.pool import Loaded
-from locallab.server.prompts import tokenize
+from locallab.server.inference.prompt import tokenize
 
 Messages = Sequence[Mapping[str, Any]]
 """A conversation as OpenAI's API takes it: [{"role": "user", "content": "Hello!"}]."""

@@ -17,11 +17,10 @@ from locallab.chat.tasks import Templates, overrides
 from locallab.errors import LocalLabError
 from locallab.keys import Keyring, KeyStore
 from locallab.pool import Pool
+from locallab.server.docs.routes import Docs
 from locallab.server.errors import report, respond
-from locallab.server.generate import ClientGone
-from locallab.server.hosts import Hosts
-from locallab.server.leases import Leases
-from locallab.server.limits import Limits
+from locallab.server.inference.generation import ClientGone
+from locallab.server.inference.lease import Leases
 from locallab.server.metrics import Metrics
 from locallab.server.middleware import (
     AccessLog,
@@ -40,10 +39,11 @@ from locallab.server.middleware import (
     Tunnelled,
     networks,
 )
-from locallab.server.origins import Origins
+from locallab.server.middleware.hosts import Hosts
+from locallab.server.middleware.origins import Origins
+from locallab.server.middleware.rate_limit import RateLimits
 from locallab.server.routes.anthropic import Anthropic
 from locallab.server.routes.assistant import Assistant
-from locallab.server.routes.docs import Docs
 from locallab.server.routes.embeddings import Embeddings
 from locallab.server.routes.infill import Infill
 from locallab.server.routes.models import Models
@@ -130,7 +130,7 @@ def _middleware(
         Middleware(HostCheck, hosts=Hosts(settings.allowed_hosts), keyring=keyring, tunnel=tunnel),
         Middleware(OriginCheck, origins=origins, keyring=keyring),
         Middleware(Auth, keyring=keyring),
-        Middleware(RateLimit, limits=Limits(settings)),
+        Middleware(RateLimit, limits=RateLimits(settings)),
         Middleware(BodyLimit, mib=settings.max_body_mib),
         Middleware(Leases),
     ]

@@ -18,10 +18,10 @@ from locallab.chat.turn import ChatRequest, Thinking, Turn
 from locallab.engine.request import Constraint, SamplingParams
 from locallab.errors import InvalidField
 from locallab.pool import Loaded
-from locallab.server import chatting
-from locallab.server.fields import MESSAGES, Sampling
-from locallab.server.filling import gap_prompt
-from locallab.server.generate import Job
+from locallab.server.fields.messages import MESSAGES
+from locallab.server.fields.sampling import Sampling
+from locallab.server.inference.generation import Job
+from locallab.server.inference.prompt import gap_prompt, prepare_chat
 
 TEMPERATURE = 0.2
 """Of an answer whose request sets none: code is no place for surprises."""
@@ -129,7 +129,7 @@ async def ask(question: Question, loaded: Loaded, templates: Templates, longest:
     )
     answer = Constraint("json_schema", json.dumps(_schema(question)), "format") if question.as_json else None
     request = ChatRequest(messages=messages, answer=answer, thinking=Thinking(enabled=False))
-    chat = await chatting.ask(loaded, request, params)
+    chat = await prepare_chat(loaded, request, params)
     asked = Asked(question, loaded.spec.id, chat.jobs[0], turn=chat.turn)
     # A model whose format marks the text too would take what we begin for no text at all.
     begins = question.continues and not (chat.turn.format and chat.turn.format.whole)

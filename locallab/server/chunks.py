@@ -9,17 +9,13 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import msgspec
-
 from locallab.chat.deltas import CallArguments, CallStart, Delta, Reasoning, Text
 from locallab.chat.turn import Turn
 from locallab.engine.request import Progress, Usage
 from locallab.server.errors import native_body, openai_body
-from locallab.server.generate import Item
-from locallab.server.reader import News, Reader, plain_text
-from locallab.server.sse import DONE
-
-dumps = msgspec.json.Encoder().encode
+from locallab.server.inference.generation import Item
+from locallab.server.inference.reader import News, Reader, plain_text
+from locallab.server.streaming import DONE, dumps, event
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -56,10 +52,6 @@ def progress_body(progress: Progress) -> dict[str, int]:
     """How far a prompt is read, as llama.cpp's server tells it; milliseconds."""
     figures = {"total": progress.total, "cache": progress.cached, "processed": progress.processed}
     return {**figures, "time_ms": round(progress.seconds * 1000)}
-
-
-def event(body: object) -> bytes:
-    return b"data: " + dumps(body) + b"\n\n"
 
 
 class OpenAIChunks(abc.ABC):

@@ -14,8 +14,8 @@ from locallab.chat.deltas import CallArguments, CallStart, Delta, Reasoning, Sai
 from locallab.chat.turn import Turn
 from locallab.engine.request import Usage
 from locallab.server.errors import anthropic_body
-from locallab.server.generate import Item
-from locallab.server.reader import End, Reader
+from locallab.server.inference.generation import Item
+from locallab.server.inference.reader import End, Reader
 
 dumps = msgspec.json.Encoder().encode
 

@@ -8,9 +8,9 @@ from typing import Any
 from locallab.chat.turn import Turn
 from locallab.engine.request import TokenEvent, Usage
 from locallab.server.chunks import ChatChunks, CompletionChunks, Head, delta_body
-from locallab.server.generate import Item
+from locallab.server.inference.generation import Item
+from locallab.server.inference.reader import News, Reader
 from locallab.server.logprobs import Echo, Place, chat_logprobs
-from locallab.server.reader import News, Reader
 
 
 class ScoredChat(ChatChunks):

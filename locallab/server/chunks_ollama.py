@@ -17,9 +17,9 @@ from locallab.chat.turn import Turn
 from locallab.engine.request import TokenLogprob
 from locallab.server.answers import TopToken
 from locallab.server.errors import ollama_body
-from locallab.server.generate import Item
+from locallab.server.inference.generation import Item
+from locallab.server.inference.reader import End, News, Reader
 from locallab.server.logprobs import ollama_logprobs
-from locallab.server.reader import End, News, Reader
 
 dumps = msgspec.json.Encoder().encode
 

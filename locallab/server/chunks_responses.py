@@ -13,8 +13,8 @@ from locallab.chat.deltas import CallArguments, CallStart, Delta, Reasoning, Tex
 from locallab.chat.turn import Turn
 from locallab.engine.request import TokenLogprob, Usage
 from locallab.server.errors import openai_body
-from locallab.server.generate import Item
-from locallab.server.reader import End, News, Reader
+from locallab.server.inference.generation import Item
+from locallab.server.inference.reader import End, News, Reader
 from locallab.server.responseitems import (
     Answer,
     Call,

@@ -21,13 +21,14 @@ from locallab.engine.request import Usage
 from locallab.errors import EngineClosed, InvalidField, RequestError
 from locallab.pool import Pool
 from locallab.server.assistant import AssistantBody, Question, ask, check
-from locallab.server.chunks import dumps, usage_body
+from locallab.server.chunks import usage_body
 from locallab.server.errors import report
-from locallab.server.fields import parse
-from locallab.server.generate import ClientGone, Generation
-from locallab.server.leases import require
+from locallab.server.fields.body import parse
+from locallab.server.inference.generation import ClientGone, Generation
+from locallab.server.inference.lease import require
+from locallab.server.streaming import dumps
 from locallab.server.telling import Telling, done, problem, token
-from locallab.server.websocket import RESTARTING
+from locallab.server.websocket_protocol import RESTARTING
 from locallab.settings import ServerSettings
 
 PATH = "/api/v1/assistant/stream"

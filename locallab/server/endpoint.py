@@ -9,7 +9,7 @@ from typing import Any
 
 from starlette.routing import Route
 
-from locallab.server.sse import EVENTS
+from locallab.server.streaming import EVENTS
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -9,21 +9,21 @@ from locallab.chat import Message
 from locallab.chat.turn import ChatRequest
 from locallab.engine.request import SamplingParams
 from locallab.pool import Loaded
-from locallab.server.chatting import Asked, ask
+from locallab.server.inference.prompt import PreparedChat, prepare_chat
 
 
 async def ask_fitting(
     loaded: Loaded, request: ChatRequest, params: SamplingParams, notes: list[str], *, truncate: bool
-) -> Asked:
+) -> PreparedChat:
     """As `ask`; with `truncate` without so many of the oldest turns that the rest fits, if the last turn alone does."""
-    asked = await ask(loaded, request, params)
+    asked = await prepare_chat(loaded, request, params)
     if not truncate or _fits(loaded, asked):
         return asked
     shorter = [dataclasses.replace(request, messages=messages) for messages in _shortened(request.messages)]
     low, high, best = 0, len(shorter), asked
     while low < high:  # the first of them that fits: each is shorter than the one before
         middle = (low + high) // 2
-        tried = await ask(loaded, shorter[middle], params)
+        tried = await prepare_chat(loaded, shorter[middle], params)
         if _fits(loaded, tried):
             high, best = middle, tried
         else:
@@ -34,7 +34,7 @@ async def ask_fitting(
     return best
 
 
-def _fits(loaded: Loaded, asked: Asked) -> bool:
+def _fits(loaded: Loaded, asked: PreparedChat) -> bool:
     return len(asked.jobs[0][0]) < loaded.engine.info.context
 
 

@@ -12,14 +12,14 @@ from msgspec import Meta
 from locallab.engine.request import Constraint, SamplingParams, TokenLogprob
 from locallab.errors import InvalidField
 from locallab.pool import Loaded
-from locallab.server.chunks import dumps, event, progress_body
+from locallab.server.chunks import progress_body
 from locallab.server.errors import openai_body
-from locallab.server.fields import Sampling
-from locallab.server.filling import File, gap_prompt
-from locallab.server.generate import Answer, Item
+from locallab.server.fields.constraint import grammar_of, schema_of
+from locallab.server.fields.sampling import Sampling
+from locallab.server.inference.generation import FinishedAnswer, Item
+from locallab.server.inference.prompt import File, gap_prompt, prompts, text_prompt
 from locallab.server.logprobs import LEAST
-from locallab.server.prompts import prompts, text_prompt
-from locallab.server.structured import grammar_of, schema_of
+from locallab.server.streaming import dumps, event
 
 OFF = {"mirostat": 0, "dry_multiplier": 0, "xtc_probability": 0, "dynatemp_range": 0, "n_cmpl": 1}
 """What we have not, and the value that means it is not wanted."""
@@ -153,7 +153,7 @@ class LlamaAnswer(msgspec.Struct, kw_only=True, omit_defaults=True):
     completion_probabilities: list[TokenProbability] | msgspec.UnsetType = msgspec.UNSET
 
 
-def answer_body(answer: Answer, model: str, told: bool) -> dict[str, Any]:
+def answer_body(answer: FinishedAnswer, model: str, told: bool) -> dict[str, Any]:
     """A LlamaAnswer."""
     probabilities = {"completion_probabilities": [probability(each) for each in answer.logprobs]} if told else {}
     return {
@@ -212,4 +212,6 @@ class LlamaChunks:
                 told = {"completion_probabilities": [probability(each) for each in news.logprobs]} if self._told else {}
                 yield b"data: " + dumps({**piece, **told}) + b"\n\n"
             if news.finish_reason is not None and news.usage is not None:
-                self._last = event(answer_body(Answer("", news.finish_reason, news.usage, news.stop), self._model, False))
+                self._last = event(
+                    answer_body(FinishedAnswer("", news.finish_reason, news.usage, news.stop), self._model, False)
+                )

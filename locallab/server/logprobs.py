@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from locallab.engine.request import TokenLogprob
-from locallab.server.generate import Answer
+from locallab.server.inference.generation import FinishedAnswer
 
 LEAST = -9999.0
 """Stands for an impossible token: JSON has no infinity."""
@@ -92,7 +92,7 @@ def joined(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any
     return {name: first[name] + second[name] for name in first}
 
 
-def mean(answer: Answer) -> float:
+def mean(answer: FinishedAnswer) -> float:
     """How likely the model finds an answer, whatever its length; one that says nothing is the least likely."""
     told = answer.logprobs
     return sum(each.logprob for each in told) / len(told) if told else -float("inf")

@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 
 from locallab.engine import Engine, EngineStats, Histogram, Totals
 from locallab.pool import Loaded, Pool
-from locallab.server.middleware.counts import Traffic
+from locallab.server.middleware.traffic import Traffic
 from locallab.version import __version__
 
 MODEL = ("model",)

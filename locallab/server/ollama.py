@@ -15,10 +15,10 @@ from locallab.chat.turn import ChatRequest, Thinking
 from locallab.engine.request import Constraint, SamplingParams
 from locallab.errors import InvalidField
 from locallab.server.durations import seconds
-from locallab.server.fields import Sampling
-from locallab.server.structured import schema_of
-from locallab.server.thinking import of_effort
-from locallab.server.tools import read_tools
+from locallab.server.fields.constraint import schema_of
+from locallab.server.fields.reasoning import of_effort
+from locallab.server.fields.sampling import Sampling
+from locallab.server.fields.tools import read_tools
 
 CONVERSATION = {"type": ["array", "null"], "items": {"type": "object", "required": ["role"]}}
 

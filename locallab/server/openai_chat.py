@@ -13,10 +13,11 @@ from locallab.chat.deltas import Said
 from locallab.chat.turn import ChatRequest, Thinking
 from locallab.engine.request import SamplingParams
 from locallab.errors import InvalidField
-from locallab.server.fields import MESSAGES, first
-from locallab.server.structured import Structured
-from locallab.server.thinking import SWITCH, of_effort, of_switch
-from locallab.server.tools import read_choice, read_tools
+from locallab.server.fields.body import first
+from locallab.server.fields.constraint import Structured
+from locallab.server.fields.messages import MESSAGES
+from locallab.server.fields.reasoning import SWITCH, of_effort, of_switch
+from locallab.server.fields.tools import read_choice, read_tools
 
 
 class StreamOptions(msgspec.Struct):

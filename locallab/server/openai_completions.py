@@ -11,12 +11,10 @@ from msgspec import Meta
 from locallab.engine.request import SamplingParams
 from locallab.errors import InvalidField
 from locallab.pool import Loaded
-from locallab.server.chatting import spread
-from locallab.server.filling import gap_prompt
-from locallab.server.generate import Answer, Job
+from locallab.server.inference.generation import FinishedAnswer, Job
+from locallab.server.inference.prompt import PROMPTS, gap_prompt, jobs_for, prompts, text_prompt
 from locallab.server.logprobs import Echo, Place, joined, mean
 from locallab.server.openai_chat import OpenAIBody
-from locallab.server.prompts import PROMPTS, prompts, text_prompt
 
 
 class CompletionBody(OpenAIBody, kw_only=True):
@@ -72,14 +70,14 @@ async def complete(loaded: Loaded, body: CompletionBody, params: SamplingParams)
     given = prompts(body.prompt)
     if body.suffix:
         return Completion(
-            spread([await _gap(loaded, each, body.suffix) for each in given], params, body.written), [None] * len(given)
+            jobs_for([await _gap(loaded, each, body.suffix) for each in given], params, body.written), [None] * len(given)
         )
     tokens = [await text_prompt(loaded, each) if isinstance(each, str) else each for each in given]
     echoes = [_echo(loaded, *each, body) if body.echo else None for each in zip(given, tokens, strict=True)]
-    return Completion(spread(tokens, params, body.written), echoes)
+    return Completion(jobs_for(tokens, params, body.written), echoes)
 
 
-def choices(body: CompletionBody, echoes: Sequence[Echo | None], answers: Sequence[Answer]) -> list[dict[str, Any]]:
+def choices(body: CompletionBody, echoes: Sequence[Echo | None], answers: Sequence[FinishedAnswer]) -> list[dict[str, Any]]:
     """Of the answers to each prompt the n likeliest, or all as they came if that is as many."""
     found = []
     for at, echo in enumerate(echoes):
@@ -100,7 +98,7 @@ def _echo(loaded: Loaded, given: str | list[int], tokens: list[int], body: Compl
     return Echo(text, loaded.engine.pieces(tokens) if body.alternatives is not None else ())
 
 
-def _choice(index: int, echo: Echo | None, answer: Answer, told: bool) -> dict[str, Any]:
+def _choice(index: int, echo: Echo | None, answer: FinishedAnswer, told: bool) -> dict[str, Any]:
     text = echo.text if echo else ""
     logprobs = Place(len(text)).logprobs(answer.logprobs) if told else None
     if logprobs is not None and echo is not None:

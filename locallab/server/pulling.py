@@ -15,10 +15,9 @@ from starlette.types import Receive, Scope, Send
 
 from locallab.errors import SourceError
 from locallab.models.sources import Progress
-from locallab.server.disconnect import unless_gone
 from locallab.server.errors import ollama_body, report
-from locallab.server.generate import ClientGone
-from locallab.server.sse import HEADERS, LINES
+from locallab.server.inference.generation import ClientGone, unless_gone
+from locallab.server.streaming import HEADERS, LINES
 
 OFTEN = 0.1
 """Seconds between two lines about progress."""

@@ -15,10 +15,10 @@ from locallab.chat.tools import Tool
 from locallab.chat.turn import ChatRequest, Thinking
 from locallab.engine.request import SamplingParams
 from locallab.errors import InvalidField
-from locallab.server.fields import Sampling
-from locallab.server.structured import read_format
-from locallab.server.thinking import of_effort
-from locallab.server.tools import read_choice, read_tools
+from locallab.server.fields.constraint import read_format
+from locallab.server.fields.reasoning import of_effort
+from locallab.server.fields.sampling import Sampling
+from locallab.server.fields.tools import read_choice, read_tools
 
 CALLS = ("function_call", "custom_tool_call")
 RESULTS = ("function_call_output", "custom_tool_call_output")

@@ -22,7 +22,7 @@ from typing import Any
 import uvicorn
 
 from locallab.errors import ConfigError, LocalLabError
-from locallab.server.websocket import WebSocketProtocol
+from locallab.server.websocket_protocol import WebSocketProtocol
 from locallab.settings import ServerSettings
 
 KEEP_ALIVE = 75

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 from locallab.chat.deltas import CallArguments, Delta, Reasoning, Text
 from locallab.chat.turn import Turn
 from locallab.engine.request import TokenEvent, TokenLogprob
-from locallab.server.generate import Item
+from locallab.server.inference.generation import Item
+from locallab.server.inference.reader import News, Reader
 from locallab.server.logprobs import Place
-from locallab.server.reader import News, Reader
 
 CLOSING = ">]}"
 """What markup ends in."""

@@ -14,10 +14,11 @@ from locallab.engine.request import Usage
 from locallab.errors import Overloaded, RateLimited
 from locallab.server.answers import FinishReason, ModelName, UsageFigures
 from locallab.server.assistant import Asked
-from locallab.server.chunks import event, usage_body
+from locallab.server.chunks import usage_body
 from locallab.server.errors import message_of
-from locallab.server.generate import Item
-from locallab.server.reader import plain_text
+from locallab.server.inference.generation import Item
+from locallab.server.inference.reader import plain_text
+from locallab.server.streaming import event
 
 
 class AssistantAnswer(msgspec.Struct, kw_only=True):

@@ -15,7 +15,7 @@ from locallab.chat.tasks import Templates
 from locallab.models.store import Store
 from locallab.pool import Pool
 from locallab.server.conversation import REFUSED, Conversation
-from locallab.server.websocket import RESTARTING
+from locallab.server.websocket_protocol import RESTARTING
 from locallab.settings import EngineSettings, ServerSettings
 from tests.fakes import FakeEngine, Step, registry
 

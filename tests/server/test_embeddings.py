@@ -18,7 +18,7 @@ import pytest
 from websockets.sync.client import connect
 
 from locallab.engine import Embedder
-from locallab.server.embedding import PAUSE
+from locallab.server.inference.embedding import PAUSE
 from tests.engine import tinyembed
 from tests.engine.tinyembed import CLS, SEP, token
 from tests.pool.made import until

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from locallab.engine.request import TokenLogprob, Usage
-from locallab.server.generate import Answer
+from locallab.server.inference.generation import FinishedAnswer
 from locallab.server.logprobs import (
     Echo,
     Place,
@@ -212,7 +212,9 @@ def test_json_knows_no_infinity() -> None:
 
 def test_the_mean_does_not_favour_the_short() -> None:
     usage = Usage(1, 1, 0)
-    long, short, empty = (Answer("", "stop", usage, logprobs=tuple(weighed(t, 0) for t in ts)) for ts in (b"aaaa", b"b", b""))
+    long, short, empty = (
+        FinishedAnswer("", "stop", usage, logprobs=tuple(weighed(t, 0) for t in ts)) for ts in (b"aaaa", b"b", b"")
+    )
     assert mean(long) > mean(short) > mean(empty)
 
 

@@ -9,10 +9,10 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 from websockets.sync.client import connect
 
-from locallab.server.middleware.counts import CountTraffic, Traffic
+from locallab.server.middleware.traffic import CountTraffic, Traffic
 from tests.fakes import TEXT
 from tests.server.conftest import Serve, Served
-from tests.server.test_streams import until
+from tests.server.test_streaming import until
 
 LENGTH = len(TEXT.encode())
 

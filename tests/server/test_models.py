@@ -15,8 +15,8 @@ from starlette.requests import Request
 
 from locallab.models.store import Store
 from locallab.pool import Pool
-from locallab.server.generate import ClientGone
-from locallab.server.leases import Leases, lease
+from locallab.server.inference.generation import ClientGone
+from locallab.server.inference.lease import Leases, lease
 from locallab.units import compact_bytes
 from tests.fakes import TEXT, FakeEngine, registry
 from tests.pool.made import until

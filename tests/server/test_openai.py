@@ -6,8 +6,8 @@ import openai
 import pytest
 
 from locallab.engine.request import SamplingParams
+from locallab.server.inference.prompt import prompts
 from locallab.server.openai_chat import ChatBody
-from locallab.server.prompts import prompts
 from tests.fakes import TEXT, say
 from tests.server.conftest import Serve, Served
 from tests.server.sse import DONE, events

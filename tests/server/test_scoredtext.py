@@ -14,8 +14,8 @@ from locallab.chat.tools import FORMATS
 from locallab.chat.turn import Turn
 from locallab.engine.request import TokenEvent, TokenLogprob
 from locallab.engine.text_stream import TextStream
-from locallab.server.generate import Item
-from locallab.server.reader import Reader
+from locallab.server.inference.generation import Item
+from locallab.server.inference.reader import Reader
 from locallab.server.scoredtext import ScoredReader, ScoredText
 from tests.chat.tools.test_formats import CASES, Case
 from tests.chat.tools.test_formats import TOOLS as FUNCTIONS

@@ -20,7 +20,7 @@ from locallab.server.conversation import AT_ONCE, PATH
 from tests.fakes import TEXT, say
 from tests.server.conftest import Serve, Served, start_in
 from tests.server.test_assistant import TASKS
-from tests.server.test_streams import until
+from tests.server.test_streaming import until
 
 PATIENCE = 30.0
 PROMPT = "words that no program begins with"

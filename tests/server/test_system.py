@@ -17,7 +17,7 @@ from locallab.server.sysinfo import build, machine, process
 from locallab.settings import ServerSettings
 from tests.fakes import TEXT, FakeEngine, registry
 from tests.server.conftest import Serve, Served, running
-from tests.server.test_streams import until
+from tests.server.test_streaming import until
 
 LENGTH = len(TEXT.encode())
 

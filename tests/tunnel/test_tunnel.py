@@ -33,7 +33,7 @@ from locallab.errors import TunnelError
 from locallab.server import runner
 from locallab.server.app import create_app
 from locallab.server.middleware import AccessLog
-from locallab.server.middleware.tunnelled import Tunnelled
+from locallab.server.middleware.tunnel import Tunnelled
 from locallab.settings import ServerSettings
 from locallab.tunnel import Tunnel, Usage, announcement
 from locallab.tunnel.ngrok_errors import explained

@@ -20,19 +20,19 @@ from locallab.chat.turn import ChatRequest, Thinking
 from locallab.engine.request import Constraint, SamplingParams
 from locallab.errors import InvalidField
 from locallab.pool import Loaded, Pool
-from locallab.server.chatting import ask
 from locallab.server.chunks_anthropic import AnthropicChunks, MessageAnswer, message_body
 from locallab.server.endpoint import Endpoint, Generating
-from locallab.server.fields import Sampling, read
-from locallab.server.generate import Generation, collect
-from locallab.server.leases import lease
-from locallab.server.notes import noted
-from locallab.server.reader import read_whole
-from locallab.server.reply import reply
-from locallab.server.sse import EventStream
-from locallab.server.structured import schema_of
-from locallab.server.thinking import of_effort
-from locallab.server.tools import read_choice, read_tools
+from locallab.server.fields.body import read
+from locallab.server.fields.constraint import schema_of
+from locallab.server.fields.reasoning import of_effort
+from locallab.server.fields.sampling import Sampling
+from locallab.server.fields.tools import read_choice, read_tools
+from locallab.server.inference.generation import Generation, collect
+from locallab.server.inference.lease import lease
+from locallab.server.inference.prompt import prepare_chat
+from locallab.server.inference.reader import read_whole
+from locallab.server.reply import noted, reply
+from locallab.server.streaming import EventStream
 from locallab.settings import ServerSettings
 
 ROLES = {"user": "user", "assistant": "assistant", "system": "system", "ctx": "system", "msg": "user"}
@@ -117,7 +117,7 @@ class Anthropic:
         loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
         params = body.sampling().params(loaded.engine.info.n_vocab, None)
         notes: list[str] = []
-        asked = await ask(loaded, chat_request(body, notes), params)
+        asked = await prepare_chat(loaded, chat_request(body, notes), params)
         model = body.model or loaded.spec.id
         if body.stream:
             chunks = AnthropicChunks(asked.turn, model, prompt_tokens=len(asked.jobs[0][0]))
@@ -137,7 +137,7 @@ class Anthropic:
 
 
 async def _count(loaded: Loaded, body: MessagesBody) -> int:
-    asked = await ask(loaded, chat_request(body, []), SamplingParams())
+    asked = await prepare_chat(loaded, chat_request(body, []), SamplingParams())
     return len(asked.jobs[0][0])
 
 

@@ -12,11 +12,11 @@ from locallab.chat.tasks import Templates
 from locallab.pool import Pool
 from locallab.server.assistant import AssistantBody, ask, check
 from locallab.server.endpoint import Endpoint, Generating
-from locallab.server.fields import read
-from locallab.server.generate import Generation, collect
-from locallab.server.leases import lease
+from locallab.server.fields.body import read
+from locallab.server.inference.generation import Generation, collect
+from locallab.server.inference.lease import lease
 from locallab.server.reply import reply
-from locallab.server.sse import EventStream
+from locallab.server.streaming import EventStream
 from locallab.server.telling import AssistantAnswer, AssistantChunks, Telling
 from locallab.settings import ServerSettings
 

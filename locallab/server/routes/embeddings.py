@@ -14,17 +14,14 @@ from starlette.routing import BaseRoute
 from locallab.pool import Loaded, Pool
 from locallab.server.answers import ModelName
 from locallab.server.durations import seconds
-from locallab.server.embedding import Format, check_dimensions, shortened, vectors, written
 from locallab.server.endpoint import Endpoint
-from locallab.server.fields import check_ranges, read
-from locallab.server.leases import afterwards, lease
+from locallab.server.fields.body import check_ranges, read
+from locallab.server.inference.embedding import NAME, Dimensions, Format, check_dimensions, shortened, vectors, written
+from locallab.server.inference.lease import afterwards, lease
+from locallab.server.inference.prompt import PROMPTS, prompts
 from locallab.server.ollamacards import untagged
-from locallab.server.prompts import PROMPTS, prompts
 from locallab.server.reply import reply
 from locallab.settings import ServerSettings
-
-Dimensions = Annotated[int | None, Meta(description="so many of each vector's numbers, the first ones; default: all of them")]
-NAME = "the model to ask; an unknown name is a loaded one that makes vectors"
 
 
 class EmbeddingsBody(msgspec.Struct, kw_only=True):

@@ -16,18 +16,16 @@ from locallab.errors import EngineClosed, InvalidField
 from locallab.pool import Pool
 from locallab.pool.pool import NOTHING
 from locallab.server.answers import FinishReason, UsageFigures
-from locallab.server.chatting import constrained, spread
 from locallab.server.chunks import Head, OpenAIChunks, usage_body
 from locallab.server.endpoint import Endpoint, Generating
-from locallab.server.fields import first, read
-from locallab.server.filling import gap_prompt
-from locallab.server.generate import Generation, collect
-from locallab.server.leases import lease
+from locallab.server.fields.body import first, read
+from locallab.server.inference.generation import Generation, collect
+from locallab.server.inference.lease import lease
+from locallab.server.inference.prompt import constrained, gap_prompt, jobs_for
 from locallab.server.llamacpp import InfillBody, LlamaAnswer, LlamaChunks, LlamaCompletionBody, answer_body
-from locallab.server.notes import noted
 from locallab.server.openai_chat import OpenAIBody
-from locallab.server.reply import reply
-from locallab.server.sse import EventStream
+from locallab.server.reply import noted, reply
+from locallab.server.streaming import EventStream
 from locallab.settings import ServerSettings
 
 
@@ -117,7 +115,7 @@ class Infill:
         params = body.params(loaded.engine.info.n_vocab, self._settings.completion_tokens)
         params = await constrained(loaded, params, body.constraint())
         n = body.n or 1
-        jobs = spread([await gap_prompt(loaded, body.prompt, body.suffix or "")], params, n)
+        jobs = jobs_for([await gap_prompt(loaded, body.prompt, body.suffix or "")], params, n)
         head = Head.make("fim", body.model or loaded.spec.id)
         if body.stream:
             chunks = FimChunks(head, n, n=n, include_usage=body.include_usage)

@@ -13,7 +13,7 @@ from starlette.routing import BaseRoute
 from locallab.errors import InvalidField
 from locallab.pool import Pool
 from locallab.server.endpoint import Endpoint
-from locallab.server.fields import parse, read
+from locallab.server.fields.body import parse, read
 from locallab.server.modelinfo import NO_MODEL, AvailableModels, ModelStatus, available, current, standing
 from locallab.server.reply import reply
 

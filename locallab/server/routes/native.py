@@ -13,19 +13,18 @@ from locallab.chat import Message, normalize
 from locallab.chat.turn import ChatRequest, Thinking
 from locallab.pool import Pool
 from locallab.server.answers import Generated, NativeChatAnswer
-from locallab.server.chatting import ask, constrained
 from locallab.server.chunks import ChatChunks, Head, NativeChunks, usage_body
 from locallab.server.endpoint import Generating
-from locallab.server.fields import MESSAGES, read
-from locallab.server.generate import Generation, collect
-from locallab.server.leases import lease
-from locallab.server.notes import noted
+from locallab.server.fields.body import read
+from locallab.server.fields.constraint import Structured
+from locallab.server.fields.messages import MESSAGES
+from locallab.server.inference.generation import Generation, collect
+from locallab.server.inference.lease import lease
+from locallab.server.inference.prompt import constrained, prepare_chat, text_prompt
+from locallab.server.inference.reader import read_whole
 from locallab.server.openai_chat import message_body
-from locallab.server.prompts import text_prompt
-from locallab.server.reader import read_whole
-from locallab.server.reply import reply
-from locallab.server.sse import EventStream
-from locallab.server.structured import Structured
+from locallab.server.reply import noted, reply
+from locallab.server.streaming import EventStream
 from locallab.settings import ServerSettings
 
 
@@ -71,7 +70,7 @@ class Native:
         turn = None
         if body.chat_template:
             as_chat = ChatRequest(messages=[Message("user", body.prompt)], answer=body.constraint(), thinking=Thinking(False))
-            asked = await ask(loaded, as_chat, params)
+            asked = await prepare_chat(loaded, as_chat, params)
             turn, jobs = asked.turn, asked.jobs
         else:
             params = await constrained(loaded, params, body.constraint())
@@ -90,7 +89,7 @@ class Native:
         params = body.params(loaded.engine.info.n_vocab, None)
         notes: list[str] = []
         chat = ChatRequest(messages=normalize(body.messages, notes), answer=body.constraint())
-        asked = await ask(loaded, chat, params)
+        asked = await prepare_chat(loaded, chat, params)
         head = Head.make("chatcmpl", loaded.spec.id)
         if body.stream:
             return noted(

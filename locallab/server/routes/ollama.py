@@ -15,20 +15,17 @@ from locallab.chat.turn import Turn
 from locallab.engine.request import SamplingParams
 from locallab.errors import InvalidField
 from locallab.pool import Loaded, Pool
-from locallab.server.chatting import Asked, ask, constrained
 from locallab.server.chunks_ollama import ChatAnswer, ChatChunks, Clock, GenerateAnswer, GenerateChunks, OllamaChunks, now
 from locallab.server.durations import seconds
 from locallab.server.endpoint import Generating
-from locallab.server.fields import read
-from locallab.server.filling import gap_prompt
-from locallab.server.generate import Generation, follow
-from locallab.server.leases import afterwards, lease
-from locallab.server.notes import noted
+from locallab.server.fields.body import read
+from locallab.server.inference.generation import Generation, follow
+from locallab.server.inference.lease import afterwards, lease
+from locallab.server.inference.prompt import PreparedChat, constrained, gap_prompt, prepare_chat, text_prompt
 from locallab.server.ollama import OllamaBody, OllamaChatBody, OllamaGenerateBody, Options, conversation, prompted
 from locallab.server.ollamacards import named, untagged
-from locallab.server.prompts import text_prompt
-from locallab.server.reply import reply
-from locallab.server.sse import LINES, LineStream
+from locallab.server.reply import noted, reply
+from locallab.server.streaming import LINES, LineStream
 from locallab.settings import ServerSettings
 
 
@@ -62,7 +59,7 @@ class Ollama:
         clock.loaded()
         chat = not (body.raw or body.suffix)
         params = _params(body, loaded, None if chat else self._settings.completion_tokens)
-        asked = await (ask(loaded, prompted(body), params) if chat else _completion(loaded, body, params))
+        asked = await (prepare_chat(loaded, prompted(body), params) if chat else _completion(loaded, body, params))
         return await self._answer(request, loaded, asked, body, GenerateChunks(asked.turn, _model(body, loaded), clock), [])
 
     async def chat(self, request: Request) -> ASGIApp:
@@ -74,7 +71,7 @@ class Ollama:
         loaded = await self._lease(request, body)
         clock.loaded()
         notes: list[str] = []
-        asked = await ask(loaded, conversation(body, notes), _params(body, loaded, None))
+        asked = await prepare_chat(loaded, conversation(body, notes), _params(body, loaded, None))
         return await self._answer(request, loaded, asked, body, ChatChunks(asked.turn, _model(body, loaded), clock), notes)
 
     async def _lease(self, request: Request, body: OllamaBody) -> Loaded:
@@ -94,7 +91,7 @@ class Ollama:
         return reply({"model": body.model or "", "created_at": now(), **piece, "done": True, "done_reason": reason})
 
     async def _answer(
-        self, request: Request, loaded: Loaded, asked: Asked, body: OllamaBody, chunks: OllamaChunks, notes: list[str]
+        self, request: Request, loaded: Loaded, asked: PreparedChat, body: OllamaBody, chunks: OllamaChunks, notes: list[str]
     ) -> ASGIApp:
         if body.think and asked.turn.tags is None and not isinstance(asked.turn.format, Harmony):
             raise InvalidField("think", f"model {loaded.spec.id!r} does not support thinking; leave it out")
@@ -131,9 +128,9 @@ def _field_of(outer: str) -> Iterator[None]:
         raise InvalidField(f"{outer}.{error.field}", error.reason) from None
 
 
-async def _completion(loaded: Loaded, body: OllamaGenerateBody, params: SamplingParams) -> Asked:
+async def _completion(loaded: Loaded, body: OllamaGenerateBody, params: SamplingParams) -> PreparedChat:
     """The prompt as it stands, or what surrounds a gap: no template."""
     params = await constrained(loaded, params, body.constraint())
     before, suffix = body.prompt or "", body.suffix
     prompt = await (gap_prompt(loaded, before, suffix) if suffix else text_prompt(loaded, before))
-    return Asked(Turn(before, params.constraint, (), None, (), None, False), [(prompt, params)], urgent=bool(suffix))
+    return PreparedChat(Turn(before, params.constraint, (), None, (), None, False), [(prompt, params)], urgent=bool(suffix))

@@ -16,11 +16,11 @@ from locallab.errors import InvalidField, UnknownModel
 from locallab.pool import Pool
 from locallab.server import ollamacards
 from locallab.server.endpoint import Endpoint
-from locallab.server.fields import read
+from locallab.server.fields.body import read
 from locallab.server.ollamacards import Cards, Shown, named, untagged
 from locallab.server.pulling import Pull, PullStream, finished
 from locallab.server.reply import reply
-from locallab.server.sse import LINES
+from locallab.server.streaming import LINES
 from locallab.settings import ServerSettings
 from locallab.version import __version__
 

@@ -14,21 +14,20 @@ from locallab.chat.turn import Turn
 from locallab.errors import ModelNotLoaded
 from locallab.pool import Pool
 from locallab.server.answers import ChatCompletion, ModelCard, ModelList, TextCompletion
-from locallab.server.chatting import ask, constrained
 from locallab.server.chunks import ChatChunks, CompletionChunks, Head, usage_body
 from locallab.server.chunks_logprobs import ScoredChat, ScoredCompletions
 from locallab.server.endpoint import Endpoint, Generating
-from locallab.server.fields import read
-from locallab.server.generate import Answer, Generation, collect
-from locallab.server.leases import lease
+from locallab.server.fields.body import read
+from locallab.server.inference.generation import FinishedAnswer, Generation, collect
+from locallab.server.inference.lease import lease
+from locallab.server.inference.prompt import constrained, prepare_chat
+from locallab.server.inference.reader import read_whole
 from locallab.server.logprobs import Echo, chat_logprobs
 from locallab.server.modelcards import model_cards
-from locallab.server.notes import noted
 from locallab.server.openai_chat import ChatBody, message_body
 from locallab.server.openai_completions import CompletionBody, choices, complete
-from locallab.server.reader import read_whole
-from locallab.server.reply import reply
-from locallab.server.sse import Chunks, EventStream
+from locallab.server.reply import noted, reply
+from locallab.server.streaming import Chunks, EventStream
 from locallab.settings import ServerSettings
 
 
@@ -53,7 +52,7 @@ class OpenAI:
         loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
         params = body.told(body.scored(body.params(loaded.engine.info.n_vocab, None)))
         notes: list[str] = []
-        asked = await ask(loaded, body.request(notes), params, body.n or 1)
+        asked = await prepare_chat(loaded, body.request(notes), params, body.n or 1)
         n, told = len(asked.jobs), params.logprobs is not None
         head = Head.make("chatcmpl", body.model or loaded.spec.id)
         if body.stream:
@@ -93,7 +92,7 @@ class OpenAI:
         return reply(card)
 
 
-def _choice(index: int, answer: Answer, turn: Turn, told: bool) -> dict[str, Any]:
+def _choice(index: int, answer: FinishedAnswer, turn: Turn, told: bool) -> dict[str, Any]:
     said, end = read_whole(turn, answer)
     logprobs = chat_logprobs(answer.logprobs) if told else None
     return {"index": index, "message": message_body(said), "logprobs": logprobs, "finish_reason": end.finish_reason}
@@ -106,5 +105,5 @@ def _chunks(head: Head, body: CompletionBody, echoes: Sequence[Echo | None]) -> 
     return CompletionChunks(head, [echo.text if echo else "" for echo in echoes], n=n, include_usage=include_usage)
 
 
-def _usage(answers: Sequence[Answer], n: int) -> dict[str, Any]:
+def _usage(answers: Sequence[FinishedAnswer], n: int) -> dict[str, Any]:
     return usage_body([answer.usage for answer in answers], n)

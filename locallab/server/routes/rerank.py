@@ -13,10 +13,10 @@ from starlette.routing import BaseRoute
 from locallab.errors import InvalidField
 from locallab.pool import Pool
 from locallab.server.answers import ModelName
-from locallab.server.embedding import scores
 from locallab.server.endpoint import Endpoint
-from locallab.server.fields import check_ranges, read
-from locallab.server.leases import lease
+from locallab.server.fields.body import check_ranges, read
+from locallab.server.inference.embedding import scores
+from locallab.server.inference.lease import lease
 from locallab.server.reply import reply
 from locallab.settings import ServerSettings
 

@@ -14,18 +14,17 @@ from starlette.types import ASGIApp
 
 from locallab.errors import ContextLengthExceeded, InvalidField, UnknownResponse
 from locallab.pool import Loaded, Pool
-from locallab.server.chatting import Asked
 from locallab.server.chunks_responses import Frame, ResponsesAnswer, ResponsesChunks
 from locallab.server.endpoint import Endpoint, Generating
-from locallab.server.fields import read
+from locallab.server.fields.body import read
 from locallab.server.fitting import ask_fitting
-from locallab.server.generate import Generation, follow
-from locallab.server.leases import lease
-from locallab.server.notes import noted
-from locallab.server.reply import reply
+from locallab.server.inference.generation import Generation, follow
+from locallab.server.inference.lease import lease
+from locallab.server.inference.prompt import PreparedChat
+from locallab.server.reply import noted, reply
 from locallab.server.responses import ResponsesBody, chat_request, echo
 from locallab.server.responsestore import Owner, ResponseStore
-from locallab.server.sse import EVENTS, EventStream
+from locallab.server.streaming import EVENTS, EventStream
 from locallab.settings import ServerSettings
 
 ONE = "/v1/responses/{response_id}"
@@ -106,7 +105,7 @@ class Responses:
         self._store.put(owner, body, items)
 
 
-def _stream(loaded: Loaded, asked: Asked, chunks: ResponsesChunks) -> ASGIApp:
+def _stream(loaded: Loaded, asked: PreparedChat, chunks: ResponsesChunks) -> ASGIApp:
     """Codex looks for a prompt that is too long in the stream, and only there."""
     try:
         return EventStream(Generation(loaded.engine, asked.jobs), chunks)

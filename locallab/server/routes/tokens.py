@@ -19,12 +19,11 @@ from locallab.engine import Engine, Kind
 from locallab.errors import InvalidField
 from locallab.pool import Loaded, Pool
 from locallab.server.endpoint import Endpoint
-from locallab.server.fields import read
-from locallab.server.leases import lease
-from locallab.server.notes import noted
+from locallab.server.fields.body import read
+from locallab.server.inference.lease import lease
+from locallab.server.inference.prompt import LONG
 from locallab.server.openai_chat import ChatBody
-from locallab.server.prompts import LONG
-from locallab.server.reply import reply
+from locallab.server.reply import noted, reply
 from locallab.settings import ServerSettings
 
 Model = Annotated[str | None, Meta(description="the model whose tokens they are; an unknown name is the current one")]

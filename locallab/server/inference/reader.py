@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from locallab.chat.deltas import Delta, Said, Text, gather
 from locallab.chat.turn import Turn
 from locallab.engine.request import TokenEvent, Usage
-from locallab.server.generate import Answer, Item
+from locallab.server.inference.generation import FinishedAnswer, Item
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Reader:
             yield News(index, deltas, end, event)
 
 
-def read_whole(turn: Turn, answer: Answer) -> tuple[Said, End]:
+def read_whole(turn: Turn, answer: FinishedAnswer) -> tuple[Said, End]:
     """A complete answer."""
     parser = turn.parser()
     said = gather([*parser.feed(answer.text), *parser.finish()])

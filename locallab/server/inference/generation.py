@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from types import TracebackType
+from typing import Any, TypeVar
 
 from starlette.types import Receive
 
@@ -26,7 +27,7 @@ class ClientGone(Exception):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Answer:
+class FinishedAnswer:
     """One complete answer. `stop` is the stop string that ended it, if one did; logprobs are there if they were asked for."""
 
     text: str
@@ -168,7 +169,7 @@ async def follow(
             take(await generation.ready())
 
 
-async def collect(engine: Engine, jobs: Sequence[Job], receive: Receive, *, urgent: bool = False) -> list[Answer]:
+async def collect(engine: Engine, jobs: Sequence[Job], receive: Receive, *, urgent: bool = False) -> list[FinishedAnswer]:
     """Every answer in full. Raises ClientGone when the client leaves first."""
     events: list[list[TokenEvent]] = [[] for _ in jobs]
 
@@ -180,9 +181,9 @@ async def collect(engine: Engine, jobs: Sequence[Job], receive: Receive, *, urge
     return [_answer(each) for each in events]
 
 
-def _answer(events: Sequence[TokenEvent]) -> Answer:
+def _answer(events: Sequence[TokenEvent]) -> FinishedAnswer:
     end = events[-1]
-    return Answer(
+    return FinishedAnswer(
         "".join(event.text for event in events),
         end.finish_reason or "stop",
         end.usage or Usage(0, 0, 0),
@@ -191,3 +192,29 @@ def _answer(events: Sequence[TokenEvent]) -> Answer:
         tuple(told for event in events for told in event.logprobs),
         tuple(told for event in events for told in event.prompt_logprobs),
     )
+
+
+Result = TypeVar("Result")
+
+
+async def unless_gone(work: Coroutine[Any, Any, Result], receive: Receive) -> Result:
+    """What `work` returns or raises. When the client leaves first, cancels it and raises ClientGone.
+
+    For requests whose body has been read.
+    """
+    waiting = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnect(receive))
+    try:
+        await asyncio.wait((waiting, gone), return_when=asyncio.FIRST_COMPLETED)
+        if waiting.done():
+            return waiting.result()
+        gone.result()
+        raise ClientGone
+    finally:
+        waiting.cancel()
+        gone.cancel()
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass  # the rest of a body that nobody asked for

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from locallab.engine import Kind
 from locallab.errors import InvalidField
 from locallab.pool import Loaded, Pool
-from locallab.server.disconnect import unless_gone
+from locallab.server.inference.generation import unless_gone
 
 DOES: Mapping[Kind, str] = {"text": "writes text", "embedding": "makes embeddings", "reranker": "ranks documents"}
 CANNOT: Mapping[Kind | None, str] = {

@@ -25,7 +25,7 @@ from locallab.errors import Unauthorized
 from locallab.keys import KeyStore
 from locallab.server.areas import area, is_open
 from locallab.server.errors import refuse
-from locallab.server.middleware.credentials import Credentials, from_headers
+from locallab.server.middleware.auth import Credentials, from_headers
 from tests.server.conftest import Serve, Served
 from tests.server.echo import PATH, ROUTES
 

@@ -12,10 +12,10 @@ import pytest
 from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR
 from starlette.routing import WebSocketRoute
 
-from locallab.server.apitext import TAGS
 from locallab.server.app import create_app
+from locallab.server.docs.openapi import document, method
+from locallab.server.docs.prose import TAGS
 from locallab.server.endpoint import Endpoint
-from locallab.server.openapi import document, method
 from locallab.settings import ServerSettings
 from tests.server.conftest import Serve, Served
 from tests.server.described import Described

@@ -13,8 +13,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute
 
+from locallab.server.docs.openapi import document
 from locallab.server.endpoint import Endpoint
-from locallab.server.openapi import document
 
 
 class Docs:
@@ -28,7 +28,7 @@ class Docs:
         self.described = [*others, *own]
         self._own = own
         self._openapi = msgspec.json.encode(document(self.described))
-        self._page = importlib.resources.files("locallab.server").joinpath("docs.html").read_text()
+        self._page = importlib.resources.files(__package__).joinpath("page.html").read_text()
         self._policy = policy(self._page)
 
     def routes(self) -> list[BaseRoute]:

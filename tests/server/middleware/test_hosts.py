@@ -17,7 +17,7 @@ from websockets.sync.client import connect
 
 from locallab.errors import ConfigError
 from locallab.keys import KeyStore
-from locallab.server.hosts import Hosts, matches, without_port
+from locallab.server.middleware.hosts import Hosts, matches, without_port
 from tests.server.conftest import Serve, Served
 from tests.server.echo import PATH, ROUTES
 

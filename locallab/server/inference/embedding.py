@@ -7,11 +7,12 @@ import base64
 import dataclasses
 import re
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
+from msgspec import Meta
 from starlette.types import Receive
 
 from locallab.chat import Message
@@ -19,8 +20,8 @@ from locallab.chat.control_tokens import guarded, pieces
 from locallab.engine import Embedder
 from locallab.errors import InvalidField
 from locallab.pool import Loaded
-from locallab.server.disconnect import unless_gone
-from locallab.server.prompts import LONG
+from locallab.server.inference.generation import unless_gone
+from locallab.server.inference.prompt import LONG
 
 Rows = npt.NDArray[np.float32]
 Format = Literal["float", "base64"]
@@ -127,3 +128,7 @@ def _filled(loaded: Loaded, template: str, texts: dict[str, str]) -> list[int]:
     for piece in pieces(prompt):
         tokens += engine.tokenize(piece, add_special=False, parse_special=True)
     return tokens
+
+
+Dimensions = Annotated[int | None, Meta(description="so many of each vector's numbers, the first ones; default: all of them")]
+NAME = "the model to ask; an unknown name is a loaded one that makes vectors"

@@ -1,75 +1,17 @@
-"""Request bodies: JSON into structs. null is not set, unknown fields are ignored, anything wrong is named by its field."""
+"""Fields that say how to sample an answer and when to stop it."""
 
 from __future__ import annotations
 
-import functools
-import re
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, ClassVar
 
 import msgspec
 from msgspec import Meta
-from starlette.requests import Request
 
-from locallab.chat.messages import ROLES, TEXT_PARTS
-from locallab.engine.logprobs import MOST_LOGPROBS
 from locallab.engine.request import SamplingParams
-from locallab.errors import InvalidField, RequestError
-
-Body = TypeVar("Body", bound=msgspec.Struct)
-
-INFINITY = float("inf")
-
-RANGES: Mapping[str, tuple[float, float, bool]] = {
-    "temperature": (0, 100, True),
-    "top_k": (-1, 2**31 - 1, True),
-    "top_p": (0, 1, False),
-    "min_p": (0, 1, True),
-    "typical_p": (0, 1, False),
-    "repetition_penalty": (0, 100, False),
-    "repeat_penalty": (0, 100, False),
-    "frequency_penalty": (-2, 2, True),
-    "presence_penalty": (-2, 2, True),
-    "penalty_window": (-1, 2**31 - 1, True),
-    "repeat_last_n": (-1, 2**31 - 1, True),
-    "seed": (-(2**63), 2**64 - 1, True),
-    "n": (1, 128, True),
-    "dimensions": (1, INFINITY, True),
-    "top_n": (1, INFINITY, True),
-    "best_of": (1, 128, True),
-    "logprobs": (0, MOST_LOGPROBS, True),
-    "top_logprobs": (0, MOST_LOGPROBS, True),
-    "n_probs": (0, MOST_LOGPROBS, True),
-    "max_length": (-1, INFINITY, True),
-    "reasoning_budget": (0, INFINITY, True),
-    "max_tokens": (-1, INFINITY, True),
-    "max_completion_tokens": (-1, INFINITY, True),
-    "max_output_tokens": (-1, INFINITY, True),
-    "num_predict": (-2, INFINITY, True),
-    "n_predict": (-1, INFINITY, True),
-    "num_ctx": (0, INFINITY, True),
-}
-"""Lowest and highest value of a field, and whether the lowest is allowed itself."""
-
+from locallab.errors import InvalidField
+from locallab.server.fields.body import check_ranges, first
 
 BIASES = {"propertyNames": {"pattern": "^[0-9]{1,6}$"}}
-TEXT = {"type": ["string", "null"]}
-PARTS = [
-    {"type": "object", "properties": {"type": {"enum": [kind]}, key: TEXT}, "required": ["type"]}
-    for kind, key in TEXT_PARTS.items()
-]
-BARE_PART = {"type": "object", "properties": {"type": {"enum": [None]}, "text": TEXT}}
-PARTS_LIST = {"type": "array", "items": {"anyOf": [{"type": "string"}, *PARTS, BARE_PART]}}
-MESSAGES = {
-    "type": "array",
-    "minItems": 1,
-    "items": {
-        "type": "object",
-        "properties": {"role": {"enum": list(ROLES)}, "content": {"anyOf": [TEXT, PARTS_LIST]}, "name": TEXT},
-        "required": ["role"],
-    },
-}
-"""What JSON schemas say of fields whose values are checked elsewhere."""
 
 
 class Sampling(msgspec.Struct, kw_only=True):
@@ -148,57 +90,6 @@ class Sampling(msgspec.Struct, kw_only=True):
         return tuple(self.stop_token_ids or ())
 
 
-async def read(request: Request, kind: type[Body]) -> Body:
-    """The request's body as `kind`. The content type is not looked at: many clients send a wrong one or none."""
-    return parse(await request.body(), kind)
-
-
-def parse(body: bytes, kind: type[Body]) -> Body:
-    if not body.strip():
-        raise RequestError("the body is empty: send a JSON object")
-    try:
-        decoded: Body = _decoder(kind).decode(body)
-    except msgspec.ValidationError as error:
-        raise _wrong(str(error)) from None
-    except RecursionError:
-        raise RequestError("the body is nested too deeply") from None
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise RequestError(f"the body is not valid JSON: {error}") from None
-    check_ranges(decoded)  # of every body: its description says so
-    return decoded
-
-
-def first(*values: Any) -> Any:
-    """The first value that is set."""
-    return next((value for value in values if value is not None), None)
-
-
-def check_ranges(body: msgspec.Struct) -> None:
-    """Raises InvalidField for a number out of its range."""
-    for name, (low, high, closed) in RANGES.items():
-        value = getattr(body, name, None)
-        if value is None or (low < value <= high) or (closed and value == low):
-            continue
-        upto = f" and at most {high:g}" if high < 2**31 - 1 else ""
-        raise InvalidField(name, f"must be {'at least' if closed else 'above'} {low:g}{upto}, got {value:g}")
-
-
 def _check_token(field: str, token: int, n_vocab: int) -> None:
     if not 0 <= token < n_vocab:
         raise InvalidField(field, f"token ids must be from 0 to {n_vocab - 1}, got {token}")
-
-
-@functools.cache
-def _decoder(kind: type[Body]) -> msgspec.json.Decoder[Body]:
-    return msgspec.json.Decoder(kind)
-
-
-def _wrong(message: str) -> RequestError:
-    """msgspec's message ends in the path of what is wrong: `Expected ... - at `$.stop[0]``."""
-    missing = re.fullmatch(r"Object missing required field `(\w+)`|Expected `[^`]*`, got `null` - at `\$\.(\w+)`", message)
-    if missing:
-        return InvalidField(missing[1] or missing[2], "is missing")
-    found = re.fullmatch(r"(.*) - at (?:`key` in )?`\$\.?(.*?)(?:\[\.\.\.\])?`", message)
-    reason = message if found is None else found[1]
-    readable = reason.replace("`", "").replace(" | null", "").replace("Expected", "expected")
-    return InvalidField(found[2], readable) if found and found[2] else RequestError(f"the body is wrong: {readable}")

@@ -1,25 +1,68 @@
-"""Rate limits: how many requests a key, or an address, may send to which part of the API."""
+"""Rate limits: how many requests a key, or an address, may send to each part of the API."""
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import logging
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 
 import limits
 from limits.aio.storage import MemoryStorage, RedisStorage
 from limits.aio.storage.memory import Entry
 from limits.aio.strategies import MovingWindowRateLimiter
 from limits.errors import ConfigurationError, StorageError
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from locallab.errors import ConfigError, RateLimited
 from locallab.keys import Key
 from locallab.server.areas import area
 from locallab.server.errors import rate_headers
 from locallab.settings import ServerSettings
+
+
+class RateLimit:
+    """Counts a request and adds to its answer how many are left, or raises RateLimited.
+
+    scope["state"]["count"] counts one more, for the messages of a WebSocket; opening one is not counted.
+    """
+
+    def __init__(self, app: ASGIApp, limits: RateLimits) -> None:
+        self._app = app
+        self._limits = limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._serve(scope, receive, send)
+            return
+        key, address = scope["state"]["key"], (scope.get("client") or ("-",))[0]
+        rate = self._limits.rate(scope["path"], key)
+        count = functools.partial(self._limits.count, rate, identity(key, address))
+        scope["state"]["count"] = count
+        if scope["type"] == "http" and scope["method"] != "OPTIONS" and rate is not None:
+            send = _adding(send, await count())
+        await self._app(scope, receive, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def closing(message: Message) -> None:
+            if message["type"].startswith("lifespan.shutdown."):  # whoever hears it stops the event loop
+                await self._limits.close()
+            await send(message)
+
+        await self._app(scope, receive, closing)
+
+
+def _adding(send: Send, headers: list[tuple[bytes, bytes]]) -> Send:
+    def relay(message: Message) -> Awaitable[None]:  # no coroutine of its own: every token passes here
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), *headers]
+        return send(message)
+
+    return relay
+
 
 Rate = tuple[limits.RateLimitItem, ...]
 """Limits that all hold, the shortest window first. The longest is the one clients are told of."""
@@ -40,7 +83,7 @@ SWEEP = 10.0
 log = logging.getLogger(__name__)
 
 
-class Limits:
+class RateLimits:
     """Counts requests, in memory or in a Redis that several servers share.
 
     While Redis fails each server counts in its own memory: limits go on to hold, a server at a time, and no request fails for

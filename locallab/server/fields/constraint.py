@@ -11,7 +11,7 @@ from msgspec import Meta
 from locallab.chat.json_schema import closed
 from locallab.engine.request import Constraint
 from locallab.errors import InvalidField
-from locallab.server.fields import Sampling
+from locallab.server.fields.sampling import Sampling
 
 SCHEMA = {"type": ["object", "boolean"]}
 ANY_SCHEMA = {"type": ["object", "boolean", "null"]}

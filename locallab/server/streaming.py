@@ -11,10 +11,11 @@ import contextlib
 from collections.abc import Iterator
 from typing import ClassVar, Protocol
 
+import msgspec
 from starlette.types import Receive, Scope, Send
 
 from locallab.server.errors import report
-from locallab.server.generate import ClientGone, Generation, Item
+from locallab.server.inference.generation import ClientGone, Generation, Item
 
 IDLE = 15.0
 """Seconds of silence after which a ping keeps clients and proxies from closing the connection."""
@@ -99,3 +100,10 @@ class LineStream(EventStream):
     """The same as lines of JSON."""
 
     content_type: ClassVar[bytes] = LINES.encode()
+
+
+dumps = msgspec.json.Encoder().encode
+
+
+def event(body: object) -> bytes:
+    return b"data: " + dumps(body) + b"\n\n"

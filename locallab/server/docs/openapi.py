@@ -12,13 +12,13 @@ from starlette.routing import BaseRoute
 
 from locallab.engine import SamplingParams
 from locallab.server.answers import PROBLEMS
-from locallab.server.apitext import ABOUT, EVENT, HEADERS, LINE, PARAMETERS, REASONS, SECURITY, TAGS
 from locallab.server.areas import area, is_open
+from locallab.server.docs.examples import EXAMPLES
+from locallab.server.docs.prose import ABOUT, EVENT, HEADERS, LINE, PARAMETERS, REASONS, SECURITY, TAGS
 from locallab.server.endpoint import Endpoint
 from locallab.server.errors import dialect
-from locallab.server.examples import EXAMPLES
-from locallab.server.fields import RANGES
-from locallab.server.sse import EVENTS
+from locallab.server.fields.body import RANGES
+from locallab.server.streaming import EVENTS
 from locallab.version import __version__
 
 Schema = dict[str, Any]

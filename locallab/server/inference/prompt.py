@@ -1,0 +1,138 @@
+"""Prompts: text, messages or a gap in a text to token ids, and a chat request to the jobs of its answers."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from locallab.chat.control_tokens import guarded, pieces
+from locallab.chat.fim import infill
+from locallab.chat.turn import ChatRequest, Turn, plan
+from locallab.engine import Engine
+from locallab.engine.request import Constraint, ReasoningBudget, SamplingParams
+from locallab.errors import InvalidField
+from locallab.pool import Loaded
+from locallab.server.inference.generation import Job
+
+PROMPTS = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "minItems": 1, "items": {"type": "string"}},
+        {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}},
+        {"type": "array", "minItems": 1, "items": {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}},
+    ]
+}
+"""What `prompts` takes, as a JSON schema."""
+
+LONG = 16_384
+"""Characters from which tokenizing would hold up the event loop, and goes to a thread."""
+
+
+def prompts(raw: Any, field: str = "prompt") -> list[str | list[int]]:
+    """What a request's `field` holds: one text, texts, one list of token ids, or several such lists. Raises InvalidField."""
+    if raw is None:
+        raise InvalidField(field, "is missing")
+    if isinstance(raw, str):
+        return [raw]
+    if isinstance(raw, list) and raw:
+        if all(isinstance(part, str) for part in raw):
+            return raw
+        if _tokens(raw):
+            return [raw]
+        if all(_tokens(part) for part in raw):
+            return raw
+    raise InvalidField(field, "expected a string, a list of strings, a list of token ids, or a list of such lists, none empty")
+
+
+def _tokens(raw: Any) -> bool:
+    return isinstance(raw, list) and bool(raw) and all(type(token) is int for token in raw)
+
+
+async def text_prompt(loaded: Loaded, text: str) -> list[int]:
+    """The text as it stands; markup in it counts, and the model's opening token comes first unless the text has it already."""
+    return await tokenized(loaded, [text])
+
+
+async def tokenized(loaded: Loaded, pieces: Sequence[str]) -> list[int]:
+    """As `text_prompt`, for a text in pieces: no token spans two of them."""
+    if sum(map(len, pieces)) < LONG:
+        return tokenize(loaded.engine, pieces)
+    return await asyncio.to_thread(tokenize, loaded.engine, pieces)
+
+
+def tokenize(engine: Engine, pieces: Sequence[str]) -> list[int]:
+    """As `tokenized`; blocks."""
+    head, *rest = pieces or [""]
+    bare = bool(engine.info.bos) and head.startswith(engine.info.bos)
+    tokens = engine.tokenize(head, add_special=not bare, parse_special=True)
+    for piece in rest:
+        tokens += engine.tokenize(piece, add_special=False, parse_special=True)
+    return tokens
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PreparedChat:
+    """A turn and its jobs, one for each answer that is wanted. An `urgent` one goes ahead of others."""
+
+    turn: Turn
+    jobs: list[Job]
+    urgent: bool = False
+
+
+async def prepare_chat(loaded: Loaded, request: ChatRequest, params: SamplingParams, n: int = 1) -> PreparedChat:
+    """Renders, tokenises, and compiles what has to be enforced. Raises InvalidField for what the model cannot do."""
+    info = loaded.engine.info
+    request = dataclasses.replace(request, messages=guarded(request.messages, loaded.markup))
+    turn = plan(request, loaded.template, info.control_tokens)
+    prompt = await tokenized(loaded, pieces(turn.prompt))
+    params = dataclasses.replace(
+        await constrained(loaded, params, turn.constraint),
+        visible=tuple(info.control_tokens[text] for text in turn.visible),
+        reasoning=_budget(request, turn),
+    )
+    return PreparedChat(turn, jobs_for([prompt], params, n))
+
+
+async def constrained(loaded: Loaded, params: SamplingParams, constraint: Constraint | None) -> SamplingParams:
+    """The same, with the constraint compiled. Raises InvalidField for one that cannot be honoured."""
+    if constraint is None:
+        return params
+    await asyncio.to_thread(loaded.engine.prepare, constraint)
+    return dataclasses.replace(params, constraint=constraint)
+
+
+def jobs_for(prompts: Sequence[Sequence[int]], params: SamplingParams, n: int) -> list[Job]:
+    """`n` answers to each prompt, next to each other; of a seed each answer has its own."""
+    seeds = [None if params.seed is None else (params.seed + i) & 0xFFFFFFFF for i in range(n)]
+    return [(prompt, dataclasses.replace(params, seed=seed)) for prompt in prompts for seed in seeds]
+
+
+def _budget(request: ChatRequest, turn: Turn) -> ReasoningBudget | None:
+    if request.thinking.budget is None or turn.tags is None:
+        return None
+    return ReasoningBudget(request.thinking.budget, turn.tags.opening, turn.tags.end, turn.open)
+
+
+File = tuple[str, str]
+"""A name and a text."""
+
+
+async def gap_prompt(
+    loaded: Loaded, prefix: str, suffix: str, files: Sequence[File] = (), begun: str = "", field: str = "suffix"
+) -> list[int]:
+    """What stands around a gap, behind other `files`, and how its filling is `begun`: all of it text, whatever markup it has.
+
+    Raises InvalidField, naming `field`, for a model that cannot.
+    """
+    engine, fim = loaded.engine, loaded.engine.info.fim
+    if fim is None:
+        raise InvalidField(field, f"model {loaded.spec.id!r} has no tokens to fill in text with; ask one made for code")
+    tokenize = functools.partial(engine.tokenize, add_special=False, parse_special=False)
+
+    def tokens() -> list[int]:
+        return infill(fim, tokenize, prefix, suffix, files) + (tokenize(begun) if begun else [])
+
+    return await asyncio.to_thread(tokens)
