@@ -44,8 +44,8 @@ from locallab.server.middleware.origins import Origins
 from locallab.server.middleware.rate_limit import RateLimits
 from locallab.server.routes.anthropic import Anthropic
 from locallab.server.routes.assistant import Assistant
-from locallab.server.routes.embeddings import Embeddings
-from locallab.server.routes.infill import Infill
+from locallab.server.routes.embeddings import Embeddings, OllamaEmbed
+from locallab.server.routes.infill import Fim, LlamaCpp, PropsRoute
 from locallab.server.routes.models import Models
 from locallab.server.routes.native import Native
 from locallab.server.routes.ollama import Ollama
@@ -88,8 +88,11 @@ def create_app(pool: Pool, settings: ServerSettings, keyring: Keyring | None = N
         *Socket(pool, settings, templates).routes(),
         *_system(pool, traffic, tunnel).routes(),
         *OpenAI(pool, settings).routes(),
-        *Infill(pool, settings).routes(),
+        *Fim(pool, settings).routes(),
+        *LlamaCpp(pool, settings).routes(),
+        *PropsRoute(pool).routes(),
         *Embeddings(pool, settings).routes(),
+        *OllamaEmbed(pool, settings).routes(),
         *Rerank(pool, settings).routes(),
         *Tokens(pool, settings).routes(),
         *Responses(pool, settings).routes(),

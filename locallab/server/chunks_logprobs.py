@@ -10,7 +10,7 @@ from locallab.engine.request import TokenEvent, Usage
 from locallab.server.chunks import ChatChunks, CompletionChunks, Head, delta_body
 from locallab.server.inference.generation import Item
 from locallab.server.inference.reader import News, Reader
-from locallab.server.logprobs import Echo, Place, chat_logprobs
+from locallab.server.logprobs import Echo, Place, chat_logprobs, text_logprobs
 
 
 class ScoredChat(ChatChunks):
@@ -46,7 +46,7 @@ class ScoredCompletions(CompletionChunks):
         for index, news in items:
             yield from self._echoed(index, news)
             if news.text or news.logprobs:
-                yield self._scored(index, news.text, self._places[index].logprobs(news.logprobs))
+                yield self._scored(index, news.text, text_logprobs(self._places[index], news.logprobs))
             if news.finish_reason is not None:
                 yield self._last(index, news.finish_reason, news.usage or Usage(0, 0, 0))
 

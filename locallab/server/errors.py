@@ -91,7 +91,7 @@ async def refuse(scope: Scope, receive: Receive, send: Send, error: Exception) -
 
 
 def status_of(error: Exception) -> int:
-    return error.status_code if isinstance(error, HTTPException) else _nearest(STATUS, error)
+    return error.status_code if isinstance(error, HTTPException) else nearest(STATUS, error)
 
 
 def headers_of(error: Exception) -> dict[str, str]:
@@ -117,7 +117,7 @@ def native_body(error: Exception, path: str = "") -> dict[str, Any]:
 
 def openai_body(error: Exception, path: str = "") -> dict[str, Any]:
     """OpenAI's error object."""
-    kind, code = _nearest(OPENAI, error)
+    kind, code = nearest(OPENAI, error)
     body: dict[str, Any] = {"message": message_of(error), "type": kind, "param": None, "code": code}
     if isinstance(error, errors.InvalidField):
         body.update(param=error.field, code=FIELD_CODES.get(error.field))
@@ -191,5 +191,5 @@ def _below(path: str, roots: Sequence[str]) -> bool:
     return any(path == root or path.startswith(f"{root}/") for root in roots)
 
 
-def _nearest(table: Mapping[type[Exception], Any], error: Exception) -> Any:
+def nearest(table: Mapping[type[Exception], Any], error: Exception) -> Any:
     return next(table[kind] for kind in type(error).__mro__ if kind in table)

@@ -82,9 +82,10 @@ class Place:
         self.end += len(self._decoder.decode(piece))
         return begin
 
-    def logprobs(self, told: Sequence[TokenLogprob]) -> dict[str, Any]:
-        """Mutates: the `logprobs` of a completion's choice, for the tokens that come next."""
-        return _columns(told, [self.passed(b"" if each.hidden else each.piece) for each in told])
+
+def text_logprobs(place: Place, told: Sequence[TokenLogprob]) -> dict[str, Any]:
+    """The `logprobs` of a completion's choice, for the tokens that come next. Mutates `place`: it goes on behind them."""
+    return _columns(told, [place.passed(b"" if each.hidden else each.piece) for each in told])
 
 
 def joined(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from locallab.errors import InvalidField
 from locallab.pool import Loaded
 from locallab.server.inference.generation import FinishedAnswer, Job
 from locallab.server.inference.prompt import PROMPTS, gap_prompt, jobs_for, prompts, text_prompt
-from locallab.server.logprobs import Echo, Place, joined, mean
+from locallab.server.logprobs import Echo, Place, joined, mean, text_logprobs
 from locallab.server.openai_chat import OpenAIBody
 
 
@@ -100,7 +100,7 @@ def _echo(loaded: Loaded, given: str | list[int], tokens: list[int], body: Compl
 
 def _choice(index: int, echo: Echo | None, answer: FinishedAnswer, told: bool) -> dict[str, Any]:
     text = echo.text if echo else ""
-    logprobs = Place(len(text)).logprobs(answer.logprobs) if told else None
+    logprobs = text_logprobs(Place(len(text)), answer.logprobs) if told else None
     if logprobs is not None and echo is not None:
         logprobs = joined(echo.logprobs(answer.prompt_logprobs), logprobs)
     return {"index": index, "text": text + answer.text, "logprobs": logprobs, "finish_reason": answer.finish_reason}

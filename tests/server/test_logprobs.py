@@ -19,6 +19,7 @@ from locallab.server.logprobs import (
     joined,
     mean,
     ollama_logprobs,
+    text_logprobs,
 )
 from tests.fakes import TEXT, weighed
 from tests.server.conftest import Served
@@ -180,7 +181,7 @@ def test_offsets_lead_into_the_text(text: str, cuts: list[int], before: str) -> 
         data = data[cut:]
     pieces = [*pieces, data]
     whole = before + text.encode("utf-8", "ignore").decode()
-    offsets = Place(len(before)).logprobs([told(piece) for piece in pieces])["text_offset"]
+    offsets = text_logprobs(Place(len(before)), [told(piece) for piece in pieces])["text_offset"]
     assert offsets == sorted(offsets) and offsets[0] == len(before) and offsets[-1] <= len(whole)
     for at, piece in zip(offsets, pieces, strict=True):
         shown = piece.decode("utf-8", "replace")
@@ -188,7 +189,7 @@ def test_offsets_lead_into_the_text(text: str, cuts: list[int], before: str) -> 
 
 
 def test_hidden_tokens_take_no_room() -> None:
-    columns = Place().logprobs([told(b"a"), told(b"<|mark|>", hidden=True), told(b"b")])
+    columns = text_logprobs(Place(), [told(b"a"), told(b"<|mark|>", hidden=True), told(b"b")])
     assert columns["text_offset"] == [0, 1, 1] and columns["tokens"][1] == "<|mark|>"
 
 
@@ -207,7 +208,7 @@ def test_where_the_tokens_of_a_prompt_begin(text: str, pieces: list[bytes], offs
 
 def test_json_knows_no_infinity() -> None:
     assert chat_logprobs([told(b"a", -math.inf)])["content"][0]["logprob"] == -9999.0
-    assert Place().logprobs([told(b"a", -math.inf)])["token_logprobs"] == [-9999.0]
+    assert text_logprobs(Place(), [told(b"a", -math.inf)])["token_logprobs"] == [-9999.0]
 
 
 def test_the_mean_does_not_favour_the_short() -> None:

@@ -93,7 +93,6 @@ class Embeddings:
         self._settings = settings
 
     def routes(self) -> list[BaseRoute]:
-        ollama: dict[str, Any] = {"tag": "ollama", "method": "POST", "errors": (404, 503)}
         return [
             Endpoint(
                 "/v1/embeddings",
@@ -104,8 +103,6 @@ class Embeddings:
                 answer=VectorList,
                 errors=(404, 503),
             ),
-            Endpoint("/api/embed", self.embed, body=OllamaEmbedBody, answer=OllamaVectors, **ollama),
-            Endpoint("/api/embeddings", self.embed_one, body=OllamaPromptBody, answer=OllamaVector, **ollama),
         ]
 
     async def embeddings(self, request: Request) -> Response:
@@ -116,13 +113,28 @@ class Embeddings:
         body = await read(request, EmbeddingsBody)
         check_ranges(body)
         texts = prompts(body.input, "input")
-        loaded = await self._lease(request, body.model)
+        loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models, kind="embedding")
         check_dimensions(loaded, body.dimensions)
         computed = await vectors(loaded, texts, request.receive)
         rows = await written(shortened(computed.rows, body.dimensions), body.encoding_format or "float")
         data = [{"object": "embedding", "index": index, "embedding": row} for index, row in enumerate(rows)]
         usage = {"prompt_tokens": computed.tokens, "total_tokens": computed.tokens}
         return reply({"object": "list", "data": data, "model": body.model or loaded.spec.id, "usage": usage})
+
+
+class OllamaEmbed:
+    """The routes."""
+
+    def __init__(self, pool: Pool, settings: ServerSettings) -> None:
+        self._pool = pool
+        self._settings = settings
+
+    def routes(self) -> list[BaseRoute]:
+        contract: dict[str, Any] = {"tag": "ollama", "method": "POST", "errors": (404, 503)}
+        return [
+            Endpoint("/api/embed", self.embed, body=OllamaEmbedBody, answer=OllamaVectors, **contract),
+            Endpoint("/api/embeddings", self.embed_one, body=OllamaPromptBody, answer=OllamaVector, **contract),
+        ]
 
     async def embed(self, request: Request) -> Response:
         """Make the vectors of texts, in Ollama's shape.
@@ -132,7 +144,7 @@ class Embeddings:
         began, body = time.perf_counter_ns(), await read(request, OllamaEmbedBody)
         check_ranges(body)
         texts = [body.input] if isinstance(body.input, str) else body.input or []
-        loaded = await self._ollama_lease(request, body.model, body.keep_alive)
+        loaded = await self._lease(request, body.model, body.keep_alive)
         ready = time.perf_counter_ns()
         check_dimensions(loaded, body.dimensions)
         rows, tokens = [], 0
@@ -145,18 +157,16 @@ class Embeddings:
     async def embed_one(self, request: Request) -> Response:
         """Make the vector of one text, in Ollama's older shape."""
         body = await read(request, OllamaPromptBody)
-        loaded = await self._ollama_lease(request, body.model, body.keep_alive)
+        loaded = await self._lease(request, body.model, body.keep_alive)
         if not body.prompt:
             return reply({"embedding": []})
         computed = await vectors(loaded, [body.prompt], request.receive, truncate=True)
         return reply({"embedding": (await written(computed.rows, "float"))[0]})
 
-    async def _ollama_lease(self, request: Request, model: str | None, keep_alive: float | str | None) -> Loaded:
+    async def _lease(self, request: Request, model: str | None, keep_alive: float | str | None) -> Loaded:
         leaves = keep_alive is not None and seconds("keep_alive", keep_alive) == 0
-        loaded = await self._lease(request, untagged(self._pool.registry, model) if model else None)
+        name = untagged(self._pool.registry, model) if model else None
+        loaded = await lease(request, self._pool, name, strict=self._settings.strict_models, kind="embedding")
         if leaves:
             afterwards(request, lambda: self._pool.let_go(loaded.spec.id))
         return loaded
-
-    async def _lease(self, request: Request, model: str | None) -> Loaded:
-        return await lease(request, self._pool, model, strict=self._settings.strict_models, kind="embedding")

@@ -90,7 +90,7 @@ class Props(msgspec.Struct):
     build_info: str
 
 
-class Infill:
+class Fim:
     """The routes."""
 
     def __init__(self, pool: Pool, settings: ServerSettings) -> None:
@@ -98,12 +98,7 @@ class Infill:
         self._settings = settings
 
     def routes(self) -> list[BaseRoute]:
-        return [
-            Generating("/v1/fim/completions", self.fim, tag="openai", body=FimBody, answer=FimCompletion),
-            Generating("/infill", self.infill, tag="llama.cpp", body=InfillBody, answer=LlamaAnswer),
-            Generating("/completion", self.completion, tag="llama.cpp", body=LlamaCompletionBody, answer=LlamaAnswer),
-            Endpoint("/props", self.props, tag="llama.cpp", answer=Props, errors=(503,)),
-        ]
+        return [Generating("/v1/fim/completions", self.fim, tag="openai", body=FimBody, answer=FimCompletion)]
 
     async def fim(self, request: Request) -> ASGIApp:
         """Fill in what is between a prompt and a suffix."""
@@ -125,13 +120,15 @@ class Infill:
         usage = usage_body([each.usage for each in answers], n)
         return reply(head.body("chat.completion", choices, usage=usage))
 
-    async def infill(self, request: Request) -> ASGIApp:
-        """Fill in what is between a prefix and a suffix, as llama.cpp's server does."""
-        return await self._answer(request, await read(request, InfillBody), urgent=True)
 
-    async def completion(self, request: Request) -> ASGIApp:
-        """Go on with a prompt as it stands, as llama.cpp's server does."""
-        return await self._answer(request, await read(request, LlamaCompletionBody), urgent=False)
+class PropsRoute:
+    """The routes."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    def routes(self) -> list[BaseRoute]:
+        return [Endpoint("/props", self.props, tag="llama.cpp", answer=Props, errors=(503,))]
 
     async def props(self, request: Request) -> Response:
         """What the server and its current model are, as llama.cpp's server says it."""
@@ -152,6 +149,28 @@ class Infill:
             build_info=f"llama-cpp-python {build_features()['llama_cpp_python']}",
         )
         return reply(props)
+
+
+class LlamaCpp:
+    """The routes."""
+
+    def __init__(self, pool: Pool, settings: ServerSettings) -> None:
+        self._pool = pool
+        self._settings = settings
+
+    def routes(self) -> list[BaseRoute]:
+        return [
+            Generating("/infill", self.infill, tag="llama.cpp", body=InfillBody, answer=LlamaAnswer),
+            Generating("/completion", self.completion, tag="llama.cpp", body=LlamaCompletionBody, answer=LlamaAnswer),
+        ]
+
+    async def infill(self, request: Request) -> ASGIApp:
+        """Fill in what is between a prefix and a suffix, as llama.cpp's server does."""
+        return await self._answer(request, await read(request, InfillBody), urgent=True)
+
+    async def completion(self, request: Request) -> ASGIApp:
+        """Go on with a prompt as it stands, as llama.cpp's server does."""
+        return await self._answer(request, await read(request, LlamaCompletionBody), urgent=False)
 
     async def _answer(self, request: Request, body: InfillBody | LlamaCompletionBody, urgent: bool) -> ASGIApp:
         loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
