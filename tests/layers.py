@@ -36,6 +36,12 @@ PARTS: Mapping[str, frozenset[str]] = {
 ENGINE_LIBRARIES = frozenset({"llama_cpp", "numpy", "llguidance"})
 ENGINE_FORBIDDEN = frozenset({"asyncio", "json", "http", "socket", "urllib"})
 ENGINE_EXCEPTIONS = {"locallab.engine.grammar.json_schema": "json"}  # JSON schemas are what it is about
+COMMON = frozenset({"__init__", "registry", "dialect", "answer_fields"})
+"""Files of `server/dialects` that belong to no dialect."""
+NEUTRAL = tuple(
+    f"locallab.server.{name}"
+    for name in ("inference", "fields", "middleware", "errors", "areas", "streaming", "reply", "endpoint")
+)
 HTTP_LIBRARIES = frozenset({"starlette", "uvicorn", "sse_starlette", "httpx", "asyncio", "anyio"})
 
 
@@ -59,7 +65,7 @@ def part(module: str) -> str:
 def imports(module: str, source: str, is_package: bool) -> Iterator[Import]:
     """Every import of the module, also inside functions, with relative ones resolved.
 
-    `from locallab import pool` and `from locallab.server.routes import chat` name submodules: each name is a target of its own.
+    `from locallab import pool` and `from locallab.chat import tools` name submodules: each name is a target of its own.
     """
     package = module if is_package else module.rpartition(".")[0]
     for node in ast.walk(ast.parse(source)):
@@ -105,8 +111,11 @@ def _broken_inside(each: Import) -> Iterator[str]:
         yield f"{each.part or 'the package'} may not import {target}"
     if each.part == "chat" and target == "engine" and not _is_neutral(each.target):
         yield "chat may use only the engine's request types"
-    if _route(each.importer) and _route(each.target) and _route(each.importer) != _route(each.target):
-        yield "routes do not import each other"
+    own, other = _dialect(each.importer), _dialect(each.target)
+    if own and other not in ("", own, "openai"):
+        yield "a dialect imports no other but openai"
+    if each.importer.startswith(NEUTRAL) and each.target.startswith("locallab.server.dialects"):
+        yield "what all dialects share knows none of them"
 
 
 def _is_neutral(target: str) -> bool:
@@ -115,6 +124,7 @@ def _is_neutral(target: str) -> bool:
     )
 
 
-def _route(module: str) -> str:
+def _dialect(module: str) -> str:
+    """The dialect a module belongs to: `openai` for `locallab.server.dialects.openai.stream`, "" for what is none's."""
     steps = module.split(".")
-    return steps[3] if steps[:3] == ["locallab", "server", "routes"] and len(steps) > 3 else ""
+    return steps[3] if steps[:3] == ["locallab", "server", "dialects"] and len(steps) > 3 and steps[3] not in COMMON else ""

@@ -17,7 +17,7 @@ from jsonschema import Draft202012Validator
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from locallab.chat import schemas
+from locallab.server.dialects.assistant import request
 from tests.server.test_streaming import until
 from tests.test_end_to_end import Process, serving
 
@@ -102,7 +102,9 @@ def test_history_is_read(server: Process) -> None:
 def test_json_is_valid(server: Process, task: str) -> None:
     answer = post(server, task, prompt=BUGGY, format="json")
     assert answer["finish_reason"] == "stop" and answer["result"] == json.loads(answer["response"])
-    Draft202012Validator(schemas.debug(len(BUGGY)) if task == "debug" else schemas.audit(lines=2)).validate(answer["result"])
+    Draft202012Validator(request.debug_schema(len(BUGGY)) if task == "debug" else request.audit_schema(lines=2)).validate(
+        answer["result"]
+    )
 
 
 def test_json_that_is_cut_says_so(server: Process) -> None:

@@ -36,8 +36,16 @@ ALLOWED = {
     "native in engine": ("locallab.engine.llama", "import ctypes\nimport llama_cpp.llama_cpp as native\nimport numpy as np"),
     "request types in chat": ("locallab.chat.tools", "from locallab.engine.request import TokenEvent"),
     "request types in chat by the short way": ("locallab.chat.tools", "from locallab.engine import TokenEvent"),
-    "route uses server": ("locallab.server.routes.chat", "from locallab.server import sse\nfrom ..errors import report"),
-    "registry of routes": ("locallab.server.routes.__init__", "from locallab.server.routes import chat, openai"),
+    "dialect uses server": (
+        "locallab.server.dialects.ollama.routes",
+        "from locallab.server.dialects.dialect import Dialect\nfrom ...errors import report",
+    ),
+    "dialect uses its own": ("locallab.server.dialects.ollama.routes", "from .stream import OllamaChunks"),
+    "any dialect uses openai": (
+        "locallab.server.dialects.ollama.routes",
+        "from locallab.server.dialects.openai import logprobs",
+    ),
+    "registry of dialects": ("locallab.server.dialects.registry", "from locallab.server.dialects.ollama.routes import OLLAMA"),
     "pool loads models": ("locallab.pool", "from locallab.models.store import Store"),
 }
 
@@ -59,9 +67,20 @@ FORBIDDEN = {
     "engine proper in chat": ("locallab.chat.messages", "from locallab.engine.worker import Worker"),
     "engine proper in chat by the short way": ("locallab.chat.messages", "from locallab.engine import Engine"),
     "server in chat": ("locallab.chat.messages", "from locallab.server import errors"),
-    "route imports route": ("locallab.server.routes.openai", "from locallab.server.routes import chat"),
-    "route imports route's function": ("locallab.server.routes.openai", "from locallab.server.routes.chat import answer"),
-    "route imports route, relative": ("locallab.server.routes.openai", "from .chat import answer"),
+    "dialect imports dialect": ("locallab.server.dialects.openai.routes", "from locallab.server.dialects import ollama"),
+    "dialect imports dialect's class": (
+        "locallab.server.dialects.openai.routes",
+        "from locallab.server.dialects.ollama.stream import OllamaChunks",
+    ),
+    "dialect imports dialect, relative": ("locallab.server.dialects.openai.routes", "from ..ollama.stream import OllamaChunks"),
+    "dialect imports dialect, in a function": (
+        "locallab.server.dialects.anthropic.routes",
+        "def f():\n    from locallab.server.dialects.responses import items",
+    ),
+    "inference knows a dialect": ("locallab.server.inference.reader", "from locallab.server.dialects.openai import stream"),
+    "fields know a dialect": ("locallab.server.fields.body", "from locallab.server.dialects.dialect import Dialect"),
+    "middleware knows the registry": ("locallab.server.middleware.paths", "from locallab.server.dialects import registry"),
+    "errors know a dialect": ("locallab.server.errors", "from locallab.server.dialects.openai.errors import openai_body"),
     "errors import a part": ("locallab.errors", "from locallab import pool"),
     "a part without a place": ("locallab.utils", "from locallab import errors"),
 }

@@ -14,7 +14,6 @@ import msgspec
 import yaml
 
 from locallab.errors import ConfigError
-from locallab.models import registry_file
 from locallab.models.spec import FileSource, HubSource, ModelSpec, PypiSource
 from locallab.settings import EngineSettings, resolve
 
@@ -152,7 +151,7 @@ def append(path: Path, spec: ModelSpec) -> None:
         text = path.read_text() if path.exists() else NEW
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from None
-    before = list(registry_file.read(path)) if path.exists() else []
+    before = list(read(path)) if path.exists() else []
     if any(spec.id.lower() == other.id.lower() for _, other in before):
         raise ConfigError(f"{path}: the id {spec.id!r} is taken already")
     try:
@@ -183,7 +182,7 @@ def _replace(path: Path, text: str, count: int) -> None:
         new = Path(folder) / path.name
         new.write_text(text)
         try:
-            whole = len(list(registry_file.read(new))) == count
+            whole = len(list(read(new))) == count
         except ConfigError:
             whole = False
         if not whole:

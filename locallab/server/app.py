@@ -13,15 +13,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from locallab.chat.tasks import Templates, overrides
 from locallab.errors import LocalLabError
 from locallab.keys import Keyring, KeyStore
 from locallab.pool import Pool
+from locallab.server.dialects.dialect import Services
+from locallab.server.dialects.registry import DIALECTS
 from locallab.server.docs.routes import Docs
 from locallab.server.errors import report, respond
 from locallab.server.inference.generation import ClientGone
 from locallab.server.inference.lease import Leases
-from locallab.server.metrics import Metrics
 from locallab.server.middleware import (
     AccessLog,
     Auth,
@@ -42,20 +42,6 @@ from locallab.server.middleware import (
 from locallab.server.middleware.hosts import Hosts
 from locallab.server.middleware.origins import Origins
 from locallab.server.middleware.rate_limit import RateLimits
-from locallab.server.routes.anthropic import Anthropic
-from locallab.server.routes.assistant import Assistant
-from locallab.server.routes.embeddings import Embeddings, OllamaEmbed
-from locallab.server.routes.infill import Fim, LlamaCpp, PropsRoute
-from locallab.server.routes.models import Models
-from locallab.server.routes.native import Native
-from locallab.server.routes.ollama import Ollama
-from locallab.server.routes.ollamamodels import OllamaModels
-from locallab.server.routes.openai import OpenAI
-from locallab.server.routes.rerank import Rerank
-from locallab.server.routes.responses import Responses
-from locallab.server.routes.socket import Socket
-from locallab.server.routes.system import System
-from locallab.server.routes.tokens import Tokens
 from locallab.settings import ServerSettings
 from locallab.tunnel import Tunnel
 
@@ -80,54 +66,32 @@ def create_app(pool: Pool, settings: ServerSettings, keyring: Keyring | None = N
         yield
         await asyncio.to_thread(pool.close)
 
-    traffic, templates = Traffic(), Templates.load(*overrides(settings.templates))
-    routes = [
-        *Native(pool, settings).routes(),
-        *Models(pool).routes(),
-        *Assistant(pool, settings, templates).routes(),
-        *Socket(pool, settings, templates).routes(),
-        *_system(pool, traffic, tunnel).routes(),
-        *OpenAI(pool, settings).routes(),
-        *Fim(pool, settings).routes(),
-        *LlamaCpp(pool, settings).routes(),
-        *PropsRoute(pool).routes(),
-        *Embeddings(pool, settings).routes(),
-        *OllamaEmbed(pool, settings).routes(),
-        *Rerank(pool, settings).routes(),
-        *Tokens(pool, settings).routes(),
-        *Responses(pool, settings).routes(),
-        *Anthropic(pool, settings).routes(),
-        *Ollama(pool, settings).routes(),
-        *OllamaModels(pool, settings).routes(),
-    ]
+    keyring = keyring or Keyring(settings, KeyStore())
+    traffic = Traffic()
+    services = Services(pool=pool, settings=settings, keyring=keyring, traffic=traffic, tunnel=tunnel)
+    routes = [route for dialect in DIALECTS for route in dialect.routes(services)]
     routes += Docs(routes).routes()
     counting = [Middleware(Tunnelled, tunnel=tunnel)] if tunnel else []
     return Starlette(
         routes=routes,
-        middleware=counting + _middleware(settings, keyring or Keyring(settings, KeyStore()), traffic, routes, tunnel),
+        middleware=counting + _middleware(services, routes),
         exception_handlers={LocalLabError: _answer, HTTPException: _answer, ClientGone: _nobody},
         lifespan=lifespan,
     )
 
 
-def _system(pool: Pool, traffic: Traffic, tunnel: Tunnel | None) -> System:
-    metrics = Metrics(pool, traffic)
-    return System(pool, metrics, public_url=lambda: tunnel.url, tunnel=tunnel.facts) if tunnel else System(pool, metrics)
-
-
-def _middleware(
-    settings: ServerSettings, keyring: Keyring, traffic: Traffic, routes: Sequence[BaseRoute], tunnel: Tunnel | None
-) -> list[Middleware]:
+def _middleware(services: Services, routes: Sequence[BaseRoute]) -> list[Middleware]:
     """From the outside in. Who the client is and what must not be logged comes before the log; CORS marks refusals too, so
     it stands before what refuses, and the failsafe, which answers for that, right behind it."""
+    settings, keyring, tunnel = services.settings, services.keyring, services.tunnel
     origins = Origins(settings.cors_origins)
     trusted = networks(settings.trusted_proxies) + (AGENTS if tunnel else [])
     return [
         Middleware(Proxies, trusted=trusted),
         Middleware(Credentials),
         Middleware(AccessLog, enabled=settings.access_log),
-        Middleware(Paths),
-        Middleware(CountTraffic, traffic=traffic, routes=routes),
+        Middleware(Paths, dialects=DIALECTS),
+        Middleware(CountTraffic, traffic=services.traffic, routes=routes),
         Middleware(Cors, origins=origins, keyring=keyring),
         Middleware(Failsafe),
         Middleware(HostCheck, hosts=Hosts(settings.allowed_hosts), keyring=keyring, tunnel=tunnel),

@@ -1,34 +1,44 @@
-"""Which part of the API a path belongs to, for keys and rate limits. Paths are as `middleware.paths` leaves them."""
+"""Which dialect owns a path, and which part of the API the path belongs to. Paths are as `middleware.paths` leaves them."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol, TypeVar
 
-Area = Literal["uncounted", "native", "assistant", "dialect"]
-
-OPEN = ("/health", "/docs", "/openapi.json", "/api/hello")
-"""Answered without a key, with all below: monitors and browsers send none, and they tell nothing of anybody's requests."""
-
-UNCOUNTED = (*OPEN, "/metrics")
-"""Not limited. /metrics needs a key where keys are required: it tells what others do."""
-
-NATIVE = ("/generate", "/chat", "/models", "/system")
-ASSISTANT = ("/api/v1",)
+Area = Literal["open", "uncounted", "native", "assistant", "dialect"]
+"""What keys and rate limits ask: open is answered without a key and not counted; uncounted asks for a key, where keys are
+required, and is not counted; the rest name the rate limit that counts."""
 
 
-def is_open(path: str) -> bool:
-    """Whether the path is answered without a key."""
-    return path == "/" or _below(path, OPEN)
+class Owner(Protocol):
+    """What `server/errors.py` and the middleware read of a dialect: see `dialects.dialect.Dialect`."""
+
+    @property
+    def prefixes(self) -> Sequence[str]: ...
+    @property
+    def error_body(self) -> Callable[[Exception, str], dict[str, Any]]: ...
+    @property
+    def prompts(self) -> Mapping[str, str]: ...
+    @property
+    def areas(self) -> Mapping[str, Area]: ...
+    @property
+    def bare(self) -> frozenset[str]: ...
 
 
-def area(path: str) -> Area:
-    """Whose rate limit counts the path. What is none of ours is a dialect's."""
-    if path == "/" or _below(path, UNCOUNTED):
-        return "uncounted"
-    if _below(path, NATIVE):
-        return "native"
-    return "assistant" if _below(path, ASSISTANT) else "dialect"
+OwnerType = TypeVar("OwnerType", bound=Owner)
 
 
-def _below(path: str, roots: tuple[str, ...]) -> bool:
-    return any(path == root or path.startswith(f"{root}/") for root in roots)
+def is_below(path: str, root: str) -> bool:
+    """Whether `path` is `root` or anything below it. Everything is below ""."""
+    return path == root or path.startswith(f"{root}/")
+
+
+def owner(owners: Sequence[OwnerType], path: str) -> OwnerType:
+    """Return the owner with the longest prefix of `path`. One of `owners` must have the prefix ""."""
+    return max(owners, key=lambda each: max((len(root) for root in each.prefixes if is_below(path, root)), default=-1))
+
+
+def area(owned_by: Owner, path: str) -> Area:
+    """Return the area of the longest root that `path` is below; "dialect" where the owner names none."""
+    found = max((root for root in owned_by.areas if is_below(path, root)), key=len, default=None)
+    return "dialect" if found is None else owned_by.areas[found]

@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from locallab import cli
-from locallab.chat.tasks import TASKS
 from locallab.cli import run
+from locallab.server.dialects.assistant.templates import TASKS
 from tests.cli.terminal import ROOT, terminal
 from tests.fakes import say
 from tests.server.conftest import Serve, Served

@@ -16,16 +16,16 @@ from locallab.clients.chatting import stream
 from locallab.clients.dialects import message_stream, ollama_stream, response_stream
 from locallab.clients.shape import Answer
 from locallab.engine.request import SamplingParams
-from locallab.server.ollama import OllamaChatBody, OllamaGenerateBody, Options
-from locallab.server.openai_chat import ChatBody
-from locallab.server.openai_completions import CompletionBody
-from locallab.server.responses import ResponsesBody
-from locallab.server.routes.anthropic import MessagesBody
-from locallab.server.routes.native import GenerateBody, NativeChatBody
+from locallab.server.dialects.anthropic.request import MessagesBody
+from locallab.server.dialects.native.generate import GenerateBody, NativeChatBody
+from locallab.server.dialects.ollama.request import OllamaChatBody, OllamaGenerateBody, Options
+from locallab.server.dialects.openai.chat import ChatBody
+from locallab.server.dialects.openai.completions import CompletionBody
+from locallab.server.dialects.responses.request import ResponsesBody
 from tests.fakes import TEXT, Step, say
-from tests.server import dialects
 from tests.server.conftest import Served, start_in
-from tests.server.dialects import TEMPLATE
+from tests.support import dialect_requests
+from tests.support.dialect_requests import TEMPLATE
 
 CHAT, COMPLETIONS, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"
 OLLAMA_CHAT, OLLAMA_GENERATE = "/api/chat", "/api/generate"
@@ -331,9 +331,9 @@ def test_reasoning(served: Served, wish: dict[str, Any], expected: str) -> None:
 
 # 10. and 11. Streams.
 
-SAYS = dialects.RAW
-PLACE = {"type": "function", "function": {"name": "weather", "parameters": dialects.PARAMETERS}}
-PLACE_INPUT = {"name": "weather", "input_schema": dialects.PARAMETERS}
+SAYS = dialect_requests.RAW
+PLACE = {"type": "function", "function": {"name": "weather", "parameters": dialect_requests.PARAMETERS}}
+PLACE_INPUT = {"name": "weather", "input_schema": dialect_requests.PARAMETERS}
 
 
 def streamed(served: Served, path: str, **more: Any) -> Answer:
@@ -342,8 +342,8 @@ def streamed(served: Served, path: str, **more: Any) -> Answer:
 
 
 def told(seen: said.Said) -> None:
-    assert (seen.content.strip(), seen.reasoning.strip()) == (dialects.SAID, dialects.THOUGHT)
-    assert [json.loads(each.arguments) for each in seen.calls] == [dialects.ARGUMENTS] * 2
+    assert (seen.content.strip(), seen.reasoning.strip()) == (dialect_requests.SAID, dialect_requests.THOUGHT)
+    assert [json.loads(each.arguments) for each in seen.calls] == [dialect_requests.ARGUMENTS] * 2
     assert seen.finish_reason == "tool_calls"
 
 
@@ -363,7 +363,7 @@ def test_reasoning_is_told_once(served: Served) -> None:
     """Under one name: clients that know two would show it twice."""
     served.script(SAYS.encode())
     message = post(served, CHAT).json()["choices"][0]["message"]
-    assert message["reasoning_content"].strip() == dialects.THOUGHT and "reasoning" not in message
+    assert message["reasoning_content"].strip() == dialect_requests.THOUGHT and "reasoning" not in message
     assert '"reasoning"' not in streamed(served, CHAT).text
 
 

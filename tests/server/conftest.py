@@ -19,7 +19,7 @@ from locallab.pool import Pool
 from locallab.server.app import create_app
 from locallab.settings import EngineSettings, ServerSettings
 from tests.fakes import FakeEngine, FakeMemory, registry
-from tests.server.dialects import TEMPLATE
+from tests.support.dialect_requests import TEMPLATE
 
 
 @dataclasses.dataclass

@@ -23,7 +23,7 @@ from locallab.models.store import Store
 from locallab.pool import Pool
 from locallab.server import runner
 from locallab.server.app import create_app
-from locallab.server.conversation import PATH
+from locallab.server.dialects.assistant.websocket import PATH
 from locallab.server.websocket_protocol import RESTARTING
 from locallab.settings import EngineSettings, ServerSettings
 from tests.fakes import FakeEngine, Step, registry, say

@@ -11,12 +11,12 @@ import msgspec
 from starlette.routing import BaseRoute
 
 from locallab.engine import SamplingParams
-from locallab.server.answers import PROBLEMS
-from locallab.server.areas import area, is_open
+from locallab.server.areas import Area, area, owner
+from locallab.server.dialects.dialect import Dialect
+from locallab.server.dialects.registry import DIALECTS
 from locallab.server.docs.examples import EXAMPLES
 from locallab.server.docs.prose import ABOUT, EVENT, HEADERS, LINE, PARAMETERS, REASONS, SECURITY, TAGS
 from locallab.server.endpoint import Endpoint
-from locallab.server.errors import dialect
 from locallab.server.fields.body import RANGES
 from locallab.server.streaming import EVENTS
 from locallab.version import __version__
@@ -38,7 +38,7 @@ def document(routes: Sequence[BaseRoute]) -> Schema:
         "openapi": "3.1.0",
         "info": {"title": "LocalLab", "version": __version__, "description": ABOUT},
         "servers": [{"url": "/"}],
-        "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
+        "tags": [{"name": name, "description": text} for name, text in _tags().items()],
         "paths": paths,
         "components": {
             "schemas": schemas.components,
@@ -60,7 +60,9 @@ class _Schemas:
     def __init__(self, endpoints: Sequence[Endpoint]) -> None:
         bodies = [endpoint.contract.body for endpoint in endpoints]
         answers = [endpoint.contract.answer for endpoint in endpoints]
-        types = [kind for kind in dict.fromkeys([*bodies, *answers, *PROBLEMS.values()]) if kind is not None]
+        types = [
+            kind for kind in dict.fromkeys([*bodies, *answers, *(dialect.problem for dialect in DIALECTS)]) if kind is not None
+        ]
         references, self.components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
         self._references = dict(zip(types, references, strict=True))
         for body in {body for body in bodies if body is not None}:
@@ -104,11 +106,24 @@ def _operation(endpoint: Endpoint, schemas: _Schemas) -> Schema:
     if contract.body:
         needed = bool(schemas.of(contract.body)["required"])
         operation["requestBody"] = {"required": needed, "content": _json(endpoint, schemas.reference(contract.body), "request")}
-    if not is_open(endpoint.path):
+    if _area(endpoint) != "open":
         operation["security"] = [{}, *({name: []} for name in SECURITY)]
     failures = {name.rpartition("-")[2]: {"$ref": f"#/components/responses/{name}"} for name in _failures(endpoint, schemas)}
     operation["responses"] = {"200": _success(endpoint, schemas), **failures}
     return operation
+
+
+def _dialect(endpoint: Endpoint) -> Dialect:
+    return owner(DIALECTS, endpoint.path)
+
+
+def _area(endpoint: Endpoint) -> Area:
+    return area(_dialect(endpoint), endpoint.path)
+
+
+def _tags() -> dict[str, str]:
+    """Groups of routes, in the order in which they are shown."""
+    return {name: text for dialect in DIALECTS for name, text in dialect.tags.items()} | TAGS
 
 
 def _success(endpoint: Endpoint, schemas: _Schemas) -> Schema:
@@ -121,13 +136,17 @@ def _success(endpoint: Endpoint, schemas: _Schemas) -> Schema:
         content = {contract.media_type: {"schema": {"type": "string"}}}
     if contract.streams:
         content[contract.stream_type] = {"schema": EVENT if contract.stream_type == EVENTS else LINE}
-    return {"description": "the answer", "headers": _headers(200, area(endpoint.path) != "uncounted"), "content": content}
+    return {
+        "description": "the answer",
+        "headers": _headers(200, _area(endpoint) not in ("open", "uncounted")),
+        "content": content,
+    }
 
 
 def _failures(endpoint: Endpoint, schemas: _Schemas) -> dict[str, Schema]:
     """What a route answers when it fails, by a name that ends in the status; many routes share them."""
-    name = dialect(endpoint.path).name
-    content = {"application/json": {"schema": schemas.reference(PROBLEMS[name])}}
+    dialect = _dialect(endpoint)
+    name, content = dialect.name, {"application/json": {"schema": schemas.reference(dialect.problem)}}
     return {
         f"{name}-{status}": {"description": REASONS[status], "headers": _headers(status), "content": content}
         for status in sorted(_statuses(endpoint))
@@ -140,9 +159,9 @@ def _statuses(endpoint: Endpoint) -> set[int]:
     found = {403, 500, *contract.errors}
     if contract.body:
         found |= {400, 413}
-    if not is_open(endpoint.path):
+    if _area(endpoint) != "open":
         found.add(401)
-    if area(endpoint.path) != "uncounted":
+    if _area(endpoint) not in ("open", "uncounted"):
         found.add(429)
     return found
 

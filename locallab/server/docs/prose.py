@@ -36,19 +36,8 @@ then `{"type": "done", "tokens_used": 15, "model": "...", "finish_reason": "stop
 connection stays open.
 """
 
-TAGS: Mapping[str, str] = {
-    "native": "Text and chat, in LocalLab's own shape.",
-    "assistant": "Tasks around code.",
-    "models": "Which models there are, and which are loaded.",
-    "openai": "OpenAI's dialect, for the clients that speak it.",
-    "anthropic": "Anthropic's dialect, for the clients that speak it.",
-    "ollama": "Ollama's dialect, for the clients that speak it.",
-    "llama.cpp": "The dialect of llama.cpp's server, which editors speak.",
-    "tokens": "Text to tokens and back, in the shapes of llama.cpp's server.",
-    "system": "The machine and the service.",
-    "docs": "This description.",
-}
-"""Groups of routes in the order in which they are shown."""
+TAGS = {"docs": "This description."}
+"""Groups of routes that belong to no dialect."""
 
 EVENT: Mapping[str, Any] = {
     "description": "with `stream`: one of the server-sent events that the answer is; the data of the last one is `[DONE]`",

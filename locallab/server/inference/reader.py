@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 from collections.abc import Iterable, Iterator
 
@@ -60,3 +61,22 @@ def plain_text(deltas: Iterable[Delta]) -> str:
 
 def _reason(reason: str, called: bool) -> str:
     return "tool_calls" if called and reason == "stop" else reason
+
+
+class TextPosition:
+    """Counts the characters of a text as its tokens come."""
+
+    def __init__(self, end: int = 0) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.end = end
+
+    @property
+    def reached(self) -> int:
+        """The end, with a character of which only a part has come."""
+        return self.end + bool(self._decoder.getstate()[0])
+
+    def passed(self, piece: bytes) -> int:
+        """Mutates: goes on behind the piece. Returns where it begins."""
+        begin = self.end
+        self.end += len(self._decoder.decode(piece))
+        return begin

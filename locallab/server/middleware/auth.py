@@ -9,7 +9,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from locallab.errors import Unauthorized
 from locallab.keys import Key, Keyring
-from locallab.server.areas import is_open
 
 SUBPROTOCOL = "locallab"
 """What a browser offers beside the subprotocol that carries its key: it wants one of those it offered to be chosen."""
@@ -54,7 +53,7 @@ class Auth:
 
 
 def _is_free(scope: Scope) -> bool:
-    return scope["type"] == "http" and (scope["method"] == "OPTIONS" or is_open(scope["path"]))
+    return scope["type"] == "http" and (scope["method"] == "OPTIONS" or bool(scope["state"]["area"] == "open"))
 
 
 def _choosing(scope: Scope, send: Send) -> Send:

@@ -1,44 +1,39 @@
-"""Many spellings of a path are one: clients join a base URL and a route in every way there is."""
+"""Canonical paths: clients join a base URL and a route in every way there is."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-NATIVE_MODELS = {"/models/current", "/models/available", "/models/load", "/models/unload"}
-
-BARE = {
-    "/chat/completions",
-    "/completions",
-    "/models",
-    "/responses",
-    "/messages",
-    "/messages/count_tokens",
-    "/embeddings",
-    "/rerank",
-    "/fim/completions",
-}
-"""Routes that are served without /v1 too."""
-
-BELOW = ("/models/", "/responses/")
-"""Where there are such routes for single things."""
+from locallab.server.areas import Owner, area, is_below, owner
 
 
 class Paths:
-    """Drops doubled and trailing slashes, and puts /v1 once before the routes that have it, however often a client did."""
+    """Gives a request the canonical spelling of its path, and scope["state"] the dialect that owns it and its area."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, dialects: Sequence[Owner]) -> None:
         self._app = app
+        self._dialects = dialects
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "lifespan":
-            scope = {**scope, "path": canonical(scope["path"])}
+            path = canonical(scope["path"], self._dialects)
+            owned_by = owner(self._dialects, path)
+            scope = {**scope, "path": path}
+            scope.setdefault("state", {}).update(dialect=owned_by, area=area(owned_by, path))
         await self._app(scope, receive, send)
 
 
-def canonical(path: str) -> str:
+def canonical(path: str, dialects: Sequence[Owner]) -> str:
+    """Drop doubled and trailing slashes, and put /v1 once before a path that is served without it too."""
     path = "/" + "/".join(filter(None, path.split("/")))
     while path.startswith("/v1/v1/"):
         path = path.removeprefix("/v1")
-    native = path in NATIVE_MODELS or path.startswith("/models/status/")
-    bare = path in BARE or (path.startswith(BELOW) and not native)
-    return f"/v1{path}" if bare else path
+    if any(root and is_below(path, root) for each in dialects for root in each.prefixes):
+        return path
+    return f"/v1{path}" if any(_is_bare(path, each.bare) for each in dialects) else path
+
+
+def _is_bare(path: str, bare: frozenset[str]) -> bool:
+    return path in bare or any(path.startswith(root) for root in bare if root.endswith("/"))

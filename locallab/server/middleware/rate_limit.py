@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from locallab.errors import ConfigError, RateLimited
 from locallab.keys import Key
-from locallab.server.areas import area
+from locallab.server.areas import Area
 from locallab.server.errors import rate_headers
 from locallab.settings import ServerSettings
 
@@ -39,7 +39,7 @@ class RateLimit:
             await self._serve(scope, receive, send)
             return
         key, address = scope["state"]["key"], (scope.get("client") or ("-",))[0]
-        rate = self._limits.rate(scope["path"], key)
+        rate = self._limits.rate(scope["state"]["area"], key)
         count = functools.partial(self._limits.count, rate, identity(key, address))
         scope["state"]["count"] = count
         if scope["type"] == "http" and scope["method"] != "OPTIONS" and rate is not None:
@@ -98,10 +98,9 @@ class RateLimits:
         self._shared = MovingWindowRateLimiter(self._redis) if self._redis else None
         self._resume = 0.0
 
-    def rate(self, path: str, key: Key | None) -> Rate | None:
-        """The limit of requests for `path` with `key`; None: they are not counted."""
-        where = area(path)
-        if not self._on or where == "uncounted":
+    def rate(self, where: Area, key: Key | None) -> Rate | None:
+        """The limit of requests for this part of the API with `key`; None: they are not counted."""
+        if not self._on or where in ("open", "uncounted"):
             return None
         if where == "assistant":
             return self._rates["pro_rate" if key is not None and key.tier == "pro" else "free_rate"]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from locallab import logs
+from locallab.server.dialects.registry import DIALECTS
 from locallab.server.middleware import Failsafe
 from locallab.server.middleware.paths import canonical
 from tests.fakes import TEXT
@@ -175,7 +176,7 @@ SPELLINGS = {
 
 @pytest.mark.parametrize(("path", "spelling"), [(path, s) for path, many in SPELLINGS.items() for s in (path, *many)])
 def test_spellings(path: str, spelling: str) -> None:
-    assert canonical(spelling) == path
+    assert canonical(spelling, DIALECTS) == path
 
 
 @pytest.mark.parametrize("path", [*SPELLINGS["/v1/chat/completions"], "/v1/chat/completions?beta=true"])

@@ -28,7 +28,6 @@ from websockets.sync.client import connect
 
 from locallab.errors import ConfigError, RateLimited
 from locallab.keys import Key, KeyStore
-from locallab.server.areas import area
 from locallab.server.middleware import rate_limit
 from locallab.server.middleware.rate_limit import RateLimits, identity, parse
 from locallab.settings import ServerSettings
@@ -203,30 +202,6 @@ def test_rates_are_sorted_by_their_window(items: list[tuple[int, str]]) -> None:
     assert [item.get_expiry() for item in found] == sorted(item.get_expiry() for item in found)
 
 
-AREAS = {
-    "/generate": "native",
-    "/chat": "native",
-    "/models/status/x": "native",
-    "/system/info": "native",
-    "/api/v1": "assistant",
-    "/api/v1/assistant/generate": "assistant",
-    "/v1/chat/completions": "dialect",
-    "/v1": "dialect",
-    "/api/chat": "dialect",
-    "/api/v10": "dialect",
-    "/generated": "dialect",
-    "/completion": "dialect",
-    "/healthy": "dialect",
-    "/docs/swagger.js": "uncounted",
-    "/": "uncounted",
-}
-
-
-@pytest.mark.parametrize(("path", "expected"), AREAS.items())
-def test_areas(path: str, expected: str) -> None:
-    assert area(path) == expected
-
-
 @given(st.ip_addresses(v=4))
 def test_an_ipv4_address_counts_for_itself(address: ipaddress.IPv4Address) -> None:
     assert identity(None, str(address)) == identity(None, f"::ffff:{address}") == f"address:{address}"
@@ -251,10 +226,10 @@ def test_any_address_can_be_counted(address: str) -> None:
 def test_tiers() -> None:
     counts = RateLimits(ServerSettings())
     for key, amount in ((None, 100), (FREE, 100), (PRO, 1000)):
-        [item] = counts.rate("/api/v1/models/available", key) or ()
+        [item] = counts.rate("assistant", key) or ()
         assert item.amount == amount
-        assert [item.amount for item in counts.rate("/generate", key) or ()] == [10, 60]
-        assert counts.rate("/v1/models", key) is counts.rate("/health", key) is None
+        assert [item.amount for item in counts.rate("native", key) or ()] == [10, 60]
+        assert counts.rate("dialect", key) is counts.rate("uncounted", key) is counts.rate("open", key) is None
 
 
 @pytest.fixture

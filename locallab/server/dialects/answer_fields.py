@@ -1,0 +1,73 @@
+"""The answers of the generating routes, and of every route that fails: the API's description is made from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from locallab.engine.request import Progress, Usage
+
+FinishReason = Annotated[
+    Literal["stop", "length"], Meta(description="stop: the answer came to its end; length: it reached a limit")
+]
+ModelName = Annotated[str, Meta(description="the model that answered")]
+Logprob = Annotated[float, Meta(le=0, description="the natural logarithm of a probability")]
+Created = Annotated[int, Meta(description="seconds since the epoch")]
+
+
+class CachedTokens(msgspec.Struct):
+    cached_tokens: Annotated[int, Meta(ge=0, description="tokens of the prompt that the prefix cache had")]
+
+
+class UsageFigures(msgspec.Struct):
+    """Tokens that the request took."""
+
+    prompt_tokens: Annotated[int, Meta(ge=0)]
+    completion_tokens: Annotated[int, Meta(ge=0)]
+    total_tokens: Annotated[int, Meta(ge=0)]
+    prompt_tokens_details: CachedTokens
+
+
+class AnswerMessage(msgspec.Struct):
+    role: Literal["assistant"]
+    content: str
+
+
+class NativeChoice(msgspec.Struct):
+    index: int
+    message: AnswerMessage
+    finish_reason: FinishReason
+
+
+class TopToken(msgspec.Struct):
+    token: str
+    logprob: Logprob
+    bytes: list[int]
+
+
+def usage_body(usages: Sequence[Usage], n: int = 1) -> dict[str, Any]:
+    """OpenAI's usage object for `n` answers to each prompt: a prompt counts once, every answer counts."""
+    prompt = sum(usage.prompt_tokens for usage in usages[::n])
+    answers = sum(usage.completion_tokens for usage in usages)
+    cached = sum(usage.cached_tokens for usage in usages[::n])
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": answers,
+        "total_tokens": prompt + answers,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+
+
+def progress_body(progress: Progress) -> dict[str, int]:
+    """How far a prompt is read, as llama.cpp's server tells it; milliseconds."""
+    figures = {"total": progress.total, "cache": progress.cached, "processed": progress.processed}
+    return {**figures, "time_ms": round(progress.seconds * 1000)}
+
+
+class Problem(msgspec.Struct):
+    """Why a request failed."""
+
+    detail: Annotated[str, Meta(description="what went wrong, and the field it is about")]

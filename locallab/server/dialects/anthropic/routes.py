@@ -1,0 +1,106 @@
+"""Anthropic's dialect: /v1/messages and /v1/messages/count_tokens, and what its clients ask beforehand."""
+
+from __future__ import annotations
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp
+
+from locallab.engine.request import SamplingParams
+from locallab.errors import InvalidField
+from locallab.pool import Loaded, Pool
+from locallab.server.dialects.anthropic.errors import AnthropicProblem, anthropic_body
+from locallab.server.dialects.anthropic.request import MessagesBody, chat_request
+from locallab.server.dialects.anthropic.stream import AnthropicChunks, MessageAnswer, message_body
+from locallab.server.dialects.dialect import Dialect, Services
+from locallab.server.endpoint import Endpoint, Generating
+from locallab.server.fields.body import read
+from locallab.server.inference.generation import Generation, collect
+from locallab.server.inference.lease import lease
+from locallab.server.inference.prompt import prepare_chat
+from locallab.server.inference.reader import read_whole
+from locallab.server.reply import noted, reply
+from locallab.server.streaming import EventStream
+from locallab.settings import ServerSettings
+
+
+class TokenCount(msgspec.Struct):
+    """The answer of /v1/messages/count_tokens."""
+
+    input_tokens: int
+
+
+class Hello(msgspec.Struct):
+    message: str
+
+
+class Anthropic:
+    """The routes."""
+
+    def __init__(self, pool: Pool, settings: ServerSettings) -> None:
+        self._pool = pool
+        self._settings = settings
+
+    def routes(self) -> list[BaseRoute]:
+        return [
+            Generating("/v1/messages", self.messages, tag="anthropic", body=MessagesBody, answer=MessageAnswer),
+            Endpoint(
+                "/v1/messages/count_tokens",
+                self.count_tokens,
+                method="POST",
+                tag="anthropic",
+                body=MessagesBody,
+                answer=TokenCount,
+                errors=(404, 503),
+            ),
+            Endpoint("/api/hello", self.hello, tag="anthropic", answer=Hello),
+        ]
+
+    async def messages(self, request: Request) -> ASGIApp:
+        """Answer a conversation, in Anthropic's shape."""
+        body = await read(request, MessagesBody)
+        if body.max_tokens is None:
+            raise InvalidField("max_tokens", "is missing")
+        loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
+        params = body.sampling().params(loaded.engine.info.n_vocab, None)
+        notes: list[str] = []
+        asked = await prepare_chat(loaded, chat_request(body, notes), params)
+        model = body.model or loaded.spec.id
+        if body.stream:
+            chunks = AnthropicChunks(asked.turn, model, prompt_tokens=len(asked.jobs[0][0]))
+            return noted(EventStream(Generation(loaded.engine, asked.jobs), chunks), notes)
+        [answer] = await collect(loaded.engine, asked.jobs, request.receive)
+        return noted(reply(message_body(model, *read_whole(asked.turn, answer), answer.stop)), notes)
+
+    async def count_tokens(self, request: Request) -> Response:
+        """Count the tokens of a request without answering it."""
+        body = await read(request, MessagesBody)
+        loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
+        return reply(TokenCount(await _count(loaded, body)))
+
+    async def hello(self, request: Request) -> Response:
+        """Whether somebody answers: Claude Code looks before it asks."""
+        return reply(Hello("hello"))
+
+
+async def _count(loaded: Loaded, body: MessagesBody) -> int:
+    asked = await prepare_chat(loaded, chat_request(body, []), SamplingParams())
+    return len(asked.jobs[0][0])
+
+
+def routes(services: Services) -> list[BaseRoute]:
+    return Anthropic(services.pool, services.settings).routes()
+
+
+ANTHROPIC = Dialect(
+    name="anthropic",
+    prefixes=("/v1/messages", "/api/hello"),
+    error_body=anthropic_body,
+    problem=AnthropicProblem,
+    routes=routes,
+    tags={"anthropic": "Anthropic's dialect, for the clients that speak it."},
+    areas={"/api/hello": "open"},
+    bare=frozenset({"/messages", "/messages/count_tokens"}),
+)

@@ -1,0 +1,177 @@
+"""Answers of Anthropic's dialect: the message as a whole, and its events while it is streamed."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from locallab.chat.deltas import CallArguments, CallStart, Delta, Reasoning, Said, Text
+from locallab.chat.turn import Turn
+from locallab.engine.request import Usage
+from locallab.server.dialects.anthropic.errors import anthropic_body
+from locallab.server.inference.generation import Item
+from locallab.server.inference.reader import End, Reader
+
+dumps = msgspec.json.Encoder().encode
+
+STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
+
+
+class TextBlock(msgspec.Struct, tag="text"):
+    text: str
+
+
+class ThinkingBlock(msgspec.Struct, tag="thinking"):
+    thinking: str
+    signature: Annotated[str, Meta(description="always empty: nothing is checked when it comes back")]
+
+
+class ToolUseBlock(msgspec.Struct, tag="tool_use"):
+    id: str
+    name: str
+    input: dict[str, Any]
+
+
+class MessageUsage(msgspec.Struct):
+    """Tokens that the request took; those that the prefix cache had are counted apart."""
+
+    input_tokens: int
+    cache_creation_input_tokens: int
+    cache_read_input_tokens: int
+    output_tokens: int
+
+
+class MessageAnswer(msgspec.Struct):
+    """The answer of /v1/messages."""
+
+    id: str
+    type: Literal["message"]
+    role: Literal["assistant"]
+    model: str
+    content: list[TextBlock | ThinkingBlock | ToolUseBlock]
+    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
+    stop_sequence: Annotated[str | None, Meta(description="which of the stop sequences ended the answer")]
+    usage: MessageUsage
+
+
+def message_body(model: str, said: Said, end: End, stop: str | None) -> dict[str, Any]:
+    """A complete message. `stop` is the stop sequence that ended it."""
+    thinking = [{"type": "thinking", "thinking": said.reasoning, "signature": ""}] if said.reasoning else []
+    text = [{"type": "text", "text": said.text}] if said.text or not said.calls else []
+    calls = [{"type": "tool_use", "id": c.id, "name": c.name, "input": _input(c.arguments)} for c in said.calls]
+    return {**_message(model, [*thinking, *text, *calls]), **_ending(end, stop), "usage": usage_body(end.usage)}
+
+
+def usage_body(usage: Usage) -> dict[str, int]:
+    """This API counts cached tokens apart from the input."""
+    return {
+        "input_tokens": usage.prompt_tokens - usage.cached_tokens,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": usage.cached_tokens,
+        "output_tokens": usage.completion_tokens,
+    }
+
+
+def _message(model: str, content: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {"id": f"msg_{secrets.token_hex(12)}", "type": "message", "role": "assistant", "model": model, "content": content}
+
+
+def _ending(end: End, stop: str | None) -> dict[str, Any]:
+    reason = STOP_REASONS[end.finish_reason]
+    return {"stop_reason": "stop_sequence" if stop and reason == "end_turn" else reason, "stop_sequence": stop}
+
+
+def _input(arguments: str) -> Any:
+    """A call's arguments as an object; a call that was cut off has none."""
+    try:
+        found = json.loads(arguments)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+class AnthropicChunks:
+    """The events of a streamed message: it starts, its blocks start, grow and stop one after the other, it stops."""
+
+    def __init__(self, turn: Turn, model: str, *, prompt_tokens: int) -> None:
+        self._reader = Reader(turn)
+        self._model = model
+        self._prompt_tokens = prompt_tokens
+        self._started = False
+        self._block: str | None = None  # what is open: a type, or a call's with its index
+        self._n_blocks = 0
+
+    def encode(self, items: list[Item]) -> bytes:
+        return b"".join(self._events(items))
+
+    def end(self) -> bytes:
+        return _event({"type": "message_stop"})
+
+    def fail(self, error: Exception) -> bytes:
+        return _event(anthropic_body(error))
+
+    def ping(self) -> bytes:
+        return b"".join(self._start()) + _event({"type": "ping"})
+
+    def _start(self) -> Iterator[bytes]:
+        """What comes before all else, once."""
+        if not self._started:
+            self._started = True
+            usage = usage_body(Usage(self._prompt_tokens, 0, 0))
+            start = {**_message(self._model, []), "stop_reason": None, "stop_sequence": None, "usage": usage}
+            yield _event({"type": "message_start", "message": start})
+
+    def _events(self, items: list[Item]) -> Iterator[bytes]:
+        yield from self._start()
+        for news in self._reader.read(items):
+            for delta in news.deltas:
+                yield from self._delta(delta)
+            if news.end is not None:
+                yield from self._finish(news.end, news.event.stop)
+
+    def _delta(self, delta: Delta) -> Iterator[bytes]:
+        match delta:
+            case Text(text):
+                yield from self._open("text", {"type": "text", "text": ""})
+                yield self._grow({"type": "text_delta", "text": text})
+            case Reasoning(text):
+                yield from self._open("thinking", {"type": "thinking", "thinking": "", "signature": ""})
+                yield self._grow({"type": "thinking_delta", "thinking": text})
+            case CallStart(index, id, name):
+                yield from self._open(f"call {index}", {"type": "tool_use", "id": id, "name": name, "input": {}})
+            case CallArguments(_, text):
+                yield self._grow({"type": "input_json_delta", "partial_json": text})
+
+    def _open(self, block: str, content: dict[str, Any]) -> Iterator[bytes]:
+        if self._block == block:
+            return
+        yield from self._close()
+        self._block = block
+        yield _event({"type": "content_block_start", "index": self._n_blocks, "content_block": content})
+
+    def _grow(self, delta: dict[str, Any]) -> bytes:
+        return _event({"type": "content_block_delta", "index": self._n_blocks, "delta": delta})
+
+    def _close(self) -> Iterator[bytes]:
+        if self._block is not None:
+            if self._block == "thinking":
+                yield self._grow({"type": "signature_delta", "signature": ""})
+            yield _event({"type": "content_block_stop", "index": self._n_blocks})
+            self._n_blocks += 1
+            self._block = None
+
+    def _finish(self, end: End, stop: str | None) -> Iterator[bytes]:
+        if self._block is None and self._n_blocks == 0:
+            yield from self._open("text", {"type": "text", "text": ""})
+        yield from self._close()
+        yield _event({"type": "message_delta", "delta": _ending(end, stop), "usage": usage_body(end.usage)})
+
+
+def _event(body: dict[str, Any]) -> bytes:
+    kind: str = body["type"]
+    return b"event: " + kind.encode() + b"\ndata: " + dumps(body) + b"\n\n"

@@ -1,0 +1,1 @@
+"""The coding assistant: /api/v1/assistant, over HTTP and WebSocket."""

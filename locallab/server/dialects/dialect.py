@@ -1,0 +1,49 @@
+"""The record that describes a dialect to the rest of the server, and what its routes are made from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from starlette.routing import BaseRoute
+
+from locallab.keys import Keyring
+from locallab.pool import Pool
+from locallab.server.areas import Area
+from locallab.server.middleware import Traffic
+from locallab.settings import ServerSettings
+from locallab.tunnel import Tunnel
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Services:
+    """What routes may need. `tunnel` None: the server has no public address."""
+
+    pool: Pool
+    settings: ServerSettings
+    keyring: Keyring
+    traffic: Traffic
+    tunnel: Tunnel | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dialect:
+    """One HTTP API.
+
+    `prefixes` are the paths at and below which it answers; the longest prefix of all dialects wins. `error_body` makes the body
+    of an error, given the field that holds the prompt, and `problem` is the shape of that body. `prompts` names that field by
+    path where it is not "messages". `tags` are the groups of its routes in the API's description, each with a sentence.
+    `areas` gives paths at and below a root to a part of the API; all others are a "dialect". `bare` are paths that clients
+    also ask for without /v1; one that ends in a slash stands for everything below it.
+    """
+
+    name: str
+    prefixes: Sequence[str]
+    error_body: Callable[[Exception, str], dict[str, Any]]
+    problem: type
+    routes: Callable[[Services], list[BaseRoute]]
+    tags: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    prompts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    areas: Mapping[str, Area] = dataclasses.field(default_factory=dict)
+    bare: frozenset[str] = frozenset()

@@ -1,0 +1,75 @@
+"""What editors ask for while one types: /v1/fim/completions, and llama.cpp's /infill, /completion and /props."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp
+
+from locallab.pool import Pool
+from locallab.server.dialects.dialect import Dialect, Services
+from locallab.server.dialects.llamacpp.props import PropsRoute
+from locallab.server.dialects.llamacpp.request import InfillBody, LlamaAnswer, LlamaChunks, LlamaCompletionBody, answer_body
+from locallab.server.dialects.llamacpp.tokens import TokenRoutes
+from locallab.server.dialects.openai.errors import OpenAIProblem, openai_body
+from locallab.server.endpoint import Generating
+from locallab.server.fields.body import read
+from locallab.server.inference.generation import Generation, collect
+from locallab.server.inference.lease import lease
+from locallab.server.inference.prompt import constrained
+from locallab.server.reply import noted, reply
+from locallab.server.streaming import EventStream
+from locallab.settings import ServerSettings
+
+
+class LlamaCpp:
+    """The routes."""
+
+    def __init__(self, pool: Pool, settings: ServerSettings) -> None:
+        self._pool = pool
+        self._settings = settings
+
+    def routes(self) -> list[BaseRoute]:
+        return [
+            Generating("/infill", self.infill, tag="llama.cpp", body=InfillBody, answer=LlamaAnswer),
+            Generating("/completion", self.completion, tag="llama.cpp", body=LlamaCompletionBody, answer=LlamaAnswer),
+        ]
+
+    async def infill(self, request: Request) -> ASGIApp:
+        """Fill in what is between a prefix and a suffix, as llama.cpp's server does."""
+        return await self._answer(request, await read(request, InfillBody), urgent=True)
+
+    async def completion(self, request: Request) -> ASGIApp:
+        """Go on with a prompt as it stands, as llama.cpp's server does."""
+        return await self._answer(request, await read(request, LlamaCompletionBody), urgent=False)
+
+    async def _answer(self, request: Request, body: InfillBody | LlamaCompletionBody, urgent: bool) -> ASGIApp:
+        loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
+        notes: list[str] = []
+        params = body.sampling(loaded.engine.info.n_vocab, self._settings.completion_tokens, notes)
+        params = await constrained(loaded, params, body.constraint())
+        job = (await body.tokens(loaded, notes), params)
+        model, told = body.model or loaded.spec.id, params.logprobs is not None
+        if body.stream:
+            return noted(EventStream(Generation(loaded.engine, [job], urgent=urgent), LlamaChunks(model, told)), notes)
+        [answer] = await collect(loaded.engine, [job], request.receive, urgent=urgent)
+        return noted(reply(answer_body(answer, model, told)), notes)
+
+
+def routes(services: Services) -> list[BaseRoute]:
+    pool, settings = services.pool, services.settings
+    return [*LlamaCpp(pool, settings).routes(), *PropsRoute(pool).routes(), *TokenRoutes(pool, settings).routes()]
+
+
+LLAMACPP = Dialect(
+    name="llamacpp",
+    prefixes=("/infill", "/completion", "/props"),
+    error_body=openai_body,
+    problem=OpenAIProblem,
+    routes=routes,
+    tags={
+        "llama.cpp": "The dialect of llama.cpp's server, which editors speak.",
+        "tokens": "Text to tokens and back, in the shapes of llama.cpp's server.",
+    },
+    prompts={"/completion": "prompt", "/infill": "input_prefix"},
+)

@@ -1,0 +1,1 @@
+"""LocalLab's own routes: /generate, /chat, /models, /system, /health, /metrics."""

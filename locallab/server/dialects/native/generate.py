@@ -1,0 +1,156 @@
+"""LocalLab's own generating routes: /generate and /chat."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+import msgspec
+from msgspec import Meta
+from starlette.requests import Request
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp
+
+from locallab.chat import Message, normalize
+from locallab.chat.turn import ChatRequest, Thinking, Turn
+from locallab.engine.request import Usage
+from locallab.pool import Pool
+from locallab.server.dialects.answer_fields import Created, FinishReason, ModelName, NativeChoice, UsageFigures, usage_body
+from locallab.server.dialects.openai.chat import message_body
+from locallab.server.dialects.openai.stream import ChatChunks, Head
+from locallab.server.endpoint import Generating
+from locallab.server.errors import detail_body
+from locallab.server.fields.body import read
+from locallab.server.fields.constraint import Structured
+from locallab.server.fields.messages import MESSAGES
+from locallab.server.inference.generation import Generation, Item, collect
+from locallab.server.inference.lease import lease
+from locallab.server.inference.prompt import constrained, prepare_chat, text_prompt
+from locallab.server.inference.reader import News, Reader, plain_text, read_whole
+from locallab.server.reply import noted, reply
+from locallab.server.streaming import DONE, EventStream, dumps, event
+from locallab.settings import ServerSettings
+
+
+class NativeBody(Structured, kw_only=True):
+    """What /generate and /chat have in common. `max_length` counts tokens of the answer, without the prompt."""
+
+    model_id: Annotated[str | None, Meta(description="the model to ask, by its name or an alias")] = None
+    stream: Annotated[bool | None, Meta(description="send the answer while it is written")] = None
+    max_length: Annotated[int | None, Meta(description="most tokens of the answer; comes before max_tokens")] = None
+
+    LIMITS: ClassVar[tuple[str, ...]] = ("max_length", "max_tokens")
+
+
+class GenerateBody(NativeBody, kw_only=True):
+    """`chat_template` true sends the prompt as a user's message, through the model's template."""
+
+    prompt: Annotated[str, Meta(description="the text to go on from")]
+    chat_template: Annotated[bool | None, Meta(description="true: put it to the model as a user's message")] = None
+
+
+class NativeChatBody(NativeBody, kw_only=True):
+    messages: Annotated[Any, Meta(description="the conversation, oldest first", extra_json_schema=MESSAGES)]
+
+
+class Native:
+    """The routes."""
+
+    def __init__(self, pool: Pool, settings: ServerSettings) -> None:
+        self._pool = pool
+        self._settings = settings
+
+    def routes(self) -> list[BaseRoute]:
+        return [
+            Generating("/generate", self.generate, tag="native", body=GenerateBody, answer=Generated),
+            Generating("/chat", self.chat, tag="native", body=NativeChatBody, answer=NativeChatAnswer),
+        ]
+
+    async def generate(self, request: Request) -> ASGIApp:
+        """Complete a prompt as it stands."""
+        body = await read(request, GenerateBody)
+        loaded = await lease(request, self._pool, body.model_id, strict=True)
+        params = body.params(loaded.engine.info.n_vocab, self._settings.completion_tokens)
+        turn = None
+        if body.chat_template:
+            as_chat = ChatRequest(messages=[Message("user", body.prompt)], answer=body.constraint(), thinking=Thinking(False))
+            asked = await prepare_chat(loaded, as_chat, params)
+            turn, jobs = asked.turn, asked.jobs
+        else:
+            params = await constrained(loaded, params, body.constraint())
+            jobs = [(await text_prompt(loaded, body.prompt), params)]
+        if body.stream:
+            return EventStream(Generation(loaded.engine, jobs), NativeChunks(loaded.spec.id, turn))
+        [answer] = await collect(loaded.engine, jobs, request.receive)
+        end = {"finish_reason": answer.finish_reason, "usage": usage_body([answer.usage])}
+        text = answer.text if turn is None else read_whole(turn, answer)[0].text
+        return reply({"response": text, "model": loaded.spec.id, **end})
+
+    async def chat(self, request: Request) -> ASGIApp:
+        """Answer a conversation, through the model's chat template."""
+        body = await read(request, NativeChatBody)
+        loaded = await lease(request, self._pool, body.model_id, strict=True)
+        params = body.params(loaded.engine.info.n_vocab, None)
+        notes: list[str] = []
+        chat = ChatRequest(messages=normalize(body.messages, notes), answer=body.constraint())
+        asked = await prepare_chat(loaded, chat, params)
+        head = Head.make("chatcmpl", loaded.spec.id)
+        if body.stream:
+            return noted(
+                EventStream(Generation(loaded.engine, asked.jobs), ChatChunks(head, asked.turn, finish_usage=True)), notes
+            )
+        [answer] = await collect(loaded.engine, asked.jobs, request.receive)
+        said, end = read_whole(asked.turn, answer)
+        choice = {"index": 0, "message": message_body(said), "finish_reason": end.finish_reason}
+        ending = {"finish_reason": end.finish_reason, "usage": usage_body([answer.usage])}
+        return noted(reply(head.body("chat.completion", [choice], **ending)), notes)
+
+
+class Generated(msgspec.Struct):
+    """The answer of /generate."""
+
+    response: Annotated[str, Meta(description="the text that follows the prompt")]
+    model: ModelName
+    finish_reason: FinishReason
+    usage: UsageFigures
+
+
+class NativeChatAnswer(msgspec.Struct):
+    """The answer of /chat: of OpenAI's shape, with one choice."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: Created
+    model: ModelName
+    choices: list[NativeChoice]
+    finish_reason: FinishReason
+    usage: UsageFigures
+
+
+class NativeChunks:
+    """`{"response": text}` events; the last one has no text but the finish reason and the usage."""
+
+    def __init__(self, model: str, turn: Turn | None = None) -> None:
+        """`turn` is that of a prompt sent as a message: of its answer only the text is told."""
+        self._last: dict[str, Any] = {"response": "", "model": model}
+        self._reader = None if turn is None or turn.is_plain else Reader(turn)
+
+    def encode(self, items: list[Item]) -> bytes:
+        for _, news in items:
+            if news.finish_reason is not None:
+                usage = usage_body([news.usage or Usage(0, 0, 0)])
+                self._last.update(finish_reason=news.finish_reason, usage=usage)
+        texts = [news.text for _, news in items] if self._reader is None else map(_text, self._reader.read(items))
+        return b"".join([b'data: {"response":' + dumps(text) + b"}\n\n" for text in texts if text])
+
+    def end(self) -> bytes:
+        return event(self._last) + DONE
+
+    def fail(self, error: Exception) -> bytes:
+        return event(detail_body(error))
+
+    def ping(self) -> bytes:
+        return event({"response": ""})
+
+
+def _text(news: News) -> str:
+    return plain_text(news.deltas)

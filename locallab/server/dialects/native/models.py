@@ -1,0 +1,213 @@
+"""LocalLab's model routes: /models/*, and the same under /api/v1/models/."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute
+
+from locallab.engine import Kind
+from locallab.errors import InvalidField
+from locallab.models.spec import ModelSpec
+from locallab.pool import Loaded, Pool, Status
+from locallab.server.endpoint import Endpoint
+from locallab.server.fields.body import parse, read
+from locallab.server.reply import reply
+from locallab.units import compact_bytes
+
+
+class LoadBody(msgspec.Struct):
+    model_id: Annotated[str, Meta(description="a name or an alias of the registry", extra_json_schema={"minLength": 1})]
+    force: Annotated[bool | None, Meta(description="end the requests of a model that must make room, after the grace")] = None
+
+
+class UnloadBody(msgspec.Struct):
+    model_id: Annotated[str | None, Meta(description="a name or an alias of the registry; left out: the current model")] = None
+    force: Annotated[bool | None, Meta(description="end the requests that run, after the grace")] = None
+
+
+class Models:
+    """The routes."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    def routes(self) -> list[BaseRoute]:
+        return [
+            Endpoint("/models/current", self.current, tag="models", answer=ModelStatus),
+            Endpoint("/models/available", self.available, tag="models", answer=AvailableModels),
+            Endpoint("/models/status/{id}", self.status, tag="models", answer=ModelStatus, errors=(404,)),
+            Endpoint(
+                "/models/load", self.load, tag="models", method="POST", body=LoadBody, answer=ModelStatus, errors=(404, 503)
+            ),
+            Endpoint(
+                "/models/unload",
+                self.unload,
+                tag="models",
+                method="POST",
+                body=UnloadBody,
+                answer=ModelStatus,
+                errors=(404, 503),
+            ),
+            Endpoint("/api/v1/models/current", self.current, tag="models", answer=ModelStatus),
+            Endpoint("/api/v1/models/available", self.available, tag="models", answer=AvailableModels),
+        ]
+
+    async def current(self, request: Request) -> Response:
+        """The model that answers requests naming none."""
+        return reply(current(self._pool))
+
+    async def available(self, request: Request) -> Response:
+        """Every model of the registry, and how it stands."""
+        return reply(AvailableModels([available(self._pool, spec) for spec in self._pool.registry]))
+
+    async def status(self, request: Request) -> Response:
+        """One model of the registry, and how it stands."""
+        return reply(standing(self._pool, self._pool.registry.get(request.path_params["id"])))
+
+    async def load(self, request: Request) -> Response:
+        """Load a model.
+
+        Its weights are fetched first where need be, and the requests of a model that must make room are waited for. The
+        answer comes when the model is ready; a client that does not wait for it stops nothing.
+        """
+        body = await read(request, LoadBody)
+        if not body.model_id:
+            raise InvalidField("model_id", "is missing")
+        loaded = await self._pool.load(body.model_id, force=bool(body.force))
+        return reply(standing(self._pool, loaded.spec))
+
+    async def unload(self, request: Request) -> Response:
+        """Unload a model, and return its memory to the system.
+
+        The requests that run are waited for. A model that is not loaded stays so.
+        """
+        body = parse(await request.body() or b"{}", UnloadBody)
+        before = self._pool.current
+        model_id = body.model_id or (before.spec.id if before else None)
+        if model_id is None:
+            return reply(NO_MODEL)
+        await self._pool.unload(model_id, force=bool(body.force))
+        return reply(standing(self._pool, self._pool.registry.get(model_id)))
+
+
+Size = Annotated[str, Meta(description="of the weights' file, such as 98MB")]
+Standing = Annotated[Status, Meta(description="error: the last load failed, see `error`")]
+
+
+class AvailableModel(msgspec.Struct, kw_only=True):
+    """A model of the registry, and how it stands."""
+
+    name: str
+    size: Size
+    context: Annotated[int | None, Meta(description="tokens one request may use; null: known once it is loaded")]
+    description: str
+    recommended: bool
+    aliases: tuple[str, ...] = ()
+    size_bytes: int | UnsetType | None = UNSET
+    on_disk: Annotated[bool | UnsetType, Meta(description="whether the weights are here; else loading fetches them")] = UNSET
+    loaded: bool | UnsetType = UNSET
+    status: Standing | UnsetType = UNSET
+    error: Annotated[str | UnsetType, Meta(description="why the last load failed")] = UNSET
+
+
+class AvailableModels(msgspec.Struct):
+    """The registry."""
+
+    models: list[AvailableModel]
+
+
+class ModelStatus(msgspec.Struct, kw_only=True):
+    """One model: how it stands, and with what figures once it is loaded."""
+
+    name: Annotated[str | None, Meta(description="null: no model is loaded")]
+    size: Size | None
+    loaded: bool
+    vram_usage: Annotated[
+        str | None, Meta(description="GPU memory that loading it took, as measured; of RAM on a machine without a GPU")
+    ]
+    status: Standing
+    usage_of: Annotated[Literal["vram", "ram"] | UnsetType, Meta(description="which memory vram_usage tells of")] = UNSET
+    usage_bytes: Annotated[int | UnsetType, Meta(description="vram_usage in bytes")] = UNSET
+    error: Annotated[str | UnsetType, Meta(description="why the last load failed")] = UNSET
+    size_bytes: int | UnsetType | None = UNSET
+    on_disk: bool | UnsetType = UNSET
+    context: Annotated[int | UnsetType | None, Meta(description="tokens one request may use")] = UNSET
+    description: str | UnsetType = UNSET
+    recommended: bool | UnsetType = UNSET
+    aliases: tuple[str, ...] | UnsetType = UNSET
+    trained_context: int | UnsetType = UNSET
+    kv_tokens: Annotated[int | UnsetType, Meta(description="tokens the KV pool holds for all requests together")] = UNSET
+    parameters: int | UnsetType = UNSET
+    architecture: str | UnsetType = UNSET
+    type: str | UnsetType = UNSET
+    device: str | UnsetType = UNSET
+    prefix_reuse: Annotated[
+        Literal["prefix", "whole", "none"] | UnsetType, Meta(description="what the prefix cache may share")
+    ] = UNSET
+    kind: Annotated[Kind | UnsetType, Meta(description="what the model makes")] = UNSET
+    dimensions: Annotated[int | UnsetType, Meta(description="numbers in a vector of an embedding model")] = UNSET
+    loaded_at: Annotated[int | UnsetType, Meta(description="seconds since the epoch")] = UNSET
+    load_seconds: float | UnsetType = UNSET
+
+
+NO_MODEL = ModelStatus(name=None, size=None, loaded=False, vram_usage=None, status="unloaded")
+
+
+def available(pool: Pool, spec: ModelSpec) -> AvailableModel:
+    """A model of the registry, and how it stands."""
+    loaded = pool.get(spec.id)
+    size = pool.store.size(spec)
+    return AvailableModel(
+        name=spec.id,
+        size=compact_bytes(size or spec.size),
+        context=loaded.engine.info.context if loaded else spec.context,
+        description=spec.description,
+        recommended=spec.recommended,
+        aliases=spec.aliases,
+        size_bytes=size or spec.size,
+        on_disk=pool.store.has(spec),
+        loaded=loaded is not None,
+        status=pool.status(spec.id),
+        error=pool.error(spec.id) or UNSET,
+    )
+
+
+def standing(pool: Pool, spec: ModelSpec) -> ModelStatus:
+    """One model in full."""
+    loaded = pool.get(spec.id)
+    known = msgspec.structs.asdict(available(pool, spec))
+    return ModelStatus(**{**known, "vram_usage": None, **(_figures(loaded) if loaded else {})})
+
+
+def current(pool: Pool) -> ModelStatus:
+    """The model that answers requests naming none, or that the next one of them brings back."""
+    found = pool.current
+    spec = found.spec if found else pool.default
+    return standing(pool, spec) if spec else NO_MODEL
+
+
+def _figures(loaded: Loaded) -> dict[str, Any]:
+    """What is known of a model once it is loaded."""
+    info, memory = loaded.engine.info, loaded.memory
+    usage = memory.vram or memory.ram
+    return {
+        "vram_usage": compact_bytes(usage),
+        "usage_of": "vram" if memory.vram else "ram",
+        "usage_bytes": usage,
+        "trained_context": info.n_ctx_train,
+        "kv_tokens": info.kv_tokens,
+        "parameters": info.n_params,
+        "architecture": info.architecture,
+        "type": info.description,
+        "device": info.device,
+        "prefix_reuse": info.reuse,
+        "kind": info.kind,
+        **({"dimensions": info.dimensions} if info.dimensions else {}),
+        "loaded_at": loaded.created,
+        "load_seconds": round(loaded.seconds, 3),
+    }

@@ -1,0 +1,45 @@
+"""LocalLab's own routes, and the record of them as a dialect."""
+
+from __future__ import annotations
+
+from starlette.routing import BaseRoute
+
+from locallab.server.dialects.answer_fields import Problem
+from locallab.server.dialects.dialect import Dialect, Services
+from locallab.server.dialects.native.generate import Native
+from locallab.server.dialects.native.metrics import Metrics
+from locallab.server.dialects.native.models import Models
+from locallab.server.dialects.native.system import System
+from locallab.server.errors import detail_body
+
+
+def routes(services: Services) -> list[BaseRoute]:
+    pool, tunnel = services.pool, services.tunnel
+    metrics = Metrics(pool, services.traffic)
+    system = System(pool, metrics, public_url=lambda: tunnel.url, tunnel=tunnel.facts) if tunnel else System(pool, metrics)
+    return [*Native(pool, services.settings).routes(), *Models(pool).routes(), *system.routes()]
+
+
+NATIVE = Dialect(
+    name="native",
+    prefixes=("", "/models/current", "/models/available", "/models/load", "/models/unload", "/models/status"),
+    error_body=detail_body,
+    problem=Problem,
+    routes=routes,
+    tags={
+        "native": "Text and chat, in LocalLab's own shape.",
+        "models": "Which models there are, and which are loaded.",
+        "system": "The machine and the service.",
+    },
+    areas={
+        "/": "open",
+        "/health": "open",
+        "/docs": "open",
+        "/openapi.json": "open",
+        "/metrics": "uncounted",  # it tells what others do, so it needs a key where keys are required
+        "/generate": "native",
+        "/chat": "native",
+        "/models": "native",
+        "/system": "native",
+    },
+)

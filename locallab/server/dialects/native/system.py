@@ -1,0 +1,278 @@
+"""The machine and the service: /, /system/info, /metrics, /health."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+import msgspec
+import psutil
+from msgspec import Meta
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute
+
+from locallab import hardware
+from locallab.engine import EngineStats, build_features
+from locallab.pool import Loaded, Pool, PoolStats
+from locallab.server.dialects.native.metrics import Metrics
+from locallab.server.endpoint import Endpoint
+from locallab.server.errors import RETRY_AFTER
+from locallab.server.reply import reply
+from locallab.tunnel import TunnelFacts
+from locallab.version import __version__
+
+SERVICE: Literal["locallab"] = "locallab"
+
+ModelName = Annotated[str | None, Meta(description="the model that answers requests naming none; null: there is none")]
+
+
+class Root(msgspec.Struct):
+    service: Literal["locallab"]
+    version: str
+    model: ModelName
+
+
+class Health(msgspec.Struct):
+    status: Literal["healthy"]
+    service: Literal["locallab"]
+    version: str
+    model: ModelName
+
+
+class Ready(msgspec.Struct):
+    status: Literal["ready"]
+    service: Literal["locallab"]
+    model: str
+
+
+class Live(msgspec.Struct):
+    status: Literal["alive"]
+    service: Literal["locallab"]
+
+
+Bytes = Annotated[int, Meta(ge=0)]
+
+
+class Cpu(msgspec.Struct):
+    model: str
+    physical_cores: int
+    logical_cores: int
+    threads: Annotated[int, Meta(description="threads the engine uses by default")]
+    flags: Annotated[list[str], Meta(description="instruction sets that llama.cpp has kernels for")]
+
+
+class MachineMemory(msgspec.Struct):
+    """What this process may use, within the limits of a container."""
+
+    total_bytes: Bytes
+    available_bytes: Bytes
+
+
+class Gpu(msgspec.Struct):
+    """What the driver does not tell is null."""
+
+    index: int
+    name: str | None
+    total_bytes: Bytes | None
+    free_bytes: Bytes | None
+    compute_capability: str | None
+    driver: str | None
+    load_percent: int | None
+
+
+class Disk(msgspec.Struct):
+    path: Annotated[str, Meta(description="where weights and state lie")]
+    total_bytes: Bytes
+    free_bytes: Bytes
+
+
+class Machine(msgspec.Struct):
+    platform: str
+    python: str
+    versions: Annotated[dict[str, str | None], Meta(description="of the packages that matter")]
+    cpu: Cpu
+    memory: MachineMemory
+    gpus: list[Gpu]
+    disk: Disk
+
+
+class Build(msgspec.Struct):
+    """The llama.cpp that is loaded."""
+
+    llama_cpp_python: str
+    gpu_offload: Annotated[bool, Meta(description="whether it can use a GPU")]
+    cuda: Annotated[bool, Meta(description="whether it was built for CUDA")]
+    mmap: bool
+    miscompiled_amx: Annotated[str | None, Meta(description="the compiler that got AMX wrong, which then is not used")]
+    system_info: str
+
+
+class Process(msgspec.Struct):
+    """This server."""
+
+    pid: int
+    threads: int
+    resident_bytes: Annotated[int, Meta(description="memory it holds, weights that are mapped files included")]
+
+
+class MemoryFigures(msgspec.Struct):
+    """Measured while the model was loaded."""
+
+    ram_bytes: Bytes
+    vram_bytes: Bytes
+
+
+class LoadedModel(msgspec.Struct):
+    """A model that answers, with the figures it really has."""
+
+    name: str
+    type: str
+    architecture: str
+    device: str
+    size_bytes: Bytes
+    parameters: int
+    context: Annotated[int, Meta(description="tokens one request may use")]
+    trained_context: int
+    kv_tokens: Annotated[int, Meta(description="tokens the KV pool holds for all requests together")]
+    memory: MemoryFigures
+    loaded_at: Annotated[int, Meta(description="seconds since the epoch")]
+    load_seconds: float
+    stats: EngineStats
+
+
+class SystemInfo(msgspec.Struct):
+    """The machine, the build, this process, and the loaded models."""
+
+    service: Literal["locallab"]
+    version: str
+    uptime_seconds: float
+    public_url: Annotated[str | None, Meta(description="where the server can be reached from the internet; null: nowhere")]
+    tunnel: Annotated[TunnelFacts | None, Meta(description="how the public address stands; null: none was asked for")]
+    process: Process
+    system: Machine
+    build: Build
+    model: Annotated[LoadedModel | None, Meta(description="the model that answers requests naming none")]
+    models: Annotated[list[LoadedModel], Meta(description="every loaded model, last used first")]
+    loads: PoolStats
+
+
+def machine() -> Machine:
+    """Asks the system; takes milliseconds."""
+    return msgspec.convert(hardware.facts(), Machine)
+
+
+def build() -> Build:
+    return msgspec.convert(build_features(), Build)
+
+
+def loaded_model(loaded: Loaded) -> LoadedModel:
+    info = loaded.engine.info
+    return LoadedModel(
+        name=loaded.spec.id,
+        type=info.description,
+        architecture=info.architecture,
+        device=info.device,
+        size_bytes=info.size_bytes,
+        parameters=info.n_params,
+        context=info.context,
+        trained_context=info.n_ctx_train,
+        kv_tokens=info.kv_tokens,
+        memory=MemoryFigures(loaded.memory.ram, loaded.memory.vram),
+        loaded_at=loaded.created,
+        load_seconds=round(loaded.seconds, 3),
+        stats=loaded.engine.stats(),
+    )
+
+
+def process() -> Process:
+    this = psutil.Process()
+    return Process(this.pid, this.num_threads(), this.memory_info().rss)
+
+
+class System:
+    """The routes. `machine` and `build` tell about the machine and llama.cpp, `public_url` where the internet finds it."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        metrics: Metrics,
+        machine: Callable[[], Machine] = machine,
+        build: Callable[[], Build] = build,
+        public_url: Callable[[], str | None] = lambda: None,
+        tunnel: Callable[[], TunnelFacts | None] = lambda: None,
+    ) -> None:
+        self._pool = pool
+        self._metrics = metrics
+        self._machine = machine
+        self._build = build
+        self._public_url = public_url
+        self._tunnel = tunnel
+        self._started = time.monotonic()
+
+    def routes(self) -> list[BaseRoute]:
+        return [
+            Endpoint("/", self.root, tag="system", answer=Root),
+            Endpoint("/system/info", self.info, tag="system", answer=SystemInfo),
+            Endpoint("/metrics", self.metrics, tag="system", media_type="text/plain"),
+            Endpoint("/health", self.health, tag="system", answer=Health),
+            Endpoint("/health/ready", self.ready, tag="system", answer=Ready, errors=(503,)),
+            Endpoint("/health/live", self.live, tag="system", answer=Live),
+        ]
+
+    async def root(self, request: Request) -> Response:
+        """What this service is."""
+        return reply(Root(SERVICE, __version__, self._current()))
+
+    async def info(self, request: Request) -> Response:
+        """The machine, the build, and the loaded models with their figures."""
+        pool = self._pool
+        models = {each.spec.id: loaded_model(each) for each in pool.loaded}
+        return reply(
+            SystemInfo(
+                service=SERVICE,
+                version=__version__,
+                uptime_seconds=round(time.monotonic() - self._started, 3),
+                public_url=self._public_url(),
+                tunnel=self._tunnel(),
+                process=await asyncio.to_thread(process),
+                system=await asyncio.to_thread(self._machine),
+                build=await asyncio.to_thread(self._build),
+                model=models.get(self._current() or ""),
+                models=list(models.values()),
+                loads=pool.stats(),
+            )
+        )
+
+    async def metrics(self, request: Request) -> Response:
+        """Counters, gauges and histograms for Prometheus."""
+        body, content_type = self._metrics.exposition(request.headers.get("accept", ""))
+        return Response(body, headers={"content-type": content_type})
+
+    async def health(self, request: Request) -> Response:
+        """Whether the service is up."""
+        return reply(Health("healthy", SERVICE, __version__, self._current()))
+
+    async def ready(self, request: Request) -> Response:
+        """Whether a model answers, or is brought back by the next request."""
+        model = self._current() or self._resting()
+        if model is not None:
+            return reply(Ready("ready", SERVICE, model))
+        loading = self._pool.stats().loading
+        body = {"status": "not ready", "service": SERVICE, "detail": "a model is loading" if loading else "no model is loaded"}
+        return reply(body, 503, {"retry-after": str(RETRY_AFTER)})
+
+    async def live(self, request: Request) -> Response:
+        """Whether the process answers."""
+        return reply(Live("alive", SERVICE))
+
+    def _current(self) -> str | None:
+        current = self._pool.current
+        return current.spec.id if current else None
+
+    def _resting(self) -> str | None:
+        """The model that was unloaded because nobody asked it."""
+        default = self._pool.default
+        return default.id if default and not self._pool.stats().loading else None

@@ -1,0 +1,25 @@
+"""Ollama's error object."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from locallab import errors
+from locallab.server.errors import message_of
+
+
+class OllamaProblem(msgspec.Struct):
+    """Why a request failed, in Ollama's shape."""
+
+    error: str
+
+
+def ollama_body(error: Exception, prompt: str = "messages") -> dict[str, Any]:
+    """Ollama's error object; its clients look for "not found" where a model is unknown."""
+    message = message_of(error)
+    if isinstance(error, errors.UnknownModel) and not isinstance(error, errors.ModelNotLoaded):
+        hint = f"; did you mean {' or '.join(error.nearest)}?" if error.nearest else ""
+        message = f"model '{error.model_id}' not found{hint}"
+    return {"error": message}

@@ -1,0 +1,324 @@
+"""Ollama's model routes: /api/tags, /api/show, /api/ps, /api/pull, /api/version."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import functools
+import hashlib
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp
+
+from locallab.chat.reasoning import tags_of
+from locallab.chat.tools import choose
+from locallab.chat.tools.formats.generic import Generic
+from locallab.chat.tools.formats.harmony import Harmony
+from locallab.errors import InvalidField, ModelLoadError, UnknownModel
+from locallab.models import gguf
+from locallab.models.quants import label
+from locallab.models.registry import Registry
+from locallab.models.spec import ModelSpec
+from locallab.pool import Loaded, Pool
+from locallab.server.dialects.ollama.pull import Pull, PullStream, finished
+from locallab.server.dialects.ollama.stream import rfc3339
+from locallab.server.endpoint import Endpoint
+from locallab.server.fields.body import read
+from locallab.server.reply import reply
+from locallab.server.streaming import LINES
+from locallab.settings import ServerSettings
+from locallab.units import compact_count
+from locallab.version import __version__
+
+NEVER = "9999-12-31T23:59:59Z"
+TEMPLATE = "tokenizer.chat_template"
+EMBEDS = "embeds"
+"""Not a key of the metadata, but what follows from them."""
+FIM_KEYS = ("tokenizer.ggml.fim_pre_token_id", "tokenizer.ggml.prefix_token_id")
+
+Moment = Annotated[str, Meta(description="as RFC 3339 has it")]
+
+
+class Details(msgspec.Struct, kw_only=True):
+    """A model's kind; what is not known is empty."""
+
+    parent_model: str = ""
+    format: str = "gguf"
+    family: str
+    families: list[str]
+    parameter_size: str
+    quantization_level: str
+
+
+class Card(msgspec.Struct, kw_only=True):
+    name: str
+    model: str
+    size: Annotated[int, Meta(description="bytes: of the file in a listing of files, of memory in one of loaded models")]
+    digest: Annotated[str, Meta(description="of the file where it is known, else of its name, size and time")]
+    details: Details
+    modified_at: Moment | UnsetType = UNSET
+    expires_at: Annotated[str | UnsetType, Meta(description="when it is unloaded if nobody asks it any more")] = UNSET
+    size_vram: int | UnsetType = UNSET
+    context_length: Annotated[int | UnsetType, Meta(description="tokens one request may use")] = UNSET
+
+
+class Cards(msgspec.Struct):
+    models: list[Card]
+
+
+class Shown(msgspec.Struct, kw_only=True):
+    """One model in full."""
+
+    modelfile: str
+    parameters: Annotated[str, Meta(description="a setting a line")]
+    template: Annotated[str, Meta(description="the chat template, in Jinja")]
+    details: Details
+    model_info: Annotated[dict[str, Any], Meta(description="the file's own metadata; its context_length is the one served")]
+    capabilities: list[str]
+    modified_at: Moment | UnsetType = UNSET
+
+
+def on_disk(pool: Pool) -> Cards:
+    """Every model whose file is here, or that is loaded. Reads files."""
+    return Cards([_card(pool, spec) for spec in pool.registry if pool.store.has(spec) or pool.get(spec.id)])
+
+
+def running(pool: Pool) -> Cards:
+    """The loaded models, last used first."""
+    return Cards([_running(pool, loaded) for loaded in pool.loaded])
+
+
+def shown(pool: Pool, spec: ModelSpec) -> Shown:
+    """One model of the registry. Reads its file."""
+    path = pool.store.path(spec)
+    loaded, facts = pool.get(spec.id), _facts(path)
+    template = (loaded.engine.info.chat_template if loaded else facts.get(TEMPLATE)) or ""
+    context = loaded.engine.info.context if loaded else spec.context
+    return Shown(
+        modelfile=f"FROM {spec.id}",
+        parameters=f"num_ctx {context}" if context is not None else "",
+        template=template,
+        details=_details(pool, spec),
+        model_info=_info(loaded, facts, context),
+        capabilities=_capabilities(loaded, facts, template),
+        modified_at=_modified(path) if path else UNSET,
+    )
+
+
+def _info(loaded: Loaded | None, facts: Mapping[str, Any], context: int | None) -> dict[str, Any]:
+    """The file's metadata, with what the server knows better."""
+    family = _family(loaded, facts)
+    info = {key: value for key, value in facts.items() if key not in (TEMPLATE, EMBEDS)}
+    if family:
+        info |= {"general.architecture": family, "general.parameter_count": _parameters(loaded, facts)}
+        info |= {f"{family}.context_length": context} if context is not None else {}
+    return info
+
+
+def untagged(registry: Registry, name: str) -> str:
+    """The name that the registry knows, without the tag that Ollama's clients add to one that has none."""
+    try:
+        return registry.get(name).id
+    except UnknownModel:
+        return name.removesuffix(":latest")
+
+
+def named(pool: Pool, name: str | None, *, strict: bool) -> ModelSpec | None:
+    """The model of this name; for none, and unless `strict` for an unknown one, that which would answer, if any would.
+
+    Raises UnknownModel.
+    """
+    try:
+        return pool.registry.get(untagged(pool.registry, name)) if name else pool.default
+    except UnknownModel:
+        if strict:
+            raise
+        return pool.default
+
+
+def _card(pool: Pool, spec: ModelSpec) -> Card:
+    path = pool.store.path(spec)
+    return Card(
+        name=spec.id,
+        model=spec.id,
+        modified_at=_modified(path) if path else UNSET,
+        size=pool.store.size(spec) or spec.size or 0,
+        digest=digest(pool, spec),
+        details=_details(pool, spec),
+    )
+
+
+def _running(pool: Pool, loaded: Loaded) -> Card:
+    left = pool.seconds_left(loaded.spec.id)
+    memory = loaded.memory
+    return Card(
+        name=loaded.spec.id,
+        model=loaded.spec.id,
+        size=memory.ram + memory.vram or loaded.engine.info.size_bytes,
+        digest=digest(pool, loaded.spec),
+        details=_details(pool, loaded.spec),
+        expires_at=NEVER if left is None else rfc3339(_now() + datetime.timedelta(seconds=left)),
+        size_vram=memory.vram,
+        context_length=loaded.engine.info.context,
+    )
+
+
+def _details(pool: Pool, spec: ModelSpec) -> Details:
+    path, loaded = pool.store.path(spec), pool.get(spec.id)
+    facts = _facts(path)
+    family = _family(loaded, facts)
+    return Details(
+        family=family,
+        families=[family] if family else [],
+        parameter_size=compact_count(_parameters(loaded, facts)),
+        quantization_level=label(path.name) if path else "",
+    )
+
+
+def _family(loaded: Loaded | None, facts: Mapping[str, Any]) -> str:
+    return loaded.engine.info.architecture if loaded else str(facts.get("general.architecture", ""))
+
+
+def _parameters(loaded: Loaded | None, facts: Mapping[str, Any]) -> int:
+    return loaded.engine.info.n_params if loaded else int(facts.get("general.parameter_count", 0))
+
+
+def _capabilities(loaded: Loaded | None, facts: Mapping[str, Any], template: str) -> list[str]:
+    """What the model has learned; tools work with any other that writes text too, if not as well."""
+    if loaded.engine.info.kind != "text" if loaded else facts.get(EMBEDS):
+        return ["embedding"]
+    tool_format = choose(template)
+    thinks = tags_of(template) is not None or isinstance(tool_format, Harmony)
+    fills = loaded.engine.info.fim is not None if loaded else any(key in facts for key in FIM_KEYS)
+    told = {"completion": True, "tools": not isinstance(tool_format, Generic), "insert": fills, "thinking": thinks}
+    return [name for name, is_so in told.items() if is_so]
+
+
+def digest(pool: Pool, spec: ModelSpec) -> str:
+    """What the model's file is known by."""
+    record = pool.store.record(spec)
+    known = record.files[0].sha256 if record and len(record.files) == 1 else getattr(spec.source, "sha256", None)
+    path = pool.store.path(spec)
+    told = (spec.id, pool.store.size(spec), path.stat().st_mtime if path else None)
+    return known or hashlib.sha256(repr(told).encode()).hexdigest()
+
+
+def _facts(path: Path | None) -> Mapping[str, Any]:
+    """The file's metadata; none of a file that is not here or cannot be read."""
+    return _read(path, path.stat().st_mtime_ns) if path else {}
+
+
+@functools.lru_cache(maxsize=256)
+def _read(path: Path, modified: int) -> Mapping[str, Any]:
+    """`modified` makes another entry of a file that was changed."""
+    try:
+        header = gguf.read(path)
+    except ModelLoadError:
+        return {}
+    count = sum(math.prod(tensor.shape) for tensor in header.tensors)
+    return {**header.metadata, "general.parameter_count": count, EMBEDS: header.embeds}
+
+
+def _modified(path: Path) -> str:
+    return rfc3339(datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.timezone.utc))
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.timezone.utc)
+
+
+VERSION = "0.12.6"
+"""The version of Ollama whose API this is; some clients talk to no older one."""
+
+
+class ShowBody(msgspec.Struct):
+    model: Annotated[str | None, Meta(description="a name or an alias of the registry")] = None
+    name: Annotated[str | None, Meta(description="an older name of model")] = None
+
+
+class PullBody(ShowBody):
+    stream: Annotated[bool | None, Meta(description="false: answer once it is here, and tell nothing before")] = None
+
+
+class Version(msgspec.Struct):
+    version: Annotated[str, Meta(description="of Ollama, as far as its API goes")]
+    locallab: str
+
+
+class PullStatus(msgspec.Struct):
+    """How far the fetch is."""
+
+    status: str
+    digest: str | UnsetType = UNSET
+    total: Annotated[int | UnsetType, Meta(description="bytes in all, if that is known")] = UNSET
+    completed: Annotated[int | UnsetType, Meta(description="bytes that are here")] = UNSET
+
+
+class OllamaModels:
+    """The routes."""
+
+    def __init__(self, pool: Pool, settings: ServerSettings) -> None:
+        self._pool = pool
+        self._settings = settings
+
+    def routes(self) -> list[BaseRoute]:
+        return [
+            Endpoint("/api/tags", self.tags, tag="ollama", answer=Cards),
+            Endpoint("/api/ps", self.ps, tag="ollama", answer=Cards),
+            Endpoint("/api/version", self.version, tag="ollama", answer=Version),
+            Endpoint("/api/show", self.show, tag="ollama", method="POST", body=ShowBody, answer=Shown, errors=(404,)),
+            Endpoint(
+                "/api/pull",
+                self.pull,
+                tag="ollama",
+                method="POST",
+                body=PullBody,
+                answer=PullStatus,
+                streams=True,
+                stream_type=LINES,
+                errors=(404, 503),
+            ),
+        ]
+
+    async def tags(self, request: Request) -> Response:
+        """The models that are on this machine."""
+        return reply(await asyncio.to_thread(on_disk, self._pool))
+
+    async def ps(self, request: Request) -> Response:
+        """The models that are loaded, and how long they stay."""
+        return reply(await asyncio.to_thread(running, self._pool))
+
+    async def version(self, request: Request) -> Response:
+        """Which version of Ollama's API this is."""
+        return reply(Version(VERSION, __version__))
+
+    async def show(self, request: Request) -> Response:
+        """One model: its template, its context, what it can do."""
+        name = _name(await read(request, ShowBody))
+        spec = named(self._pool, name, strict=self._settings.strict_models)
+        if spec is None:
+            raise UnknownModel(name)
+        return reply(await asyncio.to_thread(shown, self._pool, spec))
+
+    async def pull(self, request: Request) -> ASGIApp:
+        """Fetch a model of the registry, and load nothing."""
+        body = await read(request, PullBody)
+        spec = self._pool.registry.get(untagged(self._pool.registry, _name(body)))
+        found = await asyncio.to_thread(digest, self._pool, spec)
+        pull = Pull(lambda progress: self._pool.pull(spec.id, progress), found)
+        return reply(await finished(pull, request.receive)) if body.stream is False else PullStream(pull)
+
+
+def _name(body: ShowBody) -> str:
+    name = body.model or body.name
+    if not name:
+        raise InvalidField("model", "is missing")
+    return name

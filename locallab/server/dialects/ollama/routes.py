@@ -1,0 +1,170 @@
+"""Ollama's dialect, the part that generates: /api/generate and /api/chat."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from starlette.requests import Request
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp
+
+from locallab.chat.tools.formats.harmony import Harmony
+from locallab.chat.turn import Turn
+from locallab.engine.request import SamplingParams
+from locallab.errors import InvalidField
+from locallab.pool import Loaded, Pool
+from locallab.server.dialects.dialect import Dialect, Services
+from locallab.server.dialects.ollama.embed import OllamaEmbed
+from locallab.server.dialects.ollama.errors import OllamaProblem, ollama_body
+from locallab.server.dialects.ollama.models import OllamaModels, named, untagged
+from locallab.server.dialects.ollama.request import (
+    OllamaBody,
+    OllamaChatBody,
+    OllamaGenerateBody,
+    Options,
+    conversation,
+    prompted,
+    seconds,
+)
+from locallab.server.dialects.ollama.stream import (
+    ChatAnswer,
+    ChatChunks,
+    Clock,
+    GenerateAnswer,
+    GenerateChunks,
+    OllamaChunks,
+    now,
+)
+from locallab.server.endpoint import Generating
+from locallab.server.fields.body import read
+from locallab.server.inference.generation import Generation, follow
+from locallab.server.inference.lease import afterwards, lease
+from locallab.server.inference.prompt import PreparedChat, constrained, gap_prompt, prepare_chat, text_prompt
+from locallab.server.reply import noted, reply
+from locallab.server.streaming import LINES, LineStream
+from locallab.settings import ServerSettings
+
+
+class Ollama:
+    """The routes."""
+
+    def __init__(self, pool: Pool, settings: ServerSettings) -> None:
+        self._pool = pool
+        self._settings = settings
+
+    def routes(self) -> list[BaseRoute]:
+        return [
+            Generating(
+                "/api/generate",
+                self.generate,
+                tag="ollama",
+                body=OllamaGenerateBody,
+                answer=GenerateAnswer,
+                stream_type=LINES,
+            ),
+            Generating("/api/chat", self.chat, tag="ollama", body=OllamaChatBody, answer=ChatAnswer, stream_type=LINES),
+        ]
+
+    async def generate(self, request: Request) -> ASGIApp:
+        """Answer a prompt, go on with it, or fill in what is between it and a suffix."""
+        clock, body = Clock(), await read(request, OllamaGenerateBody)
+        body.check()
+        if not (body.prompt or body.suffix):
+            return await self._only_load(request, body, {"response": ""})
+        loaded = await self._lease(request, body)
+        clock.loaded()
+        chat = not (body.raw or body.suffix)
+        params = _params(body, loaded, None if chat else self._settings.completion_tokens)
+        asked = await (prepare_chat(loaded, prompted(body), params) if chat else _completion(loaded, body, params))
+        return await self._answer(request, loaded, asked, body, GenerateChunks(asked.turn, _model(body, loaded), clock), [])
+
+    async def chat(self, request: Request) -> ASGIApp:
+        """Answer a conversation, in Ollama's shape."""
+        clock, body = Clock(), await read(request, OllamaChatBody)
+        body.check()
+        if body.messages is None or body.messages == []:
+            return await self._only_load(request, body, {"message": {"role": "assistant", "content": ""}})
+        loaded = await self._lease(request, body)
+        clock.loaded()
+        notes: list[str] = []
+        asked = await prepare_chat(loaded, conversation(body, notes), _params(body, loaded, None))
+        return await self._answer(request, loaded, asked, body, ChatChunks(asked.turn, _model(body, loaded), clock), notes)
+
+    async def _lease(self, request: Request, body: OllamaBody) -> Loaded:
+        name = untagged(self._pool.registry, body.model) if body.model else None
+        loaded = await lease(request, self._pool, name, strict=self._settings.strict_models)
+        if body.leaves:
+            afterwards(request, lambda: self._pool.let_go(loaded.spec.id))
+        return loaded
+
+    async def _only_load(self, request: Request, body: OllamaBody, piece: dict[str, Any]) -> ASGIApp:
+        """Without anything to answer the model is loaded, or with a keep_alive of 0 unloaded."""
+        if not body.leaves:
+            await self._lease(request, body)
+        elif (spec := named(self._pool, body.model, strict=self._settings.strict_models)) is not None:
+            await self._pool.unload(spec.id)
+        reason = "unload" if body.leaves else "load"
+        return reply({"model": body.model or "", "created_at": now(), **piece, "done": True, "done_reason": reason})
+
+    async def _answer(
+        self, request: Request, loaded: Loaded, asked: PreparedChat, body: OllamaBody, chunks: OllamaChunks, notes: list[str]
+    ) -> ASGIApp:
+        if body.think and asked.turn.tags is None and not isinstance(asked.turn.format, Harmony):
+            raise InvalidField("think", f"model {loaded.spec.id!r} does not support thinking; leave it out")
+        notes += self._unheeded(body, loaded)
+        if body.stream is not False:
+            return noted(LineStream(Generation(loaded.engine, asked.jobs, urgent=asked.urgent), chunks), notes)
+        await follow(loaded.engine, asked.jobs, request.receive, chunks.take, urgent=asked.urgent)
+        return noted(reply(chunks.whole()), notes)
+
+    def _unheeded(self, body: OllamaBody, loaded: Loaded) -> Iterator[str]:
+        asked, real = (body.options or Options()).num_ctx, loaded.engine.info.context
+        if asked is not None and asked > real:
+            yield f"options.num_ctx: the context is {real} tokens, as the server's own settings have it"
+        if body.keep_alive is not None:
+            wanted = seconds("keep_alive", body.keep_alive)
+            if wanted and max(wanted, -1) != max(self._pool.keep_alive, -1):
+                yield "keep_alive: how long a model stays is the server's own setting"
+
+
+def _model(body: OllamaBody, loaded: Loaded) -> str:
+    return body.model or loaded.spec.id
+
+
+def _params(body: OllamaBody, loaded: Loaded, longest: int | None) -> SamplingParams:
+    with _field_of("options"):
+        return body.scored((body.options or Options()).params(loaded.engine.info.n_vocab, longest))
+
+
+@contextlib.contextmanager
+def _field_of(outer: str) -> Iterator[None]:
+    try:
+        yield
+    except InvalidField as error:
+        raise InvalidField(f"{outer}.{error.field}", error.reason) from None
+
+
+async def _completion(loaded: Loaded, body: OllamaGenerateBody, params: SamplingParams) -> PreparedChat:
+    """The prompt as it stands, or what surrounds a gap: no template."""
+    params = await constrained(loaded, params, body.constraint())
+    before, suffix = body.prompt or "", body.suffix
+    prompt = await (gap_prompt(loaded, before, suffix) if suffix else text_prompt(loaded, before))
+    return PreparedChat(Turn(before, params.constraint, (), None, (), None, False), [(prompt, params)], urgent=bool(suffix))
+
+
+def routes(services: Services) -> list[BaseRoute]:
+    return [
+        route for group in (Ollama, OllamaModels, OllamaEmbed) for route in group(services.pool, services.settings).routes()
+    ]
+
+
+OLLAMA = Dialect(
+    name="ollama",
+    prefixes=("/api",),
+    error_body=ollama_body,
+    problem=OllamaProblem,
+    routes=routes,
+    tags={"ollama": "Ollama's dialect, for the clients that speak it."},
+)

@@ -1,0 +1,156 @@
+"""OpenAI's chat completions: what a body asks, and the message that answers it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any, ClassVar, Literal
+
+import msgspec
+from msgspec import Meta
+
+from locallab.chat import normalize
+from locallab.chat.deltas import Said
+from locallab.chat.turn import ChatRequest, Thinking
+from locallab.engine.request import SamplingParams
+from locallab.errors import InvalidField
+from locallab.server.dialects.answer_fields import Created, ModelName, NativeChoice, TopToken, UsageFigures
+from locallab.server.fields.body import first
+from locallab.server.fields.constraint import Structured
+from locallab.server.fields.messages import MESSAGES
+from locallab.server.fields.reasoning import SWITCH, of_effort, of_switch
+from locallab.server.fields.tools import read_choice, read_tools
+
+
+class StreamOptions(msgspec.Struct):
+    include_usage: Annotated[bool | None, Meta(description="end the stream with a chunk that has the usage")] = None
+
+
+class OpenAIBody(Structured, kw_only=True):
+    """What both routes have in common. A field that would change the answer and that we cannot heed is refused, not ignored."""
+
+    model: Annotated[str | None, Meta(description="the model to ask; an unknown name is the current one")] = None
+    n: Annotated[int | None, Meta(description="answers to each prompt")] = None
+    stream: Annotated[bool | None, Meta(description="send the answer while it is written")] = None
+    return_progress: Annotated[bool | None, Meta(description="with stream: tell how far the prompt is read")] = None
+    stream_options: Annotated[StreamOptions | None, Meta(description="what a stream tells besides the answer")] = None
+
+    def told(self, params: SamplingParams) -> SamplingParams:
+        """The same, with what a stream tells besides the answer."""
+        return dataclasses.replace(params, progress=True) if self.stream and self.return_progress else params
+
+    @property
+    def include_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+
+class ReasoningWish(msgspec.Struct):
+    """As some services have it."""
+
+    effort: str | None = None
+    enabled: bool | None = None
+    max_tokens: int | None = None
+
+
+class ChatBody(OpenAIBody, kw_only=True):
+    messages: Annotated[Any, Meta(description="the conversation, oldest first", extra_json_schema=MESSAGES)]
+    max_completion_tokens: Annotated[int | None, Meta(description="the same as max_tokens, and comes before it")] = None
+    tools: Annotated[Any, Meta(description="functions that the model may call")] = None
+    tool_choice: Annotated[Any, Meta(description="auto, none, required, or an object that names a function")] = None
+    parallel_tool_calls: Annotated[bool | None, Meta(description="false: one call at most")] = None
+    reasoning_effort: Annotated[str | None, Meta(description="how hard to think, for models that do; none: not at all")] = None
+    reasoning: Annotated[ReasoningWish | None, Meta(description="effort, enabled, max_tokens of reasoning")] = None
+    reasoning_budget: Annotated[int | None, Meta(description="most tokens of reasoning; 0: none")] = None
+    enable_thinking: Annotated[bool | None, Meta(description="whether a model that can think does")] = None
+    thinking: Annotated[
+        Any,
+        Meta(
+            description="the same, or an object: type enabled, adaptive or disabled, perhaps with budget_tokens",
+            extra_json_schema=SWITCH,
+        ),
+    ] = None
+    continue_final_message: Annotated[
+        bool | None, Meta(description="a last message of the assistant is the beginning of the answer, which goes on behind it")
+    ] = None
+    chat_template_kwargs: Annotated[dict[str, Any] | None, Meta(description="variables for the model's chat template")] = None
+    logprobs: Annotated[bool | None, Meta(description="tell how likely each token was")] = None
+    top_logprobs: Annotated[int | None, Meta(description="with logprobs: likeliest tokens to tell in place of each")] = None
+    functions: Annotated[Any, Meta(description="the older form of tools: refused, use tools")] = None
+    function_call: Annotated[Any, Meta(description="the older form of tool_choice: refused")] = None
+    modalities: Annotated[list[str] | None, Meta(description="only text")] = None
+
+    LIMITS: ClassVar[tuple[str, ...]] = ("max_completion_tokens", "max_tokens")
+
+    def request(self, notes: list[str]) -> ChatRequest:
+        """The neutral request; `notes` gets what was mended or left out. Raises InvalidField for what cannot be served."""
+        self._refuse()
+        tools = read_tools(self.tools, notes)
+        return ChatRequest(
+            messages=normalize(self.messages, notes),
+            tools=tools,
+            choice=read_choice(self.tool_choice, self.parallel_tool_calls, tools),
+            answer=self.constraint(),
+            thinking=self._thinking(),
+            variables=self.chat_template_kwargs or {},
+            continues=bool(self.continue_final_message),
+        )
+
+    def scored(self, params: SamplingParams) -> SamplingParams:
+        """The same, with the logprobs that are asked for."""
+        return dataclasses.replace(params, logprobs=self.top_logprobs or 0) if self.logprobs else params
+
+    def _thinking(self) -> Thinking:
+        wish, given = self.reasoning or ReasoningWish(), of_switch(self.thinking)
+        budget = first(self.reasoning_budget, wish.max_tokens, given.budget)
+        told = of_effort(first(self.reasoning_effort, wish.effort), budget or None)
+        switch = first(
+            self.enable_thinking, wish.enabled, given.enabled, (self.chat_template_kwargs or {}).get("enable_thinking")
+        )
+        return dataclasses.replace(told, enabled=False if budget == 0 else first(switch, told.enabled))
+
+    def _refuse(self) -> None:
+        if self.top_logprobs and not self.logprobs:
+            raise InvalidField("top_logprobs", "needs logprobs: true")
+        for field, instead in (("functions", "tools"), ("function_call", "tool_choice")):
+            if getattr(self, field) not in (None, [], "none", "auto"):
+                raise InvalidField(field, f"is no longer supported: use {instead}")
+        if any(kind != "text" for kind in self.modalities or ()):
+            raise InvalidField("modalities", "only text is supported")
+
+
+def message_body(said: Said) -> dict[str, Any]:
+    """The assistant's message."""
+    message: dict[str, Any] = {"role": "assistant", "content": said.text if said.text or not said.calls else None}
+    if said.reasoning:
+        message["reasoning_content"] = said.reasoning
+    if said.calls:
+        message["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in said.calls
+        ]
+    return message
+
+
+class ChatToken(TopToken):
+    top_logprobs: Annotated[list[TopToken], Meta(description="the likeliest tokens in its place")]
+
+
+class ChatLogprobs(msgspec.Struct):
+    """How likely the answer's tokens were; those of reasoning and of tool calls are among them."""
+
+    content: list[ChatToken]
+    refusal: None
+
+
+class ChatChoice(NativeChoice):
+    logprobs: ChatLogprobs | None
+
+
+class ChatCompletion(msgspec.Struct):
+    """The answer of /v1/chat/completions."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: Created
+    model: ModelName
+    choices: list[ChatChoice]
+    usage: UsageFigures

@@ -1,0 +1,104 @@
+"""Fill-in-the-middle: /v1/fim/completions."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+from starlette.requests import Request
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp
+
+from locallab.errors import InvalidField
+from locallab.pool import Pool
+from locallab.server.dialects.answer_fields import FinishReason, UsageFigures, usage_body
+from locallab.server.dialects.openai.chat import OpenAIBody
+from locallab.server.dialects.openai.stream import Head, OpenAIChunks
+from locallab.server.endpoint import Generating
+from locallab.server.fields.body import first, read
+from locallab.server.inference.generation import Generation, collect
+from locallab.server.inference.lease import lease
+from locallab.server.inference.prompt import constrained, gap_prompt, jobs_for
+from locallab.server.reply import reply
+from locallab.server.streaming import EventStream
+from locallab.settings import ServerSettings
+
+
+class FimBody(OpenAIBody, kw_only=True):
+    prompt: Annotated[str, Meta(description="what stands before the gap")]
+    suffix: Annotated[str | None, Meta(description="what stands behind it")] = None
+    random_seed: Annotated[int | None, Meta(description="another name of seed")] = None
+    min_tokens: Annotated[int | None, Meta(description="only 0: the model ends when it likes")] = None
+
+
+class FimMessage(msgspec.Struct):
+    role: str
+    content: str
+
+
+class FimChoice(msgspec.Struct):
+    index: int
+    message: FimMessage
+    text: Annotated[str, Meta(description="the same text as in the message")]
+    finish_reason: FinishReason
+
+
+class FimCompletion(msgspec.Struct):
+    """The answer of /v1/fim/completions: what fills the gap, under the names that clients look for."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: list[FimChoice]
+    usage: UsageFigures
+
+
+class Fim:
+    """The routes."""
+
+    def __init__(self, pool: Pool, settings: ServerSettings) -> None:
+        self._pool = pool
+        self._settings = settings
+
+    def routes(self) -> list[BaseRoute]:
+        return [Generating("/v1/fim/completions", self.fim, tag="openai", body=FimBody, answer=FimCompletion)]
+
+    async def fim(self, request: Request) -> ASGIApp:
+        """Fill in what is between a prompt and a suffix."""
+        body = await read(request, FimBody)
+        if body.min_tokens:
+            raise InvalidField("min_tokens", "is not supported; leave it out")
+        loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
+        body.seed = first(body.seed, body.random_seed)
+        params = body.params(loaded.engine.info.n_vocab, self._settings.completion_tokens)
+        params = await constrained(loaded, params, body.constraint())
+        n = body.n or 1
+        jobs = jobs_for([await gap_prompt(loaded, body.prompt, body.suffix or "")], params, n)
+        head = Head.make("fim", body.model or loaded.spec.id)
+        if body.stream:
+            chunks = FimChunks(head, n, n=n, include_usage=body.include_usage)
+            return EventStream(Generation(loaded.engine, jobs, urgent=True), chunks)
+        answers = await collect(loaded.engine, jobs, request.receive, urgent=True)
+        choices = [_choice(i, each.text, each.finish_reason) for i, each in enumerate(answers)]
+        usage = usage_body([each.usage for each in answers], n)
+        return reply(head.body("chat.completion", choices, usage=usage))
+
+
+class FimChunks(OpenAIChunks):
+    """Chunks of a chat that have the text by itself too."""
+
+    kind = "chat.completion.chunk"
+
+    def opening(self, index: int) -> list[dict[str, Any]]:
+        return []
+
+    def choice(self, index: int, text: str, finish_reason: str | None) -> dict[str, Any]:
+        delta = {"role": "assistant", "content": text}
+        return {"index": index, "delta": delta, "text": text, "finish_reason": finish_reason}
+
+
+def _choice(index: int, text: str, finish_reason: str) -> dict[str, Any]:
+    message = {"role": "assistant", "content": text}
+    return {"index": index, "message": message, "text": text, "finish_reason": finish_reason}

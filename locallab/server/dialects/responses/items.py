@@ -1,0 +1,180 @@
+"""The items of a response's output in OpenAI's Responses: as they are described, and as they grow in a stream."""
+
+from __future__ import annotations
+
+import abc
+import secrets
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from locallab.chat.deltas import CallStart
+from locallab.engine.request import TokenLogprob
+from locallab.server.dialects.openai.chat import ChatToken
+from locallab.server.dialects.openai.logprobs import event_logprobs, token_logprobs
+
+Event = dict[str, Any]
+Status = Literal["in_progress", "completed", "incomplete"]
+
+
+class OutputText(msgspec.Struct):
+    type: Literal["output_text"]
+    text: str
+    annotations: list[Any]
+    logprobs: Annotated[list[ChatToken], Meta(description="if asked for: of the tokens that the text is made of")]
+
+
+class MessageItem(msgspec.Struct, tag="message"):
+    id: str
+    status: Status
+    role: Literal["assistant"]
+    content: list[OutputText]
+
+
+class ReasoningText(msgspec.Struct):
+    type: Literal["reasoning_text", "summary_text"]
+    text: str
+
+
+class ReasoningItem(msgspec.Struct, tag="reasoning"):
+    """What the model thought: in `content`, or in `summary` where the request asks for one."""
+
+    id: str
+    status: Status
+    summary: list[ReasoningText]
+    content: list[ReasoningText] | UnsetType = UNSET
+
+
+class CallItem(msgspec.Struct, tag="function_call"):
+    id: str
+    status: Status
+    call_id: str
+    name: str
+    arguments: str
+
+
+class Output(abc.ABC):
+    """One item of the output, as it grows. Events are without what all have."""
+
+    prefix: ClassVar[str]
+
+    def __init__(self) -> None:
+        self.id = new_id(self.prefix)
+        self._texts: list[str] = []
+        self._told: list[TokenLogprob] = []
+
+    @property
+    def text(self) -> str:
+        return "".join(self._texts)
+
+    def grow(self, text: str, told: Sequence[TokenLogprob] = ()) -> Event:
+        """Mutates: `told` are the tokens of the text, if their logprobs are asked for."""
+        self._texts.append(text)
+        self._told += told
+        return self.delta(text, told)
+
+    @abc.abstractmethod
+    def body(self, status: Status) -> dict[str, Any]: ...
+    @abc.abstractmethod
+    def opening(self) -> Iterator[Event]: ...
+    @abc.abstractmethod
+    def delta(self, text: str, told: Sequence[TokenLogprob]) -> Event: ...
+    @abc.abstractmethod
+    def closing(self) -> Iterator[Event]: ...
+
+
+class OutputItems(Output):
+    prefix = "msg"
+
+    def body(self, status: Status) -> dict[str, Any]:
+        content = [] if status == "in_progress" else [self._whole()]
+        return {"id": self.id, "type": "message", "status": status, "role": "assistant", "content": content}
+
+    def opening(self) -> Iterator[Event]:
+        yield {"type": "response.content_part.added", "content_index": 0, "part": self._part("", ())}
+
+    def delta(self, text: str, told: Sequence[TokenLogprob]) -> Event:
+        return {"type": "response.output_text.delta", "content_index": 0, "delta": text, "logprobs": event_logprobs(told)}
+
+    def closing(self) -> Iterator[Event]:
+        logprobs = event_logprobs(self._told)
+        yield {"type": "response.output_text.done", "content_index": 0, "text": self.text, "logprobs": logprobs}
+        yield {"type": "response.content_part.done", "content_index": 0, "part": self._whole()}
+
+    def _whole(self) -> dict[str, Any]:
+        return self._part(self.text, self._told)
+
+    def _part(self, text: str, told: Sequence[TokenLogprob]) -> dict[str, Any]:
+        return {"type": "output_text", "text": text, "annotations": [], "logprobs": token_logprobs(told)}
+
+
+class Thought(Output):
+    prefix = "rs"
+
+    def body(self, status: Status) -> dict[str, Any]:
+        content = [] if status == "in_progress" else [self._part(self.text)]
+        return {"id": self.id, "type": "reasoning", "status": status, "summary": [], "content": content}
+
+    def opening(self) -> Iterator[Event]:
+        yield {"type": "response.content_part.added", "content_index": 0, "part": self._part("")}
+
+    def delta(self, text: str, told: Sequence[TokenLogprob]) -> Event:
+        return {"type": "response.reasoning_text.delta", "content_index": 0, "delta": text}
+
+    def closing(self) -> Iterator[Event]:
+        yield {"type": "response.reasoning_text.done", "content_index": 0, "text": self.text}
+        yield {"type": "response.content_part.done", "content_index": 0, "part": self._part(self.text)}
+
+    def _part(self, text: str) -> dict[str, Any]:
+        return {"type": "reasoning_text", "text": text}
+
+
+class Summary(Output):
+    """Reasoning for a client that asks for a summary: there is none shorter than itself."""
+
+    prefix = "rs"
+
+    def body(self, status: Status) -> dict[str, Any]:
+        summary = [] if status == "in_progress" else [self._part(self.text)]
+        return {"id": self.id, "type": "reasoning", "status": status, "summary": summary}
+
+    def opening(self) -> Iterator[Event]:
+        yield {"type": "response.reasoning_summary_part.added", "summary_index": 0, "part": self._part("")}
+
+    def delta(self, text: str, told: Sequence[TokenLogprob]) -> Event:
+        return {"type": "response.reasoning_summary_text.delta", "summary_index": 0, "delta": text}
+
+    def closing(self) -> Iterator[Event]:
+        yield {"type": "response.reasoning_summary_text.done", "summary_index": 0, "text": self.text}
+        yield {"type": "response.reasoning_summary_part.done", "summary_index": 0, "part": self._part(self.text)}
+
+    def _part(self, text: str) -> dict[str, Any]:
+        return {"type": "summary_text", "text": text}
+
+
+class Call(Output):
+    prefix = "fc"
+
+    def __init__(self, start: CallStart) -> None:
+        super().__init__()
+        self._start = start
+
+    def body(self, status: Status) -> dict[str, Any]:
+        arguments = "" if status == "in_progress" else self.text
+        named = {"call_id": self._start.id, "name": self._start.name, "arguments": arguments}
+        return {"id": self.id, "type": "function_call", "status": status, **named}
+
+    def opening(self) -> Iterator[Event]:
+        yield from ()
+
+    def delta(self, text: str, told: Sequence[TokenLogprob]) -> Event:
+        return {"type": "response.function_call_arguments.delta", "delta": text}
+
+    def closing(self) -> Iterator[Event]:
+        yield {"type": "response.function_call_arguments.done", "name": self._start.name, "arguments": self.text}
+
+
+def new_id(prefix: str) -> str:
+    return f"{prefix}_{secrets.token_hex(24)}"

@@ -1,0 +1,139 @@
+"""OpenAI's dialect, the part that is called Responses: /v1/responses."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp
+
+from locallab.errors import ContextLengthExceeded, InvalidField, UnknownResponse
+from locallab.pool import Loaded, Pool
+from locallab.server.dialects.dialect import Dialect, Services
+from locallab.server.dialects.openai.errors import OpenAIProblem, openai_body
+from locallab.server.dialects.responses.request import ResponsesBody, chat_request, echo
+from locallab.server.dialects.responses.store import Owner, ResponseStore
+from locallab.server.dialects.responses.stream import Frame, ResponsesAnswer, ResponsesChunks
+from locallab.server.dialects.responses.truncation import ask_fitting
+from locallab.server.endpoint import Endpoint, Generating
+from locallab.server.fields.body import read
+from locallab.server.inference.generation import Generation, follow
+from locallab.server.inference.lease import lease
+from locallab.server.inference.prompt import PreparedChat
+from locallab.server.reply import noted, reply
+from locallab.server.streaming import EVENTS, EventStream
+from locallab.settings import ServerSettings
+
+ONE = "/v1/responses/{response_id}"
+
+
+class Deleted(msgspec.Struct):
+    id: str
+    object: str
+    deleted: bool
+
+
+class Responses:
+    """The routes."""
+
+    def __init__(self, pool: Pool, settings: ServerSettings) -> None:
+        self._pool = pool
+        self._settings = settings
+        self._store = ResponseStore()
+
+    def routes(self) -> list[BaseRoute]:
+        return [
+            Generating("/v1/responses", self.create, tag="openai", body=ResponsesBody, answer=ResponsesAnswer),
+            Endpoint(ONE, self.retrieve, tag="openai", answer=ResponsesAnswer, errors=(404,)),
+            Endpoint(ONE, self.delete, tag="openai", method="DELETE", answer=Deleted, errors=(404,)),
+        ]
+
+    async def create(self, request: Request) -> ASGIApp:
+        """Answer a conversation, and keep the answer for the next turn."""
+        body = await read(request, ResponsesBody)
+        body.check()
+        owner, notes = _owner(request), list[str]()
+        before = self._before(owner, body)
+        items = [self._resolved(owner, index, item) for index, item in enumerate(body.items())]
+        loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
+        params = body.scored(body.params(loaded.engine.info.n_vocab, None))
+        wanted = chat_request(body, before, items, notes)
+        asked = await ask_fitting(loaded, wanted, params, notes, truncate=body.truncation == "auto")
+        frame = Frame.make(**echo(body, body.model or loaded.spec.id, wanted.tools, params))
+        keep = functools.partial(self._keep, owner, items) if body.store is not False else _forget
+        scored = params.logprobs is not None
+        chunks = ResponsesChunks(asked.turn, frame, keep, summary=body.summary, scored=scored)
+        if body.stream:
+            return noted(_stream(loaded, asked, chunks), notes)
+        await follow(loaded.engine, asked.jobs, request.receive, chunks.take)
+        return noted(reply(chunks.whole()), notes)
+
+    async def retrieve(self, request: Request) -> Response:
+        """A response that was kept, for the key that made it."""
+        if request.query_params.get("stream") == "true":
+            raise InvalidField("stream", "a response that is kept is not streamed again")
+        body = self._store.get(_owner(request), request.path_params["response_id"])
+        return Response(body, media_type="application/json")
+
+    async def delete(self, request: Request) -> Response:
+        """Keep a response no longer."""
+        response_id = request.path_params["response_id"]
+        self._store.remove(_owner(request), response_id)
+        return reply(Deleted(response_id, "response", True))
+
+    def _before(self, owner: Owner, body: ResponsesBody) -> list[Any]:
+        if not body.previous_response_id:
+            return []
+        try:
+            return self._store.conversation(owner, body.previous_response_id)
+        except UnknownResponse as error:
+            raise InvalidField("previous_response_id", str(error)) from None
+
+    def _resolved(self, owner: Owner, index: int, item: Any) -> Any:
+        """The item itself where the request only names it."""
+        if not isinstance(item, Mapping) or item.get("type") not in ("item_reference", None) or "role" in item:
+            return item
+        found = self._store.item(owner, str(item.get("id")))
+        if found is None:
+            raise InvalidField(f"input[{index}].id", f"no item {item.get('id')!r} is kept; send the item itself")
+        return found
+
+    def _keep(self, owner: Owner, items: list[Any], body: dict[str, Any]) -> None:
+        self._store.put(owner, body, items)
+
+
+def _stream(loaded: Loaded, asked: PreparedChat, chunks: ResponsesChunks) -> ASGIApp:
+    """Codex looks for a prompt that is too long in the stream, and only there."""
+    try:
+        return EventStream(Generation(loaded.engine, asked.jobs), chunks)
+    except ContextLengthExceeded as error:
+        return Response(chunks.fail(error), media_type=EVENTS)
+
+
+def _owner(request: Request) -> Owner:
+    key = request.scope["state"]["key"]
+    return key.sha256 if key else None
+
+
+def _forget(body: dict[str, Any]) -> None:
+    pass
+
+
+def routes(services: Services) -> list[BaseRoute]:
+    return Responses(services.pool, services.settings).routes()
+
+
+RESPONSES = Dialect(
+    name="responses",
+    prefixes=("/v1/responses",),
+    error_body=openai_body,
+    problem=OpenAIProblem,
+    routes=routes,
+    prompts={"/v1/responses": "input"},
+    bare=frozenset({"/responses", "/responses/"}),
+)

@@ -1,0 +1,249 @@
+"""Answers of OpenAI's Responses: the response as a whole, and its events while it is streamed."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from locallab.chat.deltas import CallArguments, CallStart, Delta, Reasoning, Text
+from locallab.chat.turn import Turn
+from locallab.engine.request import TokenLogprob, Usage
+from locallab.server.dialects.openai.errors import openai_body
+from locallab.server.dialects.responses.items import (
+    Call,
+    CallItem,
+    Event,
+    MessageItem,
+    Output,
+    OutputItems,
+    ReasoningItem,
+    Status,
+    Summary,
+    Thought,
+    new_id,
+)
+from locallab.server.dialects.responses.scored_text import ScoredReader, ScoredText
+from locallab.server.inference.generation import Item
+from locallab.server.inference.reader import End, News, Reader
+
+dumps = msgspec.json.Encoder().encode
+
+
+class CachedInput(msgspec.Struct):
+    cached_tokens: int
+    cache_write_tokens: int
+
+
+class ReasonedOutput(msgspec.Struct):
+    reasoning_tokens: int
+
+
+class ResponsesUsage(msgspec.Struct):
+    """Tokens that the request took."""
+
+    input_tokens: int
+    input_tokens_details: CachedInput
+    output_tokens: int
+    output_tokens_details: ReasonedOutput
+    total_tokens: int
+
+
+class IncompleteDetails(msgspec.Struct):
+    reason: Literal["max_output_tokens"]
+
+
+class ResponseProblem(msgspec.Struct):
+    code: str
+    message: str
+
+
+class ResponsesAnswer(msgspec.Struct, kw_only=True):
+    """A response; what was asked comes back in it."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    completed_at: int | None
+    status: Literal["in_progress", "completed", "incomplete", "failed"]
+    background: bool
+    error: ResponseProblem | None
+    incomplete_details: IncompleteDetails | None
+    instructions: str | None
+    max_output_tokens: int | None
+    metadata: dict[str, Any]
+    model: str
+    output: list[MessageItem | ReasoningItem | CallItem]
+    parallel_tool_calls: bool
+    previous_response_id: str | None
+    reasoning: dict[str, Any]
+    store: bool
+    temperature: float
+    text: dict[str, Any]
+    tool_choice: Any
+    tools: list[dict[str, Any]]
+    top_logprobs: int
+    top_p: float
+    truncation: Literal["auto", "disabled"]
+    usage: ResponsesUsage | None
+    user: str | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Frame:
+    """What every version of one response has in common: `echo` is what was asked."""
+
+    id: str
+    created: int
+    echo: dict[str, Any]
+
+    @classmethod
+    def make(cls, **echo: Any) -> Frame:
+        return cls(new_id("resp"), int(time.time()), echo)
+
+    def body(self, status: str, output: list[Event], **more: Any) -> dict[str, Any]:
+        fixed = {"id": self.id, "object": "response", "created_at": self.created, "status": status, "background": False}
+        unset = {"completed_at": None, "error": None, "incomplete_details": None, "usage": None}
+        return {**fixed, **unset, **self.echo, "output": output, **more}
+
+
+class ResponsesChunks:
+    """Reads one answer into the items of its output, one after the other. `keep` is given the response once it has ended;
+    `summary`: what the model thinks is told as a summary. `scored`: the texts come with the logprobs of their tokens."""
+
+    def __init__(
+        self,
+        turn: Turn,
+        frame: Frame,
+        keep: Callable[[dict[str, Any]], None],
+        *,
+        summary: bool = False,
+        scored: bool = False,
+    ) -> None:
+        self._reader = ScoredReader(turn) if scored else Reader(turn)
+        self._frame = frame
+        self._keep = keep
+        self._reasoning: type[Output] = Summary if summary else Thought
+        self._output: list[dict[str, Any]] = []
+        self._item: Output | None = None
+        self._end = End("stop", Usage(0, 0, 0))
+        self._reasoned = 0
+        self._sequence = 0
+        self._begun = False
+
+    def take(self, items: list[Item]) -> None:
+        """Reads the news for `whole`."""
+        for _ in self._news(items):
+            pass
+
+    def whole(self) -> dict[str, Any]:
+        """The response, once it has ended; it is kept."""
+        cut = self._end.finish_reason == "length"
+        more = {"incomplete_details": {"reason": "max_output_tokens"} if cut else None, "completed_at": int(time.time())}
+        status = "incomplete" if cut else "completed"
+        body = self._frame.body(status, self._output, usage=usage_body(self._end.usage, self._reasoned), **more)
+        self._keep(body)
+        return body
+
+    def encode(self, items: list[Item]) -> bytes:
+        return b"".join(map(self._bytes, (*self._beginning(), *self._news(items))))
+
+    def end(self) -> bytes:
+        body = self.whole()
+        return self._bytes({"type": f"response.{body['status']}", "response": body})
+
+    def fail(self, error: Exception) -> bytes:
+        told = openai_body(error)["error"]
+        problem = {"code": told["code"] or "server_error", "message": told["message"]}
+        failed = {"type": "response.failed", "response": self._frame.body("failed", self._output, error=problem)}
+        return b"".join(map(self._bytes, (*self._beginning(), failed)))
+
+    def ping(self) -> bytes:
+        if self._begun:
+            return self._bytes({"type": "response.in_progress", "response": self._frame.body("in_progress", [])})
+        return b"".join(map(self._bytes, self._beginning()))
+
+    def _beginning(self) -> Iterator[Event]:
+        """What comes before all else, once."""
+        if not self._begun:
+            self._begun = True
+            for kind in ("created", "in_progress"):
+                yield {"type": f"response.{kind}", "response": self._frame.body("in_progress", [])}
+
+    def _news(self, items: list[Item]) -> Iterator[Event]:
+        for news in self._reader.read(items):
+            self._count(news)
+            for delta in news.deltas:
+                yield from self._delta(delta)
+            if news.end is not None:
+                self._end = news.end
+                yield from self._finish("incomplete" if news.end.finish_reason == "length" else "completed")
+
+    def _delta(self, delta: Delta) -> Iterator[Event]:
+        match delta:
+            case ScoredText(text, told):
+                yield from self._grow(OutputItems, text, told)
+            case Text(text):
+                yield from self._grow(OutputItems, text)
+            case Reasoning(text):
+                yield from self._grow(self._reasoning, text)
+            case CallStart():
+                yield from self._open(Call(delta))
+            case CallArguments(_, text):
+                assert self._item is not None, "arguments of no call"
+                yield self._of(self._item, self._item.grow(text))
+
+    def _grow(self, kind: type[Output], text: str, told: Sequence[TokenLogprob] = ()) -> Iterator[Event]:
+        """`text` goes to the item at hand, or to a new one if that is of another kind."""
+        if not isinstance(self._item, kind):
+            yield from self._open(kind())
+        assert self._item is not None
+        yield self._of(self._item, self._item.grow(text, told))
+
+    def _open(self, item: Output) -> Iterator[Event]:
+        yield from self._close("completed")
+        self._item = item
+        yield {"type": "response.output_item.added", "output_index": len(self._output), "item": item.body("in_progress")}
+        yield from (self._of(item, event) for event in item.opening())
+
+    def _close(self, status: Status) -> Iterator[Event]:
+        if self._item is not None:
+            item, self._item = self._item, None
+            yield from (self._of(item, event) for event in item.closing())
+            body = item.body(status)
+            yield {"type": "response.output_item.done", "output_index": len(self._output), "item": body}
+            self._output.append(body)
+
+    def _finish(self, status: Status) -> Iterator[Event]:
+        """An answer that says nothing says so in a message."""
+        if self._item is None and not self._output:
+            yield from self._open(OutputItems())
+        yield from self._close(status)
+
+    def _of(self, item: Output, event: Event) -> Event:
+        return {**event, "item_id": item.id, "output_index": len(self._output)}
+
+    def _count(self, news: News) -> None:
+        """Tokens that were thought: those that brought reasoning, or nothing while there was some."""
+        thinks = any(isinstance(delta, Reasoning) for delta in news.deltas)
+        if thinks or (not news.deltas and isinstance(self._item, self._reasoning)):
+            self._reasoned += len(news.event.token_ids)
+
+    def _bytes(self, event: Event) -> bytes:
+        kind: str = event["type"]
+        body = {"type": kind, "sequence_number": self._sequence, **event}
+        self._sequence += 1
+        return b"event: " + kind.encode() + b"\ndata: " + dumps(body) + b"\n\n"
+
+
+def usage_body(usage: Usage, reasoned: int) -> dict[str, Any]:
+    return {
+        "input_tokens": usage.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
+        "output_tokens": usage.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": min(reasoned, usage.completion_tokens)},
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+    }

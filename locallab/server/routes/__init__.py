@@ -1,1 +1,0 @@
-"""One file for each dialect: it parses what comes in and formats what goes out."""

@@ -1,0 +1,276 @@
+"""What editors ask for while one types: suffix, /v1/fim/completions, and llama.cpp's routes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gguf
+import httpx
+import pytest
+
+from locallab.models.registry import Registry
+from locallab.models.store import Store
+from locallab.pool import Pool
+from locallab.server.app import create_app
+from locallab.server.dialects.registry import DIALECTS
+from locallab.server.middleware.paths import canonical
+from locallab.settings import ServerSettings
+from tests.engine import tinygguf
+from tests.fakes import FIM, TEXT
+from tests.server.conftest import Serve, Served, running, start_in
+from tests.server.described import Described
+from tests.server.sse import events
+
+LENGTH = len(TEXT.encode())
+
+
+@pytest.fixture(scope="module")
+def shared_coder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with start_in(tmp_path_factory.mktemp("coder"))(engine={"fim": FIM, "template": "{{ messages[0].content }}"}) as served:
+        yield served
+
+
+@pytest.fixture
+def coder(shared_coder: Served) -> Served:
+    """A server whose model can fill in."""
+    shared_coder.engine.reset()
+    return shared_coder
+
+
+def asked(served: Served) -> str:
+    [(prompt, _)] = served.engine.submitted
+    return prompt
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_completions_with_a_suffix(coder: Served, stream: bool) -> None:
+    answer = coder.openai.completions.create(model="m", prompt="a = ", suffix="\nb", max_tokens=30, stream=stream)  # type: ignore[call-overload]
+    text = "".join(chunk.choices[0].text for chunk in answer) if stream else answer.choices[0].text
+    assert text == TEXT and asked(coder) == "<PRE>a = <SUF>\nb<MID>" and coder.engine.urgent == [True]
+
+
+def test_markup_in_code_is_code(coder: Served) -> None:
+    coder.openai.completions.create(model="m", prompt="<s>", suffix="x")
+    assert asked(coder) == "<PRE><s><SUF>x<MID>"
+    assert coder.engine.urgent == [True]
+
+
+def test_several_prompts_with_one_suffix(coder: Served) -> None:
+    answer = coder.openai.completions.create(model="m", prompt=["a", "b"], suffix="x", n=2)
+    assert [prompt for prompt, _ in coder.engine.submitted] == ["<PRE>a<SUF>x<MID>"] * 2 + ["<PRE>b<SUF>x<MID>"] * 2
+    assert len(answer.choices) == 4
+
+
+def test_a_suffix_goes_with_text_only(coder: Served) -> None:
+    response = coder.http.post("/v1/completions", json={"prompt": [1, 2], "suffix": "x"})
+    assert response.status_code == 400 and response.json()["error"]["param"] == "suffix"
+
+
+def test_others_are_not_urgent(coder: Served) -> None:
+    coder.openai.completions.create(model="m", prompt="a")
+    coder.http.post("/completion", json={"prompt": "a"})
+    assert coder.engine.urgent == [False, False]
+
+
+@pytest.mark.parametrize("path", ["/v1/fim/completions", "/fim/completions"])
+def test_fim_completions(coder: Served, path: str) -> None:
+    body = {"model": "codestral", "prompt": "def f(", "suffix": "return 1", "max_tokens": 64, "random_seed": 7, "stop": ["zz"]}
+    answer = coder.http.post(path, json=body).json()
+    [choice] = answer["choices"]
+    assert choice["message"] == {"role": "assistant", "content": TEXT} and choice["text"] == TEXT
+    assert (choice["finish_reason"], answer["model"], answer["usage"]["completion_tokens"]) == ("stop", "codestral", LENGTH)
+    [(prompt, params)] = coder.engine.submitted
+    assert prompt == "<PRE>def f(<SUF>return 1<MID>" and coder.engine.urgent == [True]
+    assert (params.seed, params.max_tokens, params.stop) == (7, 64, ("zz",))
+
+
+def test_fim_completions_streamed_as_editors_read_them(coder: Served) -> None:
+    body = {"prompt": "a", "suffix": None, "stream": True, "stream_options": {"include_usage": True}}
+    *chunks, finish, usage, done = events(coder.http.post("/v1/fim/completions", json=body))
+    assert asked(coder) == "<PRE>a<SUF><MID>" and done == "[DONE]"
+    assert "".join(chunk["choices"][0]["delta"]["content"] for chunk in chunks) == TEXT
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == TEXT
+    assert finish["choices"][0]["finish_reason"] == "stop" and usage["usage"]["completion_tokens"] == LENGTH
+
+
+def test_infill(coder: Served) -> None:
+    body = {
+        "input_prefix": "def f(",
+        "input_suffix": "return 1",
+        "input_extra": [{"filename": "x.py", "text": "X"}],
+        "prompt": "a",
+        "n_predict": 8,
+        "stop": "\n",
+    }
+    answer = coder.http.post("/infill", json=body).json()
+    assert asked(coder) == "x.py\nX\n\n<PRE>def f(<SUF>return 1<MID>a" and coder.engine.urgent == [True]
+    assert (answer["content"], answer["stop"], answer["stop_type"], answer["tokens_predicted"]) == (TEXT[:8], True, "limit", 8)
+    assert bytes(answer["tokens"]).decode() == TEXT[:8] and answer["tokens_evaluated"] == 9 + len("def f(return 1a") + 3 - 1
+
+
+def test_infill_streamed(coder: Served) -> None:
+    *pieces, last = events(coder.http.post("/infill", json={"input_prefix": "a", "input_suffix": "b", "stream": True}))
+    assert "".join(piece["content"] for piece in pieces) == TEXT and not any(piece["stop"] for piece in pieces)
+    assert (last["stop"], last["content"], last["stop_type"], last["tokens_predicted"]) == (True, "", "eos", LENGTH)
+
+
+def test_files_that_do_not_fit_are_left_out_the_first_ones_first(coder: Served) -> None:
+    extra = [{"filename": f"{i}.py", "text": str(i) * 100} for i in range(6)]
+    response = coder.http.post("/infill", json={"input_prefix": "a", "input_suffix": "b", "input_extra": extra, "n_predict": 4})
+    assert response.headers["x-locallab-notes"] == "input_extra: 2 of 6 files do not fit the context and were left out"
+    assert asked(coder).startswith("2.py\n222")
+
+
+def test_what_does_not_fit_without_files_either(coder: Served) -> None:
+    response = coder.http.post("/infill", json={"input_prefix": "a" * 600, "input_suffix": "b"})
+    error = response.json()["error"]
+    assert response.status_code == 400 and (error["code"], error["param"]) == ("context_length_exceeded", "input_prefix")
+
+
+def test_what_an_editor_plugin_sends(coder: Served) -> None:
+    body = {
+        "id_slot": 0,
+        "input_prefix": "a",
+        "input_suffix": "b",
+        "input_extra": [],
+        "prompt": "",
+        "n_predict": 128,
+        "n_indent": 4,
+        "top_k": 40,
+        "top_p": 0.9,
+        "stream": False,
+        "samplers": ["top_k", "top_p", "infill"],
+        "cache_prompt": True,
+        "t_max_prompt_ms": 500,
+        "t_max_predict_ms": 1000,
+        "response_fields": ["content"],
+    }
+    response = coder.http.post("/infill", json=body)
+    assert response.json()["content"] == TEXT
+    notes = "samplers is not heeded; n_indent is not heeded; t_max_predict_ms is not heeded"
+    assert response.headers["x-locallab-notes"] == notes
+
+
+def test_completion_as_llama_cpp_has_it(coder: Served) -> None:
+    """As Continue's llama.cpp provider asks."""
+    body = {"prompt": "hi", "n_predict": 9, "stream": True, "mirostat": 0, "stop": ["zz"], "temperature": 0.2}
+    with coder.http.stream("POST", "/completion", json=body) as response:
+        pieces = [json.loads(line.removeprefix("data: ")) for line in response.iter_lines() if line.startswith("data: ")]
+    assert "".join(piece["content"] for piece in pieces) == TEXT[:8] + "\ufffd" and pieces[-1]["stop_type"] == "limit"
+    assert asked(coder) == "<s>hi"
+
+
+def test_a_stop_string_is_told(coder: Served) -> None:
+    answer = coder.http.post("/completion", json={"prompt": [256, 104], "stop": ["zz", "w"]}).json()
+    assert (answer["content"], answer["stop_type"], answer["stopping_word"]) == ("Hello, ", "word", "w")
+
+
+def test_probabilities(coder: Served) -> None:
+    answer = coder.http.post("/completion", json={"prompt": "hi", "n_probs": 1, "n_predict": 1}).json()
+    top = [{"id": 97, "token": "a", "bytes": [97], "logprob": 0.0}]
+    assert answer["completion_probabilities"] == [
+        {"id": 72, "token": "H", "bytes": [72], "logprob": -0.72, "top_logprobs": top}
+    ]
+    streamed = events(coder.http.post("/completion", json={"prompt": "hi", "n_probs": 1, "n_predict": 1, "stream": True}))
+    assert all("completion_probabilities" not in event for event in streamed if event["stop"])
+
+
+def test_a_schema(coder: Served) -> None:
+    coder.http.post("/completion", json={"prompt": "hi", "json_schema": {"type": "object"}})
+    coder.http.post("/completion", json={"prompt": "hi", "grammar": 'root ::= "a"'})
+    assert [each.kind for each in coder.engine.prepared] == ["json_schema", "gbnf"]
+
+
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "no text at all": ("/infill", {"prompt": "x"}, "input_prefix"),
+    "several prompts": ("/completion", {"prompt": ["a", "b"]}, "prompt"),
+    "no prompt": ("/completion", {}, "prompt"),
+    "mirostat": ("/completion", {"prompt": "a", "mirostat": 2}, "mirostat"),
+    "dry": ("/completion", {"prompt": "a", "dry_multiplier": 0.8}, "dry_multiplier"),
+    "xtc": ("/completion", {"prompt": "a", "xtc_probability": 0.1}, "xtc_probability"),
+    "dynamic temperature": ("/completion", {"prompt": "a", "dynatemp_range": 0.1}, "dynatemp_range"),
+    "several answers": ("/completion", {"prompt": "a", "n_cmpl": 2}, "n_cmpl"),
+    "after sampling": ("/completion", {"prompt": "a", "post_sampling_probs": True}, "post_sampling_probs"),
+    "too many": ("/completion", {"prompt": "a", "n_probs": 21}, "n_probs"),
+    "two constraints": ("/completion", {"prompt": "a", "grammar": "x", "json_schema": {}}, "json_schema"),
+    "a least length": ("/v1/fim/completions", {"prompt": "a", "min_tokens": 3}, "min_tokens"),
+}
+
+
+@pytest.mark.parametrize(("path", "body", "param"), REFUSED.values(), ids=REFUSED)
+def test_refused(coder: Served, path: str, body: dict[str, Any], param: str) -> None:
+    response = coder.http.post(path, json=body)
+    assert response.status_code == 400 and response.json()["error"]["param"] == param, response.text
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/infill", {"input_prefix": "a", "input_suffix": "b"}, "input_suffix"),
+        ("/v1/fim/completions", {"prompt": "a"}, "suffix"),
+        ("/v1/completions", {"prompt": "a", "suffix": "b"}, "suffix"),
+    ],
+)
+def test_a_model_that_cannot_fill_in(served: Served, path: str, body: dict[str, Any], param: str) -> None:
+    response = served.http.post(path, json=body)
+    error = response.json()["error"]
+    assert response.status_code == 400 and error["param"] == param
+    assert error["message"].startswith(f"{param}: model 'tiny:1b' has no tokens to fill in text with")
+
+
+def test_props(coder: Served) -> None:
+    props = coder.http.get("/props").json()
+    assert props["default_generation_settings"]["n_ctx"] == 512 and props["total_slots"] == 1
+    assert props["model_path"] == "tiny:1b" and props["chat_template"] == "{{ messages[0].content }}"
+    assert props["chat_template_caps"]["supports_tools"] is True
+
+
+def test_props_without_a_model(serve: Serve) -> None:
+    with serve(load=None) as served:
+        response = served.http.get("/props")
+        assert response.status_code == 503 and "no model is loaded" in response.json()["error"]["message"]
+
+
+def test_answers_are_as_described(coder: Served) -> None:
+    described = Described(coder.http.get("/openapi.json").json())
+    for path, body in (
+        ("/infill", {"input_prefix": "a", "input_suffix": "b", "n_probs": 2}),
+        ("/completion", {"prompt": "a"}),
+        ("/v1/fim/completions", {"prompt": "a"}),
+    ):
+        described.check_response(described.operation("post", path), coder.http.post(path, json=body))
+
+
+def test_completions_without_v1_are_openais(coder: Served) -> None:
+    assert canonical("/completions", DIALECTS) == "/v1/completions" and canonical("/completion", DIALECTS) == "/completion"
+    answer = coder.http.post("/completions", json={"prompt": "hi", "n_predict": 4}).json()
+    assert answer["choices"][0]["text"] == TEXT[:4]
+
+
+QWEN = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>")
+MORE = [("▁", gguf.TokenType.NORMAL), *((text, gguf.TokenType.CONTROL) for text in QWEN)]
+
+
+def test_a_real_engine_fills_in(tmp_path: Path) -> None:
+    file = tinygguf.write(tmp_path / "tiny.gguf", "llama", more=MORE)
+    source = f"{{kind: file, path: '{file}'}}"
+    entry = f"{{id: 'tiny:1b', source: {source}, size: 1 MB, context: 512, description: a tiny one}}"
+    (tmp_path / "models.yaml").write_text(f"models:\n- {entry}\n")
+    pool = Pool(Registry.load(tmp_path / "models.yaml"), Store(tmp_path / "store"))
+    pool.load_now("tiny:1b")
+    with running(create_app(pool, ServerSettings(rate_limit=False))) as url, httpx.Client(base_url=url, timeout=30) as client:
+        extra = [{"filename": "x", "text": "y"}]
+        body = {"input_prefix": "ab", "input_suffix": "cd", "n_predict": 5, "n_probs": 1, "ignore_eos": True, "temperature": 0}
+        answer = client.post("/infill", json=body).json()
+        assert answer["tokens_predicted"] == len(answer["tokens"]) == 5 and answer["tokens_evaluated"] == 1 + 3 + 6
+        assert [each["top_logprobs"][0]["id"] for each in answer["completion_probabilities"]] == answer["tokens"]
+        longer = client.post("/infill", json={**body, "input_extra": extra}).json()
+        assert longer["tokens_evaluated"] > 10
+        fim = client.post(
+            "/v1/fim/completions", json={"prompt": "ab", "suffix": "cd", "max_tokens": 5, "temperature": 0}
+        ).json()
+        assert fim["choices"][0]["text"] == answer["content"]
+        assert client.get("/props").json()["total_slots"] == 64

@@ -1,0 +1,87 @@
+"""What the server tells of itself and of its machine: /system/info and /health."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import httpx
+import pytest
+
+from locallab import __version__
+from locallab.engine.request import EngineStats
+from locallab.models.store import Store
+from locallab.pool import Pool, PoolStats
+from locallab.server.app import create_app
+from locallab.server.dialects.native.system import build, machine, process
+from locallab.settings import ServerSettings
+from tests.fakes import TEXT, FakeEngine, registry
+from tests.server.conftest import Serve, Served, running
+from tests.server.test_streaming import until
+
+LENGTH = len(TEXT.encode())
+
+
+def test_the_machine_and_the_build(served: Served) -> None:
+    body = served.http.get("/system/info").json()
+    system = body["system"]
+    assert system["cpu"]["logical_cores"] >= system["cpu"]["threads"] >= 1
+    assert system["memory"]["total_bytes"] > 0 and system["disk"]["total_bytes"] > 0 and isinstance(system["gpus"], list)
+    assert system["platform"] and system["python"].count(".") == 2
+    assert set(system["versions"]) == {"locallab", "llama-cpp-python"}
+    assert body["version"] == __version__ and isinstance(body["build"]["cuda"], bool)
+    assert body["process"]["pid"] == os.getpid() and body["process"]["resident_bytes"] > 1 << 20
+    assert body["public_url"] is None and body["tunnel"] is None
+
+
+def test_every_loaded_model_is_told_with_its_figures(serve: Serve) -> None:
+    with serve() as served:
+        served.http.post("/generate", json={"prompt": "hi"})
+        body = served.http.get("/system/info").json()
+        [model] = body["models"]
+        assert body["model"] == model and model["name"] == "tiny:1b" and model["context"] == 512
+        assert model["stats"]["completion_tokens"] == LENGTH and set(model["stats"]) == set(EngineStats.__dataclass_fields__)
+        assert set(model["memory"]) == {"ram_bytes", "vram_bytes"}
+        assert body["loads"]["loads"] == 1 and set(body["loads"]) == set(PoolStats.__dataclass_fields__)
+        served.http.post("/models/unload", json={})
+        body = served.http.get("/system/info").json()
+        assert (body["model"], body["models"], body["loads"]["unloads"]) == (None, [], 1)
+
+
+def test_cuda_is_told_from_what_llama_cpp_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    for text, expected in (("CPU : SSE3 = 1 | ", False), ("CUDA : ARCHS = 750 | CPU : SSE3 = 1 | ", True)):
+        monkeypatch.setattr("llama_cpp.llama_print_system_info", lambda text=text: text.encode())
+        assert build().cuda is expected
+
+
+def test_what_is_told_is_complete() -> None:
+    assert machine().cpu.model and process().threads >= 1
+
+
+def test_health(served: Served) -> None:
+    health = served.http.get("/health")
+    assert health.json() == {"status": "healthy", "service": "locallab", "version": __version__, "model": "tiny:1b"}
+    assert served.http.get("/health/ready").json() == {"status": "ready", "service": "locallab", "model": "tiny:1b"}
+    assert served.http.get("/health/live").json() == {"status": "alive", "service": "locallab"}
+    assert served.http.get("/").json() == {"service": "locallab", "version": __version__, "model": "tiny:1b"}
+
+
+def test_not_ready_says_why_and_when_to_ask_again(serve: Serve) -> None:
+    with serve(load=None) as served:
+        ready = served.http.get("/health/ready")
+        assert ready.status_code == 503 and ready.headers["retry-after"] == "2"
+        assert ready.json() == {"status": "not ready", "service": "locallab", "detail": "no model is loaded"}
+        assert served.http.get("/health").json()["model"] is None
+        assert served.http.get("/health/live").status_code == 200
+
+
+def test_a_model_that_rests_is_ready(tmp_path: Path) -> None:
+    """The next request brings it back."""
+    pool = Pool(registry(tmp_path), Store(tmp_path / "store"), engine=FakeEngine, keep_alive=0)  # type: ignore[arg-type]
+    pool.load_now("tiny:1b")
+    with running(create_app(pool, ServerSettings(rate_limit=False))) as url, httpx.Client(base_url=url, timeout=30) as http:
+        assert http.post("/generate", json={"prompt": "hi"}).status_code == 200
+        until(lambda: pool.current is None)
+        assert http.get("/health/ready").json() == {"status": "ready", "service": "locallab", "model": "tiny:1b"}
+        assert http.get("/system/info").json()["model"] is None
+        assert http.post("/generate", json={"prompt": "hi"}).status_code == 200

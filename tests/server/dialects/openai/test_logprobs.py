@@ -1,0 +1,223 @@
+"""Logprobs, echo, best_of over OpenAI's routes: openai-python, streamed or not, with tools too; and whose tokens are whose."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from locallab.engine.request import TokenLogprob, Usage
+from locallab.server.dialects.ollama.stream import ollama_logprobs
+from locallab.server.dialects.openai.logprobs import Echo, chat_logprobs, event_logprobs, joined, mean, text_logprobs
+from locallab.server.inference.generation import FinishedAnswer
+from locallab.server.inference.reader import TextPosition
+from tests.fakes import TEXT, weighed
+from tests.server.conftest import Served
+from tests.server.described import Described
+from tests.server.sse import events
+
+USER = [{"role": "user", "content": "hi"}]
+TOOLS: Any = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
+LENGTH = len(TEXT.encode())
+
+
+def test_chat(served: Served) -> None:
+    answer = served.openai.chat.completions.create(model="m", messages=USER, logprobs=True, top_logprobs=2)  # type: ignore[arg-type]
+    [choice] = answer.choices
+    assert choice.logprobs and choice.logprobs.content
+    assert bytes(byte for each in choice.logprobs.content for byte in each.bytes or []).decode() == TEXT
+    first, part = choice.logprobs.content[0], choice.logprobs.content[8]
+    assert (first.token, first.logprob) == ("H", -0.72) and part.token == "\\xc3"
+    assert [(top.token, top.logprob, top.bytes) for top in first.top_logprobs] == [("a", 0.0, [97]), ("b", -0.01, [98])]
+
+
+def test_chat_streamed_is_the_same(served: Served) -> None:
+    asked: dict[str, Any] = {"model": "m", "messages": USER, "logprobs": True, "top_logprobs": 1, "n": 2}
+    whole = served.openai.chat.completions.create(**asked)
+    told: list[list[Any]] = [[], []]
+    texts = ["", ""]
+    for chunk in served.openai.chat.completions.create(**asked, stream=True):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+            told[choice.index] += (choice.logprobs and choice.logprobs.content) or []
+    assert texts == [TEXT, TEXT]
+    assert told == [choice.logprobs.content for choice in whole.choices if choice.logprobs]
+
+
+def test_logprobs_come_with_their_step_though_the_text_is_held_back(served: Served) -> None:
+    served.script(b"abc", b"x", b"yz")
+    body = {"messages": USER, "logprobs": True, "stop": ["xyy"], "stream": True}
+    chunks = [each["choices"][0] for each in events(served.http.post("/v1/chat/completions", json=body))[:-1]]
+    said = [
+        (c["delta"].get("content", ""), [t["token"] for t in (c.get("logprobs") or {"content": []})["content"]]) for c in chunks
+    ]
+    assert said == [("", []), ("abc", ["a", "b", "c"]), ("", ["x"]), ("xyz", ["y", "z"]), ("", [])]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_with_tools_every_token_is_told(thinking: Served, stream: bool) -> None:
+    said = b'<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
+    thinking.script(b"<think>\nno", b"\n</think>\n\n", said[:20], said[20:])
+    asked: dict[str, Any] = {"model": "m", "messages": USER, "tools": TOOLS, "logprobs": True}
+    if stream:
+        with thinking.openai.chat.completions.stream(**asked) as run:
+            answer = run.get_final_completion()
+    else:
+        answer = thinking.openai.chat.completions.create(**asked)
+    [choice] = answer.choices
+    assert choice.finish_reason == "tool_calls" and choice.message.tool_calls and choice.logprobs
+    assert choice.message.tool_calls[0].function.name == "add"
+    told = bytes(byte for each in choice.logprobs.content or [] for byte in each.bytes or [])
+    assert told == b"<think>\nno\n</think>\n\n" + said
+
+
+def test_completion(served: Served) -> None:
+    answer = served.openai.completions.create(model="m", prompt="hi", logprobs=2)
+    logprobs = answer.choices[0].logprobs
+    assert logprobs and logprobs.tokens and logprobs.top_logprobs and logprobs.text_offset
+    assert logprobs.tokens[0] == "H" and logprobs.tokens[8] == "bytes:\\xc3"
+    assert logprobs.top_logprobs[0] == {"a": 0.0, "b": -0.01, "H": -0.72}
+    assert logprobs.text_offset[:10] == [0, 1, 2, 3, 4, 5, 6, 7, 8, 8] and len(logprobs.text_offset) == LENGTH
+
+
+@pytest.mark.parametrize("logprobs", [0, True])
+def test_completion_of_the_tokens_alone(served: Served, logprobs: Any) -> None:
+    choice = served.http.post("/v1/completions", json={"prompt": "hi", "logprobs": logprobs}).json()["choices"][0]
+    assert choice["logprobs"]["top_logprobs"][0] == {"H": -0.72}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("prompt", ["hé", [256, 104, 195, 169]])
+def test_echo_with_logprobs(served: Served, prompt: Any, stream: bool) -> None:
+    served.script(b"ab", b"c")
+    body = {"prompt": prompt, "echo": True, "logprobs": 1, "stream": stream}
+    response = served.http.post("/v1/completions", json=body)
+    text, told = "", {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+    for part in events(response)[:-1] if stream else [response.json()]:
+        text += part["choices"][0]["text"]
+        told = joined(told, part["choices"][0]["logprobs"] or {key: [] for key in told})
+    bos = "" if prompt == "hé" else "<s>"
+    assert text == f"{bos}héabc" and [text[at] for at in told["text_offset"][-3:]] == ["a", "b", "c"]
+    assert told["tokens"] == ["<s>", "h", "bytes:\\xc3", "bytes:\\xa9", "a", "b", "c"]
+    assert told["token_logprobs"] == [None, -1.04, -1.95, -1.69, -0.97, -0.98, -0.99] and told["top_logprobs"][0] is None
+    shift = len(bos)
+    assert told["text_offset"] == [0, shift, shift + 1, shift + 1, shift + 2, shift + 3, shift + 4]
+
+
+def test_a_prompt_is_scored_without_an_answer(served: Served) -> None:
+    """As lm-evaluation-harness asks: is what follows the context the likeliest?"""
+    body = {"prompt": [[256, 97, 98], [256, 99]], "echo": True, "logprobs": 1, "max_tokens": 0, "temperature": 0}
+    answer = served.http.post("/v1/completions", json=body).json()
+    assert [choice["text"] for choice in answer["choices"]] == ["<s>ab", "<s>c"]
+    assert [choice["logprobs"]["token_logprobs"] for choice in answer["choices"]] == [[None, -0.97, -0.98], [None, -0.99]]
+    assert answer["usage"]["completion_tokens"] == 0
+
+
+def test_best_of(served: Served) -> None:
+    texts = iter(["zz", "ab", "", "yy"])
+    served.engine.script = lambda prompt, params: [next(texts).encode()]
+    answer = served.openai.completions.create(model="m", prompt="hi", n=2, best_of=4)
+    assert [(choice.index, choice.text, choice.logprobs) for choice in answer.choices] == [(0, "ab", None), (1, "yy", None)]
+    assert answer.usage and answer.usage.completion_tokens == 6 and answer.usage.prompt_tokens == 3
+    assert len({params.seed for _, params in served.engine.submitted}) == 1 and len(served.engine.submitted) == 4
+
+
+def test_best_of_several_prompts(served: Served) -> None:
+    texts = iter(["b", "a", "y", "z"])
+    served.engine.script = lambda prompt, params: [next(texts).encode()]
+    answer = served.openai.completions.create(model="m", prompt=["p", "q"], best_of=2, logprobs=0, echo=True)
+    assert [choice.text for choice in answer.choices] == ["pa", "qy"]
+
+
+def test_as_many_as_are_written_stay_in_order(served: Served) -> None:
+    texts = iter(["z", "a"])
+    served.engine.script = lambda prompt, params: [next(texts).encode()]
+    answer = served.openai.completions.create(model="m", prompt="p", n=2, best_of=2)
+    assert [choice.text for choice in answer.choices] == ["z", "a"]
+
+
+def test_who_does_not_ask_costs_nothing(served: Served) -> None:
+    served.openai.chat.completions.create(model="m", messages=USER)  # type: ignore[arg-type]
+    served.openai.completions.create(model="m", prompt="hi", echo=True, best_of=1)
+    assert [(p.logprobs, p.prompt_logprobs) for _, p in served.engine.submitted] == [(None, False)] * 2
+
+
+def test_answers_are_as_described(served: Served) -> None:
+    described = Described(served.http.get("/openapi.json").json())
+    for path, body in (
+        ("/v1/chat/completions", {"messages": USER, "logprobs": True, "top_logprobs": 2}),
+        ("/v1/completions", {"prompt": "hi", "logprobs": 2, "echo": True}),
+    ):
+        described.check_response(described.operation("post", path), served.http.post(path, json=body))
+
+
+def test_an_echo_waits_for_its_logprobs_whatever_is_pinged() -> None:
+    from locallab.server.dialects.openai.stream import Head, ScoredCompletions
+
+    chunks = ScoredCompletions(Head("x", 0, "m"), [Echo("hi", [b"h", b"i"])], n=1, include_usage=False)
+    assert b'"text":""' in chunks.ping() and b"hi" not in chunks.ping()
+
+
+def told(piece: bytes, logprob: float = -1.0, hidden: bool = False) -> TokenLogprob:
+    return TokenLogprob(7, piece, logprob, (), hidden)
+
+
+@given(st.text(max_size=30), st.lists(st.integers(1, 5)), st.text(max_size=5))
+def test_offsets_lead_into_the_text(text: str, cuts: list[int], before: str) -> None:
+    data, pieces = text.encode("utf-8", "ignore"), []
+    for cut in cuts:
+        pieces.append(data[:cut])
+        data = data[cut:]
+    pieces = [*pieces, data]
+    whole = before + text.encode("utf-8", "ignore").decode()
+    offsets = text_logprobs(TextPosition(len(before)), [told(piece) for piece in pieces])["text_offset"]
+    assert offsets == sorted(offsets) and offsets[0] == len(before) and offsets[-1] <= len(whole)
+    for at, piece in zip(offsets, pieces, strict=True):
+        shown = piece.decode("utf-8", "replace")
+        assert "\ufffd" in shown or whole[at:].startswith(shown)
+
+
+def test_hidden_tokens_take_no_room() -> None:
+    columns = text_logprobs(TextPosition(), [told(b"a"), told(b"<|mark|>", hidden=True), told(b"b")])
+    assert columns["text_offset"] == [0, 1, 1] and columns["tokens"][1] == "<|mark|>"
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces", "offsets"),
+    [
+        ("hi you", [b"<s>", b" hi", b" you"], [0, 0, 2]),  # what the tokenizer puts in front
+        ("<s>hi", [b"<s>", b"hi"], [0, 3]),
+        ("hi", [b"h", b"i"], [0, 1]),
+        ("h", [b"h"], [0]),
+    ],
+)
+def test_where_the_tokens_of_a_prompt_begin(text: str, pieces: list[bytes], offsets: list[int]) -> None:
+    assert Echo(text, pieces).logprobs([told(piece) for piece in pieces[1:]])["text_offset"] == offsets
+
+
+def test_json_knows_no_infinity() -> None:
+    assert chat_logprobs([told(b"a", -math.inf)])["content"][0]["logprob"] == -9999.0
+    assert text_logprobs(TextPosition(), [told(b"a", -math.inf)])["token_logprobs"] == [-9999.0]
+
+
+def test_the_mean_does_not_favour_the_short() -> None:
+    usage = Usage(1, 1, 0)
+    long, short, empty = (
+        FinishedAnswer("", "stop", usage, logprobs=tuple(weighed(t, 0) for t in ts)) for ts in (b"aaaa", b"b", b"")
+    )
+    assert mean(long) > mean(short) > mean(empty)
+
+
+def test_each_dialect_has_its_shape() -> None:
+    alone, among = told(b"a"), TokenLogprob(7, b"\xc3", -1.0, ((8, b"b", -2.0),))
+    bare, top = {"token": "a", "logprob": -1.0, "bytes": [97]}, {"token": "b", "logprob": -2.0, "bytes": [98]}
+    odd = {"token": "\\xc3", "logprob": -1.0, "bytes": [195], "top_logprobs": [top]}
+    assert chat_logprobs([alone, among])["content"] == [{**bare, "top_logprobs": []}, odd]
+    assert ollama_logprobs([alone, among]) == [bare, odd]
+    assert event_logprobs([alone, among]) == [
+        {"token": "a", "logprob": -1.0, "top_logprobs": []},
+        {"token": "\\xc3", "logprob": -1.0, "top_logprobs": [{"token": "b", "logprob": -2.0}]},
+    ]
