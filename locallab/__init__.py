@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from locallab.version import __version__
 
 if TYPE_CHECKING:
-    from locallab.local import Answer, Engine, Server, start
+    from locallab.inprocess import Answer, Engine, Server, start
 
 __all__ = ["Answer", "Engine", "Server", "__version__", "start"]
 
@@ -21,6 +21,6 @@ def __getattr__(name: str) -> object:
     """What needs llama.cpp and the server is imported when it is used first: `import locallab` alone stays quick."""
     if name not in __all__:
         raise AttributeError(f"module 'locallab' has no attribute {name!r}")
-    from locallab import local
+    from locallab import inprocess
 
-    return getattr(local, name)
+    return getattr(inprocess, name)

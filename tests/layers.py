@@ -11,7 +11,7 @@ ANYWHERE = frozenset({"", "errors", "settings", "hardware", "units", "version"})
 """Parts that every part may import; "" is the package itself."""
 
 PARTS: Mapping[str, frozenset[str]] = {
-    "": frozenset({"local"}),  # the names that Python programs use, imported when they are used first
+    "": frozenset({"inprocess"}),  # the names that Python programs use, imported when they are used first
     "errors": frozenset(),
     "settings": frozenset(),
     "hardware": frozenset(),
@@ -24,11 +24,12 @@ PARTS: Mapping[str, frozenset[str]] = {
     "keys": frozenset(),
     "tunnel": frozenset(),
     "fit": frozenset({"models"}),
-    "clients": frozenset(),
     "pool": frozenset({"engine", "chat", "models", "fit"}),  # chat: a loaded model carries its template
     "server": frozenset({"engine", "chat", "pool", "models", "keys", "tunnel", "logs"}),  # logs: the id of the request at hand
-    "local": frozenset({"server", "pool", "models", "engine", "chat", "fit", "keys", "tunnel"}),  # the face for Python programs
-    "cli": frozenset({"server", "pool", "models", "engine", "logs", "keys", "tunnel", "fit", "chat", "local", "clients"}),
+    "inprocess": frozenset(
+        {"server", "pool", "models", "engine", "chat", "fit", "keys", "tunnel"}
+    ),  # the face for Python programs
+    "cli": frozenset({"server", "pool", "models", "engine", "logs", "keys", "tunnel", "fit", "chat", "inprocess"}),
     "__main__": frozenset({"cli"}),
 }
 """What each part may import of the others, besides ANYWHERE and itself."""
@@ -114,6 +115,9 @@ def _broken_inside(each: Import) -> Iterator[str]:
     own, other = _dialect(each.importer), _dialect(each.target)
     if own and other not in ("", own, "openai"):
         yield "a dialect imports no other but openai"
+    own, other = _command(each.importer), _command(each.target)
+    if own and other and own != other:
+        yield "a command imports no other command"
     if each.importer.startswith(NEUTRAL) and each.target.startswith("locallab.server.dialects"):
         yield "what all dialects share knows none of them"
 
@@ -128,3 +132,8 @@ def _dialect(module: str) -> str:
     """The dialect a module belongs to: `openai` for `locallab.server.dialects.openai.stream`, "" for what is none's."""
     steps = module.split(".")
     return steps[3] if steps[:3] == ["locallab", "server", "dialects"] and len(steps) > 3 and steps[3] not in COMMON else ""
+
+
+def _command(module: str) -> str:
+    steps = module.split(".")
+    return steps[3] if steps[:3] == ["locallab", "cli", "commands"] and len(steps) > 3 and steps[3] != "__init__" else ""

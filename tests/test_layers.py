@@ -46,6 +46,7 @@ ALLOWED = {
         "from locallab.server.dialects.openai import logprobs",
     ),
     "registry of dialects": ("locallab.server.dialects.registry", "from locallab.server.dialects.ollama.routes import OLLAMA"),
+    "command uses helpers": ("locallab.cli.commands.chat", "from locallab.cli.terminal.conversation import Talk"),
     "pool loads models": ("locallab.pool", "from locallab.models.store import Store"),
 }
 
@@ -81,6 +82,8 @@ FORBIDDEN = {
     "fields know a dialect": ("locallab.server.fields.body", "from locallab.server.dialects.dialect import Dialect"),
     "middleware knows the registry": ("locallab.server.middleware.paths", "from locallab.server.dialects import registry"),
     "errors know a dialect": ("locallab.server.errors", "from locallab.server.dialects.openai.errors import openai_body"),
+    "command imports command": ("locallab.cli.commands.chat", "from locallab.cli.commands import run"),
+    "command imports command's function": ("locallab.cli.commands.chat", "from locallab.cli.commands.run import command"),
     "errors import a part": ("locallab.errors", "from locallab import pool"),
     "a part without a place": ("locallab.utils", "from locallab import errors"),
 }

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from locallab import settings
 from locallab.cli import main
-from locallab.cli.options import flag, layers
+from locallab.cli.settings_options import flag, layers
 from locallab.errors import ConfigError
 from locallab.settings import EngineSettings, ServerSettings
 

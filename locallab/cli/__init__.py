@@ -11,7 +11,23 @@ from typing import Any, NoReturn
 
 import click
 
-from locallab.cli import bench, chat, completion, doctor, fit, imports, keys, listing, ps, pull, rm, run, serve, show, version
+from locallab.cli.commands import (
+    bench,
+    chat,
+    completion,
+    doctor,
+    fit,
+    import_models,
+    keys,
+    list_models,
+    ps,
+    pull,
+    rm,
+    run,
+    serve,
+    show,
+    version,
+)
 from locallab.errors import ConfigError, LocalLabError, UnknownModel
 from locallab.version import __version__
 
@@ -56,7 +72,7 @@ def main(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-COMMANDS = (serve, pull, listing, ps, rm, show, run, chat, fit, keys, imports, bench, doctor, version, completion)
+COMMANDS = (serve, pull, list_models, ps, rm, show, run, chat, fit, keys, import_models, bench, doctor, version, completion)
 
 for each in COMMANDS:
     main.add_command(each.command)

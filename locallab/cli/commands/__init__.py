@@ -1,0 +1,1 @@
+"""Subcommands of `locallab`, one file each; none imports another."""

@@ -1,0 +1,64 @@
+"""`locallab ps`: what the running server has loaded."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from locallab.cli import api_client
+from locallab.cli.tables import table
+
+
+@click.command("ps")
+@api_client.options
+@click.option("--json", "as_json", is_flag=True, help="print an object of url, version, uptime_seconds and models")
+def command(url: str | None, api_key: str | None, as_json: bool) -> None:
+    """List what a running server has loaded.
+
+    Of each model: the memory it took, where it is computed, its requests, and since when it is there.
+    """
+    from locallab.units import duration
+
+    with api_client.ApiClient(url, api_key) as server:
+        info = server.get("/system/info")
+    models = [_entry(model) for model in info["models"]]
+    if as_json:
+        kept = {name: info[name] for name in ("version", "uptime_seconds", "public_url")}
+        click.echo(json.dumps({"url": server.url, **kept, "models": models}))
+        return
+    click.echo(f"LocalLab {info['version']} at {server.url}, up for {duration(info['uptime_seconds'])}", err=True)
+    table(("model", "memory", "device", "context", "running", "waiting", "loaded"), map(_row, models))
+
+
+def _entry(model: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "id": model["name"],
+        **{name: model[name] for name in ("type", "device", "context", "kv_tokens", "loaded_at")},
+        **model["memory"],
+        **{name: model["stats"][name] for name in ("running", "waiting", "completion_tokens")},
+    }
+
+
+def _row(model: Mapping[str, Any]) -> tuple[str, ...]:
+    from locallab.units import duration
+
+    return (
+        model["id"],
+        _memory(model),
+        model["device"],
+        f"{model['context']:,}",
+        str(model["running"]),
+        str(model["waiting"]),
+        f"{duration(max(0, time.time() - model['loaded_at']))} ago",
+    )
+
+
+def _memory(model: Mapping[str, Any]) -> str:
+    from locallab.units import decimal_bytes
+
+    used = {"RAM": model["ram_bytes"], "VRAM": model["vram_bytes"]}
+    return " + ".join(f"{decimal_bytes(size)} {kind}" for kind, size in used.items() if size) or "-"

@@ -1,0 +1,32 @@
+"""Requests of LangChain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from locallab.cli.doctor.replay import builders
+from locallab.cli.doctor.replay.builders import AMPLE, PLACE, READS_FILE, chat, streaming
+from locallab.cli.doctor.replay.checks.openai import stream, whole
+from locallab.cli.doctor.replay.exchange import Exchange
+from locallab.cli.doctor.replay.message import answers, has_logprobs
+
+LANGCHAIN: Sequence[Exchange] = [
+    chat(
+        "LangChain",
+        "wants JSON of a schema",
+        whole(PLACE),
+        max_completion_tokens=AMPLE,
+        response_format=builders.json_schema(),
+        messages=[{"role": "user", "content": [builders.text_part("Where is the Colosseum?")]}],
+    ),
+    streaming(
+        "LangChain",
+        "streams a call that must be made",
+        stream(READS_FILE, usage=True),
+        max_completion_tokens=AMPLE,
+        tools=builders.tools(strict=True),
+        tool_choice=builders.named(),
+    ),
+    chat("LangChain", "wants two answers", whole(answers(2)), n=2),
+    chat("LangChain", "wants logprobs", whole(has_logprobs), logprobs=True, top_logprobs=2),
+]

@@ -1,0 +1,32 @@
+"""Requests of the AI SDK, as opencode uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from locallab.cli.doctor.replay import builders
+from locallab.cli.doctor.replay.builders import AMPLE, MAY_CALL, PLACE, READS_FILE, chat, get, streaming
+from locallab.cli.doctor.replay.checks import service
+from locallab.cli.doctor.replay.checks.openai import stream, whole
+from locallab.cli.doctor.replay.exchange import Exchange
+
+AI_SDK: Sequence[Exchange] = [
+    streaming(
+        "opencode",
+        "streams with a tool's result, the call without content",
+        stream(MAY_CALL, usage=True),
+        messages=builders.history(None),
+        tools=builders.tools(),
+        tool_choice="auto",
+    ),
+    streaming(
+        "opencode",
+        "streams a call that must be made",
+        stream(READS_FILE, usage=True),
+        max_tokens=AMPLE,
+        tools=[builders.tool()],
+        tool_choice="required",
+    ),
+    chat("opencode", "wants JSON of a schema", whole(PLACE), max_tokens=AMPLE, response_format=builders.json_schema()),
+    get("opencode", "lists models", "/v1/models", service.models),
+]

@@ -1,0 +1,46 @@
+"""Requests of Zed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from locallab.cli.doctor.replay import builders
+from locallab.cli.doctor.replay.builders import AMPLE, MAY_CALL, READS_FILE, SHORT, get, streaming
+from locallab.cli.doctor.replay.checks import service
+from locallab.cli.doctor.replay.checks.openai import stream
+from locallab.cli.doctor.replay.exchange import MODEL, Exchange
+from locallab.cli.doctor.replay.message import no_calls, one_call_at_most
+
+ZED: Sequence[Exchange] = [
+    streaming(
+        "Zed",
+        "streams with tools",
+        stream(MAY_CALL, one_call_at_most, usage=True),
+        tools=builders.tools(),
+        max_completion_tokens=SHORT,
+        prompt_cache_key="thread-1",
+        reasoning_effort="low",
+        parallel_tool_calls=False,
+        tool_choice="auto",
+        stop=[],
+        temperature=1.0,
+    ),
+    streaming(
+        "Zed",
+        "streams a call that must be made",
+        stream(READS_FILE, usage=True),
+        tools=[builders.tool()],
+        tool_choice="required",
+        max_completion_tokens=AMPLE,
+    ),
+    streaming("Zed", "forbids calls", stream(no_calls, usage=True), tools=builders.tools(), tool_choice="none"),
+    get("Zed", "reads the context out of the models", "/v1/models", service.context_told),
+    get("Zed", "asks llama.cpp's API for the context", "/props", service.has("default_generation_settings.n_ctx", kind=int)),
+    Exchange(
+        client="Zed",
+        doing="asks Ollama's API what the model can",
+        path="/api/show",
+        body={"model": MODEL},
+        check=service.has("capabilities", kind=list),
+    ),
+]

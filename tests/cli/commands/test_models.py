@@ -1,0 +1,177 @@
+"""`locallab pull`, `list`, `show` and `rm`: the models on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from locallab import cli
+from locallab.cli.commands.show import capabilities, header_facts
+from locallab.models import HubSource, ModelSpec, Registry, Store, adhoc
+from locallab.models.gguf import read
+from locallab.models.store import Kept
+from locallab.units import count
+from tests.support.terminal import terminal
+
+OWN = """\
+models:
+  - id: own:1b
+    description: a model of one's own
+    source: {kind: hub, repo: acme/own, file: own-Q4_K_M.gguf}
+    size: 20
+    aliases: [mine]
+    settings: {threads: 1}
+"""
+
+
+@pytest.fixture(autouse=True)
+def registry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    path = tmp_path / "models.yaml"
+    path.write_text(OWN)
+    monkeypatch.setenv("LOCALLAB_REGISTRY", str(path))
+    return path
+
+
+def run(*arguments: str, **options: Any) -> Result:
+    return CliRunner().invoke(cli.main, list(arguments), **options)
+
+
+def keep(spec: ModelSpec, content: bytes) -> Path:
+    """Puts a file into the store as a fetch does."""
+    store = Store()
+    source = spec.source
+    assert isinstance(source, HubSource)
+    name = source.file or f"{spec.id.partition(':')[0]}.gguf"
+    with store.scratch(spec) as scratch:
+        (scratch / name).write_bytes(content)
+        return store.adopt(spec, "model", [(scratch / name, Kept(name, len(content)))])
+
+
+def own() -> ModelSpec:
+    return Registry.discover(os.environ["LOCALLAB_REGISTRY"]).get("own:1b")
+
+
+def entry(name: str) -> dict[str, Any]:
+    return next(each for each in json.loads(run("list", "--json").stdout) if each["id"] == name)
+
+
+def test_list() -> None:
+    assert (entry("own:1b")["on_disk"], entry("own:1b")["size"], entry("own:1b")["aliases"]) == (False, 20, ["mine"])
+    keep(own(), b"x" * 30)
+    assert (entry("own:1b")["on_disk"], entry("own:1b")["size"]) == (True, 30)
+    lines = run("list").stdout.splitlines()
+    assert lines[0].split() == ["id", "size", "on", "disk", "context", "description"]
+    assert lines[-1].split() == ["own:1b", "30", "bytes", "yes", "-", "a", "model", "of", "one's", "own"]
+
+
+def test_list_shows_what_was_fetched_by_its_name_on_the_hub() -> None:
+    name = "hf:Acme/Tiny:Q4_0"
+    assert name not in run("list").stdout
+    keep(adhoc.spec(name), b"x" * 7)
+    assert (entry(name)["size"], entry(name)["on_disk"]) == (7, True)
+    assert run("rm", name, "--yes").exit_code == 0
+    assert name not in run("list").stdout
+
+
+def test_list_is_cut_to_the_terminal_only() -> None:
+    longest = max(run("list").stdout.splitlines(), key=len)
+    assert len(longest) > 100 and "…" not in longest
+    with terminal("list", columns=60) as shown:
+        assert shown.end() == 0
+    lines = shown.text.splitlines()
+    assert max(map(len, lines)) == 60 and any(line.endswith("…") for line in lines)
+    assert "\x1b[1m" in shown.raw.decode()
+    with terminal("list", NO_COLOR="1") as shown:
+        assert shown.end() == 0
+    assert b"\x1b[" not in shown.raw
+
+
+def test_rm_frees_what_it_says() -> None:
+    path = keep(own(), b"x" * 1234)
+    held = Store().held(own())
+    done = run("rm", "mine", "--yes")
+    assert (done.exit_code, done.stdout) == (0, f"removed own:1b: {held:,} bytes freed\n")
+    assert held > 1234  # the record counts too
+    assert not path.exists() and not Store().has(own())
+
+
+def test_rm_asks(tmp_path: Path) -> None:
+    path = keep(own(), b"x" * 1234)
+    done = run("rm", "own:1b", input="y\n")
+    assert (done.exit_code, done.stderr) == (2, "locallab: nobody can be asked here: give --yes to remove it\n")
+    for answer, status, text in (("n", 1, "nothing was removed"), (None, 130, "interrupted"), ("y", 0, "bytes freed")):
+        assert path.exists()
+        with terminal("rm", "own:1b") as shown:
+            shown.expect("Remove own:1b, 1.")
+            shown.type(f"{answer}\r") if answer else shown.interrupt()
+            shown.expect(text)
+            assert shown.end() == status
+    assert not path.exists()
+
+
+def test_rm_of_what_is_not_there_or_not_ours(registry: Path, tmp_path: Path) -> None:
+    done = run("rm", "own:1b", "--yes")
+    assert (done.exit_code, done.stderr) == (1, "locallab: own:1b is not on disk: there is nothing to remove\n")
+    file = tmp_path / "mine.gguf"
+    file.write_bytes(b"GGUF")
+    done = run("rm", str(file), "--yes")
+    assert done.exit_code == 2 and "delete it yourself" in done.stderr
+    assert file.exists()
+    assert run("rm", "own:1", "--yes").stderr == "locallab: unknown model 'own:1'; did you mean own:1b?\n"
+
+
+def test_show_before_it_is_on_disk() -> None:
+    lines = run("show", "mine").stdout.splitlines()
+    assert lines[0].split() == ["id", "own:1b"]
+    assert "settings  threads=1" in lines
+    assert "source    hub acme/own own-Q4_K_M.gguf" in lines
+    assert lines[-1] == "on disk   no: `locallab pull own:1b` fetches it"
+    assert json.loads(run("show", "own:1b", "--json").stdout)["file"] is None
+
+
+def test_show_of_a_file(model_path: Path) -> None:
+    shown = json.loads(run("show", str(model_path), "--json").stdout)
+    file = shown["file"]
+    assert (shown["on_disk"], shown["size"], file["path"]) == (True, model_path.stat().st_size, str(model_path))
+    assert (file["architecture"], file["layers"], file["vocabulary"], file["trained_context"]) == ("llama", 30, 49152, 8192)
+    assert (file["parameters"], file["quantization"]) == (134_515_008, "Q4_1")
+    assert file["capabilities"] == ["completion", "chat"]
+    assert file["chat_template"].startswith("{%")
+    text = run("show", str(model_path)).stdout
+    assert "135 million" in text and "8,192 tokens" in text and "completion, chat" in text
+
+
+def test_show_of_a_broken_file(tmp_path: Path) -> None:
+    file = tmp_path / "broken.gguf"
+    file.write_bytes(b"GGUF")
+    done = run("show", str(file))
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith(f"locallab: cannot load {file}")
+
+
+def test_what_a_header_tells_of_capabilities(model_path: Path) -> None:
+    header = read(model_path)
+    metadata = {
+        **header.metadata,
+        "tokenizer.chat_template": "{{ tools }} <think></think>",
+        "tokenizer.ggml.fim_mid_token_id": 1,
+        "llama.pooling_type": 1,
+    }
+    able = dataclasses.replace(header, metadata=metadata)
+    assert capabilities(able, True) == ["completion", "chat", "tools", "reasoning", "infill", "vision", "embedding"]
+    bare = dataclasses.replace(header, metadata={"general.architecture": "llama"}, path=Path("model.gguf"))
+    assert capabilities(bare, False) == ["completion"]
+    assert (header_facts(bare)["chat_template"], header_facts(bare)["quantization"]) == (None, "Q4_1")
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(7, "7"), (1500, "1.5 thousand"), (134_515_008, "135 million"), (7_615_616_512, "7.62 billion")]
+)
+def test_counts(number: int, text: str) -> None:
+    assert count(number) == text

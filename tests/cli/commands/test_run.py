@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from locallab import cli
+from locallab.cli.commands import run
+from locallab.server.dialects.assistant.templates import TASKS
+from tests.fakes import say
+from tests.server.conftest import Serve, Served
+from tests.support.terminal import ROOT, terminal
+
+PATIENCE = 120.0
+
+
+def invoke(served: Served, *arguments: str, piped: str = "") -> Result:
+    return CliRunner().invoke(cli.main, ["run", "--url", served.url, *arguments], input=piped)
+
+
+def test_the_tasks_are_those_of_the_assistant() -> None:
+    assert run.TASKS == TASKS
+
+
+def test_an_answer(served: Served) -> None:
+    served.script(*say("It is **so**."))
+    done = invoke(served, "tiny:1b", "Is it so?", "--system", "Be brief.", "--max-tokens", "100", "--temperature", "0.5")
+    assert (done.exit_code, done.stdout, done.stderr) == (0, "It is **so**.\n", "")
+    [(prompt, params)] = served.engine.submitted
+    assert prompt.index("Be brief.") < prompt.index("Is it so?")
+    assert (params.max_tokens, params.temperature) == (100, 0.5)
+
+
+def test_what_is_piped_in_is_the_prompt_or_comes_below_it(served: Served) -> None:
+    invoke(served, "first", piped="print(1)\n")
+    invoke(served, "first", "Explain this.", piped="print(1)\n")
+    invoke(served, piped="print(1)\n")
+    invoke(served, "What is this?", piped="print(1)\n")
+    invoke(served, "Why is that so?")
+    asked = [prompt.split("user\n")[1].split("<|im_end|>")[0] for prompt, _ in served.engine.submitted]
+    both = "Explain this.\n\nprint(1)\n"
+    assert asked == ["print(1)\n", both, "print(1)\n", "What is this?\n\nprint(1)\n", "Why is that so?"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_tasks(serve: Serve, task: str) -> None:
+    with serve(engine={"context": 4096}) as served:
+        served.script(*say("Done."))
+        done = invoke(served, "tiny:1b", "--task", task, "--language", "python", piped="some words about code")
+        prompt, params = served.engine.submitted[-1]
+    assert (done.exit_code, done.stdout) == (0, "Done.\n")
+    assert "python" in prompt and "words about code" in prompt
+    assert params.temperature == 0.2
+
+
+def test_as_json(served: Served) -> None:
+    served.script(*say("Yes."))
+    told = json.loads(invoke(served, "tiny:1b", "Really?", "--json").stdout)
+    assert (told["model"], told["response"], told["finish_reason"]) == ("tiny:1b", "Yes.", "stop")
+    assert told["usage"]["completion_tokens"] == 4
+    served.script(*say("```python\nx\n```"))
+    told = json.loads(invoke(served, "tiny:1b", "def x", "--task", "refactor", "--json").stdout)
+    assert (told["task"], told["code"], told["model"]) == ("refactor", "x", "tiny:1b")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "reason"),
+    [
+        (["tiny:1b"], 2, "prompt: is missing"),
+        (["tiny:1b", "  "], 2, "prompt: is missing"),
+        (["bogus", "hello"], 2, "unknown model 'bogus'"),
+        (["tiny:1b", "hello", "--task", "dance"], 2, "'dance' is not one of"),
+        (["tiny:1b", "hello", "--language", "python"], 2, "--language: goes with --task"),
+        (["tiny:1b", "hello", "--task", "chat", "--system", "x"], 2, "--system: does not go with --task"),
+        (["tiny:1b", "hello", "--max-tokens", "0"], 2, "--max-tokens"),
+        (["tiny:1b", "hello", "--temperature", "101"], 1, "temperature: must be at least 0 and at most 100"),
+        (["tiny:1b", "word " * 600], 1, "maximum context length is 512"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(served: Served, arguments: list[str], status: int, reason: str) -> None:
+    done = invoke(served, *arguments)
+    assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (status, "", 1)
+    assert reason in done.stderr
+
+
+def test_ctrl_c_ends_with_130(served: Served) -> None:
+    served.script(*say("Once upon"), threading.Event())
+    with terminal("run", "tiny:1b", "a story", "--url", served.url) as shown:
+        shown.expect("Once upon")
+        shown.type("\x03")
+        shown.expect("locallab: interrupted")
+        assert shown.end() == 130
+    assert "Traceback" not in shown.text
+
+
+def test_a_reader_that_leaves_is_no_crash(served: Served) -> None:
+    served.script(*say("line\n" * 2000, size=5))
+    command = f"{sys.executable} -m locallab run tiny:1b hello --url {served.url} | head -n 1"
+    done = subprocess.run(
+        command, shell=True, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert (done.stdout, done.stderr) == ("line\n", "")
+
+
+def test_the_model_is_loaded_where_no_server_runs(model_path: Path, nowhere: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCALLAB_CONTEXT", "512")
+    monkeypatch.setenv("LOCALLAB_THREADS", "1")
+    command = [
+        sys.executable,
+        "-m",
+        "locallab",
+        "run",
+        str(model_path),
+        "Say hello.",
+        "--temperature",
+        "0",
+        "--max-tokens",
+        "4",
+    ]
+    done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    assert done.stderr == f"No server at {nowhere}; loading {model_path.stem} for this command.\n"
+
+
+def test_a_model_named_on_the_fly_is_loaded_though_a_server_runs(
+    served: Served, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LOCALLAB_PORT", served.url.rpartition(":")[2])
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF" + bytes(100))
+    done = CliRunner().invoke(cli.main, ["run", str(broken), "hello"], input="")
+    assert done.exit_code == 1
+    assert f"cannot load {broken}" in done.stderr
+    done = CliRunner().invoke(cli.main, ["run", "tiny:1b", "hello"], input="")
+    assert done.exit_code == 0

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from openai import OpenAI
+
+from locallab import pool
+from locallab.cli.commands import serve
+from locallab.server import runner
+
+ROOT = Path(__file__).parents[3]
+PATIENCE = 120.0
+
+
+def command(*arguments: str, **environ: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "locallab", "serve", *arguments],
+        cwd=ROOT,
+        env=os.environ | environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def failed(*arguments: str, **environ: str) -> tuple[int, str]:
+    """Exit status and stderr of a command that ends by itself; nothing may be on stdout."""
+    with command(*arguments, **environ) as process:
+        out, err = process.communicate(timeout=PATIENCE)
+    assert out == ""
+    return process.returncode, err
+
+
+@contextlib.contextmanager
+def serving(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+    """A running server, its address and its banner."""
+    with command(*arguments) as process:
+        try:
+            assert process.stdout
+            text = ""
+            while "print(" not in text:
+                line = process.stdout.readline()
+                assert line, process.stderr and process.stderr.read()
+                text += line
+            found = re.search(r"http://\S+", text)
+            assert found
+            yield process, found[0], text
+        finally:
+            process.kill()
+
+
+def test_a_model_file_is_served_and_tried_as_the_banner_says(model_path: Path) -> None:
+    with serving("--model", str(model_path), "--port", "0", "--context", "512", "--threads", "1") as (process, base, banner):
+        name = model_path.stem
+        assert f"model    {name} (" in banner
+        assert "device   " in banner
+        assert "context  512 tokens" in banner
+        found = re.search(r"^  (curl .*)$", banner, re.MULTILINE)
+        assert found
+        curl = subprocess.run(found[1], shell=True, capture_output=True, text=True, timeout=PATIENCE)
+        snippet = banner[banner.index("  from openai") :].replace("\n  ", "\n").strip()
+        python = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, timeout=PATIENCE)
+        client = OpenAI(base_url=f"{base}/v1", api_key="none", max_retries=0)
+        assert [model.id for model in client.models.list() if model.id == name] == [name]
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=PATIENCE)
+    assert '"finish_reason"' in curl.stdout
+    assert (python.returncode, python.stderr) == (0, "")
+    assert python.stdout.strip()
+    assert (process.returncode, out.strip()) == (0, "")
+    assert "Traceback" not in err
+
+
+def test_a_stream_finishes_when_the_server_is_stopped(model_path: Path) -> None:
+    body = {"prompt": "Once", "max_tokens": 40, "stream": True, "temperature": 0, "ignore_eos": True}
+    with (
+        serving("--model", str(model_path), "--port", "0", "--context", "512", "--grace", "60") as (process, base, _),
+        httpx.stream("POST", f"{base}/v1/completions", json=body, timeout=PATIENCE) as response,
+    ):
+        lines = response.iter_lines()
+        assert next(lines).startswith("data: ")
+        process.send_signal(signal.SIGINT)
+        assert [line for line in lines if line][-1] == "data: [DONE]"
+        process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0
+
+
+def test_a_stream_is_ended_after_the_grace(model_path: Path) -> None:
+    body = {"prompt": "Once", "max_tokens": 4000, "stream": True, "temperature": 0, "ignore_eos": True}
+    with (
+        serving("--model", str(model_path), "--port", "0", "--context", "4096", "--grace", "0") as (process, base, _),
+        httpx.stream("POST", f"{base}/v1/completions", json=body, timeout=PATIENCE) as response,
+    ):
+        lines = response.iter_lines()
+        assert next(lines).startswith("data: ")
+        process.send_signal(signal.SIGTERM)
+        last = [line for line in lines if line][-1]
+        _, err = process.communicate(timeout=PATIENCE)
+    assert "the engine was closed before the answer was complete" in last
+    assert process.returncode == 0
+    assert "Traceback" not in err
+
+
+def test_a_port_in_use_fails_before_anything_is_loaded() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        status, err = failed("--port", str(port))
+    reason = f"port: {port} on 127.0.0.1 is in use; choose another with --port, or 0 for any free one"
+    assert (status, err) == (2, f"locallab: {reason}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--model", "smollm2:135"], "unknown model 'smollm2:135'; did you mean smollm2:135m"),
+        (["--model", "nowhere.gguf"], "nowhere.gguf"),
+        (["--host", "no.such.host.invalid"], "host: 'no.such.host.invalid' is no address of this machine"),
+    ],
+    ids=["unknown model", "missing file", "bad host"],
+)
+def test_what_cannot_work_is_one_line_and_status_2(arguments: list[str], reason: str) -> None:
+    status, err = failed(*arguments)
+    assert status == 2
+    assert err.startswith("locallab: ")
+    assert reason in err
+    assert err.count("\n") == 1
+
+
+def test_a_wrong_variable_is_one_line_and_status_2() -> None:
+    status, err = failed(LOCALLAB_PARALLEL="many")
+    assert status == 2
+    assert err.startswith("locallab: LOCALLAB_PARALLEL: ")
+    assert err.count("\n") == 1
+
+
+def test_a_file_that_is_no_model_is_named_with_status_1(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF" + bytes(100))
+    status, err = failed("--model", str(broken), "--port", "0", "--log-level", "error")
+    assert status == 1
+    assert err.splitlines()[-1].startswith(f"locallab: cannot load {broken}: ")
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::1", "[::1]"), ("::", "[::1]")]
+)
+def test_url_is_one_a_local_client_can_use(host: str, shown: str) -> None:
+    if ":" in host and not socket.has_ipv6:
+        pytest.skip("no IPv6")
+    with contextlib.closing(runner.bind(host, 0)) as sock:
+        assert runner.url(sock) == f"http://{shown}:{sock.getsockname()[1]}"
+
+
+def test_a_signal_while_loading_ends_with_status_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[bool] = []
+
+    class LoadingPool:
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            """Takes what Pool takes."""
+
+        def each(self, *arguments: Any) -> None:
+            """Nothing is loaded."""
+
+        def load_now(self, *arguments: Any) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+        def close(self) -> None:
+            closed.append(True)
+
+    monkeypatch.setattr(pool, "Pool", LoadingPool)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        serve.command.callback(port=0, model="smollm2:135m")  # type: ignore[misc]
+    assert ended.value.code == 0
+    assert closed == [True]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_broken_llama_library_is_named() -> None:
+    """Run with a llama_cpp that fails as one does whose libraries are missing."""
+    code = """if True:
+        import sys
+        class Broken:
+            def find_spec(self, name, path=None, target=None):
+                if name == "llama_cpp":
+                    raise RuntimeError("Failed to load shared library 'libllama.so': libgomp.so.1: cannot open")
+        sys.meta_path.insert(0, Broken())
+        from locallab.cli import main
+        main(["serve", "--port", "0"])
+    """
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 1
+    assert done.stderr.startswith("locallab: llama.cpp cannot be loaded: Failed to load shared library")
+    assert done.stderr.count("\n") == 1
+
+
+def test_banner() -> None:
+    info = types.SimpleNamespace(description="llama 135M Q4_1", device="CPU (2 threads)", context=8192, kv_tokens=16384)
+    loaded: Any = types.SimpleNamespace(engine=types.SimpleNamespace(info=info), spec=types.SimpleNamespace(id="smollm2:135m"))
+    text = serve.banner(loaded, "http://127.0.0.1:8000")
+    assert "listens on http://127.0.0.1:8000\n" in text
+    assert "smollm2:135m (llama 135M Q4_1)" in text
+    assert "CPU (2 threads)" in text
+    assert "8,192 tokens a request; the KV pool holds 16,384" in text

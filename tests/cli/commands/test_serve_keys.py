@@ -1,0 +1,90 @@
+"""`locallab serve` and keys: when one is made, and how the banner shows it."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import types
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from locallab.cli.commands import serve
+from locallab.keys import FIRST_NAME, KeyStore
+from locallab.server import runner
+from tests.cli.commands.test_serve import failed, serving
+
+
+@pytest.mark.parametrize(
+    ("host", "public"), [("127.0.0.1", False), ("127.1.2.3", False), ("0.0.0.0", True), ("::1", False), ("::", True)]
+)
+def test_what_other_machines_can_reach(host: str, public: bool) -> None:
+    if ":" in host and not socket.has_ipv6:
+        pytest.skip("no IPv6")
+    with contextlib.closing(runner.bind(host, 0)) as sock:
+        assert runner.is_public(sock) is public
+
+
+def banner(made: str | None, asks: bool) -> str:
+    info = types.SimpleNamespace(description="llama", device="CPU", context=8192, kv_tokens=16384)
+    loaded: Any = types.SimpleNamespace(engine=types.SimpleNamespace(info=info), spec=types.SimpleNamespace(id="m"))
+    return serve.banner(loaded, "http://127.0.0.1:8000", made, asks)
+
+
+def test_the_banner_shows_a_new_key_and_uses_it() -> None:
+    text = banner("ll-new", True)
+    assert "  key      ll-new (shown only now; `locallab keys` makes and revokes others)\n" in text
+    assert "-H 'Authorization: Bearer ll-new' -H" in text and 'api_key="ll-new"' in text
+
+
+def test_the_banner_asks_for_a_key_it_does_not_know() -> None:
+    text = banner(None, True)
+    assert "  key  " not in text
+    assert "-H 'Authorization: Bearer YOUR_KEY' -H" in text and 'api_key="YOUR_KEY"' in text
+
+
+def test_the_banner_without_keys() -> None:
+    assert "Authorization" not in banner(None, False) and 'api_key="none"' in banner(None, False)
+
+
+def test_beyond_this_machine_a_key_is_made_printed_and_kept(model_path: Path) -> None:
+    arguments = ["--model", str(model_path), "--port", "0", "--context", "512", "--threads", "1", "--host", "0.0.0.0"]
+    with serving(*arguments) as (_, base, text):
+        found = re.search(r"^  key      (ll-\S+) ", text, re.MULTILINE)
+        assert found
+        assert httpx.get(f"{base}/v1/models").status_code == 401
+        assert httpx.get(f"{base}/v1/models", headers={"authorization": f"Bearer {found[1]}"}).status_code == 200
+        assert httpx.get(f"{base}/health").status_code == 200
+    [key] = KeyStore().read()
+    assert key.name == FIRST_NAME and found[1] not in KeyStore().path.read_text()
+    with serving(*arguments) as (_, base, text):
+        assert "ll-" not in text and "Bearer YOUR_KEY" in text
+        assert httpx.get(f"{base}/v1/models", headers={"x-api-key": found[1]}).status_code == 200
+    assert KeyStore().read() == (key,)
+
+
+WRONG = {
+    "native_rate": (["--native-rate", "often"], "native_rate: must be limits such as 60/minute"),
+    "redis_url": (["--redis-url", "localhost"], "redis_url: must begin with redis://"),
+    "trusted_proxies": (["--trusted-proxies", "*"], "trusted_proxies: '*' is no address or network"),
+    "allowed_hosts": (["--allowed-hosts", "http://x"], "allowed_hosts: 'http://x' is no host name"),
+    "cors_origins": (["--cors-origins", "x.example"], "cors_origins: 'x.example' is no origin"),
+    "api_key": (["--api-key", ""], "api_key: must be one or more ASCII characters"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "reason"), WRONG.values(), ids=WRONG)
+def test_wrong_settings_are_told_before_the_model_loads(arguments: list[str], reason: str) -> None:
+    status, err = failed("--port", "0", *arguments)
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith(f"locallab: {reason}")
+
+
+def test_damaged_keys_are_told_before_the_model_loads() -> None:
+    KeyStore().path.write_text("{")
+    status, err = failed("--port", "0")
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith(f"locallab: {KeyStore().path}: the file of API keys cannot be used")

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any, Literal
+
+import click
+import pytest
+from click.testing import CliRunner
+from msgspec import Meta
+
+from locallab.cli.settings_options import flag, layers, options, unknown
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    some_count: Annotated[int, Meta(ge=1, le=9, description="a count")] = 3
+    limit: Annotated[int | None, Meta(description="a limit; default: none")] = None
+    kind: Annotated[Literal["a", "b"], Meta(description="a kind")] = "a"
+    quick: Annotated[bool, Meta(description="whether to hurry")] = False
+    share: Annotated[float, Meta(ge=0, description="a share")] = 0.5
+    name: Annotated[str, Meta(description="a name")] = "x"
+
+
+def run(*arguments: str) -> tuple[dict[str, Any], click.testing.Result]:
+    seen: dict[str, Any] = {}
+
+    @click.command()
+    @options(Sample)
+    def command(**flags: Any) -> None:
+        seen.update(flags)
+
+    return seen, CliRunner().invoke(command, arguments)
+
+
+def test_flag() -> None:
+    assert flag("kv_type") == "--kv-type"
+
+
+def test_what_is_not_given_is_none() -> None:
+    assert set(run()[0].values()) == {None}
+    assert list(run()[0]) == ["some_count", "limit", "kind", "quick", "share", "name"]
+
+
+def test_what_is_given_has_its_type() -> None:
+    seen, _ = run("--some-count", "4", "--limit", "5", "--kind", "b", "--no-quick", "--share", "1", "--name", "y")
+    assert seen == {"some_count": 4, "limit": 5, "kind": "b", "quick": False, "share": 1.0, "name": "y"}
+    assert run("--quick")[0]["quick"] is True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--some-count", "10"], "1<=x<=9"),
+        (["--some-count", "few"], "few"),
+        (["--limit", "x"], "not a valid integer"),
+        (["--kind", "c"], "'a', 'b'"),
+        (["--share", "-1"], "x>=0"),
+    ],
+)
+def test_what_is_wrong_is_refused(arguments: list[str], reason: str) -> None:
+    _, result = run(*arguments)
+    assert result.exit_code == 2
+    assert arguments[0] in result.stderr
+    assert reason in result.stderr
+
+
+def test_help_has_descriptions_defaults_and_ranges() -> None:
+    text = " ".join(run("--help")[1].output.split())
+    assert "--some-count INTEGER a count [default: 3] [1<=x<=9]" in text
+    assert "--limit INTEGER a limit; default: none --kind [a|b] a kind [default: a]" in text
+    assert "--quick / --no-quick whether to hurry [default: off]" in text
+    assert "--share NUMBER a share [default: 0.5] [x>=0]" in text
+
+
+def test_layers_put_flags_after_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCALLAB_SOME_COUNT", "2")
+    found = layers(Sample, {"some_count": 4, "limit": None, "name": "y", "another": 1})
+    assert found == [
+        ("LOCALLAB_SOME_COUNT", {"some_count": "2"}),
+        ("--some-count", {"some_count": 4}),
+        ("--name", {"name": "y"}),
+    ]
+
+
+def test_variables_that_are_no_setting() -> None:
+    environ = dict.fromkeys(("LOCALLAB_SOME_COUNT", "LOCALLAB_HOME", "LOCALLAB_URL", "LOCALLAB_SOMECOUNT", "PATH"), "1")
+    assert unknown(environ, Sample) == ["LOCALLAB_SOMECOUNT"]
+
+
+def test_only_some_settings() -> None:
+    @click.command()
+    @options(Sample, only=("kind", "limit"))
+    def command(**flags: Any) -> None: ...
+
+    assert [option.name for option in command.params] == ["limit", "kind"]
