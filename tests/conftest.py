@@ -8,17 +8,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
-import platformdirs
 import pytest
 
 from locallab import settings
+from tests.support.cache import CACHE
+from tests.support.dialect_requests import TEMPLATE
+from tests.support.http_server import Serve, Served, start_in
+from tests.support.served_process import Process, serving
+from tests.support.wait import free_port
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so are tests started in the background; their children would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 GIVEN_MODEL = os.environ.get("LOCALLAB_TEST_MODEL")
 GIVEN_HOME = settings.home()
-CACHE = Path(platformdirs.user_cache_dir("locallab-tests", appauthor=False))
 
 hypothesis.settings.register_profile("locallab", deadline=None)  # how long an example takes tells how busy the machine is
 hypothesis.settings.load_profile("locallab")
@@ -69,3 +72,50 @@ def model_path() -> Path:
 
     spec = Registry.load(default_path()).default
     return Store(GIVEN_HOME / "models").path(spec) or fetch(spec, Store(CACHE))
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Serve:
+    """Starts a server: `load` a model first or not, the engine's options, whether it counts as reachable from other machines,
+    further routes, a tunnel, memory for so many models, other options for ServerSettings. Its keys are in
+    tmp_path / "keys.json"."""
+    return start_in(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with start_in(tmp_path_factory.mktemp("shared"))() as served:
+        yield served
+
+
+@pytest.fixture
+def served(shared: Served) -> Served:
+    """A server with a model loaded, for tests that load no other: its engine is as new."""
+    shared.engine.reset()
+    return shared
+
+
+@pytest.fixture(scope="session")
+def thinking_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with start_in(tmp_path_factory.mktemp("thinking"))(engine={"template": TEMPLATE, "context": 4096}) as served:
+        yield served
+
+
+@pytest.fixture
+def thinking(thinking_server: Served) -> Served:
+    """The same with a model that thinks and calls tools."""
+    thinking_server.engine.reset()
+    return thinking_server
+
+
+@pytest.fixture(scope="session")
+def live(model_path: Path) -> Iterator[Process]:
+    """`locallab serve` with the embedded model."""
+    with serving(model_path, "--context", "4096") as process:
+        yield process
+
+
+@pytest.fixture
+def unused_port() -> int:
+    """One that nobody listens at."""
+    return free_port()

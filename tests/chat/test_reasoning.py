@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from locallab.chat.reasoning import TAGS, Tags, ThinkParser, tags_of
-from tests.chat.splits import every_split
+from tests.support.splits import every_split
 
 THINK = Tags("<think>", "</think>")
 

@@ -12,7 +12,7 @@ from locallab.chat import ChatTemplate, Message, ToolCall
 from locallab.chat.tools import Tool, ToolChoice, choose
 from locallab.chat.turn import ChatRequest, plan
 from locallab.errors import InvalidField
-from tests.clients import installed
+from tests.support import installed_clients
 
 pytestmark = pytest.mark.clients
 
@@ -58,11 +58,11 @@ UNFIT = {"fireworks-ai-llama-3-firefunction-v2"}
 
 @functools.cache
 def template(name: str) -> ChatTemplate:
-    return ChatTemplate((installed.templates() / f"{name}.jinja").read_text(), "<s>", "</s>")
+    return ChatTemplate((installed_clients.templates() / f"{name}.jinja").read_text(), "<s>", "</s>")
 
 
 def names() -> Iterator[str]:
-    return (path.stem for path in sorted(Path(installed.templates()).glob("*.jinja")) if path.stem not in UNFIT)
+    return (path.stem for path in sorted(Path(installed_clients.templates()).glob("*.jinja")) if path.stem not in UNFIT)
 
 
 def prompt(name: str, messages: list[Message], tools: tuple[Tool, ...] = (), choice: ToolChoice | None = None) -> str:

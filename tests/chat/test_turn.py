@@ -11,7 +11,7 @@ from locallab.chat.tools import Tool, ToolChoice
 from locallab.chat.turn import ChatRequest, Thinking, Turn, plan
 from locallab.engine.request import Constraint
 from locallab.errors import InvalidField
-from tests.chat.splits import parse
+from tests.support.splits import parse
 
 TOKENIZER = LLTokenizer("byte")
 MESSAGES = [Message("user", "Hi")]

@@ -13,8 +13,8 @@ from locallab.cli import api_client
 from locallab.cli.api_client import ApiClient, Piece
 from locallab.errors import ConfigError, NoServer, ServerError, UnknownModel
 from locallab.keys import KeyStore
-from tests.fakes import say
-from tests.server.conftest import Serve, Served
+from tests.support.fake_engine import say
+from tests.support.http_server import Serve, Served
 
 HELLO = [{"role": "user", "content": "Hello"}]
 

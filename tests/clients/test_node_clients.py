@@ -6,22 +6,21 @@ from typing import Any
 
 import pytest
 
-from tests.clients import installed
-from tests.clients.installed import Told
-from tests.clients.test_python_clients import CITIES, is_place
-from tests.test_end_to_end import Process
+from tests.support import installed_clients
+from tests.support.installed_clients import CITIES, Told, is_place
+from tests.support.served_process import Process
 
 pytestmark = pytest.mark.clients
 
 
 @pytest.fixture(scope="module")
 def openai(live: Process) -> Told:
-    return installed.node("with_openai.mjs", live.url)
+    return installed_clients.node("with_openai.mjs", live.url)
 
 
 @pytest.fixture(scope="module")
 def ai_sdk(live: Process) -> Told:
-    return installed.node("with_ai_sdk.mjs", live.url)
+    return installed_clients.node("with_ai_sdk.mjs", live.url)
 
 
 def is_input(found: Any) -> bool:

@@ -11,19 +11,12 @@ import openai
 import pydantic
 import pytest
 
-from tests.test_end_to_end import Process, counting
+from tests.support.installed_clients import Place
+from tests.support.served_process import Process, counting
 
 pytestmark = pytest.mark.clients
 
 USER: Any = [{"role": "user", "content": "How is the weather in Oslo?"}]
-
-
-class Place(pydantic.BaseModel):
-    """A place."""
-
-    city: Literal["Oslo", "Rome"]
-    coastal: bool
-    people: int = pydantic.Field(ge=0, le=99)
 
 
 class Weather(pydantic.BaseModel):

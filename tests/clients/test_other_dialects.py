@@ -11,8 +11,8 @@ import ollama
 import pydantic
 import pytest
 
-from tests.clients.test_openai_python import Place
-from tests.test_end_to_end import Process, counting
+from tests.support.installed_clients import Place
+from tests.support.served_process import Process, counting
 
 pytestmark = pytest.mark.clients
 

@@ -8,32 +8,26 @@ from typing import Any
 
 import pytest
 
-from tests.clients import installed
-from tests.clients.installed import Told
-from tests.test_end_to_end import Process
+from tests.support import installed_clients
+from tests.support.installed_clients import CITIES, Told, is_place
+from tests.support.served_process import Process
 
 pytestmark = pytest.mark.clients
-
-CITIES = ("Oslo", "Rome")
 
 
 @pytest.fixture(scope="module")
 def langchain(live: Process) -> Told:
-    return installed.python("with_langchain.py", live.url)
+    return installed_clients.python("with_langchain.py", live.url)
 
 
 @pytest.fixture(scope="module")
 def litellm(live: Process) -> Told:
-    return installed.python("with_litellm.py", live.url)
+    return installed_clients.python("with_litellm.py", live.url)
 
 
 @pytest.fixture(scope="module")
 def instructor(live: Process) -> Told:
-    return installed.python("with_instructor.py", live.url)
-
-
-def is_place(found: dict[str, Any]) -> bool:
-    return found["city"] in CITIES and type(found["coastal"]) is bool and 0 <= found["people"] <= 99
+    return installed_clients.python("with_instructor.py", live.url)
 
 
 def is_weather(call: dict[str, Any]) -> bool:

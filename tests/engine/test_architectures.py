@@ -12,27 +12,27 @@ from locallab.engine import engine as engine_module
 from locallab.engine.cache import UNLIMITED
 from locallab.engine.limits import Limits
 from locallab.engine.scheduler import Scheduler
-from tests.engine import tinygguf
-from tests.engine.asking import ask, cancel, check, running, start
-from tests.engine.tinygguf import WINDOW
+from tests.support import tiny_gguf
+from tests.support.live_engine import ask, cancel, check, running, start
+from tests.support.tiny_gguf import WINDOW
 
 ANY_PREFIX = ("llama",)
 
 
-@pytest.fixture(scope="module", params=tinygguf.ARCHITECTURES)
+@pytest.fixture(scope="module", params=tiny_gguf.ARCHITECTURES)
 def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tinygguf.write(tmp_path_factory.mktemp("models") / f"{request.param}.gguf", request.param)
+    return tiny_gguf.write(tmp_path_factory.mktemp("models") / f"{request.param}.gguf", request.param)
 
 
 @pytest.fixture(scope="module")
 def window_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tinygguf.write(tmp_path_factory.mktemp("models") / "gemma3.gguf", "gemma3")
+    return tiny_gguf.write(tmp_path_factory.mktemp("models") / "gemma3.gguf", "gemma3")
 
 
 def words(seed: int, n: int) -> list[int]:
     """Some `n` token ids."""
     chosen = random.Random(seed)
-    return [chosen.randrange(tinygguf.FIRST_PLAIN, tinygguf.N_VOCAB) for _ in range(n)]
+    return [chosen.randrange(tiny_gguf.FIRST_PLAIN, tiny_gguf.N_VOCAB) for _ in range(n)]
 
 
 def reuses_any_prefix(path: Path) -> bool:
@@ -43,7 +43,7 @@ def test_the_kind_of_memory_is_detected(path: Path) -> None:
     with running(path) as engine:
         assert engine.info.architecture == path.stem
         assert engine.info.reuse == ("prefix" if reuses_any_prefix(path) else "whole")
-        assert (engine.info.n_vocab, engine.info.n_ctx_train) == (tinygguf.N_VOCAB, tinygguf.CONTEXT)
+        assert (engine.info.n_vocab, engine.info.n_ctx_train) == (tiny_gguf.N_VOCAB, tiny_gguf.CONTEXT)
         assert (engine.info.bos, engine.info.eos) == ("<s>", "</s>")
 
 
@@ -137,7 +137,7 @@ def test_these_tests_notice_wrong_reuse(architecture: str, tmp_path: Path, monke
 
     monkeypatch.setattr(engine_module, "Scheduler", misled)
     with pytest.raises(AssertionError, match=r"should be|EngineFailure"):
-        revisit_an_old_sequence(tinygguf.write(tmp_path / f"{architecture}.gguf", architecture))
+        revisit_an_old_sequence(tiny_gguf.write(tmp_path / f"{architecture}.gguf", architecture))
 
 
 @pytest.mark.parametrize("ram", [0, 64])

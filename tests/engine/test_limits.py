@@ -9,7 +9,7 @@ from locallab.engine import Engine, llama
 from locallab.engine.limits import LEAST_CACHE, Limits, idle_cells, kv_room, slots
 from locallab.errors import ModelLoadError
 from locallab.settings import EngineSettings
-from tests.engine import tinygguf
+from tests.support import tiny_gguf
 
 LIMITS = Limits(cells=4096, batch=512, parallel=4, slots=8, cache_cells=1024, step_seconds=0.2)
 
@@ -54,7 +54,7 @@ def test_a_kv_pool_beyond_the_gpu_s_memory_is_refused(tmp_path: Path, monkeypatc
     gpu = {"name": "a GPU", "free_bytes": 1 << 20}
     monkeypatch.setattr(hardware, "gpus", lambda: [gpu])
     monkeypatch.setattr(llama, "supports_gpu", lambda: True)
-    path = tinygguf.write(tmp_path / "tiny.gguf", "llama")  # 512 bytes a token
+    path = tiny_gguf.write(tmp_path / "tiny.gguf", "llama")  # 512 bytes a token
     with pytest.raises(ModelLoadError, match="a KV pool of 4096 tokens"):
         Engine(path, EngineSettings(context=128, kv_tokens=4096, threads=1))
     gpu["free_bytes"] = 2 << 20
@@ -65,6 +65,6 @@ def test_a_kv_pool_beyond_the_gpu_s_memory_is_refused(tmp_path: Path, monkeypatc
 
 def test_idle_cells_of_a_model_without_attention_cost_nothing(tmp_path: Path) -> None:
     assert idle_cells(LIMITS, 1e-2, 0.0) == LIMITS.cache_cells
-    path = tinygguf.write(tmp_path / "mamba.gguf", "mamba")
+    path = tiny_gguf.write(tmp_path / "mamba.gguf", "mamba")
     engine = Engine(path, EngineSettings(context=128, parallel=2, threads=1, gpu_layers=0))  # cache_tokens as by default
     engine.close()

@@ -19,11 +19,11 @@ from locallab import hardware
 from locallab.engine import Engine
 from locallab.errors import ModelLoadError
 from locallab.settings import EngineSettings
-from tests.engine import tinygguf
-from tests.engine.asking import ask, running
+from tests.support import tiny_gguf
+from tests.support.live_engine import ask, running
 
 ROOT = Path(__file__).parents[2]
-PROMPT = [tinygguf.BOS, *range(100, 120)]
+PROMPT = [tiny_gguf.BOS, *range(100, 120)]
 
 ABORTING = ("tokenizer.ggml.tokens", "block_count", "head_count_kv", "layer_norm_rms_epsilon")
 """Metadata whose damage can make llama.cpp end the process (GGML_ASSERT): two tokens with one text, no layers or more than
@@ -33,7 +33,7 @@ integers where an operation knows only floats."""
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tinygguf.write(tmp_path / "llama.gguf", "llama")
+    return tiny_gguf.write(tmp_path / "llama.gguf", "llama")
 
 
 def refusal(path: Path, **settings: object) -> str:
@@ -84,10 +84,10 @@ UNFIT: dict[str, tuple[Callable[[Path], object], str]] = {
     "ends in the weights": (cut_at(0.5), "corrupted or incomplete"),
     "ends a byte early": (lambda path: os.truncate(path, path.stat().st_size - 1), "corrupted or incomplete"),
     "unknown version": (replace(b"GGUF\x03", b"GGUF\x63"), "version 99"),
-    "unknown architecture": (lambda path: tinygguf.write(path, "llama", called="hal"), "unknown model architecture: 'hal'"),
-    "another architecture": (lambda path: tinygguf.write(path, "llama", called="gemma3"), "blk.0.post_attention_norm.weight"),
+    "unknown architecture": (lambda path: tiny_gguf.write(path, "llama", called="hal"), "unknown model architecture: 'hal'"),
+    "another architecture": (lambda path: tiny_gguf.write(path, "llama", called="gemma3"), "blk.0.post_attention_norm.weight"),
     "missing tensor": (
-        lambda path: tinygguf.write(path, "llama", without=["blk.1.ffn_up.weight"]),
+        lambda path: tiny_gguf.write(path, "llama", without=["blk.1.ffn_up.weight"]),
         "'blk.1.ffn_up.weight' not found",
     ),
     "unknown vocabulary": (replace(TOKENIZER + b"llama", TOKENIZER + b"ghost"), "unknown tokenizer: 'ghost'"),
@@ -130,9 +130,9 @@ def test_a_pool_that_llama_cpp_refuses(path: Path) -> None:
 
 def test_a_refused_file_can_be_mended(path: Path) -> None:
     """A failed load leaves llama.cpp fit for the next one, from the same place."""
-    tinygguf.write(path, "llama", without=["output_norm.weight"])
+    tiny_gguf.write(path, "llama", without=["output_norm.weight"])
     refusal(path)
-    tinygguf.write(path, "llama")
+    tiny_gguf.write(path, "llama")
     with running(path) as engine:
         assert len(ask(engine, PROMPT, 8).tokens) == 8
 
@@ -213,7 +213,7 @@ def test_llama_cpp_logs_to_logging(path: Path, caplog: pytest.LogCaptureFixture,
 
 def test_a_failed_load_is_told_once(path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:
     """By the exception: the log has llama.cpp's own words for those who look for them, but shows no second error."""
-    tinygguf.write(path, "llama", without=["output_norm.weight"])
+    tiny_gguf.write(path, "llama", without=["output_norm.weight"])
     with caplog.at_level(logging.DEBUG):
         reason = refusal(path)
     told = [record for record in caplog.records if "output_norm.weight" in record.message]

@@ -16,11 +16,11 @@ from locallab.engine import Constraint, Engine, SamplingParams, TokenEvent
 from locallab.engine.logprobs import Logprobs, top
 from locallab.engine.request import ReasoningBudget, TokenLogprob
 from locallab.errors import InvalidField
-from tests.engine import tinygguf
-from tests.engine.asking import Answer, running
-from tests.engine.fakellama import FakeModel
-from tests.engine.grammar.test_grammars import MARK, MORE, PROMPT
-from tests.engine.tinygguf import ARCHITECTURES
+from tests.support import tiny_gguf
+from tests.support.fake_llama import FakeModel
+from tests.support.live_engine import Answer, running
+from tests.support.tiny_gguf import ARCHITECTURES
+from tests.support.tiny_grammar import MARK, MORE, PROMPT
 
 NEAR = 1e-2
 """How many tokens are computed at once changes the rounding."""
@@ -86,7 +86,7 @@ def ask(engine: Engine, prompt: list[int] = PROMPT, **params: object) -> Told:
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    path = tinygguf.write(tmp_path_factory.mktemp("models") / "tiny.gguf", request.param, more=MORE)
+    path = tiny_gguf.write(tmp_path_factory.mktemp("models") / "tiny.gguf", request.param, more=MORE)
     with running(path, context=512, parallel=4, kv_tokens=2048, cache_tokens=256) as engine:
         yield engine
 
@@ -135,7 +135,7 @@ def test_alone_and_in_company_it_is_the_same(engine: Engine) -> None:
 
 
 def test_a_long_prompt_is_scored_in_chunks(engine: Engine) -> None:
-    prompt = [tinygguf.BOS, *(3 + (i * 37) % 250 for i in range(400))]
+    prompt = [tiny_gguf.BOS, *(3 + (i * 37) % 250 for i in range(400))]
     scored = ask(engine, prompt, prompt_logprobs=True, max_tokens=1, logprobs=0)
     assert [each.token for each in scored.prompt_logprobs] == prompt[1:]
     assert all(each.logprob <= 0 for each in scored.prompt_logprobs)
@@ -143,7 +143,7 @@ def test_a_long_prompt_is_scored_in_chunks(engine: Engine) -> None:
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    path = tinygguf.write(tmp_path_factory.mktemp("models") / "tiny.gguf", "llama", more=MORE)
+    path = tiny_gguf.write(tmp_path_factory.mktemp("models") / "tiny.gguf", "llama", more=MORE)
     with running(path, context=512, parallel=4, kv_tokens=2048, cache_tokens=512) as engine:
         yield engine
 
@@ -175,7 +175,7 @@ def test_biases_do_not_show(llama: Engine) -> None:
 def test_a_bias_chooses_among_what_a_grammar_allows(llama: Engine) -> None:
     constraint = Constraint("choice", '["a", "b", "c"]', "choice")
     for letter in "abc":
-        [token] = [t for t in range(tinygguf.FIRST_PLAIN, tinygguf.N_VOCAB) if llama.pieces([t]) == [letter.encode()]][-1:]
+        [token] = [t for t in range(tiny_gguf.FIRST_PLAIN, tiny_gguf.N_VOCAB) if llama.pieces([t]) == [letter.encode()]][-1:]
         answer = ask(llama, constraint=constraint, logit_bias=((token, 90.0), (200, 100.0)))
         assert answer.text == letter
 
@@ -223,7 +223,7 @@ def test_answers_to_one_prompt_compute_it_once(llama: Engine) -> None:
 
 @pytest.mark.parametrize("length", [1, 2, 3])
 def test_the_shortest_prompts(llama: Engine, length: int) -> None:
-    prompt = [tinygguf.BOS, 100, 101][:length]
+    prompt = [tiny_gguf.BOS, 100, 101][:length]
     for max_tokens in (0, 2):
         answer = ask(llama, prompt, prompt_logprobs=True, max_tokens=max_tokens)
         assert [each.token for each in answer.prompt_logprobs] == prompt[1:] and len(answer.tokens) == max_tokens

@@ -12,8 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from locallab.engine import scheduler
 from locallab.engine.request import TokenEvent
-from tests.engine.fakellama import FakeGuide, answer, guided_answer
-from tests.engine.rig import Rig
+from tests.support.fake_llama import FakeGuide, answer, guided_answer
+from tests.support.worker_rig import Rig
 
 BASES = [[1, 2, 3, 4] * 12, [5, 6, 7] * 10, [1, 2, 3, 4] * 4 + [9] * 20]
 prompts = st.builds(

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from locallab.engine.totals import FIRST_TOKEN_SECONDS, TOKEN_SECONDS, Histogram
-from tests.engine.rig import Rig
+from tests.support.worker_rig import Rig
 
 seconds = st.floats(0, 1000) | st.sampled_from(TOKEN_SECONDS)
 

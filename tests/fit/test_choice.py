@@ -12,7 +12,7 @@ from locallab.fit.choice import CONTEXT, FLOOR, LEAST
 from locallab.fit.model_shape import Layer
 from locallab.models import gguf
 from locallab.settings import EngineSettings, resolve
-from tests.engine import tinygguf
+from tests.support import tiny_gguf
 
 GIB = 1 << 30
 SEVEN = approximate(4_700_000_000, 32768)
@@ -120,8 +120,8 @@ def test_the_layer_is_all_that_was_chosen() -> None:
 
 
 def test_a_layer_for_a_file(tmp_path: Path) -> None:
-    header = gguf.read(tinygguf.write(tmp_path / "tiny.gguf", "llama"))
-    assert layer(header, machine(4), {"parallel": 3, "batch": 64})["context"] == tinygguf.CONTEXT
+    header = gguf.read(tiny_gguf.write(tmp_path / "tiny.gguf", "llama"))
+    assert layer(header, machine(4), {"parallel": 3, "batch": 64})["context"] == tiny_gguf.CONTEXT
     assert layer(header, machine(4), {"parallel": 3, "batch": 64})["parallel"] == 3
     assert layer(header, machine(4), {}, usual_context=256)["context"] == 256
 

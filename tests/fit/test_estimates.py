@@ -12,8 +12,8 @@ from locallab.fit.estimates import sequences
 from locallab.fit.model_shape import KV_BYTES
 from locallab.models import gguf
 from locallab.settings import EngineSettings
-from tests.fit.made import F16, Made
-from tests.fit.oracle import measured, rehearsed
+from tests.support.brute_force_fit import measured, rehearsed
+from tests.support.gguf_headers import F16, Made
 
 # States are allocated even when nothing else is, so those that keep some have few layers.
 KNOWN = {

@@ -8,14 +8,14 @@ from locallab.engine import Engine
 from locallab.errors import ConfigError, ModelLoadError, SourceError
 from locallab.fit import Machine, fit_model, fitted, model_shape
 from locallab.models import FileSource, ModelSpec
-from tests.engine import tinygguf
+from tests.support import tiny_gguf
 
 SMALL = Machine(2 << 30)
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tinygguf.write(tmp_path / "tiny.gguf", "llama")
+    return tiny_gguf.write(tmp_path / "tiny.gguf", "llama")
 
 
 def spec(**more: object) -> ModelSpec:
@@ -49,9 +49,9 @@ def test_the_entry_s_context_may_be_lowered_its_settings_and_the_flags_not(path:
     assert settings.kv_tokens == fit.load.kv_tokens
 
 
-@pytest.mark.parametrize("architecture", tinygguf.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", tiny_gguf.ARCHITECTURES)
 def test_the_engine_does_what_was_chosen(tmp_path: Path, architecture: str) -> None:
-    entry, path = spec(context=400), tinygguf.write(tmp_path / "tiny.gguf", architecture)
+    entry, path = spec(context=400), tiny_gguf.write(tmp_path / "tiny.gguf", architecture)
     fit = fit_model(entry, path, SMALL)
     engine = Engine(path, fitted(entry, fit))
     try:

@@ -6,7 +6,7 @@ import pytest
 
 from locallab.fit import Choice, Machine, Offer, Wishes, approximate, choose, offered, pick, unnamed
 from locallab.models import FileSource, HubSource, ModelSpec, Registry, Store, hub_status
-from tests.engine import tinygguf
+from tests.support import tiny_gguf
 
 GIB = 1 << 30
 DEFAULT = ModelSpec(id="tiny", source=FileSource(Path("/tiny.gguf")), size=10**8, description="d")
@@ -68,7 +68,7 @@ def test_a_model_that_is_nowhere_is_not_taken() -> None:
 
 
 def test_what_a_registry_offers(tmp_path: Path) -> None:
-    tiny = tinygguf.write(tmp_path / "tiny.gguf", "llama")
+    tiny = tiny_gguf.write(tmp_path / "tiny.gguf", "llama")
     (tmp_path / "bad.gguf").write_bytes(b"bad")
     files = {"here": tiny, "damaged": tmp_path / "bad.gguf"}
     specs = [

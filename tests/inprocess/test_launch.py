@@ -10,15 +10,15 @@ import pytest
 from locallab import hardware
 from locallab.inprocess import launch
 from locallab.models import FileSource, ModelSpec, Registry, hub_status
-from tests.cli.commands.test_serve import PATIENCE, command
-from tests.engine import tinygguf
+from tests.support import tiny_gguf
+from tests.support.cli_process import PATIENCE, command
 
 
 def registry(folder: Path) -> Registry:
     """A default and a recommended model, both on disk."""
     found = Registry()
     for name in ("default", "better"):
-        path = tinygguf.write(folder / f"{name}.gguf", "llama")
+        path = tiny_gguf.write(folder / f"{name}.gguf", "llama")
         spec = ModelSpec(id=name, source=FileSource(path), description="made", recommended=name == "better")
         found.add("a test", spec)
     return found

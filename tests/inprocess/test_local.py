@@ -31,7 +31,7 @@ from locallab.keys import KeyStore
 from locallab.server.runner import bind
 from locallab.settings import EngineSettings, ServerSettings
 from locallab.tunnel import TunnelFacts, Usage
-from tests.tunnels import TOKEN, FakeNgrok
+from tests.support.fake_tunnel import TOKEN, FakeNgrok
 
 COUNTING = "Counting: 1, 2, 3, 4, 5, 6, 7,"
 LETTERS = "The alphabet: a, b, c, d, e, f, g,"
@@ -212,7 +212,9 @@ def test_wrong_sampling_is_named(engine: locallab.Engine, sampling: dict[str, An
 
 
 def test_lists_and_dicts_are_taken_as_the_engine_wants_them() -> None:
-    params = locallab.inprocess.requests.params({"stop": "x", "logit_bias": {3: 1.0}, "stop_token_ids": [1], "seed": None}, True)
+    params = locallab.inprocess.requests.params(
+        {"stop": "x", "logit_bias": {3: 1.0}, "stop_token_ids": [1], "seed": None}, True
+    )
     assert (params.stop, params.logit_bias, params.stop_token_ids) == (("x",), ((3, 1.0),), (1,))
     assert locallab.inprocess.requests.params({"stop": ["x", "y"]}, True).stop == ("x", "y")
 

@@ -12,8 +12,8 @@ import pytest
 
 from locallab.models import HubSource, ModelSpec, PypiSource, Store
 from locallab.models.sources import download
-from tests.models.hub_server import Hub, Repo, serve
-from tests.models.tiny import WEIGHTS, Calls
+from tests.support.hub_server import Hub, Repo, serve
+from tests.support.tiny_weights import WEIGHTS, Calls
 
 
 @pytest.fixture(autouse=True)

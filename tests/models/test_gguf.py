@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from locallab.errors import ModelLoadError
 from locallab.models import gguf
 from locallab.models.gguf import TYPES
-from tests.engine import tinygguf
+from tests.support import tiny_gguf
 
 Writer = Callable[[reference.GGUFWriter], object]
 
@@ -34,9 +34,9 @@ def tensor(name: str, *shape: int) -> Writer:
     return lambda writer: writer.add_tensor(name, np.ones(shape, np.float32))
 
 
-@pytest.fixture(params=tinygguf.ARCHITECTURES)
+@pytest.fixture(params=tiny_gguf.ARCHITECTURES)
 def tiny(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    return tinygguf.write(tmp_path / "tiny.gguf", request.param)
+    return tiny_gguf.write(tmp_path / "tiny.gguf", request.param)
 
 
 def test_the_types_are_ggml_s() -> None:
@@ -51,12 +51,12 @@ def test_the_tensors_are_those_the_reference_reads(tiny: Path) -> None:
 
 
 def test_the_facts(tmp_path: Path) -> None:
-    header = gguf.read(tinygguf.write(tmp_path / "tiny.gguf", "llama"))
-    assert (header.architecture, header.n_vocab) == ("llama", tinygguf.N_VOCAB)
+    header = gguf.read(tiny_gguf.write(tmp_path / "tiny.gguf", "llama"))
+    assert (header.architecture, header.n_vocab) == ("llama", tiny_gguf.N_VOCAB)
     assert (header.tokenizer, header.has_chat_template) == ("llama", False)
     assert (header.number("block_count"), header.number("context_length"), header.number("nothing")) == (
         4,
-        tinygguf.CONTEXT,
+        tiny_gguf.CONTEXT,
         None,
     )
     assert header.each_layer("attention.head_count_kv", 4) == (2, 2, 2, 2)
@@ -66,7 +66,7 @@ def test_the_facts(tmp_path: Path) -> None:
 
 
 def test_figures_that_differ_from_layer_to_layer(tmp_path: Path) -> None:
-    header = gguf.read(tinygguf.write(tmp_path / "tiny.gguf", "lfm2"))
+    header = gguf.read(tiny_gguf.write(tmp_path / "tiny.gguf", "lfm2"))
     assert header.each_layer("attention.head_count_kv", 4) == (2, 0, 2, 0)
     assert header.each_layer("attention.head_count_kv", 5, 9) == (2, 0, 2, 0, 9)
     assert header.number("attention.head_count_kv") == 2
@@ -204,7 +204,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
     """A file to damage, and what it holds before."""
-    path = tinygguf.write(tmp_path_factory.mktemp("sound") / "tiny.gguf", "lfm2")
+    path = tiny_gguf.write(tmp_path_factory.mktemp("sound") / "tiny.gguf", "lfm2")
     return path, path.read_bytes()
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from locallab.models import FileSource, HubSource, ModelSpec, Store, fetch, other_stores
 from locallab.models.spec import ModelId
-from tests.models.caches import hub_cache, ollama, sha256
-from tests.models.hub_server import Hub
-from tests.models.tiny import WEIGHTS, Calls
+from tests.support.hub_server import Hub
+from tests.support.tiny_weights import WEIGHTS, Calls
+from tests.support.weight_caches import hub_cache, ollama, sha256
 
 OTHER = b"GGUF" + WEIGHTS[::-1]
 

@@ -17,7 +17,7 @@ from locallab.errors import SourceError
 from locallab.models import FileSource, ModelSpec, Part, Store, fetch
 from locallab.models.sources import pypi
 from locallab.models.store import RECORD, Kept
-from tests.models.tiny import WEIGHTS, Calls
+from tests.support.tiny_weights import WEIGHTS, Calls
 
 OTHER = """
 import sys, msgspec

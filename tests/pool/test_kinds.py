@@ -19,7 +19,7 @@ from locallab.pool.loaded import open_engine
 from locallab.pool.memory import Memory, MemoryUse, Need
 from locallab.pool.plan import Plan
 from locallab.settings import EngineSettings
-from tests.engine import tinyembed, tinygguf
+from tests.support import tiny_embedding_gguf, tiny_gguf
 
 SETTINGS = EngineSettings(threads=1, gpu_layers=0)
 
@@ -28,11 +28,11 @@ SETTINGS = EngineSettings(threads=1, gpu_layers=0)
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("models")
     return {
-        "chat": tinygguf.write(folder / "chat.gguf", "llama"),
-        "encoder": tinyembed.bert(folder / "encoder.gguf"),
-        "bare": tinyembed.bert(folder / "bare.gguf", None),
-        "decoder": tinyembed.qwen3(folder / "decoder.gguf"),
-        "ranker": tinyembed.bert(folder / "ranker.gguf", tinyembed.Pooling.RANK),
+        "chat": tiny_gguf.write(folder / "chat.gguf", "llama"),
+        "encoder": tiny_embedding_gguf.bert(folder / "encoder.gguf"),
+        "bare": tiny_embedding_gguf.bert(folder / "bare.gguf", None),
+        "decoder": tiny_embedding_gguf.qwen3(folder / "decoder.gguf"),
+        "ranker": tiny_embedding_gguf.bert(folder / "ranker.gguf", tiny_embedding_gguf.Pooling.RANK),
     }
 
 

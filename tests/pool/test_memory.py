@@ -17,7 +17,7 @@ from locallab.fit.machine import GPU_MARGIN
 from locallab.models import FileSource, ModelSpec
 from locallab.pool.memory import Memory, MemoryUse, Need, Reading
 from locallab.settings import EngineSettings
-from tests.engine import tinygguf
+from tests.support import tiny_gguf
 
 ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
@@ -25,7 +25,7 @@ MIB = 1 << 20
 
 def test_memory_really_returns(model_path: Path) -> None:
     """In a process of its own, with the real model: before, loaded, after, three times in a row."""
-    script = Path(__file__).with_name("rss.py")
+    script = ROOT / "tests/support/memory.py"
     environ = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, script, model_path], env=environ, capture_output=True, text=True, check=True)
     turns = json.loads(done.stdout)
@@ -60,7 +60,7 @@ def test_weights_in_use_are_no_room(tmp_path: Path) -> None:
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
-    return tinygguf.write(tmp_path / "tiny.gguf", "llama")
+    return tiny_gguf.write(tmp_path / "tiny.gguf", "llama")
 
 
 def spec(**more: Any) -> ModelSpec:

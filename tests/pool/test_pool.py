@@ -15,8 +15,9 @@ from locallab.engine.request import SamplingParams, TokenEvent
 from locallab.errors import ConfigError, EngineClosed, ModelLoadError, ModelNotLoaded, SourceError, UnknownModel
 from locallab.pool import Lease, MemoryUse, Pool, PoolStats
 from locallab.settings import EngineSettings
-from tests.fakes import FakeEngine
-from tests.pool.made import PATIENCE, Made, making, name_of, soon, until
+from tests.support.fake_engine import FakeEngine
+from tests.support.fake_pool import Made, making, name_of, soon
+from tests.support.wait import PATIENCE, until
 
 NOT_GGUF = r"broken-3b\.gguf: not a GGUF file"
 

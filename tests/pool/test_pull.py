@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from locallab.errors import EngineClosed, SourceError, UnknownModel
-from tests.models.tiny import Calls
-from tests.pool.made import PATIENCE, making, soon, until
+from tests.support.fake_pool import making, soon
+from tests.support.tiny_weights import Calls
+from tests.support.wait import PATIENCE, until
 
 
 def test_pull_loads_nothing(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from locallab.fit.machine import RAM_MARGIN
 from locallab.models import FileSource, ModelSpec, Registry, Store
 from locallab.pool import Loaded, Memory, MemoryUse, Pool
 from locallab.pool.memory import NO_MEMORY, Layers, Suited
-from tests.engine import tinygguf
-from tests.engine.asking import PATIENCE, check
+from tests.support import tiny_gguf
+from tests.support.live_engine import PATIENCE, check
 
 PROMPT = list(range(3, 23))
 ANSWER = 12
@@ -26,7 +26,7 @@ MODELS = {"small:a": ("llama", 1), "small:b": ("lfm2", 2)}
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
     folder, registry = tmp_path_factory.mktemp("models"), Registry()
     for name, (architecture, seed) in MODELS.items():
-        path = tinygguf.write(folder / f"{architecture}.gguf", architecture, seed=seed)
+        path = tiny_gguf.write(folder / f"{architecture}.gguf", architecture, seed=seed)
         registry.add("a test", ModelSpec(id=name, source=FileSource(path=path), description="made", context=256))
     return registry
 

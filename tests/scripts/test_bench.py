@@ -23,7 +23,7 @@ from benchlib.prompts import WORKLOADS, Planner  # noqa: E402
 from benchlib.servers import fill  # noqa: E402
 from benchlib.summary import Turn  # noqa: E402
 
-SERVER = Path(__file__).with_name("sse_server.py")
+SERVER = SCRIPTS.parent / "tests/support/sse_server.py"
 TURN = Turn(workload="short", clients=1, round=1, server="a")
 StartServer = Callable[..., str]
 

@@ -12,7 +12,7 @@ import nbclient
 import nbformat
 import pytest
 
-from tests.tunnels import TOKEN, FakeNgrok
+from tests.support.fake_tunnel import TOKEN, FakeNgrok
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "scripts" / "colab.ipynb"

@@ -18,9 +18,9 @@ from locallab.server.dialects.anthropic.stream import AnthropicChunks
 from locallab.server.dialects.ollama.stream import OllamaChunks
 from locallab.server.dialects.openai.stream import OpenAIChunks
 from locallab.server.dialects.responses.stream import ResponsesChunks
-from tests.fakes import TEXT, say
-from tests.server.conftest import Served
-from tests.server.sse import DONE
+from tests.support.fake_engine import TEXT, say
+from tests.support.http_server import Served
+from tests.support.sse import DONE
 
 USER: list[Any] = [{"role": "user", "content": "hi"}]
 THINKING = "<think>so</think>"

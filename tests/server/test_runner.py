@@ -19,7 +19,7 @@ from locallab.server import runner
 from locallab.settings import ServerSettings
 
 ROOT = Path(__file__).parents[2]
-SLOW_APP = Path(__file__).with_name("slow_app.py")
+SLOW_APP = ROOT / "tests/support/slow_app.py"
 PATIENCE = 30.0
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import time
-from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -18,9 +16,10 @@ from locallab.errors import EngineFailure, Overloaded
 from locallab.server import streaming
 from locallab.server.dialects.native.generate import NativeChunks
 from locallab.server.inference.generation import ClientGone, Generation, collect
-from tests.fakes import TEXT, say
-from tests.server.conftest import Served
-from tests.server.sse import DONE, parsed
+from tests.support.fake_engine import TEXT, say
+from tests.support.http_server import Served
+from tests.support.sse import DONE, parsed
+from tests.support.wait import until
 
 USER: list[Any] = [{"role": "user", "content": "hi"}]
 ROUTES: dict[str, dict[str, Any]] = {
@@ -30,14 +29,6 @@ ROUTES: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": "hi"},
 }
 routes = pytest.mark.parametrize("path", ROUTES)
-
-
-def until(holds: Callable[[], bool]) -> None:
-    """Waits for something that another thread does."""
-    deadline = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 def text_of(path: str, event: Any) -> str:

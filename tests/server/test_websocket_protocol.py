@@ -26,7 +26,7 @@ from locallab.server.app import create_app
 from locallab.server.dialects.assistant.websocket import PATH
 from locallab.server.websocket_protocol import RESTARTING
 from locallab.settings import EngineSettings, ServerSettings
-from tests.fakes import FakeEngine, Step, registry, say
+from tests.support.fake_engine import FakeEngine, Step, registry, say
 
 PATIENCE = 30.0
 QUIET = logging.getLogger("tests.quiet client")

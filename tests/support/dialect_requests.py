@@ -63,3 +63,6 @@ def named_events(text: str) -> list[dict[str, Any]]:
         found.append(json.loads(data.removeprefix("data: ")))
         assert name == f"event: {found[-1]['type']}"
     return found
+
+
+TASKS = ("generate", "refactor", "debug", "audit", "document", "chat")

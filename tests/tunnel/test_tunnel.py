@@ -40,9 +40,9 @@ from locallab.tunnel.ngrok_errors import explained
 from locallab.tunnel.process import sweep
 from locallab.tunnel.tunnel import pause
 from locallab.tunnel.usage import FREE_BYTES, FREE_REQUESTS, Month
-from tests.pool.made import making
-from tests.server.conftest import running
-from tests.tunnels import TOKEN, FakeNgrok
+from tests.support.fake_pool import making
+from tests.support.fake_tunnel import TOKEN, FakeNgrok
+from tests.support.http_server import running
 
 PATIENCE = 30.0
 News = queue.Queue[Any]

@@ -7,8 +7,8 @@ from click.testing import CliRunner
 
 from locallab import cli
 from locallab.cli.commands.bench import Measured, percentile, summary
-from tests.fakes import say
-from tests.server.conftest import Serve, Served
+from tests.support.fake_engine import say
+from tests.support.http_server import Serve, Served
 
 
 @pytest.mark.parametrize(

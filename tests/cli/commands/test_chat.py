@@ -14,8 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 from locallab import cli
-from tests.fakes import say
-from tests.server.conftest import Serve, Served
+from tests.support.fake_engine import say
+from tests.support.http_server import Serve, Served
 from tests.support.terminal import ROOT, Terminal, terminal
 
 PATIENCE = 60.0

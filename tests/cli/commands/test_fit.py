@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 
 from locallab import cli, hardware
 from locallab.engine import llama
-from tests.engine import tinygguf
+from tests.support import tiny_gguf
 
 GIB = 1 << 30
 
@@ -40,7 +40,7 @@ def report(*arguments: str) -> Any:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tinygguf.write(tmp_path / "tiny.gguf", "llama")
+    return tiny_gguf.write(tmp_path / "tiny.gguf", "llama")
 
 
 def test_a_file(path: Path) -> None:

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from click.testing import CliRunner
 
 from locallab import __version__, cli
-from tests.fakes import say
-from tests.server.conftest import Serve
+from tests.support.fake_engine import say
+from tests.support.http_server import Serve
 
 
 def test_what_is_loaded(serve: Serve) -> None:

@@ -10,7 +10,7 @@ import pytest
 from locallab.models import Store, adhoc
 from tests.support.terminal import ROOT, terminal
 
-HUB = Path(__file__).parents[2] / "models" / "hub_server.py"
+HUB = Path(__file__).parents[2] / "support" / "hub_server.py"
 WEIGHTS = b"GGUF" + bytes(range(256)) * 64
 NAME = "hf:acme/tiny:Q4_0"
 

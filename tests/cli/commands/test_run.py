@@ -12,8 +12,8 @@ from click.testing import CliRunner, Result
 from locallab import cli
 from locallab.cli.commands import run
 from locallab.server.dialects.assistant.templates import TASKS
-from tests.fakes import say
-from tests.server.conftest import Serve, Served
+from tests.support.fake_engine import say
+from tests.support.http_server import Serve, Served
 from tests.support.terminal import ROOT, terminal
 
 PATIENCE = 120.0

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import signal
 import socket
 import subprocess
 import sys
 import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,46 +17,7 @@ from openai import OpenAI
 from locallab import pool
 from locallab.cli.commands import serve
 from locallab.server import runner
-
-ROOT = Path(__file__).parents[3]
-PATIENCE = 120.0
-
-
-def command(*arguments: str, **environ: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "locallab", "serve", *arguments],
-        cwd=ROOT,
-        env=os.environ | environ,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def failed(*arguments: str, **environ: str) -> tuple[int, str]:
-    """Exit status and stderr of a command that ends by itself; nothing may be on stdout."""
-    with command(*arguments, **environ) as process:
-        out, err = process.communicate(timeout=PATIENCE)
-    assert out == ""
-    return process.returncode, err
-
-
-@contextlib.contextmanager
-def serving(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
-    """A running server, its address and its banner."""
-    with command(*arguments) as process:
-        try:
-            assert process.stdout
-            text = ""
-            while "print(" not in text:
-                line = process.stdout.readline()
-                assert line, process.stderr and process.stderr.read()
-                text += line
-            found = re.search(r"http://\S+", text)
-            assert found
-            yield process, found[0], text
-        finally:
-            process.kill()
+from tests.support.cli_process import PATIENCE, ROOT, failed, serving
 
 
 def test_a_model_file_is_served_and_tried_as_the_banner_says(model_path: Path) -> None:

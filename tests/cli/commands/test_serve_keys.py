@@ -15,7 +15,7 @@ import pytest
 from locallab.cli.commands import serve
 from locallab.keys import FIRST_NAME, KeyStore
 from locallab.server import runner
-from tests.cli.commands.test_serve import failed, serving
+from tests.support.cli_process import failed, serving
 
 
 @pytest.mark.parametrize(

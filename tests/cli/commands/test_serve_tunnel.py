@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from locallab import settings
-from tests.cli.commands.test_serve import PATIENCE, command, failed
-from tests.tunnels import TOKEN, FakeNgrok
+from tests.support.cli_process import PATIENCE, command, failed
+from tests.support.fake_tunnel import TOKEN, FakeNgrok
 
 FLAGS = ("--tunnel", "--port", "0", "--context", "512", "--threads", "1", "--grace", "0")
 

@@ -22,9 +22,9 @@ from locallab.engine.embedding.context import STEP
 from locallab.engine.embedding.packing import Rows
 from locallab.errors import ContextLengthExceeded, EngineClosed, EngineFailure, InvalidField, ModelLoadError, Overloaded
 from locallab.settings import EngineSettings
-from tests.engine import tinyembed
-from tests.engine.asking import PATIENCE, Answer
-from tests.engine.tinyembed import CLS, SEP, UNK, Pooling, token
+from tests.support import tiny_embedding_gguf
+from tests.support.live_engine import PATIENCE, Answer
+from tests.support.tiny_embedding_gguf import CLS, SEP, UNK, Pooling, token
 
 TEXTS = ["hello world", "the old cat, a new dog?", "sun moons rivering red blue stoner", "", "hello", "a b c " * 15]
 CLOSE = 0.9999
@@ -47,12 +47,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bert(folder: Path) -> Path:
-    return tinyembed.bert(folder / "bert.gguf")
+    return tiny_embedding_gguf.bert(folder / "bert.gguf")
 
 
 @pytest.fixture(scope="module")
 def decoder(folder: Path) -> Path:
-    return tinyembed.qwen3(folder / "qwen3.gguf")
+    return tiny_embedding_gguf.qwen3(folder / "qwen3.gguf")
 
 
 def tokens(engine: Engine, text: str) -> list[int]:
@@ -65,41 +65,41 @@ def rows(engine: Embedder, prompts: Sequence[Sequence[int]]) -> Rows:
 
 @pytest.mark.parametrize("pooling", [Pooling.MEAN, Pooling.CLS, None], ids=["mean", "first token", "not said: mean"])
 def test_an_encoder_computes_what_numpy_does(tmp_path: Path, pooling: gguf.PoolingType | None) -> None:
-    path = tinyembed.bert(tmp_path / "bert.gguf", pooling)
-    weights = tinyembed.weights(path)
+    path = tiny_embedding_gguf.bert(tmp_path / "bert.gguf", pooling)
+    weights = tiny_embedding_gguf.weights(path)
     with embedding(path) as engine:
         prompts = [tokens(engine, text) for text in TEXTS]
         for prompt, row in zip(prompts, rows(engine, prompts), strict=True):
-            assert row @ tinyembed.bert_vector(weights, prompt, pooling or Pooling.MEAN) > CLOSE
+            assert row @ tiny_embedding_gguf.bert_vector(weights, prompt, pooling or Pooling.MEAN) > CLOSE
             assert np.linalg.norm(row) == pytest.approx(1, abs=1e-5)
 
 
 def test_a_decoder_computes_what_numpy_does(decoder: Path) -> None:
     """Also where a text is computed in several steps, and where there is nothing before its last token."""
-    weights = tinyembed.weights(decoder)
+    weights = tiny_embedding_gguf.weights(decoder)
     with embedding(decoder) as engine:
         prompts = [tokens(engine, text) for text in [*TEXTS, "x" * (STEP + 200), "y" * (STEP - 1), "z" * STEP]]
         assert min(map(len, prompts)) == 1 and max(map(len, prompts)) > STEP
         for prompt, row in zip(prompts, rows(engine, prompts), strict=True):
-            assert row @ tinyembed.qwen3_vector(weights, prompt) > CLOSE
+            assert row @ tiny_embedding_gguf.qwen3_vector(weights, prompt) > CLOSE
 
 
 def test_an_encoder_that_does_not_say_so_is_found_out(tmp_path: Path) -> None:
     """Else it would be computed in steps, of which none sees the others."""
-    path = tinyembed.bert(tmp_path / "bert.gguf", Pooling.LAST, causal=None)
+    path = tiny_embedding_gguf.bert(tmp_path / "bert.gguf", Pooling.LAST, causal=None)
     with embedding(path) as engine:
         prompts = [tokens(engine, text) for text in TEXTS]
         for prompt, row in zip(prompts, rows(engine, prompts), strict=True):
-            assert row @ tinyembed.bert_vector(tinyembed.weights(path), prompt, Pooling.LAST) > CLOSE
+            assert row @ tiny_embedding_gguf.bert_vector(tiny_embedding_gguf.weights(path), prompt, Pooling.LAST) > CLOSE
 
 
 def test_half_a_translator_computes_what_numpy_does(tmp_path: Path) -> None:
-    path = tinyembed.t5encoder(tmp_path / "t5.gguf")
-    weights = tinyembed.weights(path)
+    path = tiny_embedding_gguf.t5encoder(tmp_path / "t5.gguf")
+    weights = tiny_embedding_gguf.weights(path)
     with embedding(path) as engine:
         prompts = [tokens(engine, text) for text in ("hello", "abc-def-ghi" * 5, "x")]
         for prompt, row in zip(prompts, rows(engine, prompts), strict=True):
-            assert row @ tinyembed.t5_vector(weights, prompt) > CLOSE
+            assert row @ tiny_embedding_gguf.t5_vector(weights, prompt) > CLOSE
 
 
 def test_words_become_their_pieces(bert: Path) -> None:
@@ -121,39 +121,43 @@ def test_a_batch_computes_what_single_requests_do(name: str, request: pytest.Fix
 
 
 def test_an_encoder_ranks_as_numpy_does(folder: Path) -> None:
-    path = tinyembed.bert(folder / "ranker.gguf", Pooling.RANK)
-    weights = tinyembed.weights(path)
+    path = tiny_embedding_gguf.bert(folder / "ranker.gguf", Pooling.RANK)
+    weights = tiny_embedding_gguf.weights(path)
     with embedding(path) as engine:
         assert (engine.info.kind, engine.info.dimensions) == ("reranker", 0)
         pairs = [engine.pair("old cat?", text) for text in ("a new dog", "the old cat", "")]
         assert pairs[0] == [CLS, *map(token, ("old", "cat", "?")), SEP, *map(token, ("a", "new", "dog")), SEP]
         found = rows(engine, pairs)
         assert found.shape == (3, 1)
-        assert found[:, 0] == pytest.approx([tinyembed.bert_score(weights, pair) for pair in pairs], abs=2e-3)
+        assert found[:, 0] == pytest.approx([tiny_embedding_gguf.bert_score(weights, pair) for pair in pairs], abs=2e-3)
         assert engine.pair("[SEP]", "a").count(SEP) == 2, "what a client wrote came to count as markup"
 
 
 def test_a_pair_may_be_parted_by_two_tokens(folder: Path) -> None:
-    path = tinyembed.bert(folder / "parted.gguf", Pooling.RANK, pieces=False)
-    bos, eos = tinyembed.BOS, tinyembed.EOS
+    path = tiny_embedding_gguf.bert(folder / "parted.gguf", Pooling.RANK, pieces=False)
+    bos, eos = tiny_embedding_gguf.BOS, tiny_embedding_gguf.EOS
     with embedding(path) as engine:
         a, b = (ord(letter) + 3 for letter in "ab")
         assert engine.pair("a", "b</s>") == [bos, a, eos, eos, b, *(ord(letter) + 3 for letter in "</s>"), eos]
         pair = engine.pair("ab", "ba")
-        assert rows(engine, [pair])[0, 0] == pytest.approx(tinyembed.bert_score(tinyembed.weights(path), pair), abs=2e-3)
+        assert rows(engine, [pair])[0, 0] == pytest.approx(
+            tiny_embedding_gguf.bert_score(tiny_embedding_gguf.weights(path), pair), abs=2e-3
+        )
 
 
 def test_a_decoder_ranks_as_numpy_does(folder: Path) -> None:
-    path = tinyembed.qwen3(folder / "yes-or-no.gguf", Pooling.RANK)
-    weights = tinyembed.weights(path)
+    path = tiny_embedding_gguf.qwen3(folder / "yes-or-no.gguf", Pooling.RANK)
+    weights = tiny_embedding_gguf.weights(path)
     with embedding(path) as engine:
-        assert engine.info.kind == "reranker" and engine.pair_template == tinyembed.RERANK
+        assert engine.info.kind == "reranker" and engine.pair_template == tiny_embedding_gguf.RERANK
         pairs = [engine.tokenize(f"<Q>{q}<D>x", add_special=False, parse_special=True) for q in ("a", "bc", "d" * 600)]
-        assert rows(engine, pairs)[:, 0] == pytest.approx([tinyembed.qwen3_score(weights, p) for p in pairs], abs=2e-3)
+        assert rows(engine, pairs)[:, 0] == pytest.approx(
+            [tiny_embedding_gguf.qwen3_score(weights, p) for p in pairs], abs=2e-3
+        )
 
 
 def test_a_classifier_of_several_classes_is_refused(tmp_path: Path) -> None:
-    path = tinyembed.bert(tmp_path / "classes.gguf", Pooling.RANK, classes=3)
+    path = tiny_embedding_gguf.bert(tmp_path / "classes.gguf", Pooling.RANK, classes=3)
     with pytest.raises(ModelLoadError, match="tells 3 classes apart"):
         Embedder(path, EngineSettings(threads=1, gpu_layers=0))
     assert not any(path.name in thread.name for thread in threading.enumerate())
@@ -178,9 +182,14 @@ def test_what_llama_cpp_refuses_is_no_vector(bert: Path) -> None:
 def test_it_says_what_it_is(bert: Path, decoder: Path) -> None:
     with embedding(bert) as first, embedding(decoder) as second:
         about = first.info
-        assert (about.kind, about.dimensions, about.context, about.reuse) == ("embedding", 32, tinyembed.CONTEXT, "none")
+        assert (about.kind, about.dimensions, about.context, about.reuse) == (
+            "embedding",
+            32,
+            tiny_embedding_gguf.CONTEXT,
+            "none",
+        )
         assert (about.architecture, about.kv_tokens, about.add_bos, about.bos) == ("bert", 0, True, "[CLS]")
-        assert (second.info.context, second.info.kv_tokens) == (tinyembed.DECODER_CONTEXT,) * 2
+        assert (second.info.context, second.info.kv_tokens) == (tiny_embedding_gguf.DECODER_CONTEXT,) * 2
 
 
 def test_it_makes_no_text(bert: Path) -> None:
@@ -205,18 +214,21 @@ def test_what_cannot_be_computed_is_refused(bert: Path, prompts: list[list[int]]
 
 
 def test_a_text_may_be_as_long_as_the_context(bert: Path) -> None:
-    weights = tinyembed.weights(bert)
-    whole = [CLS, *[token("cat"), token("dog")] * (tinyembed.CONTEXT // 2 - 1), SEP]
+    weights = tiny_embedding_gguf.weights(bert)
+    whole = [CLS, *[token("cat"), token("dog")] * (tiny_embedding_gguf.CONTEXT // 2 - 1), SEP]
     with embedding(bert) as engine:
-        assert rows(engine, [whole])[0] @ tinyembed.bert_vector(weights, whole) > CLOSE
+        assert rows(engine, [whole])[0] @ tiny_embedding_gguf.bert_vector(weights, whole) > CLOSE
         with pytest.raises(ContextLengthExceeded) as caught:
             engine.embed([[CLS], [*whole, SEP]])
-        assert (caught.value.n_prompt_tokens, caught.value.n_ctx) == (tinyembed.CONTEXT + 1, tinyembed.CONTEXT)
+        assert (caught.value.n_prompt_tokens, caught.value.n_ctx) == (
+            tiny_embedding_gguf.CONTEXT + 1,
+            tiny_embedding_gguf.CONTEXT,
+        )
 
 
 def test_the_context_is_what_was_asked_for_but_no_more_than_was_trained(bert: Path, decoder: Path) -> None:
     """Beyond that an encoder has no positions: llama.cpp would read past its table of them."""
-    for path, asked, given in ((bert, 32, 32), (bert, 100_000, tinyembed.CONTEXT), (decoder, 700, 700)):
+    for path, asked, given in ((bert, 32, 32), (bert, 100_000, tiny_embedding_gguf.CONTEXT), (decoder, 700, 700)):
         with embedding(path, context=asked) as engine:
             assert engine.info.context == given
             assert rows(engine, [[3] * given]).shape == (1, 32)
@@ -226,7 +238,7 @@ def test_the_context_fits_into_memory(decoder: Path, monkeypatch: pytest.MonkeyP
     """Where nobody asked for one it is halved until it does; one that was asked for is refused."""
     monkeypatch.setattr(hardware, "available_memory", lambda: 700_000)
     with embedding(decoder) as engine:
-        assert engine.info.context == tinyembed.DECODER_CONTEXT // 2
+        assert engine.info.context == tiny_embedding_gguf.DECODER_CONTEXT // 2
     monkeypatch.setattr(hardware, "available_memory", lambda: 200_000)
     with pytest.raises(ModelLoadError, match=r"a context of 1024 tokens needs .* set a smaller context"):
         Embedder(decoder, EngineSettings(context=2048, threads=1, gpu_layers=0))

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import gguf
 import jsonschema
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,21 +18,17 @@ from hypothesis import strategies as st
 from locallab.engine import Constraint, Engine, SamplingParams
 from locallab.engine.grammar import grammars
 from locallab.errors import EngineClosed, InvalidField
-from tests.engine import tinygguf
-from tests.engine.asking import Answer, ask, check, running
-from tests.engine.tinygguf import BOS, N_VOCAB
+from tests.support import tiny_gguf
+from tests.support.live_engine import Answer, ask, check, running
+from tests.support.tiny_gguf import BOS, N_VOCAB
+from tests.support.tiny_grammar import MARK, MORE, PROMPT
 
-NORMAL, CONTROL, USER = gguf.TokenType.NORMAL, gguf.TokenType.CONTROL, gguf.TokenType.USER_DEFINED
-TEXTS = ["▁", '{"', '":', '▁"', '",', '"}', '"]', "ab", "name", "true", "null"]
-MORE = [*((text, NORMAL) for text in TEXTS), ("<|mark|>", CONTROL), ("<tag>", USER)]
-MARK = N_VOCAB + len(TEXTS)
-HIDDEN = {0, BOS, tinygguf.EOS, MARK}
-PROMPT = [BOS, *range(100, 120)]
+HIDDEN = {0, BOS, tiny_gguf.EOS, MARK}
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tinygguf.write(tmp_path_factory.mktemp("models") / "tiny.gguf", "llama", more=MORE)
+    return tiny_gguf.write(tmp_path_factory.mktemp("models") / "tiny.gguf", "llama", more=MORE)
 
 
 @pytest.fixture(scope="module")
@@ -291,7 +286,7 @@ def test_a_name_cannot_be_spelt_so_that_the_schema_does_not_know_it(engine: Engi
 
 
 def test_control_tokens_are_never_said_in_passing_but_can_be_asked_for(engine: Engine) -> None:
-    bias = tuple((token, 20.0) for token in HIDDEN - {tinygguf.EOS})
+    bias = tuple((token, 20.0) for token in HIDDEN - {tiny_gguf.EOS})
     free = Answer()
     engine.submit(PROMPT, SamplingParams(temperature=3, max_tokens=60, logit_bias=bias), free)
     assert set(free.ended().tokens) & HIDDEN
@@ -314,7 +309,7 @@ def test_what_is_forced_takes_few_steps_and_is_counted(engine: Engine) -> None:
 
 def test_a_model_that_does_not_keep_its_texts_refuses(tmp_path: Path) -> None:
     """This one has no blank: tokenised, it becomes three bytes of another character."""
-    blind = tinygguf.write(tmp_path / "blind.gguf", "llama")
+    blind = tiny_gguf.write(tmp_path / "blind.gguf", "llama")
     with running(blind) as engine, pytest.raises(InvalidField, match="tokenizer of this model"):
         engine.prepare(Constraint("json_object", field="response_format"))
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from locallab.errors import EngineFailure
-from tests.engine.fakellama import FakeGuide, answer, forced, guided_answer, next_token
-from tests.engine.rig import Rig
+from tests.support.fake_llama import FakeGuide, answer, forced, guided_answer, next_token
+from tests.support.worker_rig import Rig
 
 PROMPT = [5, 6, 7]
 

@@ -18,9 +18,9 @@ from locallab.chat.json_schema import relaxed
 from locallab.engine import Constraint, Engine, SamplingParams
 from locallab.engine.grammar import grammars
 from locallab.errors import InvalidField
-from tests.engine import tinygguf
-from tests.engine.asking import Answer, running
-from tests.engine.tinygguf import BOS
+from tests.support import tiny_gguf
+from tests.support.live_engine import Answer, running
+from tests.support.tiny_gguf import BOS
 
 CUT = 100
 MORE = [(text, gguf.TokenType.NORMAL) for text in ["▁", '{"', '": ', '▁"', '",', '"}', '"]', "true", "null"]]
@@ -437,7 +437,7 @@ SCHEMAS = [(schema, keyword in LOOSE) for keyword, rows in CASES.items() for sch
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    path = tinygguf.write(tmp_path_factory.mktemp("models") / "tiny.gguf", "llama", more=MORE)
+    path = tiny_gguf.write(tmp_path_factory.mktemp("models") / "tiny.gguf", "llama", more=MORE)
     with running(path, context=256, parallel=32, queue=4096, kv_tokens=8192) as engine:
         yield engine
 

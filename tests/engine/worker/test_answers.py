@@ -8,16 +8,16 @@ import pytest
 
 from locallab.engine import Constraint, Engine, SamplingParams
 from locallab.engine.request import ReasoningBudget
-from tests.engine import tinygguf
-from tests.engine.asking import Answer, running
-from tests.engine.grammar.test_grammars import MARK, MORE, PROMPT
+from tests.support import tiny_gguf
+from tests.support.live_engine import Answer, running
+from tests.support.tiny_grammar import MARK, MORE, PROMPT
 
 MORE_TAG = MARK + 1
 
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    path = tinygguf.write(tmp_path_factory.mktemp("models") / "tiny.gguf", "llama", more=MORE)
+    path = tiny_gguf.write(tmp_path_factory.mktemp("models") / "tiny.gguf", "llama", more=MORE)
     with running(path, context=512, parallel=4, kv_tokens=2048) as engine:
         yield engine
 

@@ -14,8 +14,8 @@ from locallab.engine import Engine, SamplingParams
 from locallab.errors import EngineClosed
 from locallab.pool.memory import Memory
 from locallab.settings import EngineSettings
-from tests.engine import tinygguf
-from tests.engine.asking import PATIENCE, Answer, ask, running, start
+from tests.support import tiny_gguf
+from tests.support.live_engine import PATIENCE, Answer, ask, running, start
 
 PROMPT = list(range(3, 43))
 LONG = 200
@@ -23,7 +23,7 @@ LONG = 200
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tinygguf.write(tmp_path_factory.mktemp("models") / "llama.gguf", "llama")
+    return tiny_gguf.write(tmp_path_factory.mktemp("models") / "llama.gguf", "llama")
 
 
 def threads_of(path: Path) -> list[threading.Thread]:
@@ -156,10 +156,10 @@ def test_engines_side_by_side(path: Path) -> None:
         second.close()
 
 
-@pytest.mark.parametrize("architecture", tinygguf.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", tiny_gguf.ARCHITECTURES)
 def test_requests_from_many_threads(architecture: str, tmp_path: Path) -> None:
     """Clients come and go; every one gets its last event, and nothing stays behind."""
-    path = tinygguf.write(tmp_path / f"{architecture}.gguf", architecture)
+    path = tiny_gguf.write(tmp_path / f"{architecture}.gguf", architecture)
 
     def client(number: int) -> str:
         answer = start(engine, PROMPT[: 5 + number], 30)

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import pytest
 
 from locallab.engine import Engine, SamplingParams, TokenEvent
-from tests.engine import tinygguf
-from tests.engine.asking import Answer, running
+from tests.support import tiny_gguf
+from tests.support.live_engine import Answer, running
 
-PROMPT = [tinygguf.BOS, *(100 + i % 90 for i in range(299))]
+PROMPT = [tiny_gguf.BOS, *(100 + i % 90 for i in range(299))]
 
 
 class Told(Answer):
@@ -28,7 +28,7 @@ class Told(Answer):
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    path = tinygguf.write(tmp_path_factory.mktemp("models") / "tiny.gguf", "llama")
+    path = tiny_gguf.write(tmp_path_factory.mktemp("models") / "tiny.gguf", "llama")
     with running(path, context=512, batch=64, kv_tokens=2048, cache_tokens=1024) as engine:
         yield engine
 

@@ -10,16 +10,16 @@ import pytest
 from locallab.chat.fim import infill
 from locallab.engine import FimTokens
 from locallab.errors import EngineClosed, InvalidField
-from tests.engine import tinygguf
-from tests.engine.asking import ask, running
-from tests.engine.tinygguf import BOS, EOS, N_VOCAB
+from tests.support import tiny_gguf
+from tests.support.live_engine import ask, running
+from tests.support.tiny_gguf import BOS, EOS, N_VOCAB
 
 CONTROL, NORMAL = gguf.TokenType.CONTROL, gguf.TokenType.NORMAL
 QWEN = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>"]
 
 
 def write(path: Path, *texts: str) -> Path:
-    return tinygguf.write(path / "tiny.gguf", "llama", more=[("▁", NORMAL), *((text, CONTROL) for text in texts)])
+    return tiny_gguf.write(path / "tiny.gguf", "llama", more=[("▁", NORMAL), *((text, CONTROL) for text in texts)])
 
 
 def test_a_model_says_how_it_fills_in_the_middle(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_tokens_give_back_their_text_and_markup_its_name(tmp_path: Path) -> None
         assert engine.detokenize(tokens).removeprefix(" ") == text
         assert engine.detokenize([BOS, *tokens[1:4], EOS, N_VOCAB + 1]) == "<s>abc</s><|fim_prefix|>"
         assert engine.detokenize([]) == ""
-        assert engine.detokenize([tinygguf.FIRST_PLAIN + 0xC3]) == "\ufffd"
+        assert engine.detokenize([tiny_gguf.FIRST_PLAIN + 0xC3]) == "\ufffd"
 
 
 @pytest.mark.parametrize("token", [-1, N_VOCAB + 1])

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from locallab.errors import SourceError
 from locallab.models import ModelSpec, Store, fetch
 from locallab.models.sources import download
-from tests.models.hub_server import Hub, etag
-from tests.models.tiny import WEIGHTS, Calls
+from tests.support.hub_server import Hub, etag
+from tests.support.tiny_weights import WEIGHTS, Calls
 
 FETCH = """
 import logging, sys, msgspec

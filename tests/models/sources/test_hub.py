@@ -11,8 +11,8 @@ import pytest
 
 from locallab.errors import SourceError
 from locallab.models import HubSource, ModelSpec, Store, fetch
-from tests.models.hub_server import COMMIT, Hub, Repo, etag
-from tests.models.tiny import WEIGHTS, Calls
+from tests.support.hub_server import COMMIT, Hub, Repo, etag
+from tests.support.tiny_weights import WEIGHTS, Calls
 
 RESOLVE = f"/acme/tiny/resolve/{COMMIT}/tiny.gguf"
 

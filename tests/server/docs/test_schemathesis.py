@@ -15,9 +15,9 @@ from locallab.models.store import Store
 from locallab.pool import Pool
 from locallab.server.app import create_app
 from locallab.settings import ServerSettings
-from tests.fakes import FakeEngine, registry
-from tests.server.conftest import running
-from tests.server.described import Described
+from tests.support.fake_engine import FakeEngine, registry
+from tests.support.http_server import running
+from tests.support.openapi_check import Described
 
 CLI = "import sys; from schemathesis.cli import schemathesis; schemathesis(sys.argv[1:])"
 OPTIONS = ("--max-examples", "20", "--generation-deterministic", "--continue-on-failure", "--no-color", "--warnings", "off")

@@ -14,8 +14,8 @@ from locallab import logs
 from locallab.server.dialects.registry import DIALECTS
 from locallab.server.middleware import Failsafe
 from locallab.server.middleware.paths import canonical
-from tests.fakes import TEXT
-from tests.server.conftest import Serve, Served
+from tests.support.fake_engine import TEXT
+from tests.support.http_server import Serve, Served
 
 USER = [{"role": "user", "content": "hi"}]
 POSTS = ["/generate", "/chat", "/models/load", "/v1/chat/completions", "/v1/completions"]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from locallab.engine.request import Constraint
-from tests.server.conftest import Serve, Served
+from tests.support.http_server import Serve, Served
 
 USER: Any = [{"role": "user", "content": "How is the weather in Oslo?"}]
 WEATHER: Any = {

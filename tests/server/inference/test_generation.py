@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from locallab.engine.request import Progress
-from tests.fakes import Step, say
-from tests.server.conftest import Served
-from tests.server.sse import DONE, parsed
+from tests.support.fake_engine import Step, say
+from tests.support.http_server import Served
+from tests.support.sse import DONE, parsed
 
 STEPS: list[Step] = [Progress(300, 40, 104, 0.5), Progress(300, 40, 300, 1.25), *say("Fine.")]
 TOLD = [

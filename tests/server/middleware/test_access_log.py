@@ -16,9 +16,9 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from locallab import logs
-from tests.fakes import say
-from tests.server.conftest import Serve
-from tests.server.echo import PATH, ROUTES
+from tests.support.echo_model import PATH, ROUTES
+from tests.support.fake_engine import say
+from tests.support.http_server import Serve
 
 
 @contextlib.contextmanager

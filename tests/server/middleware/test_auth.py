@@ -25,8 +25,8 @@ from locallab.errors import Unauthorized
 from locallab.keys import KeyStore
 from locallab.server.errors import refuse
 from locallab.server.middleware.auth import Credentials, from_headers
-from tests.server.conftest import Serve, Served
-from tests.server.echo import PATH, ROUTES
+from tests.support.echo_model import PATH, ROUTES
+from tests.support.http_server import Serve, Served
 
 MISSING = "an API key is required: send it as Authorization: Bearer KEY, or in the header x-api-key or api-key"
 WRONG = "the API key is not valid"

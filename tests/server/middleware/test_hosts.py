@@ -18,8 +18,8 @@ from websockets.sync.client import connect
 from locallab.errors import ConfigError
 from locallab.keys import KeyStore
 from locallab.server.middleware.hosts import Hosts, matches, without_port
-from tests.server.conftest import Serve, Served
-from tests.server.echo import PATH, ROUTES
+from tests.support.echo_model import PATH, ROUTES
+from tests.support.http_server import Serve, Served
 
 OWN = ["localhost", "localhost:8000", "LocalHost.", "me.localhost:1", "127.0.0.1", "127.0.0.1:80", "[::1]:8000", "[::1]", "::1"]
 OWN += ["10.0.0.5:8000", "[fe80::1]:8000", "box", "BOX:8000", "box.local", ""]

@@ -15,8 +15,8 @@ from websockets.typing import Origin
 
 from locallab.errors import ConfigError
 from locallab.server.middleware.origins import Origins
-from tests.server.conftest import Serve, Served
-from tests.server.echo import PATH, ROUTES
+from tests.support.echo_model import PATH, ROUTES
+from tests.support.http_server import Serve, Served
 
 LOCAL = [
     "http://localhost",

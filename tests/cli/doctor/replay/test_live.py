@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from locallab import cli
-from tests.test_end_to_end import Process
+from tests.support.served_process import Process
 
 pytestmark = pytest.mark.clients
 

@@ -19,8 +19,8 @@ from locallab.cli.doctor.replay.checks.openai import stream, whole
 from locallab.cli.doctor.replay.checks.responses import response_stream
 from locallab.cli.doctor.replay.exchange import Check, Reply, Unmet
 from locallab.engine.request import SamplingParams
-from tests.fakes import FIM, Step, say
-from tests.server.conftest import Serve, Served, start_in
+from tests.support.fake_engine import FIM, Step, say
+from tests.support.http_server import Serve, Served, start_in
 
 KEY = "ll-for-the-tests"
 CALL = '<tool_call>\n{"name": "read_file", "arguments": {"path": "README.md"}}\n</tool_call>'

@@ -25,10 +25,10 @@ from locallab.server.dialects.ollama.request import OllamaChatBody, OllamaGenera
 from locallab.server.dialects.openai.chat import ChatBody
 from locallab.server.dialects.openai.completions import CompletionBody
 from locallab.server.dialects.responses.request import ResponsesBody
-from tests.fakes import TEXT, Step, say
-from tests.server.conftest import Served, start_in
 from tests.support import dialect_requests
 from tests.support.dialect_requests import TEMPLATE
+from tests.support.fake_engine import TEXT, Step, say
+from tests.support.http_server import Served, start_in
 
 CHAT, COMPLETIONS, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"
 OLLAMA_CHAT, OLLAMA_GENERATE = "/api/chat", "/api/generate"

@@ -14,9 +14,9 @@ from hypothesis import given
 from locallab.engine.request import Constraint
 from locallab.errors import EngineFailure
 from locallab.server.dialects.anthropic.stream import AnthropicChunks
-from tests.fakes import TEXT, say
-from tests.server.conftest import Serve, Served
 from tests.support.dialect_requests import ARGUMENTS, CALL, PARAMETERS, RAW, SAID, THOUGHT, cut, cuts, named_events, news, turn
+from tests.support.fake_engine import TEXT, say
+from tests.support.http_server import Serve, Served
 
 USER: list[Any] = [{"role": "user", "content": "hi"}]
 TOOLS: list[Any] = [

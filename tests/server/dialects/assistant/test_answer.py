@@ -13,7 +13,7 @@ from locallab.engine.request import SamplingParams, TokenEvent, Usage
 from locallab.errors import EngineFailure, InvalidField, Overloaded, RateLimited
 from locallab.server.dialects.assistant.answer import AnswerReader, AssistantChunks, problem
 from locallab.server.dialects.assistant.request import AssistantBody, PreparedQuestion, check
-from tests.server.sse import parsed
+from tests.support.sse import parsed
 
 THINKS = "{% for m in messages %}{{ m.content }}{% endfor %}{# <think> </think> #}"
 USAGE = Usage(5, 3, 1)

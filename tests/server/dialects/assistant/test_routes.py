@@ -16,12 +16,12 @@ from locallab.engine.request import Constraint
 from locallab.errors import ConfigError, EngineFailure, InvalidField
 from locallab.server.dialects.assistant import request
 from locallab.server.dialects.assistant.answer import AssistantAnswer
-from tests.fakes import FIM, say
-from tests.server.conftest import Serve, Served, start_in
-from tests.server.sse import parsed
+from tests.support.dialect_requests import TASKS
+from tests.support.fake_engine import FIM, say
+from tests.support.http_server import Serve, Served, start_in
+from tests.support.sse import parsed
 
 ROOT = "/api/v1/assistant"
-TASKS = ("generate", "refactor", "debug", "audit", "document", "chat")
 tasks = pytest.mark.parametrize("task", TASKS)
 PROMPT = "words that no program begins with"
 

@@ -22,10 +22,10 @@ from locallab.server.dialects.assistant.templates import Templates
 from locallab.server.dialects.assistant.websocket import AT_ONCE, PATH, REFUSED, Conversation
 from locallab.server.websocket_protocol import RESTARTING
 from locallab.settings import EngineSettings, ServerSettings
-from tests.fakes import TEXT, FakeEngine, Step, registry, say
-from tests.server.conftest import Serve, Served, start_in
-from tests.server.dialects.assistant.test_routes import TASKS
-from tests.server.test_streaming import until
+from tests.support.dialect_requests import TASKS
+from tests.support.fake_engine import TEXT, FakeEngine, Step, registry, say
+from tests.support.http_server import Serve, Served, start_in
+from tests.support.wait import until
 
 PATIENCE = 30.0
 Script = Callable[["Peer"], Awaitable[None]]

@@ -18,11 +18,11 @@ from locallab.server.app import create_app
 from locallab.server.dialects.registry import DIALECTS
 from locallab.server.middleware.paths import canonical
 from locallab.settings import ServerSettings
-from tests.engine import tinygguf
-from tests.fakes import FIM, TEXT
-from tests.server.conftest import Serve, Served, running, start_in
-from tests.server.described import Described
-from tests.server.sse import events
+from tests.support import tiny_gguf
+from tests.support.fake_engine import FIM, TEXT
+from tests.support.http_server import Serve, Served, running, start_in
+from tests.support.openapi_check import Described
+from tests.support.sse import events
 
 LENGTH = len(TEXT.encode())
 
@@ -255,7 +255,7 @@ MORE = [("▁", gguf.TokenType.NORMAL), *((text, gguf.TokenType.CONTROL) for tex
 
 
 def test_a_real_engine_fills_in(tmp_path: Path) -> None:
-    file = tinygguf.write(tmp_path / "tiny.gguf", "llama", more=MORE)
+    file = tiny_gguf.write(tmp_path / "tiny.gguf", "llama", more=MORE)
     source = f"{{kind: file, path: '{file}'}}"
     entry = f"{{id: 'tiny:1b', source: {source}, size: 1 MB, context: 512, description: a tiny one}}"
     (tmp_path / "models.yaml").write_text(f"models:\n- {entry}\n")

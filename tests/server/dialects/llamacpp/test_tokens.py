@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.engine.tinyembed import CLS, SEP, token
-from tests.server.conftest import Served
-from tests.server.tinyserver import Tiny, tiny_server
+from tests.support.http_server import Served
+from tests.support.tiny_embedding_gguf import CLS, SEP, token
+from tests.support.tiny_server import Tiny, tiny_server
 
 WORLDS = [token("hello"), token("world"), token("##s")]
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}

@@ -7,9 +7,9 @@ import pytest
 
 from locallab import __version__
 from locallab.engine.request import SamplingParams
-from tests.fakes import TEXT
-from tests.server.conftest import Serve, Served
-from tests.server.sse import DONE, events
+from tests.support.fake_engine import TEXT
+from tests.support.http_server import Serve, Served
+from tests.support.sse import DONE, events
 
 USER = [{"role": "user", "content": "hi"}]
 LENGTH = len(TEXT.encode())

@@ -10,9 +10,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from websockets.sync.client import connect
 
 from locallab.server.middleware.traffic import CountTraffic, Traffic
-from tests.fakes import TEXT
-from tests.server.conftest import Serve, Served
-from tests.server.test_streaming import until
+from tests.support.fake_engine import TEXT
+from tests.support.http_server import Serve, Served
+from tests.support.wait import until
 
 LENGTH = len(TEXT.encode())
 

@@ -18,9 +18,9 @@ from locallab.pool import Pool
 from locallab.server.inference.generation import ClientGone
 from locallab.server.inference.lease import Leases, lease
 from locallab.units import compact_bytes
-from tests.fakes import TEXT, FakeEngine, registry
-from tests.pool.made import until
-from tests.server.conftest import Serve, Served
+from tests.support.fake_engine import TEXT, FakeEngine, registry
+from tests.support.http_server import Serve, Served
+from tests.support.wait import until
 
 USER = [{"role": "user", "content": "hi"}]
 ROUTES: dict[str, dict[str, Any]] = {

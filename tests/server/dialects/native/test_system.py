@@ -15,9 +15,9 @@ from locallab.pool import Pool, PoolStats
 from locallab.server.app import create_app
 from locallab.server.dialects.native.system import build, machine, process
 from locallab.settings import ServerSettings
-from tests.fakes import TEXT, FakeEngine, registry
-from tests.server.conftest import Serve, Served, running
-from tests.server.test_streaming import until
+from tests.support.fake_engine import TEXT, FakeEngine, registry
+from tests.support.http_server import Serve, Served, running
+from tests.support.wait import until
 
 LENGTH = len(TEXT.encode())
 

@@ -17,11 +17,11 @@ from hypothesis import given
 from locallab.engine.request import Constraint, SamplingParams
 from locallab.errors import EngineFailure, SourceError
 from locallab.server.dialects.ollama.stream import ChatChunks, Clock
-from tests.fakes import FIM, TEXT, say
-from tests.pool.made import until
-from tests.server.conftest import Serve, Served
-from tests.server.described import Described
 from tests.support.dialect_requests import ARGUMENTS, CALL, PARAMETERS, RAW, SAID, TEMPLATE, THOUGHT, cut, cuts, news, turn
+from tests.support.fake_engine import FIM, TEXT, say
+from tests.support.http_server import Serve, Served
+from tests.support.openapi_check import Described
+from tests.support.wait import until
 
 USER: list[Any] = [{"role": "user", "content": "hi"}]
 TOOLS: list[Any] = [{"type": "function", "function": {"name": "weather", "description": "", "parameters": PARAMETERS}}]
@@ -416,7 +416,7 @@ def test_show(thinking: Served, client: ollama.Client) -> None:
 
 
 def test_facts_of_a_real_file(serve: Serve, tmp_path: Path) -> None:
-    from tests.engine.tinygguf import write
+    from tests.support.tiny_gguf import write
 
     with serve() as served:
         write(tmp_path / "other-2b.gguf", "llama")

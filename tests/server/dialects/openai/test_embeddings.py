@@ -19,10 +19,10 @@ from websockets.sync.client import connect
 
 from locallab.engine import Embedder
 from locallab.server.inference.embedding import PAUSE
-from tests.engine import tinyembed
-from tests.engine.tinyembed import CLS, SEP, token
-from tests.pool.made import until
-from tests.server.tinyserver import Tiny, tiny_server
+from tests.support import tiny_embedding_gguf
+from tests.support.tiny_embedding_gguf import CLS, SEP, token
+from tests.support.tiny_server import Tiny, tiny_server
+from tests.support.wait import until
 
 PATIENCE = 30.0
 USER = [{"role": "user", "content": "hi"}]
@@ -50,8 +50,8 @@ def vectors(answer: Any) -> np.ndarray:
 
 
 def reference(tiny: Tiny, *texts: list[int]) -> np.ndarray:
-    weights = tinyembed.weights(tiny.paths["embed"])
-    return np.stack([tinyembed.bert_vector(weights, text) for text in texts])
+    weights = tiny_embedding_gguf.weights(tiny.paths["embed"])
+    return np.stack([tiny_embedding_gguf.bert_vector(weights, text) for text in texts])
 
 
 def same(found: np.ndarray, expected: np.ndarray) -> bool:
@@ -67,7 +67,7 @@ def test_the_vector_of_a_text(tiny: Tiny) -> None:
 
 def test_the_vectors_of_many(tiny: Tiny) -> None:
     """More than are written in one go, and more than one batch of the engine."""
-    words = list(tinyembed.WORDS) * 20
+    words = list(tiny_embedding_gguf.WORDS) * 20
     answer = tiny.post("/v1/embeddings", model="embed", input=words)
     assert len(words) > 2 * PAUSE
     assert same(vectors(answer), reference(tiny, *([CLS, token(word), SEP] for word in words)))
@@ -129,7 +129,7 @@ def test_what_is_wrong_is_named(tiny: Tiny, body: dict[str, Any], field: str, re
 def test_a_text_that_is_too_long(tiny: Tiny) -> None:
     error = tiny.refused("/v1/embeddings", model="embed", input=["a", "hello " * 100])["error"]
     assert (error["code"], error["param"]) == ("context_length_exceeded", "input")
-    assert (error["n_prompt_tokens"], error["n_ctx"]) == (102, tinyembed.CONTEXT)
+    assert (error["n_prompt_tokens"], error["n_ctx"]) == (102, tiny_embedding_gguf.CONTEXT)
 
 
 def test_an_unknown_model(tiny: Tiny, tmp_path: Any) -> None:
@@ -185,10 +185,10 @@ def test_a_decoder_makes_vectors_too(tiny: Tiny, client: openai.OpenAI) -> None:
     """Of texts that are computed in several steps, among them one of more characters than the event loop tokenises."""
     long = ["x" * 900, *("y" * 700 for _ in range(30))]
     answer = client.embeddings.create(model="decoder", input=long)
-    weights = tinyembed.weights(tiny.paths["decoder"])
+    weights = tiny_embedding_gguf.weights(tiny.paths["decoder"])
     for text, each in zip(long[:2], answer.data, strict=False):
-        tokens = [*(byte + 3 for byte in text.encode()), tinyembed.EOS]
-        assert np.array(each.embedding) @ tinyembed.qwen3_vector(weights, tokens) > CLOSE
+        tokens = [*(byte + 3 for byte in text.encode()), tiny_embedding_gguf.EOS]
+        assert np.array(each.embedding) @ tiny_embedding_gguf.qwen3_vector(weights, tokens) > CLOSE
     assert answer.usage.prompt_tokens == sum(len(text) + 1 for text in long)
 
 
@@ -241,9 +241,9 @@ def test_a_client_that_leaves_ends_its_request(tiny: Tiny) -> None:
 def test_a_model_that_makes_vectors_says_so(tiny: Tiny) -> None:
     tiny.post("/v1/embeddings", model="embed", input="a")
     status = tiny.http.get("/models/status/embed").json()
-    assert (status["kind"], status["dimensions"], status["context"]) == ("embedding", 32, tinyembed.CONTEXT)
+    assert (status["kind"], status["dimensions"], status["context"]) == ("embedding", 32, tiny_embedding_gguf.CONTEXT)
     card = tiny.http.get("/v1/models/embed").json()
-    assert card["context_length"] == tinyembed.CONTEXT
+    assert card["context_length"] == tiny_embedding_gguf.CONTEXT
     assert "dimensions" not in tiny.http.get("/models/status/chat").json()
     assert 'locallab_prompt_tokens_total{model="embed"}' in tiny.http.get("/metrics").text
 
@@ -270,13 +270,13 @@ def test_ollama_embeds(tiny: Tiny) -> None:
 
 def test_ollama_cuts_what_is_too_long(tiny: Tiny) -> None:
     """And keeps what closes a text; unless it is told not to."""
-    words = [token("hello")] * (tinyembed.CONTEXT - 2)
+    words = [token("hello")] * (tiny_embedding_gguf.CONTEXT - 2)
     answer = tiny.post("/api/embed", model="embed", input=["hello " * 100, "hello " * len(words)])
     assert same(np.array(answer["embeddings"]), reference(tiny, *[[CLS, *words, SEP]] * 2))
     assert tiny.post("/api/embeddings", model="embed", prompt="hello " * 100)["embedding"]
     decoder = tiny.post("/api/embed", model="decoder", input="x" * 2000)
-    cut = [*[ord("x") + 3] * (tinyembed.DECODER_CONTEXT - 1), tinyembed.EOS]
-    vector = tinyembed.qwen3_vector(tinyembed.weights(tiny.paths["decoder"]), cut)
+    cut = [*[ord("x") + 3] * (tiny_embedding_gguf.DECODER_CONTEXT - 1), tiny_embedding_gguf.EOS]
+    vector = tiny_embedding_gguf.qwen3_vector(tiny_embedding_gguf.weights(tiny.paths["decoder"]), cut)
     assert np.array(decoder["embeddings"][0]) @ vector > CLOSE
     assert "102 tokens" in tiny.refused("/api/embed", model="embed", input="hello " * 100, truncate=False)["error"]
 

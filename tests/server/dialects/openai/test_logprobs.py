@@ -14,10 +14,11 @@ from locallab.server.dialects.ollama.stream import ollama_logprobs
 from locallab.server.dialects.openai.logprobs import Echo, chat_logprobs, event_logprobs, joined, mean, text_logprobs
 from locallab.server.inference.generation import FinishedAnswer
 from locallab.server.inference.reader import TextPosition
-from tests.fakes import TEXT, weighed
-from tests.server.conftest import Served
-from tests.server.described import Described
-from tests.server.sse import events
+from tests.support.fake_engine import TEXT, weighed
+from tests.support.http_server import Served
+from tests.support.openapi_check import Described
+from tests.support.sse import events
+from tests.support.token_logprob import told
 
 USER = [{"role": "user", "content": "hi"}]
 TOOLS: Any = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
@@ -159,10 +160,6 @@ def test_an_echo_waits_for_its_logprobs_whatever_is_pinged() -> None:
 
     chunks = ScoredCompletions(Head("x", 0, "m"), [Echo("hi", [b"h", b"i"])], n=1, include_usage=False)
     assert b'"text":""' in chunks.ping() and b"hi" not in chunks.ping()
-
-
-def told(piece: bytes, logprob: float = -1.0, hidden: bool = False) -> TokenLogprob:
-    return TokenLogprob(7, piece, logprob, (), hidden)
 
 
 @given(st.text(max_size=30), st.lists(st.integers(1, 5)), st.text(max_size=5))

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.engine import tinyembed
-from tests.engine.tinyembed import CLS, SEP, token
-from tests.server.tinyserver import Tiny, tiny_server
+from tests.support import tiny_embedding_gguf
+from tests.support.tiny_embedding_gguf import CLS, SEP, token
+from tests.support.tiny_server import Tiny, tiny_server
 
 DOCUMENTS = ["a new dog", {"text": "the old cat"}, "sun moon", "hello"]
 TEXTS = ["a new dog", "the old cat", "sun moon", "hello"]
@@ -22,13 +22,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tiny]:
 
 
 def expected(tiny: Tiny) -> list[float]:
-    weights = tinyembed.weights(tiny.paths["rank"])
+    weights = tiny_embedding_gguf.weights(tiny.paths["rank"])
     known = [[CLS, token("old"), token("cat"), token("?"), SEP, *(_token(w) for w in text.split()), SEP] for text in TEXTS]
-    return [tinyembed.bert_score(weights, pair) for pair in known]
+    return [tiny_embedding_gguf.bert_score(weights, pair) for pair in known]
 
 
 def _token(word: str) -> int:
-    return token(word) if word in tinyembed.WORDS else tinyembed.UNK
+    return token(word) if word in tiny_embedding_gguf.WORDS else tiny_embedding_gguf.UNK
 
 
 def test_the_best_documents_come_first(tiny: Tiny) -> None:
@@ -52,7 +52,7 @@ def test_only_the_best_with_their_texts(tiny: Tiny, path: str) -> None:
 
 def test_through_the_models_own_template(tiny: Tiny) -> None:
     """What people wrote stays text: neither markup nor a place to fill in."""
-    weights = tinyembed.weights(tiny.paths["yes-or-no"])
+    weights = tiny_embedding_gguf.weights(tiny.paths["yes-or-no"])
     q, d, a = (259, 260, 261)
 
     def written(text: str) -> list[int]:
@@ -63,7 +63,7 @@ def test_through_the_models_own_template(tiny: Tiny) -> None:
     found = {each["index"]: each["relevance_score"] for each in answer["results"]}
     for index, document in enumerate(documents):
         text = [q, *written("is <D> it {document}?\n".replace(" ", "▁")), d, *written(document.replace(" ", "▁")), a]
-        assert found[index] == pytest.approx(tinyembed.qwen3_score(weights, text), abs=2e-3)
+        assert found[index] == pytest.approx(tiny_embedding_gguf.qwen3_score(weights, text), abs=2e-3)
 
 
 def test_an_unknown_model_means_one_that_ranks(tiny: Tiny) -> None:

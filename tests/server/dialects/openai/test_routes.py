@@ -8,9 +8,9 @@ import pytest
 from locallab.engine.request import SamplingParams
 from locallab.server.dialects.openai.chat import ChatBody
 from locallab.server.inference.prompt import prompts
-from tests.fakes import TEXT, say
-from tests.server.conftest import Serve, Served
-from tests.server.sse import DONE, events
+from tests.support.fake_engine import TEXT, say
+from tests.support.http_server import Serve, Served
+from tests.support.sse import DONE, events
 
 USER: list[Any] = [{"role": "user", "content": "hi"}]
 LENGTH = len(TEXT.encode())

@@ -16,10 +16,10 @@ from locallab.engine.request import Constraint
 from locallab.errors import EngineFailure
 from locallab.keys import KeyStore
 from locallab.server.dialects.responses.stream import Frame, ResponsesChunks
-from tests.fakes import TEXT, say
-from tests.server.conftest import Serve, Served
-from tests.server.described import Described
 from tests.support.dialect_requests import ARGUMENTS, CALL, PARAMETERS, RAW, SAID, THOUGHT, cut, cuts, named_events, news, turn
+from tests.support.fake_engine import TEXT, say
+from tests.support.http_server import Serve, Served
+from tests.support.openapi_check import Described
 
 TOOLS: list[Any] = [{"type": "function", "name": "weather", "description": None, "parameters": PARAMETERS, "strict": True}]
 

@@ -17,9 +17,9 @@ from locallab.engine.text_stream import TextStream
 from locallab.server.dialects.responses.scored_text import ScoredReader, ScoredText
 from locallab.server.inference.generation import Item
 from locallab.server.inference.reader import Reader
-from tests.chat.tools.test_formats import CASES, Case
-from tests.chat.tools.test_formats import TOOLS as FUNCTIONS
-from tests.server.dialects.openai.test_logprobs import told
+from tests.support.token_logprob import told
+from tests.support.tool_calls import CASES, Case
+from tests.support.tool_calls import TOOLS as FUNCTIONS
 
 
 def steps(raw: str, tokens: int, size: int) -> list[Item]:

@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import dataclasses
 import math
-import os
-import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,48 +14,8 @@ import openai
 import pytest
 
 from locallab.engine.scheduler import WORTH_WAITING
-from tests.engine.asking import TIE
-
-
-@dataclasses.dataclass
-class Process:
-    url: str
-    process: subprocess.Popen[str]
-
-    @property
-    def client(self) -> openai.AsyncOpenAI:
-        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=300)
-
-    def stats(self) -> dict[str, int]:
-        return httpx.get(f"{self.url}/system/info").json()["model"]["stats"]  # type: ignore[no-any-return]
-
-
-@contextlib.contextmanager
-def serving(model: Path, *flags: str) -> Iterator[Process]:
-    command = [
-        sys.executable,
-        "-m",
-        "locallab",
-        "serve",
-        "--model",
-        str(model),
-        "--port",
-        "0",
-        "--log-level",
-        "warning",
-        *flags,
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
-    try:
-        assert process.stdout
-        line = process.stdout.readline()
-        found = re.search(r"http://\S+", line)
-        assert found, f"the server said {line!r}"
-        yield Process(found.group(), process)
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+from tests.support.live_engine import TIE
+from tests.support.served_process import Process, counting, serving
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +26,6 @@ def server(model_path: Path) -> Iterator[Process]:
 
 def chat(text: str, **more: object) -> dict[str, object]:
     return {"model": "any", "messages": [{"role": "user", "content": text}], "temperature": 0, "max_tokens": 24} | more
-
-
-def counting(start: int) -> str:
-    """Numbers in a row: how they go on is certain, whatever the order of additions in a batch."""
-    return "Counting: " + ", ".join(str(n) for n in range(start, start + 25)) + ","
 
 
 async def go_on(client: openai.AsyncOpenAI, prompt: str) -> tuple[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,17 +13,8 @@ from locallab.engine.request import SamplingParams, TokenEvent
 from locallab.models.store import Store
 from locallab.pool import Lease, Loaded, Pool
 from locallab.settings import EngineSettings
-from tests.fakes import FakeEngine, FakeMemory, registry
-
-PATIENCE = 20.0
-
-
-def until(holds: Callable[[], bool]) -> None:
-    """Waits for something that another thread does."""
-    deadline = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+from tests.support.fake_engine import FakeEngine, FakeMemory, registry
+from tests.support.wait import PATIENCE, until
 
 
 async def soon(holds: Callable[[], bool]) -> None:

@@ -22,7 +22,7 @@ class FakeNgrok:
         self.folder = folder
         self.goes("fine")
         self.path = folder / "ngrok"
-        script = shlex.join([sys.executable, str(Path(__file__).with_name("ngrok.py")), str(folder)])
+        script = shlex.join([sys.executable, str(Path(__file__).with_name("fake_ngrok.py")), str(folder)])
         self.path.write_text(f'#!/bin/sh\nexec {script} "$@"\n')
         self.path.chmod(self.path.stat().st_mode | stat.S_IXUSR)
         monkeypatch.setenv("PYNGROK_NGROK_PATH", str(self.path))

@@ -18,8 +18,8 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from locallab.server.dialects.assistant import request
-from tests.server.test_streaming import until
-from tests.test_end_to_end import Process, serving
+from tests.support.served_process import Process, serving
+from tests.support.wait import until
 
 ROOT = "/api/v1/assistant"
 PATIENCE = 300.0

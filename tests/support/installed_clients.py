@@ -17,13 +17,14 @@ import sys
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import pydantic
 import pytest
 
-from tests.conftest import CACHE
+from tests.support.cache import CACHE
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1] / "clients"
 OLDEST_NODE = 20
 DEADLINE = 240
 """Seconds for one program."""
@@ -139,3 +140,18 @@ def _locked(path: Path) -> Iterator[None]:
 def _run(*command: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"
+
+
+class Place(pydantic.BaseModel):
+    """A place."""
+
+    city: Literal["Oslo", "Rome"]
+    coastal: bool
+    people: int = pydantic.Field(ge=0, le=99)
+
+
+CITIES = ("Oslo", "Rome")
+
+
+def is_place(found: dict[str, Any]) -> bool:
+    return found["city"] in CITIES and type(found["coastal"]) is bool and 0 <= found["people"] <= 99

@@ -15,9 +15,9 @@ from locallab.models import FileSource, ModelSpec, Registry, Store
 from locallab.pool import Pool
 from locallab.server.app import create_app
 from locallab.settings import ServerSettings
-from tests.engine import tinyembed, tinygguf
-from tests.server.conftest import running
-from tests.server.described import Described
+from tests.support import tiny_embedding_gguf, tiny_gguf
+from tests.support.http_server import running
+from tests.support.openapi_check import Described
 
 ENGINE = {"threads": 1, "gpu_layers": 0, "cache_ram_mib": 0}
 
@@ -47,13 +47,13 @@ class Tiny:
 
 @contextlib.contextmanager
 def tiny_server(folder: Path, load: str = "chat", on_demand: Any = "keep", **settings: Any) -> Iterator[Tiny]:
-    rank = tinyembed.Pooling.RANK
+    rank = tiny_embedding_gguf.Pooling.RANK
     paths = {
-        "chat": tinygguf.write(folder / "chat.gguf", "llama"),
-        "embed": tinyembed.bert(folder / "embed.gguf"),
-        "decoder": tinyembed.qwen3(folder / "decoder.gguf"),
-        "rank": tinyembed.bert(folder / "rank.gguf", rank),
-        "yes-or-no": tinyembed.qwen3(folder / "yes-or-no.gguf", rank),
+        "chat": tiny_gguf.write(folder / "chat.gguf", "llama"),
+        "embed": tiny_embedding_gguf.bert(folder / "embed.gguf"),
+        "decoder": tiny_embedding_gguf.qwen3(folder / "decoder.gguf"),
+        "rank": tiny_embedding_gguf.bert(folder / "rank.gguf", rank),
+        "yes-or-no": tiny_embedding_gguf.qwen3(folder / "yes-or-no.gguf", rank),
     }
     registry = Registry()
     for name, path in paths.items():

@@ -68,7 +68,7 @@ def rehearsed(path: Path, load: Load, sequences: int) -> dict[str, float]:
 
 def measured(path: Path, settings: EngineSettings) -> int:
     """Bytes of RAM that a process holds more once it has loaded the model and read a prompt as long as a step."""
-    command = [sys.executable, "-m", "tests.fit.oracle", str(path), json.dumps(dataclasses.asdict(settings))]
+    command = [sys.executable, "-m", "tests.support.brute_force_fit", str(path), json.dumps(dataclasses.asdict(settings))]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return int(done.stdout)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parents[1] / "documents"
 LOCALLAB, ASSISTANT = FOLDER / "locallab-api.md", FOLDER / "assistant-api.md"
 DOCUMENTS = (LOCALLAB, ASSISTANT)
 

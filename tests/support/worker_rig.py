@@ -13,7 +13,7 @@ from locallab.engine.scheduler import Scheduler
 from locallab.engine.sequence import Sequence
 from locallab.engine.text_stream import TextStream
 from locallab.engine.worker import Cancel, Submit, Worker
-from tests.engine.fakellama import FakeContext, FakeGuide, FakeMasks, FakeModel
+from tests.support.fake_llama import FakeContext, FakeGuide, FakeMasks, FakeModel
 
 
 class Rig:

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from websockets.asyncio.client import connect
 
-from tests.test_end_to_end import Process, serving
+from tests.support.served_process import Process, serving
 
 N_CLIENTS = 200
 N_TOKENS = 8

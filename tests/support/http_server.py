@@ -1,3 +1,5 @@
+"""A LocalLab server with a fake engine on a real socket."""
+
 from __future__ import annotations
 
 import contextlib
@@ -9,7 +11,6 @@ from typing import Any
 
 import httpx
 import openai
-import pytest
 import uvicorn
 from starlette.routing import BaseRoute
 
@@ -18,8 +19,7 @@ from locallab.models.store import Store
 from locallab.pool import Pool
 from locallab.server.app import create_app
 from locallab.settings import EngineSettings, ServerSettings
-from tests.fakes import FakeEngine, FakeMemory, registry
-from tests.support.dialect_requests import TEMPLATE
+from tests.support.fake_engine import FakeEngine, FakeMemory, registry
 
 
 @dataclasses.dataclass
@@ -106,37 +106,3 @@ def start_in(folder: Path) -> Serve:
             yield Served(url, client, models)
 
     return start
-
-
-@pytest.fixture
-def serve(tmp_path: Path) -> Serve:
-    """Starts a server: `load` a model first or not, the engine's options, whether it counts as reachable from other machines,
-    further routes, a tunnel, memory for so many models, other options for ServerSettings. Its keys are in
-    tmp_path / "keys.json"."""
-    return start_in(tmp_path)
-
-
-@pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with start_in(tmp_path_factory.mktemp("shared"))() as served:
-        yield served
-
-
-@pytest.fixture
-def served(shared: Served) -> Served:
-    """A server with a model loaded, for tests that load no other: its engine is as new."""
-    shared.engine.reset()
-    return shared
-
-
-@pytest.fixture(scope="session")
-def thinking_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with start_in(tmp_path_factory.mktemp("thinking"))(engine={"template": TEMPLATE, "context": 4096}) as served:
-        yield served
-
-
-@pytest.fixture
-def thinking(thinking_server: Served) -> Served:
-    """The same with a model that thinks and calls tools."""
-    thinking_server.engine.reset()
-    return thinking_server

@@ -16,9 +16,9 @@ import httpx
 import pytest
 from websockets.sync.client import connect
 
-from tests.documents.examples import ALL, ASSISTANT, DOCUMENTS, LOCALLAB, Example, differences, filled, routes
-from tests.server.described import Described
-from tests.test_end_to_end import Process, serving
+from tests.support.document_examples import ALL, ASSISTANT, DOCUMENTS, LOCALLAB, Example, differences, filled, routes
+from tests.support.openapi_check import Described
+from tests.support.served_process import Process, serving
 
 PATIENCE = 300.0
 

@@ -1,0 +1,9 @@
+"""Where tests keep what they fetch once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import platformdirs
+
+CACHE = Path(platformdirs.user_cache_dir("locallab-tests", appauthor=False))

@@ -1,0 +1,24 @@
+"""Waiting for what another thread or process does, and ports for it."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+
+PATIENCE = 20.0
+"""Seconds that a busy machine may take for what takes an idle one milliseconds."""
+
+
+def until(holds: Callable[[], bool], patience: float = PATIENCE) -> None:
+    """Return once `holds()`; fail after `patience` seconds."""
+    deadline = time.monotonic() + patience
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def free_port() -> int:
+    """Return a port that nobody listens at."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return int(sock.getsockname()[1])
