@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import dataclasses
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
 ANYWHERE = frozenset({"", "errors", "settings", "hardware", "units", "version"})
 """Parts that every part may import; "" is the package itself."""
@@ -76,6 +77,48 @@ def imports(module: str, source: str, is_package: bool) -> Iterator[Import]:
             above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
             base = ".".join(filter(None, [*above, node.module]))
             yield from (Import(module, f"{base}.{alias.name}") for alias in node.names)
+
+
+def named_sources(package: Path) -> dict[str, str]:
+    """Return dotted name -> source of every module of the package; a package's own name ends in `.__init__`."""
+    files = sorted(package.rglob("*.py"))
+    return {".".join((package.name, *file.relative_to(package).with_suffix("").parts)): file.read_text() for file in files}
+
+
+def edges(modules: Mapping[str, str]) -> set[tuple[str, str]]:
+    """Return (importer, imported) for each import of one of `modules` by another, wherever in the file it stands.
+
+    A name taken from a package counts as an import of the package, unless it is a module of it.
+    """
+    known = {name.removesuffix(".__init__") for name in modules}
+    found = set()
+    for name, source in modules.items():
+        importer = name.removesuffix(".__init__")
+        for each in imports(importer, source, name.endswith(".__init__")):
+            target = each.target if each.target in known else each.target.rpartition(".")[0]
+            if target in known and target != importer:
+                found.add((importer, target))
+    return found
+
+
+def circles(found: Iterable[tuple[str, str]]) -> list[list[str]]:
+    """Return the groups of modules that import each other, directly or by way of others (strongly connected components)."""
+    following: dict[str, set[str]] = {}
+    for importer, target in found:
+        following.setdefault(importer, set()).add(target)
+    reached = {name: _reached(name, following) for name in following}
+    groups = {frozenset({name} | {other for other in reached[name] if name in reached.get(other, ())}) for name in following}
+    return sorted(sorted(group) for group in groups if len(group) > 1)
+
+
+def _reached(name: str, following: Mapping[str, set[str]]) -> set[str]:
+    seen: set[str] = set()
+    todo = [name]
+    while todo:
+        new = following.get(todo.pop(), set()) - seen
+        seen |= new
+        todo += new
+    return seen
 
 
 def violations(modules: Mapping[str, str]) -> list[str]:

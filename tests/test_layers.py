@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.layers import violations
+from tests.layers import circles, edges, named_sources, violations
 
 PACKAGE = Path(__file__).parents[1] / "locallab"
 LINES = 400
@@ -12,13 +12,8 @@ LONGER: dict[str, str] = {}
 """Files that may have more than LINES lines, each with its reason."""
 
 
-def sources() -> dict[str, str]:
-    files = sorted(PACKAGE.rglob("*.py"))
-    return {".".join(("locallab", *file.relative_to(PACKAGE).with_suffix("").parts)): file.read_text() for file in files}
-
-
 def test_every_import_goes_down() -> None:
-    found = sources()
+    found = named_sources(PACKAGE)
     assert "locallab.engine.scheduler" in found and "locallab.server.__init__" in found
     assert violations(found) == []
 
@@ -27,6 +22,25 @@ def test_no_file_is_too_long() -> None:
     lengths = {str(file.relative_to(PACKAGE)): len(file.read_text().splitlines()) for file in PACKAGE.rglob("*.py")}
     assert {name: length for name, length in lengths.items() if length > LINES and name not in LONGER} == {}
     assert {name for name in LONGER if lengths.get(name, 0) <= LINES} == set(), "no longer long: take it off the list"
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    assert circles(edges(named_sources(PACKAGE))) == []
+
+
+CIRCLES = {
+    "two modules": {"p.a": "from p.b import x", "p.b": "from p import a"},
+    "inside a function": {"p.a": "from p import b", "p.b": "def f():\n    from p.a import x"},
+    "by way of a third": {"p.a": "import p.b", "p.b": "import p.c", "p.c": "import p.a"},
+    "through a package": {"p.__init__": "from p.a import x", "p.a": "from p import y"},
+    "for types only": {"p.a": "from p import b", "p.b": "if TYPE_CHECKING:\n    from p.a import T"},
+}
+
+
+@pytest.mark.parametrize("modules", CIRCLES.values(), ids=CIRCLES)
+def test_a_circle_is_found(modules: dict[str, str]) -> None:
+    assert len(circles(edges(modules))) == 1
+    assert circles(edges({name: source for name, source in modules.items() if name != "p.a"})) == []
 
 
 ALLOWED = {
