@@ -3,9 +3,9 @@
 from locallab.engine.embedding.embedder import Embedder
 from locallab.engine.engine import Engine, ModelInfo
 from locallab.engine.llama import build_features
+from locallab.engine.post import LoopPost, Post
 from locallab.engine.request import (
     Constraint,
-    Delivery,
     EngineStats,
     FimTokens,
     FinishReason,
@@ -19,7 +19,6 @@ from locallab.engine.totals import Histogram, Totals
 
 __all__ = [
     "Constraint",
-    "Delivery",
     "Embedder",
     "Engine",
     "EngineStats",
@@ -28,7 +27,9 @@ __all__ = [
     "Histogram",
     "Kind",
     "Listener",
+    "LoopPost",
     "ModelInfo",
+    "Post",
     "SamplingParams",
     "TokenEvent",
     "Totals",

@@ -16,18 +16,17 @@ from typing import Any, Literal, Protocol
 
 from locallab import hardware
 from locallab.engine import llama, sampler
+from locallab.engine.answer import Answer
 from locallab.engine.cache import UNLIMITED
 from locallab.engine.costs import StepCosts
 from locallab.engine.grammar.grammars import Grammars
 from locallab.engine.host_cache import HostCache
 from locallab.engine.limits import WALK_SECONDS, context_length, idle_cells, kv_room
 from locallab.engine.limits import limits as limits_of
-from locallab.engine.logprobs import Logprobs
-from locallab.engine.reasoning_budget import Thinking
-from locallab.engine.request import Constraint, Delivery, EngineStats, FimTokens, Kind, Listener, SamplingParams, TokenEvent
+from locallab.engine.post import Post, call_each
+from locallab.engine.request import Constraint, EngineStats, FimTokens, Kind, Listener, SamplingParams
 from locallab.engine.scheduler import Scheduler
 from locallab.engine.sequence import Sequence
-from locallab.engine.text_stream import TextStream
 from locallab.engine.totals import Totals
 from locallab.engine.worker import Cancel, Close, Submit, Worker
 from locallab.errors import ContextLengthExceeded, EngineClosed, InvalidField, ModelLoadError, Overloaded
@@ -65,12 +64,6 @@ class ModelInfo:
     parallel: int = 1
 
 
-def call_each(events: list[tuple[Listener, TokenEvent]]) -> None:
-    """The plainest Delivery: calls the listeners in the engine's thread."""
-    for listener, event in events:
-        listener(event)
-
-
 class Works(Protocol):
     """What computes, in a thread of the engine's own."""
 
@@ -84,7 +77,7 @@ class Works(Protocol):
 class Engine:
     """One model, its KV pool and the thread that computes. Every method may be called from any thread."""
 
-    def __init__(self, path: Path, settings: EngineSettings, deliver: Delivery = call_each) -> None:
+    def __init__(self, path: Path, settings: EngineSettings, post: Post = call_each) -> None:
         """Loads the model (seconds). Raises ModelLoadError."""
         self._settings = settings
         self._ids = itertools.count()
@@ -93,7 +86,7 @@ class Engine:
         self._open = 0
         self._closed = False
         self._loaded: Future[None] = Future()
-        self._thread = threading.Thread(target=self._work, args=(path, deliver), name=f"engine {path.name}", daemon=True)
+        self._thread = threading.Thread(target=self._work, args=(path, post), name=f"engine {path.name}", daemon=True)
         self._thread.start()
         if self._loaded.exception():
             self._thread.join()
@@ -126,7 +119,7 @@ class Engine:
         self._grammars.compile(constraint)
 
     def submit(self, prompt: Seq[int], params: SamplingParams, listener: Listener, *, urgent: bool = False) -> int:
-        """Queues a request and returns its id at once; `listener` gets its events through the engine's `deliver`.
+        """Queues a request and returns its id at once; `listener` gets its events through the engine's `post`.
 
         An `urgent` one goes ahead of others, as long as they get on too. A constraint that is not prepared is compiled here.
         Raises InvalidField, ContextLengthExceeded (before any work), Overloaded, EngineClosed.
@@ -137,10 +130,8 @@ class Engine:
         guide = self._grammars.guide(params.constraint) if params.constraint else None
         with self._lock:
             self._admit()
-            text, thinking = TextStream(params.stop), Thinking(params.reasoning) if params.reasoning else None
-            told = Logprobs(params, self._model) if params.logprobs is not None else None
-            who = next(self._ids)
-            sequence = Sequence(who, tokens, len(tokens), limit, params, listener, text, guide, thinking, told, urgent)
+            answer = Answer(params, self._model, guide)
+            sequence = Sequence(next(self._ids), tokens, len(tokens), limit, answer, listener, urgent)
             self._worker.commands.put(Submit(sequence))
         return sequence.id
 
@@ -189,11 +180,11 @@ class Engine:
         with self._lock:
             self._open -= 1
 
-    def _work(self, path: Path, deliver: Delivery) -> None:
+    def _work(self, path: Path, post: Post) -> None:
         """The engine's thread: everything native is made, used and freed in it."""
         try:
             with contextlib.ExitStack() as native:
-                worker = self._load(path, deliver, native)
+                worker = self._load(path, post, native)
                 native.callback(self._shut)
                 self._loaded.set_result(None)
                 worker.run()
@@ -218,7 +209,7 @@ class Engine:
         native.callback(model.close)
         return model, on_gpu
 
-    def _load(self, path: Path, deliver: Delivery, native: contextlib.ExitStack) -> Works:
+    def _load(self, path: Path, post: Post, native: contextlib.ExitStack) -> Works:
         settings = self._settings
         model, on_gpu = self._open_model(path, native)
         if not model.has_decoder:
@@ -252,7 +243,7 @@ class Engine:
             walk = _walk_on_gpu(model, settings, costs) if on_gpu else WALK_SECONDS * model.n_layer * model.n_head / threads
             limits = dataclasses.replace(limits, cache_cells=idle_cells(limits, costs.per_token(), walk))
         host = HostCache(settings.cache_ram_mib << 20, limits.rewind_limit)
-        self._worker: Works = Worker(model, context, Scheduler(limits, host, costs), deliver, self._ended)
+        self._worker: Works = Worker(context, Scheduler(limits, host, costs), model.n_vocab, post, self._ended)
         return self._worker
 
 

@@ -24,10 +24,7 @@ class Vocabulary(Protocol):
 
 
 class Logprobs:
-    """What one sequence has to tell. `see` looks at a place before anything changes its logits, `tell` at a token there.
-
-    `due` are tokens that are certain but not said yet: each is said when its own logits have been computed.
-    """
+    """What one sequence has to tell. `see` looks at a place before anything changes its logits, `tell` at a token there."""
 
     def __init__(self, params: SamplingParams, vocabulary: Vocabulary) -> None:
         self._count = params.logprobs or 0
@@ -38,7 +35,6 @@ class Logprobs:
         self._n_scored = 0
         self._total = 0.0
         self._top: tuple[tuple[int, bytes, float], ...] = ()
-        self.due: list[int] = []
 
     def unscored(self, n_prompt: int) -> int:
         """Tokens of a prompt of that length that `score` has not seen; of the first there is nothing to tell."""

@@ -7,7 +7,7 @@ import codecs
 from locallab.engine.request import ReasoningBudget
 
 
-class Thinking:
+class ReasoningTracker:
     """The reasoning of one answer under a budget. An answer that begins without the opening tag has none."""
 
     def __init__(self, budget: ReasoningBudget) -> None:

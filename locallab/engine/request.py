@@ -141,8 +141,6 @@ class TokenEvent:
 
 
 Listener = Callable[[TokenEvent], None]
-Delivery = Callable[[list[tuple[Listener, TokenEvent]]], None]
-"""Hands one step's events to their listeners. Called from the engine's thread, once a step for all requests."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

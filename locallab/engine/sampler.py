@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import llama_cpp
 import numpy as np
@@ -69,7 +69,7 @@ class Sampler:
         self.banned = [token for token, _ in banned]
         self._chain = None if is_plain else self._build(params, model.n_vocab)
 
-    def accept(self, tokens: list[int]) -> None:
+    def accept(self, tokens: Sequence[int]) -> None:
         """Shows tokens that were not drawn (a prompt, what a grammar forced) to the penalties."""
         for token in tokens[-self._window :] if self._penalized else ():
             llama_cpp.llama_sampler_accept(self._chain, token)

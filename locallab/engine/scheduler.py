@@ -20,7 +20,7 @@ from locallab.engine.costs import StepCosts
 from locallab.engine.host_cache import HostCache, StoredMatch
 from locallab.engine.limits import Limits
 from locallab.engine.sequence import UNPLACED, Sequence
-from locallab.engine.step_plan import FORCED, Chunk, Copy, Move, Remove, Restore, Save, StepPlan
+from locallab.engine.step_plan import FORCED, Chunk, Copy, Move, Remove, Restore, Save, StepPlan, cut
 
 WORTH_WAITING = 8
 """Tokens that must be gained to wait for another sequence's prefill, or to fetch a prefix back from host RAM."""
@@ -208,7 +208,7 @@ class Scheduler:
         for sequence in decoding:
             count = 1 + max(0, min(sequence.pending - 1, spare))
             spare -= count - 1
-            yield Chunk(sequence, sequence.computed, count)
+            yield Chunk.of(sequence, count)
 
     def _prompt_chunks(self, decoding: list[Sequence], n_decode: int) -> Iterator[Chunk]:
         """Cuts the rest of the budget into chunks."""
@@ -226,12 +226,10 @@ class Scheduler:
                 count = min(sequence.pending, budget, 1 + outputs)
                 outputs -= count - 1
             else:
-                count = min(sequence.pending, budget)
-                if sequence.pending - count < tile:
-                    count = min(sequence.pending, room)  # no end of less than a tile
-                elif count < tile:
-                    continue  # nor a beginning, beside another prompt
-            yield self._prompt_chunk(sequence, count)
+                count = cut(sequence.pending, budget, room, tile)
+            if count:
+                self._ahead = max(0, self._ahead + (count if sequence.urgent else -count))
+                yield Chunk.of(sequence, count)
             room -= count
             budget -= count
 
@@ -244,10 +242,6 @@ class Scheduler:
             self._ahead = 0
             return ordered
         return sorted(ordered, key=lambda s: s.urgent != (self._ahead <= 0))
-
-    def _prompt_chunk(self, sequence: Sequence, count: int) -> Chunk:
-        self._ahead = max(0, self._ahead + (count if sequence.urgent else -count))
-        return Chunk(sequence, sequence.computed, count)
 
     def _budget(self, n_decode: int) -> int:
         """Prompt tokens for this step: as many as nobody who reads along waits too long for.

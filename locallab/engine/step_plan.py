@@ -47,28 +47,38 @@ Move = Copy | Remove | Save | Restore
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Chunk:
-    """Compute tokens [start, start + count) of a sequence; `last` when that reaches its last known token."""
+    """Compute tokens [start, start + count) of a sequence. All of it is fixed when it is planned.
+
+    `last`: it reaches the last known token. `outputs` of its last tokens need logits: the very last if the next token is to be
+    found, more where a prompt's log probabilities are wanted. `is_answer`: it costs what decoding costs.
+    """
 
     sequence: Sequence
     start: int
     count: int
+    last: bool
+    outputs: int
+    is_answer: bool
 
-    @property
-    def last(self) -> bool:
-        return self.start + self.count == len(self.sequence.tokens)
+    @classmethod
+    def of(cls, sequence: Sequence, count: int) -> Chunk:
+        """Return the chunk of the next `count` tokens of a sequence."""
+        start, end = sequence.computed, sequence.computed + count
+        last, unscored = end == len(sequence.tokens), sequence.unscored
+        outputs = max(0, end - max(start, sequence.n_prompt - 1 - unscored)) if unscored else int(last)
+        return cls(sequence, start, count, last, outputs, start >= sequence.n_prompt - 1 and count <= FORCED)
 
-    @property
-    def outputs(self) -> int:
-        """Its last tokens whose logits are wanted: the very last if the next is to be found, more where a prompt's are told."""
-        unscored = self.sequence.unscored
-        if not unscored:
-            return int(self.last)
-        return max(0, self.start + self.count - max(self.start, self.sequence.n_prompt - 1 - unscored))
 
-    @property
-    def is_answer(self) -> bool:
-        """Whether it is of an answer that is being decoded, to all that cost is concerned with."""
-        return self.start >= self.sequence.n_prompt - 1 and self.count <= FORCED
+def cut(pending: int, budget: int, room: int, tile: int) -> int:
+    """Return how many of a prompt's `pending` tokens to compute in a step with this `budget`.
+
+    Where attention works in tiles (`tile` tokens; 0: it does not), less than one costs almost as much as a whole one. So a rest
+    shorter than a tile is taken along, up to `room` tokens, and a piece shorter than a tile is not begun: 0.
+    """
+    count = min(pending, budget)
+    if pending - count < tile:
+        return min(pending, room)
+    return count if count >= tile else 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -7,12 +7,11 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from locallab.engine.request import Delivery
 from locallab.errors import EngineClosed
 from locallab.models.sources import Progress
 from locallab.models.spec import ModelSpec
 from locallab.models.store import Store
-from locallab.pool.loaded import EngineFactory, Loaded, open_model
+from locallab.pool.loaded import Loaded, OpenEngine, open_model
 from locallab.pool.memory import Layers, Memory, MemoryUse, Need, settings_of
 
 FetchFile = Callable[[ModelSpec, Store, Progress], Path]
@@ -28,14 +27,11 @@ log = logging.getLogger(__name__)
 class Jobs:
     """Every job ends in one call of its `tell`, in the job's thread, with the outcome and the memory that is free then."""
 
-    def __init__(
-        self, store: Store, layers: Layers, engine: EngineFactory, fetch: FetchFile, deliver: Delivery, memory: Memory
-    ) -> None:
+    def __init__(self, store: Store, layers: Layers, engine: OpenEngine, fetch: FetchFile, memory: Memory) -> None:
         self._store = store
         self._layers = layers
         self._engine = engine
         self._fetch = fetch
-        self._deliver = deliver
         self._memory = memory
         self._stopped = False
         self.closing: Loaded | None = None
@@ -103,7 +99,7 @@ class Jobs:
             self._check()
             suited = self._memory.suit(spec, path, self._layers)
             log.info("%s: %s", spec.id, suited.reason)
-            outcome = open_model(spec, path, suited.settings, self._engine, self._deliver, self._memory)
+            outcome = open_model(spec, path, suited.settings, self._engine, self._memory)
         except Exception as error:
             outcome = error
             self._memory.give_back()

@@ -11,14 +11,15 @@ from pathlib import Path
 from locallab.chat.control_tokens import markup
 from locallab.chat.templates import ChatTemplate
 from locallab.engine import Embedder, Engine
-from locallab.engine.request import Delivery
+from locallab.engine.post import Post
 from locallab.errors import ModelError, ModelLoadError
 from locallab.models import gguf
 from locallab.models.spec import ModelSpec
 from locallab.pool.memory import Memory, MemoryUse
 from locallab.settings import EngineSettings
 
-EngineFactory = Callable[[Path, EngineSettings, Delivery], Engine]
+EngineFactory = Callable[[Path, EngineSettings, Post], Engine]
+OpenEngine = Callable[[Path, EngineSettings], Engine]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -35,21 +36,19 @@ class Loaded:
     markup: re.Pattern[str] | None = None
 
 
-def open_engine(path: Path, settings: EngineSettings, deliver: Delivery) -> Engine:
+def open_engine(path: Path, settings: EngineSettings, post: Post) -> Engine:
     """Loads the file: as an Embedder, if its header says that it makes vectors or scores. Raises ModelLoadError."""
     try:
         embeds = gguf.read(path).embeds
     except ModelLoadError:  # llama.cpp says better what is wrong
         embeds = False
-    return Embedder(path, settings) if embeds else Engine(path, settings, deliver)
+    return Embedder(path, settings) if embeds else Engine(path, settings, post)
 
 
-def open_model(
-    spec: ModelSpec, path: Path, settings: EngineSettings, engine: EngineFactory, deliver: Delivery, memory: Memory
-) -> Loaded:
+def open_model(spec: ModelSpec, path: Path, settings: EngineSettings, engine: OpenEngine, memory: Memory) -> Loaded:
     """Loads the file; blocks for seconds. Raises ModelLoadError."""
     before, began = memory.reading(), time.perf_counter()
-    made = engine(path, settings, deliver)
+    made = engine(path, settings)
     try:
         template = ChatTemplate(made.info.chat_template, made.info.bos, made.info.eos)
     except ModelError as error:

@@ -14,8 +14,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Literal
 
-from locallab.engine import build_features
-from locallab.engine.request import Kind, Listener, TokenEvent
+from locallab.engine import LoopPost, build_features
+from locallab.engine.request import Kind
 from locallab.errors import EngineClosed, LocalLabError, ModelNotLoaded, UnknownModel
 from locallab.models.registry import Registry
 from locallab.models.sources import Progress, fetch
@@ -43,12 +43,6 @@ class _Waiter(Ticket):
         self.model_future: Future[Loaded] = Future()
 
 
-def dispatch(events: Iterable[tuple[Listener, TokenEvent]]) -> None:
-    """Hands one step's events to their listeners."""
-    for listener, event in events:
-        listener(event)
-
-
 class Pool:
     """The models of `registry` and which of them are loaded. Every method may be called from any thread.
 
@@ -74,10 +68,10 @@ class Pool:
         self.registry = registry
         self.store = store
         self.memory = memory or Memory(gpu=bool(build_features()["gpu_offload"]))
-        self._jobs = Jobs(store, layers, engine, fetch, self._deliver, self.memory)
+        self._jobs = Jobs(store, layers, lambda path, settings: engine(path, settings, self._post), fetch, self.memory)
         self._grace = grace
         self.keep_alive = keep_alive
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._post = LoopPost()
         self._lock = threading.RLock()  # over everything below
         self._plan = Plan(on_demand)
         self._models: dict[str, Loaded] = {}
@@ -92,7 +86,7 @@ class Pool:
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """From now on listeners are called in `loop`, all those of one engine step in one callback."""
-        self._loop = loop
+        self._post.loop = loop
 
     def each(self, see: Callable[[Loaded], None]) -> None:
         """Calls `see` with every model that is loaded, now and later on, before it answers; from any thread."""
@@ -378,11 +372,3 @@ class Pool:
         self._errors[id] = str(error) if expected else f"internal error: {error!r}"
         self._stats = dataclasses.replace(self._stats, failures=self._stats.failures + 1)
         self._plan.failed(id, error, room)
-
-    def _deliver(self, events: list[tuple[Listener, TokenEvent]]) -> None:
-        """In the engine's thread."""
-        if self._loop is None:
-            dispatch(events)
-            return
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to read
-            self._loop.call_soon_threadsafe(dispatch, events)

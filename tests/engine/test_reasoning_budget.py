@@ -4,12 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from locallab.engine.reasoning_budget import Thinking
+from locallab.engine.reasoning_budget import ReasoningTracker
 from locallab.engine.request import ReasoningBudget
 
 
 def spent(budget: ReasoningBudget, *tokens: str) -> list[bool]:
-    thinking = Thinking(budget)
+    thinking = ReasoningTracker(budget)
     return [thinking.spend(token.encode()) for token in tokens]
 
 
@@ -30,7 +30,7 @@ def test_reasoning_ends_where_its_budget_does(open: bool, tokens: list[str], at:
 
 
 def test_no_character_is_torn() -> None:
-    thinking = Thinking(ReasoningBudget(1, "<think>", "</think>", True))
+    thinking = ReasoningTracker(ReasoningBudget(1, "<think>", "</think>", True))
     euro = "€".encode()
     assert [thinking.spend(euro[at : at + 1]) for at in range(3)] == [False, False, True]
 

@@ -585,10 +585,10 @@ def test_any_crowd(tmp_path: Path, policy: str, room: int, seed: int) -> None:
     options: dict[str, Any] = {"names": names, "room": room, "on_demand": policy, "keep_alive": dice.choice([-1, 0])}
     with making(tmp_path, **options) as made:
 
-        def make(path: Path, settings: EngineSettings, deliver: Any) -> Any:
+        def make(path: Path, settings: EngineSettings) -> Any:
             assert made.loading.acquire(blocking=False), "two loads at once"
             try:
-                made.engines.append(Watched(path, settings, deliver))
+                made.engines.append(Watched(path, settings, made.pool._post))
                 return made.engines[-1]
             finally:
                 made.loading.release()

@@ -70,8 +70,8 @@ def serving(tmp_path: Path) -> Serving:
     """Runs a server here, in the main thread, while `client` talks to its port in another; then stops it."""
 
     def serve(client: Client, *steps: Step, **settings: Any) -> None:
-        def make(path: Path, engine: EngineSettings, deliver: Any) -> Any:
-            return FakeEngine(path, engine, deliver, script=lambda prompt, params: list(steps), context=8192)
+        def make(path: Path, engine: EngineSettings, post: Any) -> Any:
+            return FakeEngine(path, engine, post, script=lambda prompt, params: list(steps), context=8192)
 
         given = ServerSettings(**{"port": 0, **settings})
         pool = Pool(registry(tmp_path), Store(tmp_path / "store"), engine=make, grace=0.0)

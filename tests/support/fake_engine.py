@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from locallab.engine import EngineStats, ModelInfo, Totals
-from locallab.engine.engine import call_each
+from locallab.engine.post import Post, call_each
 from locallab.engine.request import (
     Constraint,
-    Delivery,
     FimTokens,
     FinishReason,
     Listener,
@@ -95,7 +94,7 @@ class FakeEngine:
         self,
         path: Path = Path("fake.gguf"),
         settings: EngineSettings | None = None,
-        deliver: Delivery = call_each,
+        post: Post = call_each,
         *,
         script: Script = lambda prompt, params: say(TEXT),
         template: str | None = None,
@@ -129,7 +128,7 @@ class FakeEngine:
         self.reset()
         self.totals = Totals()
         self.closed_with: float | None = None
-        self._deliver = deliver
+        self._post = post
         self._ids = itertools.count()
         self._lock = threading.Condition()
         self._running: dict[int, Running] = {}
@@ -214,7 +213,7 @@ class FakeEngine:
                         return
                     self._lock.wait(0.005)
             if events:
-                self._deliver(events)
+                self._post(events)
 
     def _step(self, request: Running) -> Iterator[TokenEvent]:
         step = request.steps[0] if request.steps else b""

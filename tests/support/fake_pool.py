@@ -34,12 +34,12 @@ class Made:
         options = {"engine": self.make, "memory": self.memory, "grace": 0.0, **options}
         self.pool = Pool(registry(folder, *names), Store(folder / "store"), layers, **options)
 
-    def make(self, path: Path, settings: EngineSettings, deliver: Any) -> Any:
+    def make(self, path: Path, settings: EngineSettings, post: Any) -> Any:
         assert self.loading.acquire(blocking=False), "two loads at once"
         try:
             if gate := self.gates.get(path.stem.partition("-")[0]):
                 assert gate.wait(PATIENCE)
-            self.engines.append(FakeEngine(path, settings, deliver, template=self.template))
+            self.engines.append(FakeEngine(path, settings, post, template=self.template))
             return self.engines[-1]
         finally:
             self.loading.release()

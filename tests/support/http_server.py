@@ -88,8 +88,8 @@ def start_in(folder: Path) -> Serve:
     ) -> Iterator[Served]:
         engines: list[FakeEngine] = []
 
-        def make(path: Path, settings: EngineSettings, deliver: Any) -> Any:
-            engines.append(FakeEngine(path, settings, deliver, **(engine or {})))
+        def make(path: Path, settings: EngineSettings, post: Any) -> Any:
+            engines.append(FakeEngine(path, settings, post, **(engine or {})))
             return engines[-1]
 
         given = ServerSettings(**{"rate_limit": False, **settings})  # a test is no slow client

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 
+from locallab.engine.answer import Answer
 from locallab.engine.costs import StepCosts
 from locallab.engine.host_cache import HostCache
 from locallab.engine.limits import Limits
-from locallab.engine.logprobs import Logprobs
+from locallab.engine.post import call_each
 from locallab.engine.request import SamplingParams, TokenEvent
 from locallab.engine.scheduler import Scheduler
 from locallab.engine.sequence import Sequence
-from locallab.engine.text_stream import TextStream
 from locallab.engine.worker import Cancel, Submit, Worker
 from tests.support.fake_llama import FakeContext, FakeGuide, FakeMasks, FakeModel
 
@@ -49,7 +49,7 @@ class Rig:
         self.context = FakeContext(cells, rewind_limit is None, slots)
         self.scheduler = Scheduler(limits, HostCache(host_bytes, **limit), costs)
         self.ended = 0
-        self.worker = Worker(FakeModel(), self.context, self.scheduler, self._deliver, self._count)  # type: ignore[arg-type]
+        self.worker = Worker(self.context, self.scheduler, FakeModel.n_vocab, call_each, self._count)  # type: ignore[arg-type]
         self.masks = self.worker._masks = FakeMasks()  # type: ignore[assignment]
         self.events: dict[int, list[TokenEvent]] = {}
         self.prompts: dict[int, list[int]] = {}
@@ -63,10 +63,8 @@ class Rig:
         self.prompts[id] = list(prompt)
         limit = min(self.scheduler.limits.cells, len(prompt) + max_tokens)
         sampling = SamplingParams(temperature=0, **params)  # type: ignore[arg-type]
-        text = TextStream(sampling.stop)
-        told = Logprobs(sampling, FakeModel()) if sampling.logprobs is not None else None
-        sequence = Sequence(id, list(prompt), len(prompt), limit, sampling, self.events[id].append, text, guide)
-        sequence.logprobs, sequence.urgent = told, urgent
+        answer = Answer(sampling, FakeModel(), guide)  # type: ignore[arg-type]
+        sequence = Sequence(id, list(prompt), len(prompt), limit, answer, self.events[id].append, urgent)
         self.worker._carry_out(Submit(sequence))
         return id
 
@@ -113,10 +111,6 @@ class Rig:
         ), "a sequence id was leaked"
         assert len(scheduler.running) <= scheduler.limits.parallel
         assert {s.slot for s in scheduler.running} <= {s for s in range(scheduler.limits.slots) if s in cache}
-
-    def _deliver(self, events: list) -> None:  # type: ignore[type-arg]
-        for listener, event in events:
-            listener(event)
 
     def _count(self) -> None:
         self.ended += 1

@@ -18,7 +18,8 @@ from locallab.engine.embedding.limits import limits as limits_of
 from locallab.engine.embedding.packing import Job, Packing
 from locallab.engine.embedding.worker import Embed, EmbedWorker
 from locallab.engine.engine import Engine, Works, device, free_memory, info_of
-from locallab.engine.request import Constraint, Delivery, Listener, SamplingParams
+from locallab.engine.post import Post
+from locallab.engine.request import Constraint, Listener, SamplingParams
 from locallab.errors import ContextLengthExceeded, InvalidField, ModelLoadError
 from locallab.settings import EngineSettings
 
@@ -69,7 +70,7 @@ class Embedder(Engine):
         """Raises InvalidField."""
         raise InvalidField("model", "this model makes no text; ask one that does")
 
-    def _load(self, path: Path, deliver: Delivery, native: contextlib.ExitStack) -> Works:
+    def _load(self, path: Path, post: Post, native: contextlib.ExitStack) -> Works:
         settings = self._settings
         model, on_gpu = self._open_model(path, native)
         limits = limits_of(model, settings, free_memory(model, settings, on_gpu), on_gpu)

@@ -182,4 +182,4 @@ def test_a_request_cancelled_in_the_middle_leaves_nothing() -> None:
         rig.drain()
         assert rig.last(id).finish_reason == "cancelled"
         assert rig.tokens(id) == guided_answer(prompt, 40)[: rig.last(id).usage.completion_tokens]
-    assert not rig.worker._sequences and not rig.worker._samplers
+    assert not rig.worker._sequences

@@ -78,8 +78,8 @@ class Peer:
 
 @pytest.fixture
 def pool(tmp_path: Path) -> Iterator[Pool]:
-    def make(path: Path, settings: EngineSettings, deliver: Any) -> Any:
-        return FakeEngine(path, settings, deliver, context=8192)
+    def make(path: Path, settings: EngineSettings, post: Any) -> Any:
+        return FakeEngine(path, settings, post, context=8192)
 
     pool = Pool(registry(tmp_path), Store(tmp_path / "store"), engine=make, grace=0.0)
     pool.load_now("tiny:1b")

@@ -228,10 +228,10 @@ class Held:
         self.begun, self.go = threading.Event(), threading.Event()
         self.pool = Pool(registry(folder), Store(folder / "store"), engine=self.make)
 
-    def make(self, path: Path, settings: Any, deliver: Any) -> Any:
+    def make(self, path: Path, settings: Any, post: Any) -> Any:
         self.begun.set()
         assert self.go.wait(20)
-        return FakeEngine(path, settings, deliver)
+        return FakeEngine(path, settings, post)
 
 
 @pytest.fixture
