@@ -81,7 +81,7 @@ class Answer:
         count, text, reason = self._read(tokens, room)
         logprobs: tuple[TokenLogprob, ...] = ()
         if self.logprobs is not None and not self._ends(tokens[0]) and (text or not self.text.stopped):
-            logprobs = (self.logprobs.tell(logits, tokens[0]),)
+            logprobs = (self.logprobs.describe(logits, tokens[0]),)
         return TokenEvent(text, tuple(tokens[:count]), reason, logprobs=logprobs, prompt_logprobs=self.prompt_logprobs())
 
     def prompt_logprobs(self) -> tuple[TokenLogprob, ...]:

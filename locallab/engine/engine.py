@@ -1,4 +1,4 @@
-"""The thread-safe face of one loaded model: submit, cancel, stats, close."""
+"""One loaded model, usable from any thread: submit, cancel, stats, close."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ CALIBRATION_TOKENS = 64
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """Facts about a loaded model. `reuse` is what the prefix cache may share: any prefix, only whole finished sequences
-    (recurrent, hybrid and sliding-window models), or nothing where no text is made. `fim` is None for a model that cannot fill
-    in the middle. `dimensions` are those of the vectors of an embedding model; `parallel` requests are computed at once. Sizes
-    in bytes, lengths in tokens."""
+    """Facts about a loaded model. The prefix cache may `reuse` any prefix, only whole finished sequences (recurrent, hybrid and
+    sliding-window models), or nothing where no text is made. `fim` is None for a model without fill-in-the-middle tokens.
+    `dimensions` are those of an embedding model's vectors; `parallel` requests are computed at once. Sizes in bytes, lengths in
+    tokens."""
 
     path: Path
     description: str
@@ -65,7 +65,7 @@ class ModelInfo:
 
 
 class Works(Protocol):
-    """What computes, in a thread of the engine's own."""
+    """A worker in a thread of the engine's own."""
 
     commands: queue.SimpleQueue[Any]
     totals: Totals
@@ -78,7 +78,7 @@ class Engine:
     """One model, its KV pool and the thread that computes. Every method may be called from any thread."""
 
     def __init__(self, path: Path, settings: EngineSettings, post: Post = call_each) -> None:
-        """Loads the model (seconds). Raises ModelLoadError."""
+        """Load the model (seconds). Raises ModelLoadError."""
         self._settings = settings
         self._ids = itertools.count()
         self._lock = threading.Lock()
@@ -93,14 +93,15 @@ class Engine:
         self._loaded.result()
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        """Token ids of `text`; with `add_special` what the model wants around a text, with `parse_special` markup as tokens."""
+        """Return the token ids of `text`: `add_special` adds what the model wants around it, `parse_special` reads markup as
+        tokens."""
         with self._native_lock:
             if self._closed:
                 raise EngineClosed()
             return self._model.tokenize(text, add_special=add_special, parse_special=parse_special)
 
     def pieces(self, tokens: Seq[int]) -> list[bytes]:
-        """What each token stands for, markup included. Raises InvalidField."""
+        """Return the text of each token, markup included. Raises InvalidField."""
         with self._native_lock:
             if self._closed:
                 raise EngineClosed()
@@ -108,20 +109,20 @@ class Engine:
             return [self._model.piece(token) or self._model.markup(token) for token in tokens]
 
     def detokenize(self, tokens: Seq[int]) -> str:
-        """The text of `tokens`, markup included; bytes that are no UTF-8 become U+FFFD. Raises InvalidField."""
+        """Return the text of `tokens`, markup included; invalid UTF-8 becomes U+FFFD. Raises InvalidField."""
         return b"".join(self.pieces(tokens)).decode("utf-8", "replace")
 
     def prepare(self, constraint: Constraint) -> None:
-        """Compiles a constraint, so that `submit` need not: milliseconds, a quarter of a second for a model's first one.
+        """Compile a constraint, so that `submit` need not: milliseconds, a quarter of a second for a model's first one.
 
         Raises InvalidField, with the constraint's own field, for what cannot be enforced in full; EngineClosed.
         """
         self._grammars.compile(constraint)
 
     def submit(self, prompt: Seq[int], params: SamplingParams, listener: Listener, *, urgent: bool = False) -> int:
-        """Queues a request and returns its id at once; `listener` gets its events through the engine's `post`.
+        """Queue a request and return its id at once; `listener` gets its events through the engine's `post`.
 
-        An `urgent` one goes ahead of others, as long as they get on too. A constraint that is not prepared is compiled here.
+        An `urgent` one goes ahead of others, within bounds. A constraint that is not prepared is compiled here.
         Raises InvalidField, ContextLengthExceeded (before any work), Overloaded, EngineClosed.
         """
         tokens = list(prompt)
@@ -136,7 +137,7 @@ class Engine:
         return sequence.id
 
     def check(self, tokens: Seq[int], params: SamplingParams) -> None:
-        """Raises InvalidField and ContextLengthExceeded as `submit` does."""
+        """Raise InvalidField and ContextLengthExceeded as `submit` does."""
         sampler.check(params, self.info.n_vocab)
         if not tokens:
             raise InvalidField("prompt", "must have at least one token")
@@ -145,7 +146,7 @@ class Engine:
             raise ContextLengthExceeded(len(tokens), self.info.context)
 
     def cancel(self, request_id: int) -> None:
-        """Ends a request within a step; one that has ended already stays as it is."""
+        """End a request within a step; one that has ended already stays as it is."""
         self._worker.commands.put(Cancel(request_id))
 
     def stats(self) -> EngineStats:
@@ -153,18 +154,18 @@ class Engine:
 
     @property
     def totals(self) -> Totals:
-        """What it has done since it was loaded: goes on counting, and is still there when the engine is closed."""
+        """Counts since the load; they remain when the engine is closed."""
         return self._worker.totals
 
     def close(self, grace: float = 0.0) -> None:
-        """Refuses new requests, lets running ones finish for `grace` seconds, cancels the rest, and frees all native memory."""
+        """Refuse new requests, let running ones finish for `grace` seconds, cancel the rest, and free all native memory."""
         with self._lock:
             self._closed = True
             self._worker.commands.put(Close(time.monotonic() + grace))
         self._thread.join()
 
     def _admit(self) -> None:
-        """Counts a request in; to be called with the lock. Raises Overloaded, EngineClosed."""
+        """Count a request in; call it with the lock held. Raises Overloaded, EngineClosed."""
         if self._closed:
             raise EngineClosed()
         waiting = self._open - self._settings.parallel
@@ -181,7 +182,7 @@ class Engine:
             self._open -= 1
 
     def _work(self, path: Path, post: Post) -> None:
-        """The engine's thread: everything native is made, used and freed in it."""
+        """Run the engine's thread: everything native is made, used and freed in it."""
         try:
             with contextlib.ExitStack() as native:
                 worker = self._load(path, post, native)
@@ -194,17 +195,20 @@ class Engine:
             self._loaded.set_exception(error)
 
     def _shut(self) -> None:
-        """Before anything native is freed, whatever ended the thread: lets nobody in, and waits for who is at it."""
+        """Admit nobody any more and wait for who is tokenizing: before anything native is freed, whatever ended the thread."""
         with self._lock:
             self._closed = True
         with self._native_lock:
             pass
 
     def _open_model(self, path: Path, native: contextlib.ExitStack) -> tuple[llama.Model, bool]:
-        """The model, which `native` will free, and whether it is on a GPU."""
+        """Return the model, which `native` will free, and whether it is on a GPU. Raises ModelLoadError, also for weights that
+        are larger than the free memory: the system would grind to a halt."""
         on_gpu = self._settings.gpu_layers != 0 and llama.supports_gpu()
-        if not on_gpu:
-            _check_memory(path)
+        size = path.stat().st_size if path.exists() else 0
+        if not on_gpu and size > (free := hardware.available_memory()):
+            reason = f"its weights need {size / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are free"
+            raise ModelLoadError(path, reason)
         model = self._model = llama.Model(path, self._settings.gpu_layers)
         native.callback(model.close)
         return model, on_gpu
@@ -240,7 +244,9 @@ class Engine:
         )
         costs = _calibrate(context, model.n_vocab)
         if settings.cache_tokens is None:
-            walk = _walk_on_gpu(model, settings, costs) if on_gpu else WALK_SECONDS * model.n_layer * model.n_head / threads
+            walk = WALK_SECONDS * model.n_layer * model.n_head / threads
+            if on_gpu:  # a cell's bytes at the rate at which a step reads the weights
+                walk = model.kv_bytes_per_token(settings.kv_type) * costs.decode(1) / model.size_bytes
             limits = dataclasses.replace(limits, cache_cells=idle_cells(limits, costs.per_token(), walk))
         host = HostCache(settings.cache_ram_mib << 20, limits.rewind_limit)
         self._worker: Works = Worker(context, Scheduler(limits, host, costs), model.n_vocab, post, self._ended)
@@ -248,13 +254,13 @@ class Engine:
 
 
 def free_memory(model: llama.Model, settings: EngineSettings, on_gpu: bool) -> int:
-    """Bytes that the model's KV pool may take, now that its weights are loaded."""
+    """Return the bytes that the model's KV pool may take, now that its weights are loaded."""
     gpus = [gpu["free_bytes"] for gpu in hardware.gpus()] if on_gpu else []
     return kv_room(hardware.available_memory(), gpus, settings.gpu_layers, model.n_layer)
 
 
 def device(model: llama.Model, settings: EngineSettings, threads: int, on_gpu: bool) -> str:
-    """What computes, in words."""
+    """Describe the device that computes."""
     if not on_gpu:
         return f"CPU ({threads} threads)"
     layers = model.n_layer + 1
@@ -263,13 +269,8 @@ def device(model: llama.Model, settings: EngineSettings, threads: int, on_gpu: b
     return f"{name} ({offloaded}/{layers} layers)"
 
 
-def _walk_on_gpu(model: llama.Model, settings: EngineSettings, costs: StepCosts) -> float:
-    """Seconds to pass a cell: its bytes at the rate at which a step reads the weights."""
-    return model.kv_bytes_per_token(settings.kv_type) * costs.decode(1) / model.size_bytes
-
-
 def info_of(model: llama.Model, **facts: Any) -> ModelInfo:
-    """What the model says of itself, and the `facts` that depend on how it was loaded."""
+    """Return what the model says of itself with the `facts` that depend on how it was loaded."""
     return ModelInfo(
         path=model.path,
         description=model.description,
@@ -287,17 +288,8 @@ def info_of(model: llama.Model, **facts: Any) -> ModelInfo:
     )
 
 
-def _check_memory(path: Path) -> None:
-    """Raises ModelLoadError when the weights are larger than the memory that is free: the system would grind to a halt."""
-    size = path.stat().st_size if path.exists() else 0
-    free = hardware.available_memory()
-    if size > free:
-        reason = f"its weights need {size / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are free"
-        raise ModelLoadError(path, reason)
-
-
 def _calibrate(context: llama.Context, n_vocab: int) -> StepCosts:
-    """Measures a decode step and a prompt chunk, so that the first chunks are cut for this machine; also warms up."""
+    """Measure a decode step and a prompt chunk, so that the first chunks are cut for this machine; this also warms up."""
     costs = StepCosts()
     batch = llama.Batch(CALIBRATION_TOKENS)
     for count in (1, 1, CALIBRATION_TOKENS):

@@ -1,4 +1,4 @@
-"""How likely a model found the tokens of one sequence, from its raw logits. Pure."""
+"""Log probabilities of one sequence's tokens, from its raw logits. Pure."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import numpy.typing as npt
 from locallab.engine.request import SamplingParams, TokenLogprob
 
 MOST_LOGPROBS = 20
-"""Alternatives to a token that are told at most."""
+"""Most alternatives to a token that are reported."""
 
 Logits = npt.NDArray[np.float32]
 
 
 class Vocabulary(Protocol):
-    """What a token stands for, and how one that stands for nothing is called."""
+    """The text of a token, and the name of one that has none."""
 
     def piece(self, token: int) -> bytes: ...
     def markup(self, token: int) -> bytes: ...
 
 
 class Logprobs:
-    """What one sequence has to tell. `see` looks at a place before anything changes its logits, `tell` at a token there."""
+    """`see` looks at a place in the sequence before anything changes its logits; `describe` reports on a token there."""
 
     def __init__(self, params: SamplingParams, vocabulary: Vocabulary) -> None:
         self._count = params.logprobs or 0
@@ -37,28 +37,28 @@ class Logprobs:
         self._top: tuple[tuple[int, bytes, float], ...] = ()
 
     def unscored(self, n_prompt: int) -> int:
-        """Tokens of a prompt of that length that `score` has not seen; of the first there is nothing to tell."""
+        """Return how many tokens of a prompt of that length `score` has not seen; the first has no log probability."""
         return n_prompt - 1 - self._n_scored if self._of_prompt else 0
 
     def score(self, logits: Logits, token: int) -> None:
-        """Mutates: the prompt's next token, which nobody draws."""
+        """Record the prompt's next token."""
         self.see(logits)
-        self._scored.append(self.tell(logits, token))
+        self._scored.append(self.describe(logits, token))
         self._n_scored += 1
 
     def take_scored(self) -> tuple[TokenLogprob, ...]:
-        """Mutates: what `score` has found, once."""
+        """Return what `score` has recorded, once."""
         scored, self._scored = self._scored, []
         return tuple(scored)
 
     def see(self, logits: Logits) -> None:
-        """Mutates: this place is the one to tell of."""
+        """Make this place the one that `describe` reports on."""
         peak = float(logits.max())
         self._total = peak + math.log(float(np.exp(logits - peak).sum(dtype=np.float64)))
         self._top = tuple((token, self._name(token), float(logits[token]) - self._total) for token in top(logits, self._count))
 
-    def tell(self, logits: Logits, token: int) -> TokenLogprob:
-        """Of a token at the place that was seen; its own logit must be as it was."""
+    def describe(self, logits: Logits, token: int) -> TokenLogprob:
+        """Report on a token at the place that was seen; the token's own logit must be unchanged."""
         hidden = token not in self._visible and not self._vocabulary.piece(token)
         return TokenLogprob(token, self._name(token), float(logits[token]) - self._total, self._top, hidden)
 
@@ -67,7 +67,7 @@ class Logprobs:
 
 
 def top(logits: Logits, count: int) -> list[int]:
-    """The `count` likeliest tokens, the best first; of equal ones the first, as the greedy choice has it."""
+    """Return the `count` likeliest tokens, best first; of equal ones the first, as the greedy choice does."""
     if not count:
         return []
     count = min(count, len(logits))

@@ -1,4 +1,4 @@
-"""What goes into the engine and what comes out: neutral, frozen, no HTTP."""
+"""Requests and events of the engine: neutral, frozen, no HTTP."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 Kind = Literal["text", "embedding", "reranker"]
-"""What a model makes: text, the vector of a text, or how well a text answers a question."""
+"""The output of a model: text, the vector of a text, or the relevance of a text to a question."""
 
 
 ConstraintKind = Literal["json_schema", "json_object", "regex", "lark", "gbnf", "choice"]
@@ -17,8 +17,8 @@ ConstraintKind = Literal["json_schema", "json_object", "regex", "lark", "gbnf", 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Constraint:
-    """What every answer must match. `source` is the schema as JSON text, the pattern, the grammar, or a JSON list of the
-    choices; it is empty for "json_object". `field` is the request's field it came from, for messages."""
+    """A language that the answer must be in. `source` is the schema as JSON text, the pattern, the grammar, or a JSON list of
+    the choices; it is empty for "json_object". `field` names the request's field in error messages."""
 
     kind: ConstraintKind
     source: str = ""
@@ -27,7 +27,7 @@ class Constraint:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ReasoningBudget:
-    """At most `tokens` of reasoning between the texts `begin` and `end`; `open`: the prompt has begun it already."""
+    """At most `tokens` of reasoning between the texts `begin` and `end`; `open`: the prompt already begins it."""
 
     tokens: int
     begin: str
@@ -37,16 +37,16 @@ class ReasoningBudget:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How tokens are chosen and when to stop. The caller checks ranges (`check` names a wrong one).
+    """Sampling and stopping of one answer. `sampler.check` refuses values out of range.
 
     `temperature` 0 is greedy. `top_k` 0, `top_p` 1, `min_p` 0, `typical_p` 1, `repeat_penalty` 1 and penalties of 0 are off.
     `penalty_window` is the number of last tokens the penalties look at (0: none, -1: all). `logit_bias` holds
-    (token id, bias) pairs. `seed` None draws one. `stop` strings are matched in the answer's text and never part of it.
-    `max_tokens` None means as far as the context goes. `constraint` restricts the answer to a language.
-    `visible` are control tokens whose texts are part of the answer's; `reasoning` bounds what comes before it.
-    `logprobs` tells how likely each token of the answer was, and so many of the likeliest in its place (None: not even the
-    former); `prompt_logprobs` tells the same of the prompt's, which then is computed as a whole. `progress` tells how far the
-    prompt is read, after each step that reads of it.
+    (token id, bias) pairs. `seed` None is a random one. `stop` strings are matched in the answer's text and never part of it.
+    `max_tokens` None means up to the context length. `constraint` restricts the answer to a language.
+    `visible` are control tokens whose text is part of the answer; `reasoning` bounds what comes before the answer.
+    `logprobs` asks for the log probability of each answer token and of that many likeliest ones in its place (None: neither);
+    `prompt_logprobs` for the same of the prompt, which is then computed as a whole. `progress` asks for an event after each
+    step of the prompt.
     """
 
     temperature: float = 0.8
@@ -74,8 +74,8 @@ class SamplingParams:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class FimTokens:
-    """The tokens with which a model fills in the middle of a text. `repo` begins the name of a repository, `separator` a file
-    of it, `pad` is what such models may end with; `bos` is what a prompt begins with, if anything."""
+    """Tokens of fill-in-the-middle prompts. `repo` begins a repository's name and `separator` one of its files; such models may
+    end with `pad`; `bos` begins a prompt, if anything does."""
 
     prefix: int
     suffix: int
@@ -88,7 +88,7 @@ class FimTokens:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts of one request. `cached_tokens` of the prompt were taken from the prefix cache, not computed."""
+    """Token counts of one request. `cached_tokens` of the prompt came from the prefix cache."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -97,9 +97,9 @@ class Usage:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """How likely the model found a token: the natural logarithm, of all tokens and before sampling or a constraint changes
-    anything. `piece` is what the token stands for, or its name; `hidden` tells the latter. `top` are the likeliest tokens in
-    its place, the best first, each with its piece and logprob."""
+    """The natural logarithm of a token's probability among all tokens, before sampling or a constraint changes anything.
+    `piece` is the token's text or, if `hidden`, its name. `top` are the likeliest tokens in its place, best first, each with
+    its piece and logprob."""
 
     token: int
     piece: bytes
@@ -110,8 +110,8 @@ class TokenLogprob:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a prompt is read: of `total` tokens `processed` are, of which `cached` came from the prefix cache. `seconds` have
-    passed since its first step began."""
+    """Prompt-processing progress: `processed` of `total` tokens, of which `cached` came from the prefix cache, `seconds` after
+    the first step began."""
 
     total: int
     cached: int
@@ -121,12 +121,12 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TokenEvent:
-    """One step's news of one request: new text (perhaps empty), and at the end why it ended and the usage.
+    """The outcome of one step for one request: new text (perhaps empty), and at the end the finish reason and the usage.
 
-    `finish_reason` is set on the last event only. With "error", `error` holds what happened; `stop` is the stop string that
-    ended the answer, if one did. `logprobs` are those of the tokens that are part of the answer: not of one that ends it.
-    `prompt_logprobs` come with the first event that has tokens: those of the prompt's tokens but the first. An event with
-    `progress` has nothing else, and comes before all that have.
+    Only the last event has a `finish_reason`. With "error", `error` is the cause; `stop` is the stop string that ended the
+    answer, if one did. `logprobs` belong to the tokens of the answer, not to one that ends it. `prompt_logprobs`, of all prompt
+    tokens but the first, come with the first event that has tokens. An event with `progress` has nothing else, and comes before
+    all others.
     """
 
     text: str

@@ -1,10 +1,10 @@
-"""SamplingParams to a llama.cpp sampler chain, and the short way for plain greedy requests."""
+"""A llama.cpp sampler chain from SamplingParams, and a shortcut for plain greedy requests."""
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import llama_cpp
 import numpy as np
@@ -16,14 +16,14 @@ from locallab.engine.request import SamplingParams
 from locallab.errors import InvalidField
 
 _SEEDS = (1 << 32) - 1
-"""Seeds are below it; this one itself (LLAMA_DEFAULT_SEED) would mean a random seed."""
+"""Seeds are below it; this value itself (LLAMA_DEFAULT_SEED) means a random seed."""
 
 _IMPOSSIBLE = 1e-20
-"""A token less likely than the best one by this factor cannot be drawn; typical_p takes the logarithm of what is left."""
+"""Tokens less likely than the best one by this factor are removed first: typical_p takes the logarithm of the rest."""
 
 
 def check(params: SamplingParams, n_vocab: int) -> None:
-    """Raises InvalidField for a value that is out of range, with the range."""
+    """Raise InvalidField, with the range, for a value out of range."""
     _require("temperature", params.temperature, params.temperature >= 0, "at least 0")
     _require("top_k", params.top_k, params.top_k >= 0, "at least 0 (0: off)")
     _require("top_p", params.top_p, 0 < params.top_p <= 1, "above 0 and at most 1")
@@ -38,7 +38,7 @@ def check(params: SamplingParams, n_vocab: int) -> None:
     if params.logprobs is not None:
         _require("logprobs", params.logprobs, 0 <= params.logprobs <= MOST_LOGPROBS, f"between 0 and {MOST_LOGPROBS}")
     elif params.prompt_logprobs:
-        raise InvalidField("prompt_logprobs", "needs logprobs: how many alternatives to tell")
+        raise InvalidField("prompt_logprobs", "needs logprobs: the number of alternatives")
     for token, bias in params.logit_bias:
         _require("logit_bias", token, 0 <= token < n_vocab, f"a token id from 0 to {n_vocab - 1}")
         _require("logit_bias", bias, not math.isnan(bias), "a number")
@@ -52,10 +52,10 @@ def _require(field: str, value: float, holds: bool, expected: str) -> None:
 
 
 class Sampler:
-    """Draws the next token of one request. Owned by the engine's thread; `close` frees the native chain.
+    """Samples the tokens of one request. Owned by the engine's thread; `close` frees the native chain.
 
     The order is llama.cpp's: bias, penalties, top-k, typical, top-p, min-p, temperature, draw. A request that is greedy and
-    changes no logit needs no chain: its token is the largest logit. `banned` are tokens that are never drawn.
+    changes no logit needs no chain: its token is the largest logit. `banned` tokens are never sampled.
     """
 
     def __init__(self, params: SamplingParams, model: Model, n_ctx: int) -> None:
@@ -70,12 +70,15 @@ class Sampler:
         self._chain = None if is_plain else self._build(params, model.n_vocab)
 
     def accept(self, tokens: Sequence[int]) -> None:
-        """Shows tokens that were not drawn (a prompt, what a grammar forced) to the penalties."""
+        """Show tokens that were not sampled (a prompt, forced tokens) to the penalties: llama_sampler_accept."""
         for token in tokens[-self._window :] if self._penalized else ():
             llama_cpp.llama_sampler_accept(self._chain, token)
 
     def draw(self, context: Context, logits: npt.NDArray[np.float32], index: int) -> int:
-        """Draws from `logits`, which are the context's own of entry `index` of the last batch, and accepts the token."""
+        """Sample from `logits`, the context's own of entry `index` of the last batch, and accept the token.
+
+        llama_sampler_sample, or the largest logit. Mutates `logits` where end tokens are ignored.
+        """
         if self._chain is not None:
             return int(llama_cpp.llama_sampler_sample(self._chain, context.handle, index))
         if self.banned:
@@ -88,32 +91,30 @@ class Sampler:
             self._chain = None
 
     def _build(self, params: SamplingParams, n_vocab: int) -> int:
-        chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
+        """Return a sampler chain, to be freed with llama_sampler_free."""
+        parts = []
         if self._bias:
             biases = (llama_cpp.llama_logit_bias * len(self._bias))(*self._bias)
-            part = llama_cpp.llama_sampler_init_logit_bias(n_vocab, len(self._bias), biases)
-            llama_cpp.llama_sampler_chain_add(chain, part)
-        for part in self._parts(params, n_vocab):
+            parts.append(llama_cpp.llama_sampler_init_logit_bias(n_vocab, len(self._bias), biases))
+        if self._penalized:
+            penalties = params.repeat_penalty, params.frequency_penalty, params.presence_penalty
+            parts.append(llama_cpp.llama_sampler_init_penalties(n_vocab, self._window, *penalties))
+        if params.temperature == 0:
+            parts.append(llama_cpp.llama_sampler_init_greedy())
+        else:
+            if params.top_k > 0:
+                parts.append(llama_cpp.llama_sampler_init_top_k(params.top_k))
+            if params.typical_p < 1:
+                parts.append(llama_cpp.llama_sampler_init_min_p(_IMPOSSIBLE, 1))
+                parts.append(llama_cpp.llama_sampler_init_typical(params.typical_p, 1))
+            if params.top_p < 1:
+                parts.append(llama_cpp.llama_sampler_init_top_p(params.top_p, 1))
+            if params.min_p > 0:
+                parts.append(llama_cpp.llama_sampler_init_min_p(params.min_p, 1))
+            parts.append(llama_cpp.llama_sampler_init_temp(params.temperature))
+            seed = random.randrange(_SEEDS) if params.seed is None else params.seed % _SEEDS
+            parts.append(llama_cpp.llama_sampler_init_dist(seed))
+        chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
+        for part in parts:
             llama_cpp.llama_sampler_chain_add(chain, part)
         return chain  # type: ignore[no-any-return]
-
-    def _parts(self, params: SamplingParams, n_vocab: int) -> Iterable[int]:
-        if self._penalized:
-            yield llama_cpp.llama_sampler_init_penalties(
-                n_vocab, self._window, params.repeat_penalty, params.frequency_penalty, params.presence_penalty
-            )
-        if params.temperature == 0:
-            yield llama_cpp.llama_sampler_init_greedy()
-            return
-        if params.top_k > 0:
-            yield llama_cpp.llama_sampler_init_top_k(params.top_k)
-        if params.typical_p < 1:
-            yield llama_cpp.llama_sampler_init_min_p(_IMPOSSIBLE, 1)
-            yield llama_cpp.llama_sampler_init_typical(params.typical_p, 1)
-        if params.top_p < 1:
-            yield llama_cpp.llama_sampler_init_top_p(params.top_p, 1)
-        if params.min_p > 0:
-            yield llama_cpp.llama_sampler_init_min_p(params.min_p, 1)
-        yield llama_cpp.llama_sampler_init_temp(params.temperature)
-        seed = random.randrange(_SEEDS) if params.seed is None else params.seed % _SEEDS
-        yield llama_cpp.llama_sampler_init_dist(seed)

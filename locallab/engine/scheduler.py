@@ -4,9 +4,9 @@ There are no prefill and decode phases. Each running sequence has known and comp
 `known` under one token budget: first a token for each sequence that is decoding, then the other tokens that a grammar has
 forced on it, then chunks of prompts.
 
-The life of a sequence: submit -> waiting -> (admit) running -> finish or cancel. The KV pool full, the youngest running one
-goes back to waiting and is recomputed later. A finished sequence stays in the prefix cache until its room is wanted.
-Urgent ones (somebody types meanwhile) go ahead, within bounds: others are let in after a few, and get half of what prompts get.
+The life of a sequence: submit -> waiting -> (admit) running -> finish or cancel. When the KV pool is full, the youngest running
+one goes back to waiting and is recomputed later. A finished sequence stays in the prefix cache until its room is needed.
+Urgent ones (somebody is typing) go ahead, within bounds: others are admitted after a few, and get half of the prompt budget.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from locallab.engine.sequence import UNPLACED, Sequence
 from locallab.engine.step_plan import FORCED, Chunk, Copy, Move, Remove, Restore, Save, StepPlan, cut
 
 WORTH_WAITING = 8
-"""Tokens that must be gained to wait for another sequence's prefill, or to fetch a prefix back from host RAM."""
+"""Least gain in tokens for which a sequence waits for another's prefill, or a prefix is restored from host RAM."""
 WORTH_SAVING = 64
-"""Cells a finished sequence must hold alone to be moved to host RAM rather than dropped."""
+"""Least cells that a finished sequence holds alone to be saved to host RAM rather than dropped."""
 TILE_STEPS = 10
-"""A tile may take so many times as long as a step should: what is less takes hardly less time, or even more."""
+"""A tile may take this many times the length of a step: less than a tile hardly takes less time, or even more."""
 LEAST_CHUNK = 16
-"""Prompt tokens in a step at least, however slow the machine: a prompt always gets on."""
+"""Least prompt tokens in a step, however slow the machine."""
 LOOKAHEAD = 128
-"""Tokens of its answer that a request must find room for to be let in: preempting costs more than waiting."""
+"""Answer tokens for which an admitted request must have room: preempting costs more than waiting."""
 ADMISSIONS = 64
-"""Waiting requests looked at in one step, so that a long queue costs no time between steps."""
+"""Waiting requests considered in one step, so that a long queue costs no time between steps."""
 OVERTAKING = 4
-"""Urgent requests that are let in ahead of others that wait, one after the other; then one of the others goes first."""
+"""Urgent requests in a row that are admitted ahead of waiting others; then one of the others goes first."""
 
 
 class Scheduler:
-    """Holds every sequence of one engine. Not thread-safe: only the engine's thread calls it."""
+    """Holds every sequence of one engine. Not thread-safe: only the engine's thread calls it. Every method mutates it."""
 
     def __init__(self, limits: Limits, host: HostCache, costs: StepCosts) -> None:
         self.limits = limits
@@ -52,15 +52,15 @@ class Scheduler:
         self._free_slots = list(range(limits.slots))[::-1]
         self._moves: list[Move] = []
         self._oldest_first = False
-        self._overtaken = 0  # urgent sequences let in ahead of others since one of those was
+        self._overtaken = 0  # urgent sequences admitted ahead of others since the last one of those
         self._ahead = 0  # prompt tokens by which urgent sequences are ahead of others, while there are both
 
     def submit(self, sequence: Sequence) -> None:
-        """Mutates: queues a new sequence, or puts one back at the place of its age. Urgent ones stand before all others."""
+        """Queue a new sequence, or put one back at the place of its age. Urgent ones come before all others."""
         bisect.insort(self.waiting, sequence, key=lambda s: (not s.urgent, s.id))
 
     def finish(self, sequence: Sequence) -> None:
-        """Mutates: a sequence has ended, at whatever point; what it computed stays in the prefix cache."""
+        """Take an ended sequence out, waiting or running; what it computed stays in the prefix cache."""
         if sequence.slot == UNPLACED:
             self.waiting.remove(sequence)
             return
@@ -74,28 +74,29 @@ class Scheduler:
         sequence.slot = UNPLACED
 
     def append(self, sequence: Sequence, tokens: list[int]) -> None:
-        """Mutates: the next tokens of a running sequence are known."""
+        """Add the next known tokens of a running sequence."""
         sequence.tokens += tokens
         self.cache.extend(sequence.slot, tokens)
 
     def plan(self) -> StepPlan:
-        """Mutates: admits and preempts; what is to be computed counts as computed only after `commit`."""
+        """Admit, preempt and evict, and return the next step. Its tokens count as computed only after `commit`."""
         decoding = self._make_room_for_decode()
         self._admit()
-        self._bound_cache()  # not before: what a waiting request shares is live now
+        while self.cache.cold_cells > self.limits.cache_cells and self._evict_one():
+            pass  # not before the admission: what a waiting request shares is live now
         answers = list(self._answer_chunks(decoding))
         prompts = list(self._prompt_chunks(decoding, sum(chunk.count for chunk in answers)))
         moves, self._moves = self._moves, []
         return StepPlan(moves, self._batches(answers, prompts))
 
     def commit(self, chunks: list[Chunk]) -> None:
-        """Mutates: a batch has been computed."""
+        """Count the chunks of a decoded batch as computed."""
         for chunk in chunks:
             chunk.sequence.computed += chunk.count
             self.cache.advance(chunk.sequence.slot, chunk.count)
 
     def relieve(self) -> bool:
-        """Mutates: llama.cpp found no room for the plan. Frees some; False when nothing is left to free."""
+        """Free some KV room after llama.cpp found none for the plan; return False when nothing is left to free."""
         if self._evict_one():
             return True
         if len(self.running) < 2:
@@ -104,7 +105,7 @@ class Scheduler:
         return True
 
     def reset(self) -> None:
-        """Mutates: the KV pool's content is lost; forgets every sequence and prefix in it."""
+        """Forget every sequence and prefix: the content of the KV pool is lost."""
         self.cache = PrefixCache(self.limits.rewind_limit)
         self.running.clear()
         self.waiting.clear()
@@ -112,7 +113,7 @@ class Scheduler:
         self._moves.clear()
 
     def unrestored(self, sequence: Sequence) -> None:
-        """Mutates: the state that was to be restored for a sequence could not be; it begins again without it."""
+        """Queue a sequence again whose saved state could not be restored; it is computed without it."""
         self._put_back(sequence)
 
     @property
@@ -120,22 +121,26 @@ class Scheduler:
         return self.limits.cells - self.cache.used
 
     def _make_room_for_decode(self) -> list[Sequence]:
-        """The running sequences that decode, after room for a token of each has been made."""
+        """Make room for a token of each sequence that decodes, and return these: their prompt is computed, and little of the
+        answer is pending (the token sampled last, and what a grammar has forced)."""
         while True:
-            decoding = [s for s in self.running if _decodes(s)]
+            decoding = [s for s in self.running if s.computed >= s.n_prompt - 1 and s.pending <= FORCED]
             if len(decoding) <= self._free_cells:
                 return decoding
             if not self._evict_one():
                 self._preempt_youngest()
 
     def _admit(self) -> None:
-        """Moves waiting sequences to running, oldest first. One that waits for a prefix lets others pass; one that waits
-        for room does not, so that it gets it."""
+        """Move waiting sequences to running, oldest first. One that waits for a prefix lets others pass; one that waits for
+        room does not, so that it gets it."""
         for sequence in self._candidates():
             ready, known = (NO_MATCH, NO_MATCH) if sequence.unscored else self.cache.match(sequence.tokens)
             if known.length - ready.ready >= WORTH_WAITING:
                 continue
-            saved = None if sequence.unscored else self._saved(sequence, ready.ready + WORTH_WAITING)
+            saved = None if sequence.unscored else self.host.match(sequence.tokens)
+            room = self._free_cells + self.cache.cold_cells  # a saved state is first restored whole
+            if saved and (saved.length < ready.ready + WORTH_WAITING or len(saved.stored.tokens) > room):
+                saved = None
             shared = NO_MATCH if saved else ready
             if not self._fits(sequence, shared):
                 return
@@ -144,8 +149,8 @@ class Scheduler:
                 self._restore(sequence, saved)
 
     def _candidates(self) -> Iterator[Sequence]:
-        """Those that wait, in the order in which they are let in while there is a place: urgent ones first, but not too many in
-        a row."""
+        """Yield waiting sequences in the order of admission while there is a place: urgent ones first, but not too many in a
+        row."""
         if len(self.running) >= self.limits.parallel:
             return
         urgent = [s for s in self.waiting[:ADMISSIONS] if s.urgent]
@@ -157,14 +162,8 @@ class Scheduler:
             if sequence.slot != UNPLACED:
                 self._overtaken = self._overtaken + 1 if overtakes else 0
 
-    def _saved(self, sequence: Sequence, at_least: int) -> StoredMatch | None:
-        """A state in host RAM that saves computing so many tokens and, whole as it is first put back, has room."""
-        saved = self.host.match(sequence.tokens)
-        room = self.limits.cells - self.cache.used + self.cache.cold_cells
-        return saved if saved and saved.length >= at_least and len(saved.stored.tokens) <= room else None
-
     def _fits(self, sequence: Sequence, match: Match) -> bool:
-        """Whether there is room for a sequence beside what the running ones will need soon; alone, it fits always."""
+        """Tell whether there is room for a sequence beside what the running ones need soon; alone, it always fits."""
         if not self.running:
             return True
         wanted = sum(_soon(s) - s.computed for s in self.running) + _soon(sequence) - match.ready
@@ -179,7 +178,9 @@ class Scheduler:
         self.cache.add(slot, sequence.tokens, match)
         if match.ready:
             self._moves.append(Copy(match.sequence, slot, match.ready))
-        self._run(sequence, slot, match.ready)
+        sequence.slot = slot
+        self._begin_at(sequence, match.ready)
+        bisect.insort(self.running, sequence, key=lambda s: s.id)
 
     def _restore(self, sequence: Sequence, saved: StoredMatch) -> None:
         while self._free_cells < len(saved.stored.tokens) and self._evict_one():
@@ -189,18 +190,13 @@ class Scheduler:
         self.cache.advance(sequence.slot, saved.length)
         self._begin_at(sequence, saved.length)
 
-    def _run(self, sequence: Sequence, slot: int, computed: int) -> None:
-        sequence.slot = slot
-        self._begin_at(sequence, computed)
-        bisect.insort(self.running, sequence, key=lambda s: s.id)
-
     def _begin_at(self, sequence: Sequence, computed: int) -> None:
         sequence.computed = computed
-        if not sequence.n_answer:  # what is found again after a preemption had been computed once
+        if not sequence.n_answer:  # after a preemption the prefix that is found was computed for this request
             sequence.cached = computed
 
     def _answer_chunks(self, decoding: list[Sequence]) -> Iterator[Chunk]:
-        """A token for each, and of those that were forced as many more as the budget has room for, the oldest first."""
+        """Yield a token for each, and of forced tokens as many more as the budget has room for, oldest sequence first."""
         n_decode = len(decoding)
         spare = sum(s.pending for s in decoding) - n_decode
         if spare:
@@ -211,7 +207,7 @@ class Scheduler:
             yield Chunk.of(sequence, count)
 
     def _prompt_chunks(self, decoding: list[Sequence], n_decode: int) -> Iterator[Chunk]:
-        """Cuts the rest of the budget into chunks."""
+        """Spend the rest of the budget on prompts."""
         prefilling = [s for s in self.running if s not in decoding]
         if not prefilling:
             return
@@ -234,8 +230,8 @@ class Scheduler:
             budget -= count
 
     def _in_turn(self, prefilling: list[Sequence]) -> list[Sequence]:
-        """In turns the oldest prompt goes first and the shortest one. Urgent ones go before all others, as long as they have
-        not been given more tokens than those."""
+        """Return prompts in the order in which they get budget: in turns the oldest first and the shortest first. Urgent ones
+        go before all others while those have not had fewer tokens."""
         self._oldest_first = not self._oldest_first
         ordered = prefilling if self._oldest_first else sorted(prefilling, key=lambda s: s.pending)
         if all(not s.urgent for s in ordered) or all(s.urgent for s in ordered):
@@ -244,10 +240,10 @@ class Scheduler:
         return sorted(ordered, key=lambda s: s.urgent != (self._ahead <= 0))
 
     def _budget(self, n_decode: int) -> int:
-        """Prompt tokens for this step: as many as nobody who reads along waits too long for.
+        """Return the prompt tokens of this step: as many as keep it short for those who read their answers.
 
-        Where attention works in tiles, less than one costs several times as much a token once the context is long, so it is
-        whole tiles, one at least unless that takes much too long: with a large model on a slow machine.
+        Where attention works in tiles, a part of one costs several times as much per token once the context is long. So the
+        budget is whole tiles, at least one, unless a tile takes far too long (a large model on a slow machine).
         """
         seconds = self.limits.step_seconds * (1 if n_decode else 2.5)
         tokens = max(LEAST_CHUNK, self.costs.chunk(n_decode, seconds))
@@ -258,25 +254,22 @@ class Scheduler:
         return tokens
 
     def _batches(self, answers: list[Chunk], prompts: list[Chunk]) -> list[list[Chunk]]:
-        """All in one batch, but where attention works in tiles: there answers go in batches below a tile, then prompts."""
+        """Put all chunks into one batch; where attention works in tiles, answers into batches below a tile, then prompts."""
         tile = self.limits.tile
         if not tile or sum(chunk.count for chunk in answers + prompts) < tile:
             return list(_packed(answers + prompts, self.limits.batch))
         return [*_packed(answers, tile - 1), *_packed(prompts, self.limits.batch)]
 
     def _room_for_prompts(self, n_decode: int) -> int:
-        """Cells for prompt chunks; frees cold ones. At least one token is always possible: what runs was let in with room."""
+        """Evict for prompt chunks and return the cells they may use: at least one, since running sequences were admitted with
+        room."""
         wanted = min(self.limits.batch, sum(s.pending for s in self.running))
         while self._free_cells < wanted and self._evict_one():
             pass
         return max(0, self._free_cells - n_decode)
 
-    def _bound_cache(self) -> None:
-        while self.cache.cold_cells > self.limits.cache_cells and self._evict_one():
-            pass
-
     def _evict_one(self, keep: int = -1) -> bool:
-        """Drops the least recently used finished sequence, or moves it to host RAM; False when there is none."""
+        """Drop the least recently used finished sequence, or save it to host RAM first; return False when there is none."""
         slot = next((s for s in self.cache.cold if s != keep), None)
         if slot is None:
             return False
@@ -305,13 +298,8 @@ class Scheduler:
         self._free_slots.append(slot)
 
 
-def _decodes(sequence: Sequence) -> bool:
-    """Whether its prompt is computed and little of its answer is due: the token drawn last and what a grammar has forced."""
-    return sequence.computed >= sequence.n_prompt - 1 and sequence.pending <= FORCED
-
-
 def _packed(chunks: list[Chunk], size: int) -> Iterator[list[Chunk]]:
-    """Splits chunks into batches of at most `size` tokens; a chunk that is larger has one for itself."""
+    """Split chunks into batches of at most `size` tokens; a larger chunk gets a batch of its own."""
     part: list[Chunk] = []
     filled = 0
     for chunk in chunks:
@@ -325,5 +313,5 @@ def _packed(chunks: list[Chunk], size: int) -> Iterator[list[Chunk]]:
 
 
 def _soon(sequence: Sequence) -> int:
-    """The length a sequence will have before long."""
+    """Return the length a sequence will have before long."""
     return min(sequence.limit, len(sequence.tokens) + LOOKAHEAD)

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 
 class TextStream:
-    """Feed it a token's bytes, get the text that is certain; any split of the same bytes gives the same text.
+    """An incremental decoder: `feed` takes a token's bytes and returns text; any split of the same bytes gives the same text.
 
-    Held back are the bytes of an unfinished character and the longest end of the text that a stop string begins with.
-    The stop string that is complete first ends the text (of several at once, the one that begins first); text before it
-    is kept, the stop string and what follows are not. Bytes that are no UTF-8 become U+FFFD.
+    It holds back the bytes of an unfinished character and the longest end of the text that a stop string begins with. The stop
+    string that is complete first ends the text (of several at once, the one that begins first); the text before it is kept, the
+    stop string and what follows are not. Invalid UTF-8 becomes U+FFFD.
     """
 
     def __init__(self, stop: Sequence[str] = ()) -> None:
@@ -22,14 +22,14 @@ class TextStream:
 
     @property
     def stopped(self) -> bool:
-        """Whether a stop string, `stop`, has ended the text."""
+        """True once a stop string, `stop`, has ended the text."""
         return self.stop is not None
 
     def feed(self, data: bytes) -> str:
         return self._release(self._decoder.decode(data))
 
     def finish(self) -> str:
-        """The rest of the text; nothing may be fed afterwards."""
+        """Return the rest of the text; nothing may be fed afterwards."""
         text = self._release(self._decoder.decode(b"", final=True)) + self._held
         self._held = ""
         return text
@@ -48,12 +48,12 @@ class TextStream:
         return text[: len(text) - keep]
 
     def _first_stop(self, text: str) -> tuple[int, str] | None:
-        """Where the stop string begins that is complete first, and which it is."""
+        """Return the position of the stop string that is complete first, and that string."""
         ends = [(at + len(s), at, s) for s in self._stop if (at := text.find(s)) >= 0]
         return min(ends)[1:] if ends else None
 
     def _unfinished(self, text: str) -> int:
-        """Length of the longest end of `text` that a stop string begins with."""
+        """Return the length of the longest end of `text` that a stop string begins with."""
         longest = 0
         for s in self._stop:
             for n in range(min(len(s) - 1, len(text)), longest, -1):

@@ -34,12 +34,12 @@ def test_logprobs_are_those_of_a_distribution(row: np.ndarray, count: int, data:
     token = data.draw(st.integers(0, len(row) - 1))
     logprobs = Logprobs(SamplingParams(logprobs=count), FakeModel())
     logprobs.see(row)
-    told = logprobs.tell(row, token)
+    told = logprobs.describe(row, token)
     exact = row.astype(np.float64) - np.log(np.exp(row.astype(np.float64) - row.max()).sum()) - row.max()
     assert told.logprob == pytest.approx(exact[token], abs=1e-4) and told.logprob <= 0
     assert [each for each, _, _ in told.top] == sorted(range(len(row)), key=lambda i: (-row[i], i))[:count]
     assert not count or told.top[0][0] == int(row.argmax())
-    every = [logprobs.tell(row, each).logprob for each in range(len(row))]
+    every = [logprobs.describe(row, each).logprob for each in range(len(row))]
     assert sum(map(math.exp, every)) == pytest.approx(1, abs=1e-4)
 
 
@@ -47,7 +47,7 @@ def test_what_is_impossible_stays_so() -> None:
     row = np.array([0, -np.inf, 1], np.float32)
     logprobs = Logprobs(SamplingParams(logprobs=2), FakeModel())
     logprobs.see(row)
-    assert logprobs.tell(row, 1).logprob == -math.inf and top(row, 3) == [2, 0, 1]
+    assert logprobs.describe(row, 1).logprob == -math.inf and top(row, 3) == [2, 0, 1]
 
 
 class Told(Answer):
