@@ -23,8 +23,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so are tests started in
 GIVEN_MODEL = os.environ.get("LOCALLAB_TEST_MODEL")
 GIVEN_HOME = settings.home()
 
-hypothesis.settings.register_profile("locallab", deadline=None)  # how long an example takes tells how busy the machine is
-hypothesis.settings.load_profile("locallab")
+hypothesis.settings.register_profile("ci", deadline=None)  # how long an example takes tells how busy the machine is
+hypothesis.settings.register_profile("local", deadline=None, max_examples=40)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Three processes for two cores, since many tests wait; none for a single file, which is quicker in one."""
+    cores = len(os.sched_getaffinity(0))
+    alone = len(config.args) == 1 and ".py" in config.args[0]
+    return 0 if alone else min(8, cores + (cores + 1) // 2)
 
 
 def pytest_collection_finish() -> None:
