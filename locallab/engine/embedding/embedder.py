@@ -1,4 +1,4 @@
-"""The face of a model that makes no text: the vector of a text, or how well a text answers a question."""
+"""One loaded embedding model or reranker, usable from any thread."""
 
 from __future__ import annotations
 
@@ -21,22 +21,17 @@ from locallab.engine.engine import Engine, Works, device, free_memory, info_of
 from locallab.engine.post import Post
 from locallab.engine.request import Constraint, Listener, SamplingParams
 from locallab.errors import ContextLengthExceeded, InvalidField, ModelLoadError
-from locallab.settings import EngineSettings
 
 SOFTMAX = ("qwen3", "qwen3vl")
-"""Architectures whose classifier says yes or no, in this order, with shares of 1."""
+"""Architectures whose classifier has the classes yes and no, in this order, with probabilities."""
 
 
 class Embedder(Engine):
     """An engine that makes rows of numbers. It has an engine's face, but refuses to make text."""
 
-    def __init__(self, path: Path, settings: EngineSettings) -> None:
-        """Loads the model (seconds). Raises ModelLoadError."""
-        super().__init__(path, settings)
-
     def embed(self, prompts: Seq[Seq[int]]) -> Future[Rows]:
-        """Queues a request; its future holds a row for each prompt: a vector of length 1, or of a reranker the relevance from
-        0 to 1 alone. Cancelling the future ends the request.
+        """Queue a request; its future holds a row for each prompt: a vector of length 1, or a reranker's relevance from 0 to 1.
+        Cancelling the future ends the request.
 
         Raises InvalidField, ContextLengthExceeded (before any work), Overloaded, EngineClosed.
         """
@@ -57,7 +52,7 @@ class Embedder(Engine):
         return future
 
     def pair(self, query: str, document: str) -> list[int]:
-        """The tokens of a question and a text, as a reranker without a template reads them. Markup in them is text."""
+        """Return the tokens of a question and a text for a reranker without a template. Markup in them is text."""
         head = self.tokenize(query, add_special=True, parse_special=False)
         tail = self.tokenize(document, add_special=True, parse_special=False)
         return head + self._seam + tail[self.info.add_bos :]
@@ -97,26 +92,17 @@ class Embedder(Engine):
 
 
 def _finish(model: llama.Model) -> Callable[[Rows], Rows]:
-    """What makes of the model's rows what they are for. Raises ModelLoadError for a classifier of several classes."""
+    """Return the function from the model's rows to vectors or relevances. Raises ModelLoadError for several classes."""
     if pooling_of(model) != RANK:
         return _unit
     if model.meta("general.architecture") in SOFTMAX:
-        return _first
+        return lambda rows: rows[:, :1]
     if width(model) != 1:
         raise ModelLoadError(model.path, f"this model tells {width(model)} classes apart; that is not served")
-    return _share
+    return lambda rows: np.asarray(0.5 * (1 + np.tanh(0.5 * rows)), np.float32)  # the logistic function
 
 
 def _unit(rows: Rows) -> Rows:
-    """Vectors of length 1."""
+    """Return the rows scaled to length 1."""
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     return np.asarray(rows / np.where(lengths == 0, 1, lengths), np.float32)
-
-
-def _first(rows: Rows) -> Rows:
-    return rows[:, :1]
-
-
-def _share(rows: Rows) -> Rows:
-    """From a logit to 0..1."""
-    return np.asarray(0.5 * (1 + np.tanh(0.5 * rows)), np.float32)

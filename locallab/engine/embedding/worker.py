@@ -1,4 +1,4 @@
-"""The one thread that owns a context for embeddings. A step reads as: take commands, pack, compute, hand out."""
+"""The one thread that owns a context for embeddings. A step reads as: take commands, pack, compute, complete."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class EmbedWorker:
     """Runs steps until it is closed. Only `commands`, `stats` and `totals` may be touched from other threads."""
 
     def __init__(self, context: PooledContext, packing: Packing, finish: Callable[[Rows], Rows]) -> None:
-        """`finish` makes of a batch's rows what the jobs get."""
+        """`finish` turns a batch's rows into what the jobs get."""
         self.commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self.totals = Totals()
         self._context = context
@@ -42,7 +42,7 @@ class EmbedWorker:
         self._deadline: float | None = None
 
     def run(self) -> None:
-        """Works until a Close command has been carried out. Every job comes to an end, whatever happens."""
+        """Work until a Close command has been carried out. Every job comes to an end, whatever happens."""
         while self._take_commands():
             batch = self._packing.take()
             try:
@@ -54,7 +54,7 @@ class EmbedWorker:
                     _fail(job, error if expected else EngineFailure(f"internal error: {error}"))
 
     def stats(self) -> EngineStats:
-        """A snapshot; each figure is read by itself."""
+        """Return a snapshot; each figure is read by itself."""
         totals = self.totals
         return EngineStats(
             running=self._computing,
@@ -70,26 +70,24 @@ class EmbedWorker:
         )
 
     def _take_commands(self) -> bool:
-        """Carries out what other threads asked for; waits when there is nothing to compute. False: time to stop."""
+        """Carry out what other threads asked for; wait while there is nothing to compute. False: time to stop."""
         while True:
             try:
                 idle = not self._packing and self._deadline is None
-                self._carry_out(self.commands.get(block=idle))
+                command = self.commands.get(block=idle)
             except queue.Empty:
                 break
+            match command:
+                case Embed(job):
+                    self._packing.add(job)
+                case Close(deadline):
+                    self._deadline = deadline if self._deadline is None else min(deadline, self._deadline)
         if self._deadline is None:
             return True
         if time.monotonic() >= self._deadline:
             for job in self._packing.drain():
                 _fail(job, EngineClosed("the engine was closed"))
         return bool(self._packing)
-
-    def _carry_out(self, command: Command) -> None:
-        match command:
-            case Embed(job):
-                self._packing.add(job)
-            case Close(deadline):
-                self._deadline = deadline if self._deadline is None else min(deadline, self._deadline)
 
     def _step(self, batch: list[tuple[Job, int]]) -> None:
         if not batch:
@@ -107,16 +105,12 @@ class EmbedWorker:
         if not np.isfinite(rows).all():
             raise EngineFailure("the model computed values that are no numbers")
         for (job, place), row in zip(batch, self._finish(rows), strict=True):
-            _put(job, place, row)
-
-
-def _put(job: Job, place: int, row: Rows) -> None:
-    job.rows[place] = row
-    if len(job.rows) == len(job.sequences) and job.future.set_running_or_notify_cancel():
-        job.future.set_result(np.stack([job.rows[i] for i in range(len(job.sequences))]))
+            job.rows[place] = row
+            if len(job.rows) == len(job.sequences) and job.future.set_running_or_notify_cancel():
+                job.future.set_result(np.stack([job.rows[i] for i in range(len(job.sequences))]))
 
 
 def _fail(job: Job, error: Exception) -> None:
-    """A job of which several sequences were in the batch fails once."""
+    """Fail a job, once though several of its sequences were in the batch."""
     if not job.future.done() and job.future.set_running_or_notify_cancel():
         job.future.set_exception(error)
