@@ -13,7 +13,7 @@ from locallab.cli.settings_options import flag, layers
 from locallab.errors import ConfigError
 from locallab.settings import EngineSettings, ServerSettings
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "locallab" / "cli" / "README.md"
 CLASSES = (ServerSettings, EngineSettings)
 NAMES = [name for cls in CLASSES for name, _, _ in settings.fields(cls)]
 SECRET = [name for cls in CLASSES for name, annotated, _ in settings.fields(cls) if settings.is_secret(annotated)]
@@ -113,8 +113,8 @@ def test_every_setting_is_a_flag_unless_it_is_a_secret() -> None:
     assert [name for name in NAMES if f"{flag(name)} " not in text] == SECRET == ["ngrok_token"]
 
 
-def test_every_setting_is_in_the_readme() -> None:
-    text = README.read_text()
+def test_every_setting_is_in_the_page_of_settings() -> None:
+    text = PAGE.read_text().partition("<!-- settings -->")[2].partition("<!-- /settings -->")[0]
     shown = {name: f"`LOCALLAB_{name.upper()}`" if name in SECRET else f"`{flag(name)}" for name in NAMES}
     assert [name for name in NAMES if shown[name] not in text] == []
 
