@@ -29,7 +29,7 @@ class Process:
 
 
 @contextlib.contextmanager
-def serving(model: Path, *flags: str) -> Iterator[Process]:
+def serving(model: Path | str, *flags: str) -> Iterator[Process]:
     command = [
         sys.executable,
         "-m",

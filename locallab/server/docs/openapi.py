@@ -15,7 +15,7 @@ from locallab.server.areas import Area, area, owner
 from locallab.server.dialects.dialect import Dialect
 from locallab.server.dialects.registry import DIALECTS
 from locallab.server.docs.examples import EXAMPLES
-from locallab.server.docs.prose import ABOUT, EVENT, HEADERS, LINE, PARAMETERS, REASONS, SECURITY, TAGS
+from locallab.server.docs.prose import ABOUT, EVENT, HEADERS, LINE, PARAMETERS, REASONS, SECURITY, TAGS, documented
 from locallab.server.endpoint import Endpoint
 from locallab.server.fields.body import RANGES
 from locallab.server.streaming import EVENTS
@@ -38,7 +38,7 @@ def document(routes: Sequence[BaseRoute]) -> Schema:
         "openapi": "3.1.0",
         "info": {"title": "LocalLab", "version": __version__, "description": ABOUT},
         "servers": [{"url": "/"}],
-        "tags": [{"name": name, "description": text} for name, text in _tags().items()],
+        "tags": [{"name": name, "description": f"{text}\n\n{documented(name)}"} for name, text in _tags().items()],
         "paths": paths,
         "components": {
             "schemas": schemas.components,

@@ -6,38 +6,47 @@ from collections.abc import Mapping
 from typing import Any
 
 ABOUT = """\
-LocalLab runs a language model on this machine and answers over HTTP.
+LocalLab serves language models on this machine over HTTP.
 
-**Fields.** Bodies are JSON objects. `null` stands for a field that is not set; fields that are not known are ignored; a wrong
-one is answered 400 with its name.
+**Fields.** Bodies are JSON objects. `null` means that a field is not set, unknown fields are ignored, and a wrong value
+gets 400 with the field's name.
 
-**Keys.** Where the server asks for an API key, send it as `Authorization: Bearer <key>`, `x-api-key: <key>` or
-`api-key: <key>`. Health, metrics and this description need none.
+**Keys.** Where the server requires an API key, send it as `Authorization: Bearer <key>`, `x-api-key: <key>` or
+`api-key: <key>`. Health checks and this description need none.
 
-**Limits.** Native routes and `/api/v1` count requests by key, or by address where there is none. Every counted answer says in
-`X-RateLimit-Limit`, `X-RateLimit-Remaining` and `X-RateLimit-Reset` how it stands; one request too many is answered 429 with
-`Retry-After`.
+**Limits.** Requests to native routes and `/api/v1` are counted per key, or per address without one. Counted responses carry
+`X-RateLimit-Limit`, `X-RateLimit-Remaining` and `X-RateLimit-Reset`; excess requests get 429 with `Retry-After`.
 
-**Streams.** With `"stream": true` an answer comes as server-sent events while it is written: `data: {...}` each, the last one
-`data: [DONE]`. Those of `/v1/messages` and `/v1/responses` have names instead, which say when it ends. `/api/generate` and
-`/api/chat` send lines of JSON, unless `stream` is false. After 15 seconds of silence something goes out that says nothing.
+**Streams.** With `"stream": true` an answer arrives as server-sent events: `data: {...}` for each piece and `data: [DONE]`
+at the end. The events of `/v1/messages` and `/v1/responses` have names instead, as their APIs define them. `/api/generate`
+and `/api/chat` send lines of JSON unless `stream` is false. A stream that is silent for 15 seconds sends an empty event.
 
-**Notes.** What was mended in a request, or left out of it, is told in the header `x-locallab-notes` of the answer.
+**Notes.** Repairs to the request, and what was left out of it, are listed in the header `x-locallab-notes` of the response.
 
-**Errors.** Native routes and `/api/v1` answer `{"detail": "..."}`, `/v1` answers OpenAI's `{"error": {...}}`, `/v1/messages`
-Anthropic's `{"type": "error", "error": {...}}`, and the other routes below `/api` Ollama's `{"error": "..."}`.
+**Errors.** Native routes and `/api/v1` answer `{"detail": "..."}`, `/v1` answers OpenAI's `{"error": {...}}`,
+`/v1/messages` Anthropic's `{"type": "error", "error": {...}}`, and the other routes below `/api` Ollama's
+`{"error": "..."}`.
 
-**Paths.** Doubled and trailing slashes do not matter, and OpenAI's routes work without `/v1` too.
+**Paths.** Doubled and trailing slashes do not matter. OpenAI's and Anthropic's routes also work without `/v1`.
 
-**WebSocket.** `WS /api/v1/assistant/stream` takes one JSON object a message, `{"prompt": "...", "task": "generate"}` with the
-fields of the assistant routes and an optional `id`. It answers `{"type": "token", "text": "..."}` while the answer is written,
-then `{"type": "done", "tokens_used": 15, "model": "...", "finish_reason": "stop"}`, each with the `id` if there was one.
-`{"type": "cancel", "id": "..."}` stops an answer; what is wrong is answered `{"type": "error", "detail": "..."}`, and the
-connection stays open.
+**WebSocket.** `WS /api/v1/assistant/stream` takes one JSON object per message, `{"prompt": "...", "task": "generate"}` with
+the fields of the assistant routes and an optional `id`. It sends `{"type": "token", "text": "..."}` while the answer is
+written, then `{"type": "done", "tokens_used": 15, "model": "...", "finish_reason": "stop"}`, each with the `id` if there
+was one. `{"type": "cancel", "id": "..."}` cancels an answer. A wrong message gets `{"type": "error", "detail": "..."}`, and
+the connection stays open.
 """
 
 TAGS = {"docs": "This description."}
 """Groups of routes that belong to no dialect."""
+
+
+def documented(tag: str) -> str:
+    """Return the sentence that names the section about a group, by its path in the project and in the installed package.
+
+    In the description because `externalDocs` needs an absolute URL, which the project does not have.
+    """
+    return f"Documented in `locallab/server/dialects/README.md#{tag.replace('.', '')}`."
+
 
 EVENT: Mapping[str, Any] = {
     "description": "with `stream`: one of the server-sent events that the answer is; the data of the last one is `[DONE]`",

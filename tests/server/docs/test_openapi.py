@@ -18,6 +18,7 @@ from locallab.server.endpoint import Endpoint
 from locallab.settings import ServerSettings
 from tests.support.http_server import Serve, Served
 from tests.support.openapi_check import Described
+from tests.support.pages import ROOT, anchors
 
 USER = [{"role": "user", "content": "hi"}]
 
@@ -64,6 +65,12 @@ def test_every_operation_says_what_it_is(described: Described) -> None:
         if verb == "post":
             assert {"400", "413", "401", "500"} <= set(operation["responses"]), path
     assert len(ids) == len(set(ids))
+
+
+def test_every_group_is_documented_in_a_section_of_a_page(described: Described) -> None:
+    for tag in described.api["tags"]:
+        page, _, section = tag["description"].rpartition("Documented in `")[2].removesuffix("`.").partition("#")
+        assert (ROOT / page).is_file() and section in anchors(page), tag["name"]
 
 
 def test_every_field_of_a_body_is_explained(described: Described) -> None:
