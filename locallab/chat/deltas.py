@@ -60,7 +60,7 @@ class Plain:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Said:
+class WholeAnswer:
     """A complete answer. `calls` in the order in which they were made."""
 
     text: str = ""
@@ -68,7 +68,7 @@ class Said:
     calls: tuple[ToolCall, ...] = ()
 
 
-def gather(deltas: Iterable[Delta]) -> Said:
+def gather(deltas: Iterable[Delta]) -> WholeAnswer:
     """All deltas of an answer as a whole."""
     texts: list[str] = []
     thoughts: list[str] = []
@@ -86,7 +86,7 @@ def gather(deltas: Iterable[Delta]) -> Said:
             case CallArguments(index, text):
                 arguments[index].append(text)
     calls = tuple(ToolCall(start.id, start.name, "".join(arguments[start.index])) for start in starts)
-    return Said("".join(texts), "".join(thoughts), calls)
+    return WholeAnswer("".join(texts), "".join(thoughts), calls)
 
 
 def held_back(text: str, *markers: str) -> int:

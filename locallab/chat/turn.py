@@ -23,7 +23,7 @@ AFTER_REASONING = r"/\s*/"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Thinking:
+class ReasoningOptions:
     """What the client wants of reasoning: on, off or as the model likes; how hard (a word for the template); at most how many
     tokens."""
 
@@ -45,7 +45,7 @@ class ChatRequest:
     tools: tuple[Tool, ...] = ()
     choice: ToolChoice = dataclasses.field(default_factory=ToolChoice)
     answer: Constraint | None = None
-    thinking: Thinking = dataclasses.field(default_factory=Thinking)
+    reasoning: ReasoningOptions = dataclasses.field(default_factory=ReasoningOptions)
     variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     continues: bool = False
 
@@ -103,7 +103,7 @@ def _reasoned(prompt: str, tags: Tags | None, request: ChatRequest) -> tuple[str
     if tags is None:
         return prompt, None, False
     opened, begun = prompt.rstrip().endswith(tags.opening), request.begun is not None
-    if opened and (request.thinking.off or _cannot_think(request.answer) or begun):
+    if opened and (request.reasoning.off or _cannot_think(request.answer) or begun):
         return f"{prompt}\n{tags.end}\n\n", None, False
     if begun or prompt.rstrip().endswith(tags.end):
         return prompt, None, False
@@ -121,7 +121,7 @@ def _check_begun(request: ChatRequest, tools: Sequence[Tool], tool_format: ToolF
 
 def _prompt(request: ChatRequest, tools: Sequence[Tool], tool_format: ToolFormat | None, template: ChatTemplate) -> str:
     messages = list(request.messages) if request.begun is None else list(request.messages[:-1])
-    variables = {**_thinking(request.thinking), **request.variables}
+    variables = {**_thinking(request.reasoning), **request.variables}
     is_generic = isinstance(tool_format, Generic)
     if is_generic:  # calls of earlier turns look as those to come
         messages = [written_out(message) for message in messages]
@@ -145,7 +145,7 @@ def _described(tool: Tool) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _thinking(wish: Thinking) -> dict[str, Any]:
+def _thinking(wish: ReasoningOptions) -> dict[str, Any]:
     """The variables by which templates are told: each family has its own."""
     enabled = False if wish.off else wish.enabled
     switches = {} if enabled is None else {"enable_thinking": enabled, "thinking": enabled}

@@ -8,7 +8,7 @@ from llguidance import LLMatcher, LLTokenizer
 
 from locallab.chat import ChatTemplate, Message, ToolCall
 from locallab.chat.tools import Tool, ToolChoice
-from locallab.chat.turn import ChatRequest, Thinking, Turn, plan
+from locallab.chat.turn import ChatRequest, ReasoningOptions, Turn, plan
 from locallab.engine.request import Constraint
 from locallab.errors import InvalidField
 from tests.support.splits import parse
@@ -109,11 +109,11 @@ GEMMA = ChatTemplate(
 
 def test_reasoning_in_a_channel() -> None:
     assert turn(GEMMA).tags is None  # the prompt has closed it
-    request = ChatRequest(messages=MESSAGES, thinking=Thinking(enabled=True), answer=SCHEMA)
+    request = ChatRequest(messages=MESSAGES, reasoning=ReasoningOptions(enabled=True), answer=SCHEMA)
     made = plan(request, GEMMA, {"<|channel>": 7, "<channel|>": 8})
     assert made.visible == ("<|channel>", "<channel|>")
     assert made.constraint is not None and '<[7]> "thought"' in made.constraint.source
-    parser = turn(GEMMA, thinking=Thinking(enabled=True)).parser()
+    parser = turn(GEMMA, reasoning=ReasoningOptions(enabled=True)).parser()
     said = parse(parser, "<|channel>thought\nso it goes\n<channel|>Hello")
     assert (said.reasoning, said.text) == ("so it goes", "Hello")
 
@@ -141,14 +141,14 @@ def test_an_answer_is_either_as_the_schema_says_or_a_call() -> None:
     assert not accepts(made, "Hi")
 
 
-@pytest.mark.parametrize("wish", [Thinking(enabled=False), Thinking(effort="none")])
-def test_reasoning_can_be_switched_off(wish: Thinking) -> None:
-    made = turn(REASONING, thinking=wish)
+@pytest.mark.parametrize("options", [ReasoningOptions(enabled=False), ReasoningOptions(effort="none")])
+def test_reasoning_can_be_switched_off(options: ReasoningOptions) -> None:
+    made = turn(REASONING, reasoning=options)
     assert made.prompt.endswith("<think>\n\n</think>\n\n") and made.tags is None
 
 
 def test_reasoning_that_a_template_cannot_switch_off_is_closed() -> None:
-    made = turn(OPENED, thinking=Thinking(enabled=False))
+    made = turn(OPENED, reasoning=ReasoningOptions(enabled=False))
     assert made.prompt.endswith("</think>\n\n") and made.tags is None
 
 

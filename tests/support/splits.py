@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from locallab.chat.deltas import Parser, Said, gather
+from locallab.chat.deltas import Parser, WholeAnswer, gather
 
 
 def counting_ids() -> Callable[[], str]:
@@ -13,12 +13,12 @@ def counting_ids() -> Callable[[], str]:
     return lambda: f"call_{next(ids)}"
 
 
-def parse(parser: Parser, pieces: Iterable[str]) -> Said:
+def parse(parser: Parser, pieces: Iterable[str]) -> WholeAnswer:
     deltas = [delta for piece in pieces for delta in parser.feed(piece)]
     return gather([*deltas, *parser.finish()])
 
 
-def every_split(make: Callable[[], Parser], raw: str) -> Said:
+def every_split(make: Callable[[], Parser], raw: str) -> WholeAnswer:
     """What comes of `raw`: the same whole, one character at a time, and cut in two at every place."""
     whole = parse(make(), [raw])
     assert parse(make(), raw) == whole

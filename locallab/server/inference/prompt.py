@@ -111,9 +111,9 @@ def jobs_for(prompts: Sequence[Sequence[int]], params: SamplingParams, n: int) -
 
 
 def _budget(request: ChatRequest, turn: Turn) -> ReasoningBudget | None:
-    if request.thinking.budget is None or turn.tags is None:
+    if request.reasoning.budget is None or turn.tags is None:
         return None
-    return ReasoningBudget(request.thinking.budget, turn.tags.opening, turn.tags.end, turn.open)
+    return ReasoningBudget(request.reasoning.budget, turn.tags.opening, turn.tags.end, turn.open)
 
 
 File = tuple[str, str]

@@ -6,7 +6,7 @@ import codecs
 import dataclasses
 from collections.abc import Iterable, Iterator
 
-from locallab.chat.deltas import Delta, Said, Text, gather
+from locallab.chat.deltas import Delta, Text, WholeAnswer, gather
 from locallab.chat.turn import Turn
 from locallab.engine.request import TokenEvent, Usage
 from locallab.server.inference.generation import FinishedAnswer, Item
@@ -47,7 +47,7 @@ class Reader:
             yield News(index, deltas, end, event)
 
 
-def read_whole(turn: Turn, answer: FinishedAnswer) -> tuple[Said, End]:
+def read_whole(turn: Turn, answer: FinishedAnswer) -> tuple[WholeAnswer, End]:
     """A complete answer."""
     parser = turn.parser()
     said = gather([*parser.feed(answer.text), *parser.finish()])

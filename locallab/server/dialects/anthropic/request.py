@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from locallab.chat import Message, ToolCall
 from locallab.chat.messages import mended
-from locallab.chat.turn import ChatRequest, Thinking
+from locallab.chat.turn import ChatRequest, ReasoningOptions
 from locallab.engine.request import Constraint
 from locallab.errors import InvalidField
 from locallab.server.fields.constraint import schema_of
@@ -71,7 +71,7 @@ def chat_request(body: MessagesBody, notes: list[str]) -> ChatRequest:
         tools=tools,
         choice=read_choice(body.tool_choice, None, tools),
         answer=_schema(body),
-        thinking=_thinking(body.thinking, _config(body).get("effort")),
+        reasoning=_thinking(body.thinking, _config(body).get("effort")),
         continues=True,
     )
 
@@ -89,17 +89,17 @@ def _config(body: MessagesBody) -> Mapping[str, Any]:
     return body.output_config if isinstance(body.output_config, Mapping) else {}
 
 
-def _thinking(raw: object, effort: object) -> Thinking:
+def _thinking(raw: object, effort: object) -> ReasoningOptions:
     """Off unless asked for, as the API has it."""
     if raw is None:
-        return Thinking(enabled=False)
+        return ReasoningOptions(enabled=False)
     if not isinstance(raw, Mapping):
         raise InvalidField("thinking", "expected an object with a type")
     budget = raw.get("budget_tokens")
     if budget is not None and (type(budget) is not int or budget < 1):
         raise InvalidField("thinking.budget_tokens", "expected a positive number of tokens")
     if raw.get("type") == "disabled":
-        return Thinking(enabled=False)
+        return ReasoningOptions(enabled=False)
     if raw.get("type") not in ("enabled", "adaptive"):
         raise InvalidField("thinking.type", f"unknown type {raw.get('type')!r}; known: enabled, adaptive, disabled")
     return dataclasses.replace(of_effort(effort if isinstance(effort, str) else None, budget), enabled=True)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from locallab.chat.deltas import CallArguments, CallStart, Delta, Reasoning, Said, Text
+from locallab.chat.deltas import CallArguments, CallStart, Delta, Reasoning, Text, WholeAnswer
 from locallab.chat.turn import Turn
 from locallab.engine.request import Usage
 from locallab.server.dialects.anthropic.errors import anthropic_body
@@ -59,7 +59,7 @@ class MessageAnswer(msgspec.Struct):
     usage: MessageUsage
 
 
-def message_body(model: str, said: Said, end: End, stop: str | None) -> dict[str, Any]:
+def message_body(model: str, said: WholeAnswer, end: End, stop: str | None) -> dict[str, Any]:
     """A complete message. `stop` is the stop sequence that ended it."""
     thinking = [{"type": "thinking", "thinking": said.reasoning, "signature": ""}] if said.reasoning else []
     text = [{"type": "text", "text": said.text}] if said.text or not said.calls else []

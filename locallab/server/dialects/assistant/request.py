@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar
 from msgspec import Meta
 
 from locallab.chat import Message, normalize
-from locallab.chat.turn import ChatRequest, Thinking, Turn
+from locallab.chat.turn import ChatRequest, ReasoningOptions, Turn
 from locallab.engine.request import Constraint, SamplingParams
 from locallab.errors import InvalidField
 from locallab.pool import Loaded
@@ -128,7 +128,7 @@ async def prepare_question(question: Question, loaded: Loaded, templates: Templa
         question.task, question.prompt, language=question.language, history=question.history, as_json=question.as_json
     )
     answer = Constraint("json_schema", json.dumps(_schema(question)), "format") if question.as_json else None
-    request = ChatRequest(messages=messages, answer=answer, thinking=Thinking(enabled=False))
+    request = ChatRequest(messages=messages, answer=answer, reasoning=ReasoningOptions(enabled=False))
     chat = await prepare_chat(loaded, request, params)
     asked = PreparedQuestion(question, loaded.spec.id, chat.jobs[0], turn=chat.turn)
     # A model whose format marks the text too would take what we begin for no text at all.

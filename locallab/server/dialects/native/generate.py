@@ -11,7 +11,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
 from locallab.chat import Message, normalize
-from locallab.chat.turn import ChatRequest, Thinking, Turn
+from locallab.chat.turn import ChatRequest, ReasoningOptions, Turn
 from locallab.engine.request import Usage
 from locallab.pool import Pool
 from locallab.server.dialects.answer_fields import Created, FinishReason, ModelName, NativeChoice, UsageFigures, usage_body
@@ -72,7 +72,9 @@ class Native:
         params = body.params(loaded.engine.info.n_vocab, self._settings.completion_tokens)
         turn = None
         if body.chat_template:
-            as_chat = ChatRequest(messages=[Message("user", body.prompt)], answer=body.constraint(), thinking=Thinking(False))
+            as_chat = ChatRequest(
+                messages=[Message("user", body.prompt)], answer=body.constraint(), reasoning=ReasoningOptions(False)
+            )
             asked = await prepare_chat(loaded, as_chat, params)
             turn, jobs = asked.turn, asked.jobs
         else:

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from locallab.chat import Message, normalize
-from locallab.chat.turn import ChatRequest, Thinking
+from locallab.chat.turn import ChatRequest, ReasoningOptions
 from locallab.engine.request import Constraint, SamplingParams
 from locallab.errors import InvalidField
 from locallab.server.fields.constraint import schema_of
@@ -78,10 +78,10 @@ class OllamaBody(msgspec.Struct, kw_only=True):
         """The same, with the logprobs that are asked for."""
         return dataclasses.replace(params, logprobs=self.top_logprobs or 0) if self.logprobs else params
 
-    def thinking(self) -> Thinking:
+    def thinking(self) -> ReasoningOptions:
         if self.think is None or self.think == "":
-            return Thinking()
-        return Thinking(enabled=self.think) if isinstance(self.think, bool) else of_effort(self.think)
+            return ReasoningOptions()
+        return ReasoningOptions(enabled=self.think) if isinstance(self.think, bool) else of_effort(self.think)
 
     @property
     def leaves(self) -> bool:
@@ -120,13 +120,13 @@ class OllamaChatBody(OllamaBody, kw_only=True):
 def prompted(body: OllamaGenerateBody) -> ChatRequest:
     system = [Message("system", body.system)] if body.system else []
     messages = [*system, Message("user", body.prompt or "")]
-    return ChatRequest(messages=messages, answer=body.constraint(), thinking=body.thinking())
+    return ChatRequest(messages=messages, answer=body.constraint(), reasoning=body.thinking())
 
 
 def conversation(body: OllamaChatBody, notes: list[str]) -> ChatRequest:
     tools = read_tools(body.tools, notes)
     messages = normalize(list(_with_ids(body.messages)), notes)
-    return ChatRequest(messages=messages, tools=tools, answer=body.constraint(), thinking=body.thinking())
+    return ChatRequest(messages=messages, tools=tools, answer=body.constraint(), reasoning=body.thinking())
 
 
 def _with_ids(messages: object) -> Iterator[object]:

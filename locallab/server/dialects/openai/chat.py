@@ -9,8 +9,8 @@ import msgspec
 from msgspec import Meta
 
 from locallab.chat import normalize
-from locallab.chat.deltas import Said
-from locallab.chat.turn import ChatRequest, Thinking
+from locallab.chat.deltas import WholeAnswer
+from locallab.chat.turn import ChatRequest, ReasoningOptions
 from locallab.engine.request import SamplingParams
 from locallab.errors import InvalidField
 from locallab.server.dialects.answer_fields import Created, ModelName, NativeChoice, TopToken, UsageFigures
@@ -89,7 +89,7 @@ class ChatBody(OpenAIBody, kw_only=True):
             tools=tools,
             choice=read_choice(self.tool_choice, self.parallel_tool_calls, tools),
             answer=self.constraint(),
-            thinking=self._thinking(),
+            reasoning=self._thinking(),
             variables=self.chat_template_kwargs or {},
             continues=bool(self.continue_final_message),
         )
@@ -98,7 +98,7 @@ class ChatBody(OpenAIBody, kw_only=True):
         """The same, with the logprobs that are asked for."""
         return dataclasses.replace(params, logprobs=self.top_logprobs or 0) if self.logprobs else params
 
-    def _thinking(self) -> Thinking:
+    def _thinking(self) -> ReasoningOptions:
         wish, given = self.reasoning or ReasoningWish(), of_switch(self.thinking)
         budget = first(self.reasoning_budget, wish.max_tokens, given.budget)
         told = of_effort(first(self.reasoning_effort, wish.effort), budget or None)
@@ -117,7 +117,7 @@ class ChatBody(OpenAIBody, kw_only=True):
             raise InvalidField("modalities", "only text is supported")
 
 
-def message_body(said: Said) -> dict[str, Any]:
+def message_body(said: WholeAnswer) -> dict[str, Any]:
     """The assistant's message."""
     message: dict[str, Any] = {"role": "assistant", "content": said.text if said.text or not said.calls else None}
     if said.reasoning:

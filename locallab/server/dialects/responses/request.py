@@ -12,7 +12,7 @@ from msgspec import Meta
 from locallab.chat import Message, ToolCall, normalize
 from locallab.chat.messages import mended
 from locallab.chat.tools import Tool
-from locallab.chat.turn import ChatRequest, Thinking
+from locallab.chat.turn import ChatRequest, ReasoningOptions
 from locallab.engine.request import SamplingParams
 from locallab.errors import InvalidField
 from locallab.server.fields.constraint import read_format
@@ -103,7 +103,7 @@ def chat_request(body: ResponsesBody, before: Sequence[Any], items: Sequence[Any
         tools=tools,
         choice=read_choice(body.tool_choice, body.parallel_tool_calls, tools),
         answer=read_format(_mapping("text", body.text).get("format"), "text.format"),
-        thinking=_thinking(body),
+        reasoning=_thinking(body),
     )
 
 
@@ -135,7 +135,7 @@ def _described(tool: Tool) -> dict[str, Any]:
     return {**named, "parameters": dict(tool.parameters), "strict": tool.strict}
 
 
-def _thinking(body: ResponsesBody) -> Thinking:
+def _thinking(body: ResponsesBody) -> ReasoningOptions:
     effort = _mapping("reasoning", body.reasoning).get("effort")
     if effort is not None and not isinstance(effort, str):
         raise InvalidField("reasoning.effort", "expected a word such as low, medium or high")
