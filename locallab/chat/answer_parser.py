@@ -1,4 +1,4 @@
-"""From a model's raw text to what the answer says: reasoning first, then text and tool calls."""
+"""Parser of a model's raw text into deltas: reasoning first, then text and tool calls."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from locallab.chat.json_scanner import SPACE
 
 
 class AnswerParser:
-    """Chains the parsers of reasoning and of calls; either may be absent. White space next to calls is nobody's text."""
+    """Chain the parsers of reasoning and of calls; either may be absent. White space next to calls is dropped.
+
+    `called` is set once a call has started.
+    """
 
     def __init__(self, reasoning: Parser | None = None, calls: Parser | None = None) -> None:
         self._reasoning = reasoning
@@ -18,9 +21,7 @@ class AnswerParser:
         self.called = False
 
     def feed(self, text: str) -> list[Delta]:
-        if self._reasoning is None:
-            return self._read([Text(text)])
-        return self._read(self._reasoning.feed(text))
+        return self._read([Text(text)] if self._reasoning is None else self._reasoning.feed(text))
 
     def finish(self) -> list[Delta]:
         deltas = self._read(self._reasoning.finish()) if self._reasoning else []
@@ -31,26 +32,25 @@ class AnswerParser:
         self._space = ""
         return deltas
 
-    def _read(self, deltas: Iterable[Delta]) -> list[Delta]:
+    def _read(self, deltas: list[Delta]) -> list[Delta]:
         if self._calls is None:
-            return list(deltas)
+            return deltas
         found: list[Delta] = []
         for delta in deltas:
             found += self._trimmed(self._calls.feed(delta.text)) if isinstance(delta, Text) else [delta]
         return found
 
-    def _trimmed(self, deltas: Iterable[Delta]) -> list[Delta]:
-        return [delta for each in deltas for delta in self._trim(each)]
-
-    def _trim(self, delta: Delta) -> Iterator[Delta]:
-        if isinstance(delta, Text):
-            text = self._space + delta.text
-            kept = text.rstrip(SPACE)
-            self._space = text[len(kept) :]
-            if kept:
-                yield Text(kept)
-            return
-        if isinstance(delta, CallStart):
-            self.called = True
-            self._space = ""
-        yield delta
+    def _trimmed(self, deltas: Iterable[Delta]) -> Iterator[Delta]:
+        """Yield the deltas without white space next to calls; mutates `_space` and `called`."""
+        for delta in deltas:
+            if isinstance(delta, Text):
+                text = self._space + delta.text
+                kept = text.rstrip(SPACE)
+                self._space = text[len(kept) :]
+                if kept:
+                    yield Text(kept)
+                continue
+            if isinstance(delta, CallStart):
+                self.called = True
+                self._space = ""
+            yield delta

@@ -1,4 +1,4 @@
-"""What an answer says, piece by piece: text, reasoning, tool calls. Parsers turn a model's raw text into these."""
+"""Pieces of an answer: text, reasoning and tool calls. Parsers turn a model's raw text into them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Reasoning:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CallStart:
-    """A tool call begins; `index` counts the answer's calls from 0. Sent once for each call, before its arguments."""
+    """Start of a tool call, once for each call and before its arguments. `index` counts the answer's calls from 0."""
 
     index: int
     id: str
@@ -30,7 +30,7 @@ class CallStart:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CallArguments:
-    """A piece of the JSON text of a call's arguments."""
+    """Piece of the JSON text of a call's arguments."""
 
     index: int
     text: str
@@ -40,9 +40,9 @@ Delta = Text | Reasoning | CallStart | CallArguments
 
 
 class Parser(Protocol):
-    """Splits a text that arrives in pieces. However it is cut, the deltas add up to the same; nothing is lost.
+    """Splitter of a text that arrives in pieces. The deltas add up to the same wherever the text is cut; nothing is lost.
 
-    `feed` gives what is certain so far and holds back what may still become markup; `finish` gives the rest.
+    `feed` returns what is certain so far and holds back what may still become markup; `finish` returns the rest.
     """
 
     def feed(self, text: str) -> list[Delta]: ...
@@ -50,7 +50,7 @@ class Parser(Protocol):
 
 
 class Plain:
-    """The parser of an answer without markup."""
+    """Parser of an answer without markup."""
 
     def feed(self, text: str) -> list[Delta]:
         return [Text(text)] if text else []
@@ -61,7 +61,7 @@ class Plain:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class WholeAnswer:
-    """A complete answer. `calls` in the order in which they were made."""
+    """A complete answer, with its calls in the order in which they were made."""
 
     text: str = ""
     reasoning: str = ""
@@ -69,9 +69,9 @@ class WholeAnswer:
 
 
 def gather(deltas: Iterable[Delta]) -> WholeAnswer:
-    """All deltas of an answer as a whole."""
+    """Join all deltas of an answer."""
     texts: list[str] = []
-    thoughts: list[str] = []
+    reasoning: list[str] = []
     starts: list[CallStart] = []
     arguments: dict[int, list[str]] = {}
     for delta in deltas:
@@ -79,18 +79,18 @@ def gather(deltas: Iterable[Delta]) -> WholeAnswer:
             case Text(text):
                 texts.append(text)
             case Reasoning(text):
-                thoughts.append(text)
+                reasoning.append(text)
             case CallStart(index):
                 starts.append(delta)
                 arguments[index] = []
             case CallArguments(index, text):
                 arguments[index].append(text)
     calls = tuple(ToolCall(start.id, start.name, "".join(arguments[start.index])) for start in starts)
-    return WholeAnswer("".join(texts), "".join(thoughts), calls)
+    return WholeAnswer("".join(texts), "".join(reasoning), calls)
 
 
 def held_back(text: str, *markers: str) -> int:
-    """How many characters at the end of `text` may be the beginning of a marker."""
+    """Return how many characters at the end of `text` may be the beginning of a marker."""
     longest = 0
     for marker in markers:
         for size in range(min(len(marker) - 1, len(text)), longest, -1):

@@ -1,4 +1,4 @@
-"""Fill in the middle: what stands before and after a gap, as the tokens of a prompt. Pure."""
+"""Prompts for fill-in-the-middle: the text before and after a gap, as tokens. Pure."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Callable, Iterable
 from locallab.engine.request import FimTokens
 
 REPOSITORY = "repository"
-"""What the repository and the file at hand are called: requests do not say, models want some name."""
+"""Names of the repository and of the current file: requests carry none, models expect some."""
 FILE = "file"
 
 
 def infill(
     fim: FimTokens, tokenize: Callable[[str], list[int]], prefix: str, suffix: str, extra: Iterable[tuple[str, str]] = ()
 ) -> list[int]:
-    """The prompt whose answer belongs between `prefix` and `suffix`.
+    """Return the prompt whose answer belongs between `prefix` and `suffix`.
 
-    `tokenize` takes every text as it is: no opening token, no markup. `extra` are other files, each a name and its text, the
-    most important last. A model with tokens for a repository gets them as such, any other gets their texts first.
+    `tokenize` adds no opening token and parses no markup. `extra` are other files as (name, text), the most important last: a
+    model with repository tokens gets them as files of one repository, any other as plain text ahead of the prefix.
     """
     files = list(extra)
     prompt = [] if fim.bos is None else [fim.bos]

@@ -1,4 +1,4 @@
-"""JSON that arrives in pieces: an object's members, their raw values handed on as they come. Checks no more than it needs."""
+"""Incremental scanner of JSON objects: hands on the members' raw values as they arrive, and validates only the frame."""
 
 from __future__ import annotations
 
@@ -19,11 +19,14 @@ class Piece:
 
 
 class Malformed(ValueError):
-    """What came is no JSON object."""
+    """The text is not a JSON object."""
 
 
 class ValueScanner:
-    """Finds where one JSON value ends. It trusts what is inside: only strings and nesting matter. `begun`: not only space."""
+    """Find the end of one JSON value, looking only at strings and nesting.
+
+    `begun` is set at the first character that is not white space, `done` at the value's end.
+    """
 
     def __init__(self) -> None:
         self._depth = 0
@@ -33,41 +36,34 @@ class ValueScanner:
         self.done = False
 
     def feed(self, text: str) -> int:
-        """How many characters of `text` belong to the value; `done` when it has ended."""
+        """Return how many characters of `text` belong to the value."""
         for at, char in enumerate(text):
-            if self._ends_before(char):
-                self.done = True
+            if self.begun and not self._in_string and self._depth == 0 and (char in ",}]" or char in SPACE):
+                self.done = True  # the end of a number or a word, which nothing closes
                 return at
-            self._take(char)
+            self.begun = self.begun or char not in SPACE
+            if self._in_string:
+                if self._escaped:
+                    self._escaped = False
+                elif char == "\\":
+                    self._escaped = True
+                elif char == '"':
+                    self._in_string = False
+                    self.done = self._depth == 0
+            elif char == '"':
+                self._in_string = True
+            elif char in "{[":
+                self._depth += 1
+            elif char in "}]":
+                self._depth -= 1
+                self.done = self._depth == 0
             if self.done:
                 return at + 1
         return len(text)
 
-    def _ends_before(self, char: str) -> bool:
-        """A number or a word ends where something else begins."""
-        return self.begun and not self._in_string and self._depth == 0 and (char in ",}]" or char in SPACE)
-
-    def _take(self, char: str) -> None:
-        self.begun = self.begun or char not in SPACE
-        if self._in_string:
-            if self._escaped:
-                self._escaped = False
-            elif char == "\\":
-                self._escaped = True
-            elif char == '"':
-                self._in_string = False
-                self.done = self._depth == 0
-        elif char == '"':
-            self._in_string = True
-        elif char in "{[":
-            self._depth += 1
-        elif char in "}]":
-            self._depth -= 1
-            self.done = self._depth == 0
-
 
 class ObjectScanner:
-    """One JSON object from its brace on. `feed` yields its members' pieces; once `done`, `rest` is what came after it."""
+    """Scan one JSON object from its opening brace. Once it is `done`, `rest` is the text behind it."""
 
     def __init__(self) -> None:
         self._buffer = ""
@@ -78,10 +74,25 @@ class ObjectScanner:
         self.rest = ""
 
     def feed(self, text: str) -> Iterator[Piece]:
-        """Raises Malformed where no object can come of it; `rest` is then what comes behind that place."""
+        """Yield pieces of the members' values. Raises Malformed, with `rest` the text behind the error."""
         self._buffer += text
         try:
-            yield from self._run()
+            while not self.done:
+                if self._state != "value":
+                    if not self._step():
+                        return
+                    continue
+                if not self._value.begun:
+                    self._buffer = self._buffer.lstrip(SPACE)
+                count = self._value.feed(self._buffer)
+                value, self._buffer = self._buffer[:count], self._buffer[count:]
+                last = self._value.done
+                if last:
+                    self._state = "comma"
+                if value or last:
+                    yield Piece(self._key, value, last)
+                if not last:
+                    return
         except Malformed:
             self.done = True
             raise
@@ -89,59 +100,35 @@ class ObjectScanner:
             if self.done:
                 self.rest, self._buffer = self.rest + self._buffer, ""
 
-    def _run(self) -> Iterator[Piece]:
-        while not self.done:
-            if self._state == "value":
-                piece = self._piece()
-                if piece.text or piece.last:
-                    yield piece
-                if not piece.last:
-                    return
-            elif not self._step():
-                return
-
-    def _piece(self) -> Piece:
-        if not self._value.begun:
-            self._buffer = self._buffer.lstrip(SPACE)
-        count = self._value.feed(self._buffer)
-        text, self._buffer = self._buffer[:count], self._buffer[count:]
-        if self._value.done:
-            self._state = "comma"
-        return Piece(self._key, text, self._value.done)
-
     def _step(self) -> bool:
-        """Takes one token of the object's frame; False: not all of it is there yet."""
+        """Take one token of the object's frame; return False if it has not arrived completely."""
         self._buffer = self._buffer.lstrip(SPACE)
         if not self._buffer:
             return False
-        if self._state == "key":
-            return self._take_key()
-        char, self._buffer = self._buffer[0], self._buffer[1:]
+        char, size = self._buffer[0], 1
         match self._state, char:
             case "open", "{":
                 self._state = "first"
             case "first" | "comma", "}":
                 self.done = True
-            case "first", '"':
-                self._state, self._buffer = "key", char + self._buffer
+            case "first" | "key", '"':
+                scanner = ValueScanner()
+                size = scanner.feed(self._buffer)
+                if not scanner.done:
+                    return False
+                try:
+                    self._key = json.loads(self._buffer[:size], strict=False)
+                except ValueError:
+                    raise Malformed("a key is not a valid string") from None
+                self._state = "colon"
             case "comma", ",":
                 self._state = "key"
             case "colon", ":":
                 self._state, self._value = "value", ValueScanner()
+            case "key", _:
+                raise Malformed(f"expected a key, got {char!r}")
             case _:
+                self._buffer = self._buffer[1:]
                 raise Malformed(f"unexpected {char!r}")
-        return True
-
-    def _take_key(self) -> bool:
-        if self._buffer[0] != '"':
-            raise Malformed(f"expected a key, got {self._buffer[0]!r}")
-        scanner = ValueScanner()
-        count = scanner.feed(self._buffer)
-        if not scanner.done:
-            return False
-        try:
-            self._key = json.loads(self._buffer[:count], strict=False)
-        except ValueError:
-            raise Malformed("a key is no string") from None
-        self._state, self._buffer = "colon", self._buffer[count:]
+        self._buffer = self._buffer[size:]
         return True

@@ -1,4 +1,4 @@
-"""Messages of a conversation, neutral and checked: from what clients send, and into the shapes that strict templates take."""
+"""Neutral messages of a conversation: parsed from clients' JSON, and reshaped for strict templates."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ ROLES = {
     "tool": "tool",
     "function": "tool",
 }
-"""Every role a client may send, and the one that templates know."""
+"""Roles that clients may send, with the one that templates know."""
 
 TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
-"""Types of content parts that hold text, and the key it is under."""
+"""Types of content parts that hold text, with the key of that text."""
 
-THOUGHTS = ("reasoning_content", "reasoning", "thinking")
-"""Where clients send back what the assistant thought, each its own way; what is no text there is ignored."""
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+"""Keys under which clients return the assistant's reasoning; values that are not text are ignored."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call the assistant made earlier. `arguments` is JSON text, or whatever the model wrote instead."""
+    """An earlier call of the assistant. `arguments` is JSON text, or whatever the model wrote instead."""
 
     id: str
     name: str
@@ -37,8 +37,10 @@ class ToolCall:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Message:
-    """One message. `role` is system, user, assistant or tool; `tool_call_id` says which call a tool message answers.
-    `reasoning` is what the assistant thought before it: templates take that of the turn that goes on."""
+    """A message. `role` is system, user, assistant or tool; `tool_call_id` names the call that a tool message answers.
+
+    `reasoning` is the assistant's reasoning ahead of `content`: templates render it within the current turn.
+    """
 
     role: str
     content: str
@@ -49,52 +51,51 @@ class Message:
 
 
 def normalize(messages: object, notes: list[str] | None = None) -> list[Message]:
-    """Reads a client's `messages`: null counts as not set, unknown keys are ignored, roles may come in any order.
+    """Parse and repair a client's `messages`: null counts as not set, unknown keys are ignored, roles may come in any order.
 
-    What models could not read is mended, and `notes` says so: a call's arguments that are no JSON object, and a tool's result
-    that answers no call. Raises InvalidField that names what is wrong, such as `messages[2].content`.
+    Repairs are added to `notes`. Raises InvalidField that names the field, such as `messages[2].content`.
     """
     if not isinstance(messages, list):
         raise InvalidField("messages", "expected a list of messages" if messages is not None else "is missing")
     if not messages:
         raise InvalidField("messages", "is empty")
-    read = [_message(f"messages[{index}]", message) for index, message in enumerate(messages)]
-    return mended(read, [] if notes is None else notes)
+    parsed = [_message(f"messages[{index}]", message) for index, message in enumerate(messages)]
+    return repaired(parsed, [] if notes is None else notes)
 
 
-def mended(messages: Sequence[Message], notes: list[str]) -> list[Message]:
-    """The messages with what models could not read mended; adds a line to `notes` for each."""
+def repaired(messages: Sequence[Message], notes: list[str]) -> list[Message]:
+    """Return the messages with everything that models could not read repaired; each repair adds a line to `notes`.
+
+    Repaired are tool results that answer no call, and calls whose arguments are not a JSON object.
+    """
     known: set[str] = set()
-    whole: list[Message] = []
+    result: list[Message] = []
     for index, message in enumerate(messages):
         where = f"messages[{index}]"
         if message.role == "tool" and message.tool_call_id not in known and (message.tool_call_id or not known):
-            notes.append(f"{where}: a tool result that answers no call is taken for the user's words")
+            notes.append(f"{where}: the tool result answers no call; passed on as a user message")
             message = Message("user", f"Result of {message.name or 'a tool'}: {message.content}")
         if message.tool_calls:
             known |= {call.id for call in message.tool_calls}
-            calls = tuple(_mended_call(f"{where}.tool_calls[{i}]", call, notes) for i, call in enumerate(message.tool_calls))
-            message = dataclasses.replace(message, tool_calls=calls)
-        whole.append(message)
-    return whole
+            calls = list(message.tool_calls)
+            for i, call in enumerate(calls):
+                if not isinstance(arguments(call), dict):
+                    notes.append(f"{where}.tool_calls[{i}]: the arguments are not a JSON object; put under the key 'raw'")
+                    calls[i] = dataclasses.replace(call, arguments=json.dumps({"raw": call.arguments}, ensure_ascii=False))
+            message = dataclasses.replace(message, tool_calls=tuple(calls))
+        result.append(message)
+    return result
 
 
-def _mended_call(where: str, call: ToolCall, notes: list[str]) -> ToolCall:
-    if isinstance(arguments(call), dict):
-        return call
-    notes.append(f"{where}: arguments that are no JSON object are put under the key 'raw'")
-    return dataclasses.replace(call, arguments=json.dumps({"raw": call.arguments}, ensure_ascii=False))
-
-
-def unthought(messages: Sequence[Message]) -> list[Message]:
-    """The messages without what the assistant thought, for a template that takes it only beside nothing else."""
+def without_reasoning(messages: Sequence[Message]) -> list[Message]:
+    """Return the messages without reasoning, for a template that refuses it beside content."""
     return [dataclasses.replace(message, reasoning="") if message.reasoning else message for message in messages]
 
 
 def folded(messages: Sequence[Message]) -> list[Message]:
-    """The same conversation for a strict template: at most one system message, first; then user and assistant in turn.
+    """Reshape a conversation for a strict template: at most one system message, first; then user and assistant alternate.
 
-    Later system messages and tool results become the user's; neighbours of one role are joined by a blank line.
+    Later system messages and tool results become user messages; neighbours of one role are joined by a blank line.
     """
     start = next((i for i, message in enumerate(messages) if message.role != "system"), len(messages))
     turns = [Message("assistant" if m.role == "assistant" else "user", written_out(m).content) for m in messages[start:]]
@@ -104,13 +105,13 @@ def folded(messages: Sequence[Message]) -> list[Message]:
 
 
 def without_system(messages: Sequence[Message]) -> list[Message]:
-    """As `folded`, for a template that knows no system role: its text opens the first user message."""
+    """Reshape as `folded` does, for a template without a system role: the system text opens the first user message."""
     head, *rest = folded(messages)
     return [head, *rest] if head.role != "system" else _joined([Message("user", head.content), *rest])
 
 
 def written_out(message: Message) -> Message:
-    """The message with its tool calls in its text, as tools/generic.py asks for them, for a template that knows none."""
+    """Return the message with its tool calls written into its text, in the generic format, for a template without calls."""
     if not message.tool_calls:
         return message
     written = (json.dumps({"name": c.name, "arguments": arguments(c)}, ensure_ascii=False) for c in message.tool_calls)
@@ -119,7 +120,7 @@ def written_out(message: Message) -> Message:
 
 
 def arguments(call: ToolCall) -> Any:
-    """A call's arguments as a JSON value; the text itself where it is no JSON."""
+    """Return a call's arguments as a JSON value, or as text if they are not valid JSON."""
     try:
         return json.loads(call.arguments)
     except ValueError:
@@ -149,27 +150,28 @@ def _message(field: str, raw: object) -> Message:
         _text(f"{field}.name", raw.get("name")) or None,
         tuple(_calls(field, raw)) if role == "assistant" else (),
         _text(f"{field}.tool_call_id", raw.get("tool_call_id")) or None,
-        next((raw[key] for key in THOUGHTS if isinstance(raw.get(key), str)), "") if role == "assistant" else "",
+        next((raw[key] for key in REASONING_KEYS if isinstance(raw.get(key), str)), "") if role == "assistant" else "",
     )
 
 
 def _content(field: str, raw: object) -> str:
+    """Return the text of a message's content; the parts of a list are joined by newlines."""
     if not isinstance(raw, list):
         return _text(field, raw)
-    return "\n".join(_part(field, part) for part in raw)
-
-
-def _part(field: str, part: object) -> str:
-    if isinstance(part, str):
-        return part
-    if not isinstance(part, Mapping):
-        raise InvalidField(field, "expected text or a list of parts")
-    kind = "text" if part.get("type") is None else part["type"]
-    if kind in ("image_url", "input_image", "image"):
-        raise InvalidField(field, "this model takes no images")
-    if not isinstance(kind, str) or kind not in TEXT_PARTS:
-        raise InvalidField(field, f"cannot take a part of type {kind!r}; known: {', '.join(TEXT_PARTS)}")
-    return _text(field, part.get(TEXT_PARTS[kind]))
+    texts = []
+    for part in raw:
+        if isinstance(part, str):
+            texts.append(part)
+            continue
+        if not isinstance(part, Mapping):
+            raise InvalidField(field, "expected text or a list of parts")
+        kind = "text" if part.get("type") is None else part["type"]
+        if kind in ("image_url", "input_image", "image"):
+            raise InvalidField(field, "this model takes no images")
+        if not isinstance(kind, str) or kind not in TEXT_PARTS:
+            raise InvalidField(field, f"unsupported part type {kind!r}; known: {', '.join(TEXT_PARTS)}")
+        texts.append(_text(field, part.get(TEXT_PARTS[kind])))
+    return "\n".join(texts)
 
 
 def _text(field: str, raw: object) -> str:
@@ -181,8 +183,9 @@ def _text(field: str, raw: object) -> str:
 
 
 def _calls(field: str, raw: Mapping[str, Any]) -> Iterable[ToolCall]:
-    older = raw.get("function_call")
-    calls = raw.get("tool_calls") or ([{"function": older}] if older else [])
+    """Yield the calls of `tool_calls`, or the one of its predecessor `function_call`."""
+    single = raw.get("function_call")
+    calls = raw.get("tool_calls") or ([{"function": single}] if single else [])
     if not isinstance(calls, list):
         raise InvalidField(f"{field}.tool_calls", "expected a list")
     for index, call in enumerate(calls):
@@ -190,6 +193,6 @@ def _calls(field: str, raw: Mapping[str, Any]) -> Iterable[ToolCall]:
         function = call.get("function") if isinstance(call, Mapping) else None
         if not isinstance(function, Mapping):
             raise InvalidField(where, "expected an object with a function")
-        given = function.get("arguments")
-        written = given if isinstance(given, str) else json.dumps(given or {}, ensure_ascii=False)
-        yield ToolCall(_text(f"{where}.id", call.get("id")), _text(f"{where}.function.name", function.get("name")), written)
+        value = function.get("arguments")
+        text = value if isinstance(value, str) else json.dumps(value or {}, ensure_ascii=False)
+        yield ToolCall(_text(f"{where}.id", call.get("id")), _text(f"{where}.function.name", function.get("name")), text)

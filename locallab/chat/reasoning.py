@@ -1,4 +1,4 @@
-"""Reasoning that a model writes ahead of its answer, between tags."""
+"""Reasoning between tags, ahead of a model's answer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from locallab.chat.json_scanner import SPACE
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Tags:
-    """What opens and what closes reasoning. `label` is text that belongs to the opening but to no token of its own."""
+    """Tags around reasoning. `label` is text that belongs to the opening tag but is not a control token."""
 
     begin: str
     end: str
@@ -32,19 +32,21 @@ TAGS: Sequence[Tags] = (
 
 
 def tags_of(template: str) -> Tags | None:
-    """The tags that a model with this chat template reasons between; None if it does not."""
+    """Return the reasoning tags of a model with this chat template; None if it does not reason."""
     return next((tags for tags in TAGS if tags.end in template), None)
 
 
 class ThinkParser:
-    """Splits an answer into reasoning and text. `open` says that the prompt has opened the reasoning already; otherwise the
-    answer has to begin with the tag. White space around the reasoning belongs to neither."""
+    """Split an answer into reasoning and text, without the white space around reasoning.
+
+    With `open` the prompt has opened the reasoning; otherwise only an answer that begins with the tag has any.
+    """
 
     def __init__(self, tags: Tags, open: bool) -> None:
         self._tags = tags
         self._state = "reasoning" if open else "start"
         self._buffer = ""
-        self._fresh = True  # nothing of the current part has been given out: leading white space is dropped
+        self._fresh = True  # no reasoning has been yielded yet: leading white space is dropped
 
     def feed(self, text: str) -> list[Delta]:
         self._buffer += text
@@ -60,7 +62,11 @@ class ThinkParser:
 
     def _run(self) -> Iterator[Delta]:
         if self._state == "start":
-            yield from self._start()
+            bare = self._buffer.lstrip(SPACE)
+            if bare.startswith(self._tags.opening):
+                self._state, self._buffer = "reasoning", bare[len(self._tags.opening) :]
+            elif not self._tags.opening.startswith(bare):
+                self._state = "text"
         if self._state == "reasoning":
             yield from self._reason()
         if self._state == "gap":
@@ -69,14 +75,6 @@ class ThinkParser:
         if self._state == "text" and self._buffer:
             text, self._buffer = self._buffer, ""
             yield Text(text)
-
-    def _start(self) -> Iterator[Delta]:
-        bare = self._buffer.lstrip(SPACE)
-        if bare.startswith(self._tags.opening):
-            self._state, self._buffer = "reasoning", bare[len(self._tags.opening) :]
-        elif not self._tags.opening.startswith(bare):
-            self._state = "text"
-        yield from ()
 
     def _reason(self) -> Iterator[Delta]:
         if self._fresh:
@@ -87,7 +85,7 @@ class ThinkParser:
             self._state = "gap"
         else:
             cut = len(self._buffer) - held_back(self._buffer, self._tags.end)
-            text = self._buffer[:cut].rstrip(SPACE)  # white space waits: it may be the last of the reasoning
+            text = self._buffer[:cut].rstrip(SPACE)  # trailing white space waits: it may end the reasoning
             self._buffer = self._buffer[len(text) :]
         if text:
             self._fresh = False

@@ -1,4 +1,4 @@
-"""A model's own chat template: Jinja in a sandbox, with the functions that model authors rely on."""
+"""Chat templates of models: Jinja in a sandbox, with the functions that model authors rely on."""
 
 from __future__ import annotations
 
@@ -15,115 +15,30 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from locallab.chat.messages import THOUGHTS, Message, ToolCall, arguments, folded, unthought, without_system, written_out
+from locallab.chat.messages import (
+    REASONING_KEYS,
+    Message,
+    ToolCall,
+    arguments,
+    folded,
+    without_reasoning,
+    without_system,
+    written_out,
+)
 from locallab.errors import InvalidField, ModelError
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-"""For a model that carries no template."""
+"""The template of a model without one."""
 
 PROBE = "locallab_probe"
-"""The name of a tool that no conversation speaks of."""
-
-
-class ChatTemplate:
-    """Renders conversations as one model was trained to read them.
-
-    `source` None means ChatML. `bos` and `eos` are the texts of the model's own tokens, for templates that write them.
-    Raises ModelError when the source is not a template.
-    """
-
-    def __init__(self, source: str | None, bos: str = "", eos: str = "") -> None:
-        self.source = text = source or CHATML
-        try:
-            self._template = _environment().from_string(text, {"bos_token": bos, "eos_token": eos})
-        except jinja2.TemplateSyntaxError as error:
-            raise ModelError(f"the model's chat template cannot be used: line {error.lineno}: {error.message}") from None
-        self._knows_calls = "tool_calls" in text
-        self._checked = ("system",) if "tool" in text else ("system", "tool")
-
-    @functools.cached_property
-    def tells_tools(self) -> bool:
-        """Whether it puts the tools it is given into the prompt: some only know how calls are written."""
-        probe = {"name": PROBE, "description": "", "parameters": {"type": "object", "properties": {}}}
-        try:
-            return PROBE in self.render([Message("user", "")], tools=[{"type": "function", "function": probe}])
-        except InvalidField:
-            return False
-
-    def render(self, messages: Sequence[Message], add_generation_prompt: bool = True, **kwargs: Any) -> str:
-        """The conversation as text, markup included, ready for the assistant's turn if `add_generation_prompt`.
-
-        A template that refuses the messages, or leaves out a system message (some take the first one only) or a tool result,
-        gets them again in a stricter shape.
-        Raises InvalidField with the template's own reason when it refuses every shape.
-        """
-        incomplete, reason = "", ""
-        shapes: tuple[Callable[[Sequence[Message]], Sequence[Message]], ...] = (list, unthought, folded, without_system)
-        for shape in shapes:
-            shaped = shape(messages)
-            try:
-                text = self._render([self._entry(message) for message in shaped], add_generation_prompt, kwargs)
-            except Exception as error:  # a template is its author's program: it can raise anything
-                reason = reason or str(error) or type(error).__name__
-                continue
-            if self._holds(text, shaped):
-                return text
-            incomplete = incomplete or text
-        if incomplete:
-            return incomplete
-        raise InvalidField("messages", f"the model's chat template refuses them: {reason}")
-
-    def _holds(self, text: str, messages: Sequence[Message]) -> bool:
-        return all(message.content.strip() in text for message in messages if message.role in self._checked)
-
-    def _render(self, entries: Sequence[dict[str, Any]], add_generation_prompt: bool, more: dict[str, Any]) -> str:
-        """Some templates go through `tools` without a look whether there are any."""
-        known = {"messages": entries, "tools": None, "documents": None, **more}
-        try:
-            return self._template.render(known, add_generation_prompt=add_generation_prompt)
-        except TypeError:
-            if known["tools"] is not None:
-                raise
-            return self._template.render({**known, "tools": []}, add_generation_prompt=add_generation_prompt)
-
-    @functools.cached_property
-    def _entry(self) -> Callable[[Message], dict[str, Any]]:
-        """How it takes a message: the first way in which it does not leave out a call."""
-        call = ToolCall("probe0000", PROBE, '{"a": 1}')
-        talk = [Message("user", "a"), Message("assistant", "", tool_calls=(call,)), Message("tool", "b", "it", (), call.id)]
-        for entry in (_entry, _text_entry):
-            with contextlib.suppress(Exception):
-                if PROBE in self._render([entry(message) for message in talk], True, {}):
-                    return entry
-        return _entry if self._knows_calls else _plain_entry
-
-
-def _entry(message: Message) -> dict[str, Any]:
-    calls = [_call(call, arguments(call)) for call in message.tool_calls]
-    thought = dict.fromkeys(THOUGHTS, message.reasoning)
-    optional = {"name": message.name, "tool_calls": calls, "tool_call_id": message.tool_call_id, **thought}
-    return {"role": message.role, "content": message.content, **{key: value for key, value in optional.items() if value}}
-
-
-def _text_entry(message: Message) -> dict[str, Any]:
-    """For templates that know calls as the API has them: arguments as JSON text, and no content beside them."""
-    calls = [_call(call, call.arguments) for call in message.tool_calls]
-    return {**_entry(message), **({"content": message.content or None, "tool_calls": calls} if calls else {})}
-
-
-def _plain_entry(message: Message) -> dict[str, Any]:
-    return _entry(written_out(message))
-
-
-def _call(call: ToolCall, given: Any) -> dict[str, Any]:
-    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": given}}
+"""A tool name that occurs in no conversation."""
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks the assistant's tokens for training; what is inside is plain template."""
+    """Ignore `{% generation %}` tags, which mark the assistant's tokens for training."""
 
     tags = {"generation"}  # noqa: RUF012 (Jinja's own interface)
 
@@ -132,38 +47,119 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation], autoescape=False
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
-
-
-def _raise_exception(message: str) -> NoReturn:
+def raise_exception(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
 
 
-def _strftime_now(form: str) -> str:
-    return datetime.datetime.now().strftime(form)
-
-
-def _tojson(
+def tojson(
     value: Any,
     ensure_ascii: bool = False,
     indent: int | None = None,
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON as models were trained on it: Jinja's own filter would escape it for HTML."""
+    """Format as JSON without Jinja's HTML escapes, which models have not seen in training."""
+
+    def as_list(value: Any) -> list[Any]:  # such as the generator that Jinja's `map` returns
+        if isinstance(value, Iterable):
+            return list(value)
+        raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
     form: dict[str, Any] = {"indent": indent, "separators": separators, "sort_keys": sort_keys}
-    return json.dumps(value, ensure_ascii=ensure_ascii, default=_listed, **form)
+    return json.dumps(value, ensure_ascii=ensure_ascii, default=as_list, **form)
 
 
-def _listed(value: Any) -> list[Any]:
-    """What Jinja's own filters make of a list, such as `map`."""
-    if isinstance(value, Iterable):
-        return list(value)
-    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+class _Environment(ImmutableSandboxedEnvironment):
+    """A sandbox with the filters and functions that templates on Hugging Face use."""
+
+    def __init__(self) -> None:
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation], autoescape=False)
+        self.filters["tojson"] = tojson
+        self.globals["raise_exception"] = raise_exception
+        self.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+
+
+def _entry(message: Message) -> dict[str, Any]:
+    calls = [_call(call, arguments(call)) for call in message.tool_calls]
+    reasoning = dict.fromkeys(REASONING_KEYS, message.reasoning)
+    optional = {"name": message.name, "tool_calls": calls, "tool_call_id": message.tool_call_id, **reasoning}
+    return {"role": message.role, "content": message.content, **{key: value for key, value in optional.items() if value}}
+
+
+def _text_entry(message: Message) -> dict[str, Any]:
+    """Convert for templates that take calls as the OpenAI API has them: arguments as JSON text, null for empty content."""
+    calls = [_call(call, call.arguments) for call in message.tool_calls]
+    return {**_entry(message), **({"content": message.content or None, "tool_calls": calls} if calls else {})}
+
+
+def _call(call: ToolCall, arguments: Any) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}
+
+
+class ChatTemplate:
+    """Render conversations in the format a model was trained on.
+
+    `source` None means ChatML. `bos` and `eos` are the texts of the model's tokens, for templates that write them.
+    Raises ModelError if the source is not a valid template.
+    """
+
+    def __init__(self, source: str | None, bos: str = "", eos: str = "") -> None:
+        self.source = text = source or CHATML
+        try:
+            self._template = _Environment().from_string(text, {"bos_token": bos, "eos_token": eos})
+        except jinja2.TemplateSyntaxError as error:
+            raise ModelError(f"the model's chat template cannot be used: line {error.lineno}: {error.message}") from None
+        self._knows_calls = "tool_calls" in text
+        self._checked = ("system",) if "tool" in text else ("system", "tool")
+
+    @functools.cached_property
+    def renders_tools(self) -> bool:
+        """Return whether the template lists tools in the prompt: some only know how to write calls."""
+        probe = {"name": PROBE, "description": "", "parameters": {"type": "object", "properties": {}}}
+        try:
+            return PROBE in self.render([Message("user", "")], tools=[{"type": "function", "function": probe}])
+        except InvalidField:
+            return False
+
+    def render(self, messages: Sequence[Message], add_generation_prompt: bool = True, **kwargs: Any) -> str:
+        """Return the conversation as text with markup, ready for the assistant's turn if `add_generation_prompt`.
+
+        If the template refuses the messages, or drops a tool result or a system message (some read the first one only), they
+        are rendered again in a stricter shape.
+        Raises InvalidField with the template's own reason if it refuses every shape.
+        """
+        incomplete, reason = "", ""
+        shapes: tuple[Callable[[Sequence[Message]], Sequence[Message]], ...] = (list, without_reasoning, folded, without_system)
+        for shape in shapes:
+            shaped = shape(messages)
+            try:
+                text = self._render([self._entry(message) for message in shaped], add_generation_prompt, kwargs)
+            except Exception as error:  # templates are programs: they can raise anything
+                reason = reason or str(error) or type(error).__name__
+                continue
+            if all(message.content.strip() in text for message in shaped if message.role in self._checked):
+                return text
+            incomplete = incomplete or text
+        if incomplete:
+            return incomplete
+        raise InvalidField("messages", f"the model's chat template refuses them: {reason}")
+
+    def _render(self, entries: Sequence[dict[str, Any]], add_generation_prompt: bool, more: dict[str, Any]) -> str:
+        variables = {"messages": entries, "tools": None, "documents": None, **more}
+        try:
+            return self._template.render(variables, add_generation_prompt=add_generation_prompt)
+        except TypeError:  # some templates iterate over `tools` without checking for None
+            if variables["tools"] is not None:
+                raise
+            return self._template.render({**variables, "tools": []}, add_generation_prompt=add_generation_prompt)
+
+    @functools.cached_property
+    def _entry(self) -> Callable[[Message], dict[str, Any]]:
+        """Return the converter of messages to the template's dicts: the first with which the template renders a call."""
+        call = ToolCall("probe0000", PROBE, '{"a": 1}')
+        talk = [Message("user", "a"), Message("assistant", "", tool_calls=(call,)), Message("tool", "b", "it", (), call.id)]
+        for entry in (_entry, _text_entry):
+            with contextlib.suppress(Exception):
+                if PROBE in self._render([entry(message) for message in talk], True, {}):
+                    return entry
+        return _entry if self._knows_calls else lambda message: _entry(written_out(message))

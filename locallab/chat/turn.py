@@ -1,4 +1,4 @@
-"""One turn of the assistant: from a neutral chat request to what the engine is asked, and how its answer is to be read."""
+"""One turn of the assistant: a neutral chat request becomes a prompt, a constraint and a parser of the answer."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ from locallab.engine.request import Constraint
 from locallab.errors import InvalidField
 
 EMBEDDED = {"json_schema", "json_object", "regex", "choice"}
-"""Kinds of constraints that can be a part of a larger grammar."""
+"""Kinds of constraints that can be part of a larger grammar."""
 
 AFTER_REASONING = r"/\s*/"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ReasoningOptions:
-    """What the client wants of reasoning: on, off or as the model likes; how hard (a word for the template); at most how many
-    tokens."""
+    """Options of reasoning: on, off or None for the model's default; an effort level for the template; a budget in tokens."""
 
     enabled: bool | None = None
     effort: str | None = None
@@ -35,11 +34,19 @@ class ReasoningOptions:
     def off(self) -> bool:
         return self.enabled is False or self.effort == "none"
 
+    def variables(self) -> dict[str, Any]:
+        """Return the template variables that set the options; each family of models has its own."""
+        enabled = False if self.off else self.enabled
+        switches = {} if enabled is None else {"enable_thinking": enabled, "thinking": enabled}
+        return switches | ({"reasoning_effort": self.effort} if self.effort and self.effort != "none" else {})
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ChatRequest:
-    """A conversation to go on with. `answer` restricts the text of the answer; `variables` go to the template as they are. With
-    `continues` a last message of the assistant is the beginning of the answer, which goes on behind it."""
+    """A conversation to be continued. `answer` constrains the answer's text; `variables` are passed to the template unchanged.
+
+    With `continues`, a last message of the assistant is the beginning of the answer.
+    """
 
     messages: Sequence[Message]
     tools: tuple[Tool, ...] = ()
@@ -51,15 +58,18 @@ class ChatRequest:
 
     @property
     def begun(self) -> str | None:
-        """How the answer begins, if it has begun."""
+        """Return the beginning of the answer that the last message holds; None if it holds none."""
         last = self.messages[-1]
         return last.content if self.continues and last.role == "assistant" and not last.tool_calls else None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Turn:
-    """What to ask the engine. `visible` are control tokens, by their text, that the parser has to see. `tags` enclose the
-    model's reasoning, None if it does not reason; `open`: the prompt has opened them."""
+    """Input of the engine, and the means to parse its output.
+
+    `visible` are the texts of the control tokens that the parser needs. `tags` enclose the model's reasoning, None without
+    reasoning; `open` says that the prompt has opened them.
+    """
 
     prompt: str
     constraint: Constraint | None
@@ -71,88 +81,70 @@ class Turn:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the model's text is the answer, with nothing to be read out of it."""
+        """Return whether the model's text is the answer as it stands, with nothing to parse."""
         return self.format is None and self.tags is None
 
     def parser(self) -> AnswerParser:
-        """A new one for each answer."""
+        """Return a new parser; each answer needs its own."""
         reasoning = ThinkParser(self.tags, self.open) if self.tags else None
         return AnswerParser(reasoning, self.format.parser(self.tools) if self.format else None)
 
 
 def plan(request: ChatRequest, template: ChatTemplate, control: Mapping[str, int]) -> Turn:
-    """The turn for a model with this template and these control tokens (their ids by text).
+    """Plan the turn for a model with this template and these control tokens (ids by text).
 
-    Raises InvalidField when the template refuses the messages, or the answer has begun as it may not.
+    Raises InvalidField if the template refuses the messages, or if a constraint does not fit tools or the answer's beginning.
     """
     tools = request.tools if request.choice.mode != "none" else ()
-    found, begun = choose(template.source), request.begun
-    if begun is not None:
-        _check_begun(request, tools, found)
-    tool_format = found if tools or (found.whole and begun is None) else None
-    tags = None if found.whole else tags_of(template.source)
+    native, begun = choose(template.source), request.begun
+    if begun is not None:  # a grammar covers a whole answer, not the rest of one
+        reason = "does not go with an answer that the last message has begun"
+        if request.answer is not None:
+            raise InvalidField(request.answer.field, reason)
+        if tools and native.whole:
+            raise InvalidField("tools", f"{reason}, with this model")
+    tool_format = native if tools or (native.whole and begun is None) else None
+    tags = None if native.whole else tags_of(template.source)
     prompt, tags, opened = _reasoned(_prompt(request, tools, tool_format, template), tags, request)
-    prompt += "" if begun is None else found.lead + begun
+    prompt += "" if begun is None else native.lead + begun
     markers = (*(tool_format.controls if tool_format else ()), *((tags.begin, tags.end) if tags else ()))
     constraint = _constraint(request, tools, tool_format, tags, opened, Lark(control))
     return Turn(prompt, constraint, tuple(m for m in markers if m in control), tool_format, tools, tags, opened)
 
 
+def _prompt(request: ChatRequest, tools: Sequence[Tool], tool_format: ToolFormat | None, template: ChatTemplate) -> str:
+    messages = list(request.messages) if request.begun is None else list(request.messages[:-1])
+    variables = {**request.reasoning.variables(), **request.variables}
+    is_generic = isinstance(tool_format, Generic)
+    if is_generic:  # earlier calls look like those to come
+        messages = [written_out(message) for message in messages]
+    if tools and not is_generic and template.renders_tools:
+        variables["tools"] = [
+            {"type": "function", "function": {"name": t.name, "description": t.description, "parameters": dict(t.parameters)}}
+            for t in tools
+        ]
+    elif tools and tool_format:
+        instructions = tool_format.instructions(tools)
+        if messages and messages[0].role == "system":  # many templates take one system message only
+            messages[0] = dataclasses.replace(messages[0], content=f"{instructions}\n\n{messages[0].content}")
+        else:
+            messages.insert(0, Message("system", instructions))
+    return template.render(messages, **variables)
+
+
 def _reasoned(prompt: str, tags: Tags | None, request: ChatRequest) -> tuple[str, Tags | None, bool]:
-    """The prompt, in which reasoning is closed that may not be; the tags that the answer may have; whether they are open."""
+    """Return the prompt with forbidden reasoning closed, the tags that the answer may contain, and whether they are open."""
     if tags is None:
         return prompt, None, False
     opened, begun = prompt.rstrip().endswith(tags.opening), request.begun is not None
-    if opened and (request.reasoning.off or _cannot_think(request.answer) or begun):
+    if opened and (request.reasoning.off or _excludes_reasoning(request.answer) or begun):
         return f"{prompt}\n{tags.end}\n\n", None, False
     if begun or prompt.rstrip().endswith(tags.end):
         return prompt, None, False
     return prompt, tags, opened
 
 
-def _check_begun(request: ChatRequest, tools: Sequence[Tool], tool_format: ToolFormat) -> None:
-    """What enforces the whole of an answer knows nothing of a part that is there already."""
-    reason = "does not go with an answer that the last message has begun"
-    if request.answer is not None:
-        raise InvalidField(request.answer.field, reason)
-    if tools and tool_format.whole:
-        raise InvalidField("tools", f"{reason}, with this model")
-
-
-def _prompt(request: ChatRequest, tools: Sequence[Tool], tool_format: ToolFormat | None, template: ChatTemplate) -> str:
-    messages = list(request.messages) if request.begun is None else list(request.messages[:-1])
-    variables = {**_thinking(request.reasoning), **request.variables}
-    is_generic = isinstance(tool_format, Generic)
-    if is_generic:  # calls of earlier turns look as those to come
-        messages = [written_out(message) for message in messages]
-    if tools and not is_generic and template.tells_tools:
-        variables["tools"] = [_described(tool) for tool in tools]
-    elif tools and tool_format:
-        messages = _instructed(messages, tool_format.instructions(tools))
-    return template.render(messages, **variables)
-
-
-def _instructed(messages: Sequence[Message], instructions: str) -> list[Message]:
-    """The messages with the instructions in the first system message: many templates take one only."""
-    if not messages or messages[0].role != "system":
-        return [Message("system", instructions), *messages]
-    head = dataclasses.replace(messages[0], content=f"{instructions}\n\n{messages[0].content}")
-    return [head, *messages[1:]]
-
-
-def _described(tool: Tool) -> dict[str, Any]:
-    function = {"name": tool.name, "description": tool.description, "parameters": dict(tool.parameters)}
-    return {"type": "function", "function": function}
-
-
-def _thinking(wish: ReasoningOptions) -> dict[str, Any]:
-    """The variables by which templates are told: each family has its own."""
-    enabled = False if wish.off else wish.enabled
-    switches = {} if enabled is None else {"enable_thinking": enabled, "thinking": enabled}
-    return switches | ({"reasoning_effort": wish.effort} if wish.effort and wish.effort != "none" else {})
-
-
-def _cannot_think(answer: Constraint | None) -> bool:
+def _excludes_reasoning(answer: Constraint | None) -> bool:
     return answer is not None and answer.kind not in EMBEDDED
 
 
@@ -161,9 +153,9 @@ def _constraint(
 ) -> Constraint | None:
     answer = request.answer
     framed = tags is not None or (tool_format is not None and tool_format.whole)
-    if not tools and (answer is None or not framed or _cannot_think(answer)):
+    if not tools and (answer is None or not framed or _excludes_reasoning(answer)):
         return answer
-    if answer is not None and _cannot_think(answer):
+    if answer is not None and _excludes_reasoning(answer):
         raise InvalidField(answer.field, "a grammar cannot be combined with tools; use a JSON schema, a regex or choices")
     text = None if answer is None else _node(answer)
     rules = [tool_format.grammar(tools, request.choice, lark, text)] if tool_format else [f"answer: {text}"]
@@ -171,22 +163,8 @@ def _constraint(
     return Constraint("lark", "\n".join(rules), answer.field if answer and not tools else "tools")
 
 
-def _start(tags: Tags | None, opened: bool, lark: Lark) -> str:
-    """The whole output: reasoning, if the model reasons, then the answer."""
-    if tags is None:
-        return "start: answer"
-    if lark.is_control(tags.end):
-        thought = f"thought: THOUGHT {lark.marker(tags.end)}\nTHOUGHT: /(?s:.*)/"
-    else:
-        thought = f"thought[lazy]: THOUGHT {lark.marker(tags.end)}\nTHOUGHT: /(?s:.*)/"
-    gap = f"gap: {AFTER_REASONING}"
-    begin = " ".join([lark.marker(tags.begin), *([json.dumps(tags.label)] if tags.label else [])])
-    reasoning = "thought gap answer" if opened else f"answer | {begin} thought gap answer"
-    return f"start: {reasoning}\n{thought}\n{gap}"
-
-
 def _node(answer: Constraint) -> str:
-    """The constraint as a node of a larger grammar."""
+    """Return the constraint as a node of a larger grammar."""
     match answer.kind:
         case "json_schema":
             return f"%json {answer.source}"
@@ -196,3 +174,14 @@ def _node(answer: Constraint) -> str:
             return "/" + answer.source.replace("/", "\\/") + "/"
         case _:
             return "(" + " | ".join(json.dumps(choice) for choice in json.loads(answer.source)) + ")"
+
+
+def _start(tags: Tags | None, opened: bool, lark: Lark) -> str:
+    """Return the rules of the whole output: reasoning, if the model reasons, then the answer."""
+    if tags is None:
+        return "start: answer"
+    lazy = "" if lark.is_control(tags.end) else "[lazy]"
+    begin = " ".join([lark.marker(tags.begin), *([json.dumps(tags.label)] if tags.label else [])])
+    reasoning = "thought gap answer" if opened else f"answer | {begin} thought gap answer"
+    thought = f"thought{lazy}: THOUGHT {lark.marker(tags.end)}\nTHOUGHT: /(?s:.*)/"
+    return f"start: {reasoning}\n{thought}\ngap: {AFTER_REASONING}"

@@ -95,7 +95,7 @@ def test_results_of_calls(call: dict[str, Any], result: dict[str, Any], expected
 
 
 @pytest.mark.parametrize(
-    ("message", "mended"),
+    ("message", "repaired"),
     [
         ({"role": "tool", "tool_call_id": "gone", "content": "1"}, Message("user", "Result of a tool: 1")),
         ({"role": "function", "name": "f", "content": "1"}, Message("user", "Result of f: 1")),
@@ -110,9 +110,9 @@ def test_results_of_calls(call: dict[str, Any], result: dict[str, Any], expected
     ],
     ids=["orphan", "orphan of a function", "broken arguments", "arguments that are a list"],
 )
-def test_what_models_could_not_read_is_mended_and_told(message: dict[str, Any], mended: Message) -> None:
+def test_repairs_are_noted(message: dict[str, Any], repaired: Message) -> None:
     notes: list[str] = []
-    assert normalize([message], notes) == [mended]
+    assert normalize([message], notes) == [repaired]
     assert len(notes) == 1 and notes[0].startswith("messages[0]")
 
 

@@ -155,7 +155,7 @@ def test_lists_made_by_filters_can_be_written_as_json() -> None:
     ids=["json", "names", "calls only", "refuses"],
 )
 def test_whether_a_template_tells_the_model_of_its_tools(source: str, tells: bool) -> None:
-    assert ChatTemplate(source).tells_tools is tells
+    assert ChatTemplate(source).renders_tools is tells
 
 
 API_CALLS = """{%- for m in messages %}

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from locallab.chat import Message, ToolCall
-from locallab.chat.messages import mended
+from locallab.chat.messages import repaired
 from locallab.chat.turn import ChatRequest, ReasoningOptions
 from locallab.engine.request import Constraint
 from locallab.errors import InvalidField
@@ -65,7 +65,7 @@ class MessagesBody(msgspec.Struct, kw_only=True):
 def chat_request(body: MessagesBody, notes: list[str]) -> ChatRequest:
     """The neutral request. Raises InvalidField."""
     tools = read_tools(body.tools, notes)
-    messages = mended([*_system(body.system), *_messages(body.messages)], notes)
+    messages = repaired([*_system(body.system), *_messages(body.messages)], notes)
     return ChatRequest(
         messages=messages,
         tools=tools,

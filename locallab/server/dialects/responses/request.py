@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from msgspec import Meta
 
 from locallab.chat import Message, ToolCall, normalize
-from locallab.chat.messages import mended
+from locallab.chat.messages import repaired
 from locallab.chat.tools import Tool
 from locallab.chat.turn import ChatRequest, ReasoningOptions
 from locallab.engine.request import SamplingParams
@@ -99,7 +99,7 @@ def chat_request(body: ResponsesBody, before: Sequence[Any], items: Sequence[Any
     messages = [*system, *_messages(before, items, notes)]
     return ChatRequest(
         # Clients ask for nothing, and for few tokens of it, to see whether somebody answers.
-        messages=mended(messages, notes) or [Message("user", "")],
+        messages=repaired(messages, notes) or [Message("user", "")],
         tools=tools,
         choice=read_choice(body.tool_choice, body.parallel_tool_calls, tools),
         answer=read_format(_mapping("text", body.text).get("format"), "text.format"),
