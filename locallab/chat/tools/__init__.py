@@ -1,4 +1,4 @@
-"""Tool calls: which format a model writes, how it is told about the tools, how its calls are enforced and read."""
+"""Tool calls: the formats that models write, with the prompt, the grammar and the parser of each."""
 
 from locallab.chat.tools.format import Lark, NewId, Tool, ToolChoice, ToolFormat, call_id
 from locallab.chat.tools.registry import FORMATS, choose

@@ -1,4 +1,4 @@
-"""What a tool-call format is: how a family of models writes calls, how to read them, and the grammar that enforces them."""
+"""The interface of tool-call formats, and the tools and choices that they take."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from locallab.chat.json_schema import closed, relaxed
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Tool:
-    """A function the model may call. `parameters` is the JSON schema of its arguments, an object's; none: it takes none. With
-    `strict` a schema that cannot be enforced in full is an error; otherwise as much of it is enforced as can be, and no
-    properties are allowed beyond those it names. `field` names the tool in messages, such as `tools[0]`."""
+    """A function the model may call. `parameters` is the JSON schema of its arguments, an object; empty means no arguments.
+
+    With `strict` a schema that cannot be enforced in full is an error. Otherwise it is relaxed to what can be enforced, and
+    properties that it does not name are forbidden. `field` names the tool in error messages, such as `tools[0]`.
+    """
 
     name: str
     description: str = ""
@@ -28,7 +30,7 @@ class Tool:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ToolChoice:
-    """Whether the model calls: as it likes, never, or at least once; of `names` only; without `parallel` once at most."""
+    """Constraint on calls: any number, none or at least one; only of `names`, if any; at most one unless `parallel`."""
 
     mode: Literal["auto", "none", "required"] = "auto"
     names: tuple[str, ...] = ()
@@ -40,10 +42,10 @@ NewId = Callable[[], str]
 NAME = "<name of the tool>"
 ARGUMENTS = "{<arguments as JSON>}"
 JSON_CALL = f'{{"name": "{NAME}", "arguments": {ARGUMENTS}}}'
-"""What stands for a call's parts in examples."""
+"""Placeholders of a call's parts in examples."""
 
 MOST_CALLS = 16
-"""In one answer: small models repeat a call without end."""
+"""Limit of one answer: small models repeat a call endlessly."""
 
 TEXT = "TEXT: /(?s:.*)/"
 """The rule for any text."""
@@ -54,8 +56,10 @@ def call_id() -> str:
 
 
 class Lark:
-    """Writes grammar text for llguidance. `control` are the model's control tokens by their text: a marker that is one has
-    to be named by its id, for its text alone would never be generated."""
+    """Writer of Lark grammars for llguidance. `control` maps the texts of the model's control tokens to their ids.
+
+    A marker that is a control token is written as its id: its text alone would never be generated.
+    """
 
     def __init__(self, control: Mapping[str, int]) -> None:
         self._control = control
@@ -67,25 +71,27 @@ class Lark:
         return text in self._control
 
     def text_until(self, rule: str, marker: str) -> str:
-        """A rule for any text up to the marker and with it. The rule TEXT has to be there."""
+        """Return a rule for any text up to and including the marker. The grammar must define TEXT."""
         lazy = "" if self.is_control(marker) else "[lazy]"
         return f"{rule}{lazy}: TEXT {self.marker(marker)}"
 
     def arguments(self, tool: Tool) -> str:
-        """The arguments of `tool` as a grammar node."""
-        none = not tool.parameters or tool.parameters.get("properties") == {}
-        return self.value(tool, {"type": "object", **({"additionalProperties": False} if none else {}), **tool.parameters})
+        """Return the arguments of `tool` as a grammar node."""
+        is_empty = not tool.parameters or tool.parameters.get("properties") == {}
+        return self.value(tool, {"type": "object", **({"additionalProperties": False} if is_empty else {}), **tool.parameters})
 
     def value(self, tool: Tool, schema: Mapping[str, Any]) -> str:
-        """A value of `schema`, which is a part of the tool's, as a grammar node."""
+        """Return a value of `schema`, a part of the tool's schema, as a grammar node."""
         return f"%json {json.dumps(schema if tool.strict else closed(relaxed(schema)))}"
 
 
 class ToolFormat(abc.ABC):
-    """One family's way to write tool calls. `begin` is the text that opens the first call: what is before it is the answer's
-    text. `controls` are texts of the format that may be control tokens and that the parser has to see. A format that is
-    `whole` marks reasoning and text too: it reads every answer of its models, and its grammar covers all of it. `lead` is
-    what it writes ahead of a text. `example` is a call as a model is told to write it that is not told so by its template."""
+    """A family's format of tool calls.
+
+    `begin` opens the first call; anything before it is the answer's text. `controls` are texts of the format that may be
+    control tokens and that the parser needs. A `whole` format marks reasoning and text too: it parses every answer of its
+    models, its grammar covers all of it, and `lead` is its marker ahead of text. `example` is a call for `instructions`.
+    """
 
     name: ClassVar[str]
     begin: ClassVar[str]
@@ -96,18 +102,18 @@ class ToolFormat(abc.ABC):
 
     @abc.abstractmethod
     def matches(self, template: str) -> bool:
-        """Whether a model with this chat template writes its calls so."""
+        """Return whether a model with this chat template uses the format."""
 
     @abc.abstractmethod
     def parser(self, tools: Sequence[Tool], new_id: NewId = call_id) -> Parser:
-        """Reads an answer that may call `tools`."""
+        """Return a new parser of an answer that may call `tools`."""
 
     @abc.abstractmethod
     def call(self, tool: Tool, lark: Lark) -> str:
-        """One call as grammar, without `begin`, and without what stands between calls and after the last."""
+        """Return the grammar of one call, without `begin`, `between` and `end`."""
 
     def instructions(self, tools: Sequence[Tool]) -> str:
-        """A system message that lists the tools and says how to call one, where the model's template does not."""
+        """Return a system message that lists the tools and explains how to call one, for templates that do not."""
         listed = "\n".join(
             json.dumps({"name": tool.name, "description": tool.description, "parameters": tool.parameters}, ensure_ascii=False)
             for tool in tools
@@ -119,24 +125,26 @@ class ToolFormat(abc.ABC):
         )
 
     def rules(self, lark: Lark) -> Sequence[str]:
-        """Rules that `call` refers to."""
+        """Return rules that `call` refers to."""
         return ()
 
     def opening(self, lark: Lark) -> str:
-        """What stands between `begin` and the first call, as grammar."""
+        """Return the grammar between `begin` and the first call."""
         return ""
 
     def between(self, lark: Lark) -> str:
-        """What stands between two calls, as grammar; empty for a format that knows one call only."""
+        """Return the grammar between two calls; empty for a format with one call only."""
         return lark.marker(self.begin)
 
     def end(self, lark: Lark) -> str:
-        """What stands after the last call, as grammar."""
+        """Return the grammar after the last call."""
         return ""
 
     def grammar(self, tools: Sequence[Tool], choice: ToolChoice, lark: Lark, text: str | None = None) -> str:
-        """An answer that calls as `choice` says: Lark rules of which `answer` is the whole. `text` is the grammar of an answer
-        without calls, None for any text, which may then also stand before calls."""
+        """Return Lark rules of which `answer` covers an answer that calls as `choice` requires.
+
+        `text` is the grammar of an answer without calls; None allows any text, and then before calls too.
+        """
         rules = [self.calls(tools, choice, lark)]
         begin = lark.marker(self.begin)
         if choice.mode == "required":
@@ -148,7 +156,7 @@ class ToolFormat(abc.ABC):
         return "\n".join(rules)
 
     def calls(self, tools: Sequence[Tool], choice: ToolChoice, lark: Lark) -> str:
-        """Lark rules of which `calls` is one call or several, without `begin`."""
+        """Return Lark rules of which `calls` covers one or more calls, without `begin`."""
         usable = [tool for tool in tools if not choice.names or tool.name in choice.names]
         each = [f"call_{index}: {self.call(tool, lark)}" for index, tool in enumerate(usable)]
         any_call = " | ".join(f"call_{index}" for index in range(len(usable)))

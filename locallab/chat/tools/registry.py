@@ -1,4 +1,4 @@
-"""The formats, and which one a model writes."""
+"""Registry of the formats, and the choice of a model's format."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ FORMATS: Sequence[ToolFormat] = (
     Llama3(),
     Generic(),
 )
-"""In the order in which they are tried: what is more particular comes first, the last one takes every model."""
+"""Tried in this order: specific formats first; the last one matches every model."""
 
 
 def choose(template: str) -> ToolFormat:
-    """The format of a model with this chat template ("" for none)."""
+    """Return the format of a model with this chat template ("" for none)."""
     return next(tool_format for tool_format in FORMATS if tool_format.matches(template))

@@ -1,1 +1,1 @@
-"""One file for each format in which models write tool calls."""
+"""Formats of tool calls, one family of models a file."""

@@ -1,4 +1,4 @@
-"""Functionary: `<function=name>{...}</function>` (3.1), or every part of the answer under its recipient, `>>>name` (3.2)."""
+"""Functionary: `<function=name>{...}</function>` (3.1), or each part of the answer after its recipient, `>>>name` (3.2)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import ClassVar
 
-from locallab.chat.deltas import CallArguments, CallStart, Delta, Parser, Text
+from locallab.chat.deltas import Parser, Text
 from locallab.chat.tools.format import ARGUMENTS, NAME, TEXT, Lark, NewId, Tool, ToolChoice, ToolFormat, call_id
 from locallab.chat.tools.parsers.markup import Ended, MarkupParser, Script
 from locallab.chat.tools.parsers.named_calls import NamedCalls
@@ -33,7 +33,7 @@ class FunctionTags(ToolFormat):
 
 
 class Recipients(ToolFormat):
-    """The prompt has written `>>>` already, so an answer begins with the first recipient."""
+    """The prompt ends with `>>>`, so an answer begins with the first recipient."""
 
     name: ClassVar[str] = "recipients"
     begin: ClassVar[str] = ""
@@ -54,22 +54,17 @@ class Recipients(ToolFormat):
         return json.dumps(f"\n{RECIPIENT}")
 
     def grammar(self, tools: Sequence[Tool], choice: ToolChoice, lark: Lark, text: str | None = None) -> str:
-        said = f'"{EVERYBODY}\\n" {text or "TEXT"}'
+        message = f'"{EVERYBODY}\\n" {text or "TEXT"}'
         if not tools:
-            return f"answer: {said}\n{TEXT}"
+            return f"answer: {message}\n{TEXT}"
         calls = self.calls(tools, choice, lark)
         if choice.mode == "required":
             return f"{calls}\nanswer: calls"
         lead = f'"{EVERYBODY}\\n" talk calls' if text is None else "calls"
-        return "\n".join([calls, TEXT, lark.text_until("talk", RECIPIENT), f"answer: {said} | calls | {lead}"])
+        return "\n".join([calls, TEXT, lark.text_until("talk", RECIPIENT), f"answer: {message} | calls | {lead}"])
 
 
 class RecipientParser(MarkupParser):
-    def __init__(self, new_id: NewId) -> None:
-        super().__init__()
-        self._new_id = new_id
-        self._n_calls = 0
-
     def script(self) -> Script:
         more = True
         while more:
@@ -81,12 +76,9 @@ class RecipientParser(MarkupParser):
             if recipient.strip() == EVERYBODY:
                 more = bool((yield from self.text_until(f"\n{RECIPIENT}", RECIPIENT)))
                 continue
-            yield CallStart(self._n_calls, self._new_id(), recipient.strip())
-            if not (yield from self.json_value(self._piece)):
+            yield self.call_start(recipient.strip())
+            if not (yield from self.json_arguments()):
                 return
-            self._n_calls += 1
+            self.n_calls += 1
             yield from self.skip_space()
             more = yield from self.takes(RECIPIENT)
-
-    def _piece(self, text: str) -> Delta:
-        return CallArguments(self._n_calls, text)

@@ -1,4 +1,4 @@
-"""Gemma: `call:name{key:value}` between markers, text between quotes of its own."""
+"""Gemma: `call:name{key:value}` between markers, with text between quote tokens."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import ClassVar
 
-from locallab.chat.deltas import CallArguments, CallStart, Parser, Text
+from locallab.chat.deltas import Parser, Text
 from locallab.chat.tools.format import NAME, Lark, NewId, Tool, ToolFormat, call_id
 from locallab.chat.tools.parsers.bare_calls import is_required, is_text, properties
 from locallab.chat.tools.parsers.markup import Ended, MarkupParser, Script
@@ -35,16 +35,13 @@ class Gemma(ToolFormat):
         return ("BARE: /(?s:.*)/", lark.text_until("quoted", self.quote).replace("TEXT", "BARE"))
 
     def call(self, tool: Tool, lark: Lark) -> str:
-        keys = sorted(properties(tool), key=lambda key: not is_required(tool, key))
-        parts = [self._argument(tool, key, first=at == 0, lark=lark) for at, key in enumerate(keys)]
-        return f'{json.dumps(f"{CALL}{tool.name}{{")} {" ".join(parts)} "}}" {lark.marker(self.close)}'
-
-    def _argument(self, tool: Tool, key: str, *, first: bool, lark: Lark) -> str:
-        """Required ones come first: a comma stands before each but the very first."""
-        schema = properties(tool)[key]
-        value = f"{lark.marker(self.quote)} quoted" if is_text(schema) else lark.value(tool, schema)
-        written = f"{json.dumps(('' if first else ',') + key + ':')} {value}"
-        return written if is_required(tool, key) else f"({written})?"
+        required_first = sorted(properties(tool).items(), key=lambda item: not is_required(tool, item[0]))
+        arguments = []
+        for key, schema in required_first:
+            value = f"{lark.marker(self.quote)} quoted" if is_text(schema) else lark.value(tool, schema)
+            argument = f"{json.dumps((',' if arguments else '') + key + ':')} {value}"
+            arguments.append(argument if is_required(tool, key) else f"({argument})?")
+        return f'{json.dumps(f"{CALL}{tool.name}{{")} {" ".join(arguments)} "}}" {lark.marker(self.close)}'
 
 
 class FunctionGemma(Gemma):
@@ -57,17 +54,15 @@ class FunctionGemma(Gemma):
 
 
 class GemmaCalls(MarkupParser):
-    """Reads such calls; the arguments come out as JSON, in one piece."""
+    """Parse Gemma's calls; the arguments are emitted as JSON in one piece."""
 
     def __init__(self, begin: str, close: str, quote: str, new_id: NewId) -> None:
-        super().__init__()
+        super().__init__(new_id)
         self._begin = begin
         self._close = close
         self._quote = quote
-        self._new_id = new_id
 
     def script(self) -> Script:
-        n_calls = 0
         while (yield from self.text_until(self._begin)):
             try:
                 raw = yield from self.until(self._close)
@@ -75,13 +70,13 @@ class GemmaCalls(MarkupParser):
                 yield Text(self._begin + cut.rest)
                 return
             name, _, arguments = raw.strip().removeprefix(CALL).partition("{")
-            yield CallStart(n_calls, self._new_id(), name.strip())
-            yield CallArguments(n_calls, as_object("{" + arguments, self._quote))
-            n_calls += 1
+            yield self.call_start(name.strip())
+            yield self.call_arguments(as_object("{" + arguments, self._quote))
+            self.n_calls += 1
 
 
 def as_object(raw: str, quote: str) -> str:
-    """Gemma's way to write an object, as JSON."""
+    """Convert an object in Gemma's notation to JSON."""
     parts = raw.split(quote)
     bare = [re.sub(r"([{,]\s*)([A-Za-z_][\w.-]*)\s*:", r'\1"\2":', part) for part in parts[::2]]
     texts = [json.dumps(part, ensure_ascii=False) for part in parts[1::2]]

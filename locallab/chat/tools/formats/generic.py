@@ -1,4 +1,4 @@
-"""For models that never learned to call tools: the prompt tells them how, in the commonest shape."""
+"""The most common format, explained in the prompt, for models not trained to call tools."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""GLM 4.5 and later, and models that learned from them: `<tool_call>name<arg_key>key</arg_key><arg_value>value</arg_value>...`,
-values are bare; some put each part on a line of its own."""
+"""GLM 4.5 and later, and models that copy it: `<tool_call>name<arg_key>key</arg_key><arg_value>value</arg_value>...` with bare
+values; some put each part on its own line."""
 
 from __future__ import annotations
 
@@ -37,17 +37,16 @@ class Glm(ToolFormat):
         return ("BARE: /(?s:.*)/", lark.text_until("bare", VALUE_END).replace("TEXT", "BARE"))
 
     def call(self, tool: Tool, lark: Lark) -> str:
-        arguments = " ".join(self._argument(tool, key, lark) for key in properties(tool))
-        return f"{json.dumps(tool.name)} {MAYBE_NEWLINE} {arguments} {lark.marker(END)}"
+        arguments = []
+        for key in properties(tool):
+            value = value_grammar(tool, key, lark.marker(VALUE_END), lark)
+            name = f"{lark.marker(KEY)} {json.dumps(key)} {lark.marker(KEY_END)}"
+            argument = f"{name} {MAYBE_NEWLINE} {lark.marker(VALUE)} {value} {MAYBE_NEWLINE}"
+            arguments.append(argument if is_required(tool, key) else f"({argument})?")
+        return f"{json.dumps(tool.name)} {MAYBE_NEWLINE} {' '.join(arguments)} {lark.marker(END)}"
 
     def between(self, lark: Lark) -> str:
         return f"{MAYBE_NEWLINE} {lark.marker(BEGIN)}"
-
-    def _argument(self, tool: Tool, key: str, lark: Lark) -> str:
-        value = value_grammar(tool, key, lark.marker(VALUE_END), lark)
-        named = f"{lark.marker(KEY)} {json.dumps(key)} {lark.marker(KEY_END)}"
-        written = f"{named} {MAYBE_NEWLINE} {lark.marker(VALUE)} {value} {MAYBE_NEWLINE}"
-        return written if is_required(tool, key) else f"({written})?"
 
 
 class GlmCalls(BareCalls):

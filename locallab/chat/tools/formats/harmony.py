@@ -1,4 +1,4 @@
-"""gpt-oss: harmony. Every part of an answer is a message with a channel: analysis, commentary (calls), final."""
+"""gpt-oss: harmony. Each part of an answer is a message with a channel: analysis, commentary (calls) or final."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import ClassVar
 
-from locallab.chat.deltas import CallArguments, CallStart, Delta, Parser, Reasoning, Text
+from locallab.chat.deltas import Parser, Reasoning, Text
 from locallab.chat.tools.format import ARGUMENTS, NAME, TEXT, Lark, NewId, Tool, ToolChoice, ToolFormat, call_id
 from locallab.chat.tools.parsers.markup import Ended, MarkupParser, Script
 
@@ -40,7 +40,7 @@ class Harmony(ToolFormat):
         return f'{lark.marker(CHANNEL)} {head} {lark.marker(CONSTRAIN)} "json" {lark.marker(MESSAGE)} {lark.arguments(tool)}'
 
     def between(self, lark: Lark) -> str:
-        """One call ends the turn."""
+        """Return nothing: a call ends the turn."""
         return ""
 
     def grammar(self, tools: Sequence[Tool], choice: ToolChoice, lark: Lark, text: str | None = None) -> str:
@@ -58,12 +58,7 @@ class Harmony(ToolFormat):
 
 
 class HarmonyParser(MarkupParser):
-    """Reads the messages one after the other. What has no header at all is text."""
-
-    def __init__(self, new_id: NewId) -> None:
-        super().__init__()
-        self._new_id = new_id
-        self._n_calls = 0
+    """Parse the messages one after the other; a part without a header is text."""
 
     def script(self) -> Script:
         yield from self.skip_space()
@@ -79,19 +74,12 @@ class HarmonyParser(MarkupParser):
                 except Ended as cut:
                     yield Text(cut.rest)
                     return
-                yield from self._message(header)
+                if recipient := re.search(r"to=([^\s<]+)", header):
+                    yield self.call_start(recipient[1].removeprefix(FUNCTIONS))
+                    yield from self.text_until(END, CALL, START, wrap=self.call_arguments)
+                    self.n_calls += 1
+                else:
+                    channel = re.search(r"<\|channel\|>\s*(\w+)", header)
+                    is_reasoning = channel is not None and channel[1] == "analysis"
+                    yield from self.text_until(END, RETURN, wrap=Reasoning if is_reasoning else Text)
             yield from self.skip_space()
-
-    def _message(self, header: str) -> Script:
-        recipient = re.search(r"to=([^\s<]+)", header)
-        if recipient is not None:
-            yield CallStart(self._n_calls, self._new_id(), recipient[1].removeprefix(FUNCTIONS))
-            yield from self.text_until(END, CALL, START, wrap=self._piece)
-            self._n_calls += 1
-            return
-        channel = re.search(r"<\|channel\|>\s*(\w+)", header)
-        is_thought = channel is not None and channel[1] == "analysis"
-        yield from self.text_until(END, RETURN, wrap=Reasoning if is_thought else Text)
-
-    def _piece(self, text: str) -> Delta:
-        return CallArguments(self._n_calls, text)

@@ -1,4 +1,4 @@
-"""Hermes, Qwen2.5, Qwen3 and many that learned from them: each call is JSON between <tool_call> and </tool_call>."""
+"""Hermes, Qwen2.5, Qwen3 and many models that copy them: each call is JSON between <tool_call> and </tool_call>."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from locallab.chat.tools.parsers.json_calls import JsonCalls, json_call
 BEGIN = "<tool_call>"
 END = "</tool_call>"
 OTHERS = ("<function=", "<arg_key>", "<invoke ", "<tool_calls>")
-"""What other formats write that have this marker too."""
+"""Markers of other formats that have BEGIN too."""
 
 
 class Hermes(ToolFormat):

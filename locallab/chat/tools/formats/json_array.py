@@ -1,4 +1,4 @@
-"""A JSON array of calls behind a marker: `<|tool_call|>` for Granite 3 and Phi-4-mini, which closes it with `<|/tool_call|>`,
+"""A JSON array of calls after a marker: `<|tool_call|>` for Granite 3 and Phi-4-mini, which closes it with `<|/tool_call|>`;
 `<tool_calls>` and `</tool_calls>` for Apriel."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Llama 3.1 to 3.3: the whole answer is one JSON object, `{"name": ..., "parameters": {...}}`, or after <|python_tag|>."""
+"""Llama 3.1 to 3.3: an answer that is one JSON object, `{"name": ..., "parameters": {...}}`, perhaps after <|python_tag|>."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ class Llama3(ToolFormat):
 
 
 class Llama3Parser:
-    """An answer that begins with the tag or a brace is a call, if it can be read as one."""
+    """Parse an answer that begins with the tag or a brace as a call, or as text if it is not one."""
 
     def __init__(self, new_id: NewId) -> None:
         self._calls = JsonCalls(TAG, "", new_id)
         self._start = ""
         self._decided = False
-        self._is_tagged = True  # whether the model wrote the tag, or it was put there for it
+        self._is_tagged = True  # whether the model wrote the tag, not this parser
 
     def feed(self, text: str) -> list[Delta]:
         if not self._decided:
@@ -64,7 +64,7 @@ class Llama3Parser:
         return rest + self._untagged(self._calls.finish())
 
     def _untagged(self, deltas: list[Delta]) -> list[Delta]:
-        """Without the tag that the model did not write, where its object was no call."""
+        """Remove the tag that this parser put ahead of an object that is not a call. Mutates `deltas`."""
         for at, delta in enumerate(deltas):
             if not self._is_tagged and isinstance(delta, Text) and delta.text.startswith(TAG):
                 self._is_tagged = True

@@ -1,4 +1,4 @@
-"""Mistral: `[TOOL_CALLS]name[ARGS]{...}` since 2025, before that `[TOOL_CALLS][{"name": ..., "arguments": {...}}]`."""
+"""Mistral: `[TOOL_CALLS]name[ARGS]{...}` since 2025, `[TOOL_CALLS][{"name": ..., "arguments": {...}}]` before."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CALL_ID = "[CALL_ID]"
 
 
 def mistral_id() -> str:
-    """Nine letters and digits: the templates refuse every other id."""
+    """Return nine letters and digits: the templates refuse other ids."""
     return "".join(random.choices(string.ascii_letters + string.digits, k=9))
 
 
@@ -40,7 +40,7 @@ class Mistral(ToolFormat):
 
 
 class MistralCalls(NamedCalls):
-    """As NamedCalls; between name and arguments some models write an id of their own."""
+    """NamedCalls in which some models write an id between name and arguments."""
 
     def name_of(self, raw: str) -> str:
         return raw.partition(CALL_ID)[0].strip()

@@ -1,4 +1,4 @@
-"""Qwen3-Coder and its kin: a call is XML, `<tool_call><function=name><parameter=key>value</parameter>...`, values are bare."""
+"""Qwen3-Coder and its kin: calls are XML with bare values, `<tool_call><function=name><parameter=key>value</parameter>...`."""
 
 from __future__ import annotations
 
@@ -38,17 +38,16 @@ class QwenCoder(ToolFormat):
         return ("BARE: /(?s:.*)/", f"bare[lazy]: BARE {json.dumps(PARAMETER_END)}")
 
     def call(self, tool: Tool, lark: Lark) -> str:
-        parameters = " ".join(self._parameter(tool, key, lark) for key in properties(tool))
+        parameters = []
+        for key in properties(tool):
+            value = value_grammar(tool, key, json.dumps(f"\n{PARAMETER_END}"), lark)
+            parameter = f"{json.dumps(f'{PARAMETER}{key}>{chr(10)}')} {value} {NEWLINE}"
+            parameters.append(parameter if is_required(tool, key) else f"({parameter})?")
         head = json.dumps(f"\n{FUNCTION}{tool.name}>\n")
-        return f"{head} {parameters} {json.dumps(FUNCTION_END)} {NEWLINE} {lark.marker(END)}"
+        return f"{head} {' '.join(parameters)} {json.dumps(FUNCTION_END)} {NEWLINE} {lark.marker(END)}"
 
     def between(self, lark: Lark) -> str:
         return f"{NEWLINE} {lark.marker(BEGIN)}"
-
-    def _parameter(self, tool: Tool, key: str, lark: Lark) -> str:
-        value = value_grammar(tool, key, json.dumps(f"\n{PARAMETER_END}"), lark)
-        written = f"{json.dumps(f'{PARAMETER}{key}>{chr(10)}')} {value} {NEWLINE}"
-        return written if is_required(tool, key) else f"({written})?"
 
 
 class XmlCalls(BareCalls):

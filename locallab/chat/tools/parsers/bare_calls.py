@@ -1,4 +1,4 @@
-"""Arguments written bare, not as JSON, each behind its key: how to read them, and what a tool's schema says about them."""
+"""Parser and grammar of calls whose arguments are bare values behind their keys, not JSON."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from locallab.chat.deltas import CallArguments, CallStart, Delta
+from locallab.chat.deltas import Delta
 from locallab.chat.tools.format import Lark, NewId, Tool
 from locallab.chat.tools.parsers.markup import Check, Ended, MarkupParser, Script
 
 
 def properties(tool: Tool | None) -> Mapping[str, Any]:
-    """The schemas of a tool's arguments by name."""
+    """Return the schemas of a tool's arguments by name."""
     found = tool.parameters.get("properties") if tool else None
     return found if isinstance(found, Mapping) else {}
 
@@ -24,7 +24,7 @@ def is_required(tool: Tool, key: str) -> bool:
 
 
 def is_text(schema: object) -> bool:
-    """Whether a value of this schema is text; everything else is written as JSON."""
+    """Return whether a value of this schema is text; all others are written as JSON."""
     if not isinstance(schema, Mapping):
         return False
     kind = schema.get("type")
@@ -32,7 +32,7 @@ def is_text(schema: object) -> bool:
 
 
 def as_json(raw: str) -> str:
-    """A value that should be JSON, as JSON: as it stands if it is, as text if it is not."""
+    """Return the value unchanged if it is valid JSON, else as a JSON string."""
     try:
         json.loads(raw)
     except ValueError:
@@ -41,7 +41,7 @@ def as_json(raw: str) -> str:
 
 
 def value_grammar(tool: Tool, key: str, end: str, lark: Lark) -> str:
-    """A bare value with its `end`, as a grammar node; any text with its end is the rule `bare`."""
+    """Return a bare value with its `end` as a grammar node. The grammar must define `bare`, any text with its end."""
     schema = properties(tool)[key]
     if not is_text(schema):
         return f"{lark.value(tool, schema)} {end}"
@@ -49,9 +49,9 @@ def value_grammar(tool: Tool, key: str, end: str, lark: Lark) -> str:
 
 
 class BareCalls(MarkupParser):
-    """Reads calls of such arguments; they come out as JSON, typed as the tool's schema says, text values as they arrive.
+    """Parse calls with bare arguments into JSON, typed by the tool's schema; text values are streamed.
 
-    A key stands between `key_begin` and `key_end`, its value ends at the first of `value_ends`, the arguments at `end`.
+    A key stands between `key_begin` and `key_end`; its value ends at the first of `value_ends`, the arguments at `end`.
     """
 
     key_begin: ClassVar[str]
@@ -60,59 +60,54 @@ class BareCalls(MarkupParser):
     end: ClassVar[str]
 
     def __init__(self, tools: Sequence[Tool], new_id: NewId) -> None:
-        super().__init__()
+        super().__init__(new_id)
         self._tools = {tool.name: tool for tool in tools}
-        self._new_id = new_id
-        self._n_calls = 0
 
     @abc.abstractmethod
     def open_value(self) -> Script:
-        """Takes what stands between a key and its value."""
+        """Drop the markup between a key and its value."""
 
     def call(self, name: str) -> Check:
-        """Reads a call from its first key on; False: the answer has ended in it."""
-        yield CallStart(self._n_calls, self._new_id(), name)
-        yield self._piece("{")
-        if not (yield from self._arguments(self._tools.get(name))):
-            return False
-        yield self._piece("}")
-        self._n_calls += 1
-        return True
-
-    def _arguments(self, tool: Tool | None) -> Check:
+        """Parse a call from its first key on; return False if the answer ends inside it."""
+        yield self.call_start(name)
+        yield self.call_arguments("{")
+        schemas = properties(self._tools.get(name))
         comma = ""
         while True:
             yield from self.skip_space()
             if not (yield from self.takes(self.key_begin)):
-                return (yield from self.takes(self.end)) or not self.ended
+                break
             try:
                 key = yield from self.until(self.key_end)
             except Ended:
                 return False
-            yield self._piece(f"{comma}{json.dumps(key)}: ")
+            yield self.call_arguments(f"{comma}{json.dumps(key)}: ")
             comma = ", "
             yield from self.open_value()
-            if not (yield from (self._text() if is_text(properties(tool).get(key)) else self._value())):
+            if not (yield from self._value(schemas.get(key))):
                 return False
+        is_closed = yield from self.takes(self.end)
+        if self.ended and not is_closed:
+            return False
+        yield self.call_arguments("}")
+        self.n_calls += 1
+        return True
 
-    def _text(self) -> Check:
-        yield self._piece('"')
-        marker = yield from self.text_until(*self.value_ends, wrap=self._escaped)
-        if marker:
-            yield self._piece('"')
-        return bool(marker)
-
-    def _value(self) -> Check:
+    def _value(self, schema: object) -> Check:
+        """Parse a value; return False if the answer ends inside it."""
+        if is_text(schema):
+            yield self.call_arguments('"')
+            marker = yield from self.text_until(*self.value_ends, wrap=self._escaped)
+            if marker:
+                yield self.call_arguments('"')
+            return bool(marker)
         try:
             raw = yield from self.until(self.value_ends[-1])
         except Ended as cut:
-            yield self._piece(cut.rest)
+            yield self.call_arguments(cut.rest)
             return False
-        yield self._piece(as_json(raw.removesuffix("\n")))
+        yield self.call_arguments(as_json(raw.removesuffix("\n")))
         return True
 
-    def _piece(self, text: str) -> Delta:
-        return CallArguments(self._n_calls, text)
-
     def _escaped(self, text: str) -> Delta:
-        return self._piece(json.dumps(text, ensure_ascii=False)[1:-1])
+        return self.call_arguments(json.dumps(text, ensure_ascii=False)[1:-1])

@@ -1,4 +1,4 @@
-"""Calls as JSON objects between markers: the shape that most families share."""
+"""Parser and grammar of calls written as JSON objects between markers, as most families do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BETWEEN = SPACE + ",[]"
 
 
 def json_call(tool: Tool, lark: Lark, arguments: str = "arguments") -> str:
-    """`{"name": ..., "arguments": {...}}` as grammar."""
+    """Return the grammar of `{"name": ..., "arguments": {...}}`."""
     head = json.dumps({"name": tool.name})[:-1] + f', "{arguments}": '
     return f'{json.dumps(head)} {lark.arguments(tool)} "}}"'
 
@@ -36,18 +36,56 @@ class JsonArray(ToolFormat):
         return '"]"'
 
 
+class _Call:
+    """Parser of one object; name and arguments may come in either order."""
+
+    def __init__(self, index: int, new_id: NewId) -> None:
+        self._index = index
+        self._new_id = new_id
+        self._name = ""
+        self._waiting = ""  # arguments that arrived before the name
+        self._has_arguments = False
+        self.started = False
+
+    def take(self, key: str, text: str, last: bool) -> Iterator[Delta]:
+        """Take a piece of the value of `key`. The call starts once its name is complete."""
+        if key in NAME_KEYS and not self.started:
+            self._name += text
+            try:
+                name = json.loads(self._name) if last else None
+            except ValueError:
+                return
+            if isinstance(name, str) and name:
+                self.started = True
+                yield CallStart(self._index, self._new_id(), name)
+                if self._waiting:
+                    yield CallArguments(self._index, self._waiting)
+        elif key in ARGUMENT_KEYS and text:
+            self._has_arguments = True
+            if self.started:
+                yield CallArguments(self._index, text)
+            else:
+                self._waiting += text
+
+    def end(self) -> Iterator[Delta]:
+        if not self._has_arguments:
+            yield CallArguments(self._index, "{}")
+
+
 class JsonCalls:
-    """Reads text with calls `begin {"name": ..., "arguments": {...}} end`: one object or several between the two, or an array.
-    `end` "" is the end of the answer. What turns out to be no call is text again, to the letter, its markers included."""
+    """Parse text with calls `begin {"name": ..., "arguments": {...}} end`: one object or several between the two, or an array.
+
+    An empty `end` is the end of the answer; `also` are further texts that open calls. Text that turns out not to be a call is
+    returned unchanged, with its markers.
+    """
 
     def __init__(self, begin: str, end: str, new_id: NewId, also: Sequence[str] = ()) -> None:
-        """`also` are further texts that open calls."""
         self._openers = (begin, *also)
         self._end = end
         self._new_id = new_id
         self._buffer = ""
-        self._raw = ""  # what was read since the opener or the last call, and is text if no call comes of it
-        self._n_frame = 0  # characters of it up to the object's brace, and with it
+        self._raw = ""  # read since the opener or the last call; it is text if no call follows
+        self._n_frame = 0  # characters of it up to and including the object's brace
         self._inside = False
         self._scanner: ObjectScanner | None = None
         self._call = _Call(0, new_id)
@@ -66,23 +104,22 @@ class JsonCalls:
         return deltas + ([Text(rest)] if rest else [])
 
     def _run(self) -> Iterator[Delta]:
-        going = True
-        while going and self._buffer:
+        is_running = True
+        while is_running and self._buffer:
             if self._scanner is not None:
                 yield from self._object(self._scanner)
-            elif self._inside:
+                continue
+            if self._inside:
                 text = self._between()
-                going = text is not None
-                if text:
-                    yield Text(text)
+                is_running = text is not None
             else:
                 text = self._text()
-                going = self._inside
-                if text:
-                    yield Text(text)
+                is_running = self._inside
+            if text:
+                yield Text(text)
 
     def _text(self) -> str:
-        """Text up to the next opener; what may become one stays in the buffer."""
+        """Take text up to the next opener; the beginning of a possible opener stays in the buffer."""
         found = [(at, opener) for opener in self._openers if (at := self._buffer.find(opener)) >= 0]
         if found:
             at, opener = min(found)
@@ -94,7 +131,7 @@ class JsonCalls:
         return text
 
     def _between(self) -> str | None:
-        """Outside of an object: takes one piece of the frame and gives what is text after all; None: wait for more."""
+        """Take one piece of the frame around objects; return what turns out to be text, or None to wait for more."""
         buffer = self._buffer
         if self._end and buffer.startswith(self._end):
             self._buffer = buffer[len(self._end) :]
@@ -126,59 +163,16 @@ class JsonCalls:
             raw = self._leave(self._raw)
             if self._call.started:
                 self._buffer = scanner.rest
-            else:  # text up to the brace; what is behind it may hold a call
+            else:  # text up to the brace; the text after it may hold a call
                 self._buffer = raw[self._n_frame :]
                 yield Text(raw[: self._n_frame])
             return
         if scanner.done:
             self._scanner = None
             self._buffer, self._raw = scanner.rest, self._raw[: len(self._raw) - len(scanner.rest)]
-            yield from self._close()
-
-    def _close(self) -> Iterator[Delta]:
-        """An object has ended: a call, or else text."""
-        if self._call.started:
-            yield from self._call.end()
-            self._n_calls += 1
-            self._raw = ""
-        else:
-            yield Text(self._leave(self._raw))
-
-
-class _Call:
-    """One object: name and arguments in either order."""
-
-    def __init__(self, index: int, new_id: NewId) -> None:
-        self._index = index
-        self._new_id = new_id
-        self._name = ""
-        self._waiting = ""  # arguments that came before the name
-        self._has_arguments = False
-        self.started = False
-
-    def take(self, key: str, text: str, last: bool) -> Iterator[Delta]:
-        if key in NAME_KEYS and not self.started:
-            self._name += text
-            if last:
-                yield from self._start()
-        elif key in ARGUMENT_KEYS and text:
-            self._has_arguments = True
-            if self.started:
-                yield CallArguments(self._index, text)
+            if self._call.started:
+                yield from self._call.end()
+                self._n_calls += 1
+                self._raw = ""
             else:
-                self._waiting += text
-
-    def end(self) -> Iterator[Delta]:
-        if not self._has_arguments:
-            yield CallArguments(self._index, "{}")
-
-    def _start(self) -> Iterator[Delta]:
-        try:
-            name = json.loads(self._name)
-        except ValueError:
-            return
-        if isinstance(name, str) and name:
-            self.started = True
-            yield CallStart(self._index, self._new_id(), name)
-            if self._waiting:
-                yield CallArguments(self._index, self._waiting)
+                yield Text(self._leave(self._raw))

@@ -1,12 +1,13 @@
-"""Parsers written as scripts: a generator that asks for the next marker, and waits where the text has not come yet."""
+"""Parsers written as generators that wait for the next marker where the text has not arrived yet."""
 
 from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Generator
 
-from locallab.chat.deltas import Delta, Text, held_back
+from locallab.chat.deltas import CallArguments, CallStart, Delta, Text, held_back
 from locallab.chat.json_scanner import SPACE, ValueScanner
+from locallab.chat.tools.format import NewId
 
 Script = Generator[Delta | None, None, None]
 Step = Generator[Delta | None, None, str]
@@ -14,7 +15,7 @@ Check = Generator[Delta | None, None, bool]
 
 
 class Ended(Exception):
-    """The answer has ended where more was to come. `rest` is what was read of it."""
+    """The answer ended ahead of a marker. `rest` is the text read in vain."""
 
     def __init__(self, rest: str) -> None:
         super().__init__(rest)
@@ -22,17 +23,22 @@ class Ended(Exception):
 
 
 class MarkupParser(abc.ABC):
-    """A Parser whose grammar is `script`: it yields deltas, and None where it needs more text. Where the answer ends while the
-    script waits for a marker, Ended is raised inside it."""
+    """A Parser whose grammar is `script`: a generator of deltas, and of None where it needs more text.
 
-    def __init__(self) -> None:
+    If the answer ends while the script waits for a marker, Ended is raised inside it. `n_calls` is the index of the current
+    call; scripts increment it.
+    """
+
+    def __init__(self, new_id: NewId) -> None:
         self.buffer = ""
         self.ended = False
+        self.n_calls = 0
+        self._new_id = new_id
         self._script = self.script()
 
     @abc.abstractmethod
     def script(self) -> Script:
-        """Reads the whole answer; may run for ever."""
+        """Parse the whole answer; may run forever."""
 
     def feed(self, text: str) -> list[Delta]:
         self.buffer += text
@@ -42,11 +48,20 @@ class MarkupParser(abc.ABC):
         self.ended = True
         return self._run()
 
+    def call_start(self, name: str) -> Delta:
+        return CallStart(self.n_calls, self._new_id(), name)
+
+    def call_arguments(self, text: str) -> Delta:
+        return CallArguments(self.n_calls, text)
+
     def text_until(self, *markers: str, wrap: Callable[[str], Delta] = Text) -> Step:
-        """Gives text out, as it comes, up to the next of the markers, which is taken and returned; "" at the end."""
+        """Yield text as it arrives up to the next marker; take the marker and return it, or "" at the answer's end."""
         while True:
             found = [(at, marker) for marker in markers if (at := self.buffer.find(marker)) >= 0]
-            at, marker = min(found) if found else (len(self.buffer) - self._held(*markers), "")
+            if found:
+                at, marker = min(found)
+            else:
+                at, marker = len(self.buffer) - (0 if self.ended else held_back(self.buffer, *markers)), ""
             text, self.buffer = self.buffer[:at], self.buffer[at + len(marker) :]
             if text:
                 yield wrap(text)
@@ -55,13 +70,13 @@ class MarkupParser(abc.ABC):
             yield None
 
     def until(self, marker: str) -> Step:
-        """Waits for the marker, takes it, and returns what was before it. Raises Ended."""
+        """Wait for the marker, take it, and return the text before it. Raises Ended."""
         before = yield from self.before(marker)
         self.buffer = self.buffer[len(marker) :]
         return before
 
     def before(self, *markers: str) -> Step:
-        """Waits for the first of the markers, leaves it, and returns what was before it. Raises Ended."""
+        """Wait for the first of the markers, leave it, and return the text before it. Raises Ended."""
         while not (found := [at for marker in markers if (at := self.buffer.find(marker)) >= 0]):
             if self.ended:
                 rest, self.buffer = self.buffer, ""
@@ -70,20 +85,20 @@ class MarkupParser(abc.ABC):
         before, self.buffer = self.buffer[: min(found)], self.buffer[min(found) :]
         return before
 
-    def json_value(self, wrap: Callable[[str], Delta]) -> Check:
-        """Gives out one JSON value as it comes; whether it came whole."""
+    def json_arguments(self) -> Check:
+        """Yield one JSON value as the call's arguments; return whether it is complete."""
         scanner = ValueScanner()
         while True:
             count = scanner.feed(self.buffer)
             text, self.buffer = self.buffer[:count], self.buffer[count:]
             if text:
-                yield wrap(text)
+                yield self.call_arguments(text)
             if scanner.done or self.ended:
                 return scanner.done
             yield None
 
     def takes(self, marker: str) -> Check:
-        """Whether the marker comes next; takes it if so."""
+        """Take the marker if it comes next; return whether it does."""
         while len(self.buffer) < len(marker) and marker.startswith(self.buffer) and not self.ended:
             yield None
         if not self.buffer.startswith(marker):
@@ -92,7 +107,7 @@ class MarkupParser(abc.ABC):
         return True
 
     def skip_space(self, space: str = SPACE) -> Step:
-        """Drops white space; returns it."""
+        """Drop white space; return it."""
         skipped = ""
         while True:
             bare = self.buffer.lstrip(space)
@@ -101,9 +116,6 @@ class MarkupParser(abc.ABC):
             if bare or self.ended:
                 return skipped
             yield None
-
-    def _held(self, *markers: str) -> int:
-        return 0 if self.ended else held_back(self.buffer, *markers)
 
     def _run(self) -> list[Delta]:
         deltas: list[Delta] = []
