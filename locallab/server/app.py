@@ -1,4 +1,4 @@
-"""The application as data: routes, middleware, what answers errors, what happens at start and stop."""
+"""The ASGI application: routes, middleware, error handlers and lifespan."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ from locallab.server.middleware import (
     Auth,
     BodyLimit,
     Cors,
-    CountTraffic,
     Credentials,
     Failsafe,
     HostCheck,
@@ -36,7 +35,8 @@ from locallab.server.middleware import (
     Proxies,
     RateLimit,
     Traffic,
-    Tunnelled,
+    TrafficCounter,
+    TunnelCounter,
     networks,
 )
 from locallab.server.middleware.hosts import Hosts
@@ -46,52 +46,45 @@ from locallab.settings import ServerSettings
 from locallab.tunnel import Tunnel
 
 CLIENT_GONE = 499
-"""The status in the access log of a request whose client left; nobody receives it."""
-
+"""Status in the access log of a request whose client disconnected; nobody receives it."""
 
 AGENTS = ["127.0.0.1", "::1"]
-"""Where a tunnel's agent connects from; it tells the client's address in X-Forwarded-For."""
+"""Addresses of a tunnel's agent, which reports the client's address in X-Forwarded-For."""
 
 
-def create_app(pool: Pool, settings: ServerSettings, keyring: Keyring | None = None, tunnel: Tunnel | None = None) -> Starlette:
-    """The server of `pool`'s model. Starting gives the pool its event loop; stopping closes it, which ends all streams.
+async def _answer(request: Request, error: Exception) -> Response:
+    path = request.scope["path"]
+    if isinstance(error, HTTPException) and error.status_code == 404:
+        error = HTTPException(404, f"no such path: {request.method} {path}")
+    elif isinstance(error, HTTPException) and error.status_code == 405:
+        # several routes may share the path; Starlette reports the methods of the first one only
+        routes = (each for each in request.app.routes if isinstance(each, Route) and each.path_regex.match(path))
+        allowed = ", ".join(sorted({method for route in routes for method in route.methods or ()}))
+        error = HTTPException(405, f"method not allowed: {request.method} {path}", {"allow": allowed})
+    report(error, f"{request.method} {path}")
+    return respond(request, error)
 
-    `keyring` None: the keys of this machine. `tunnel`: what comes through it is counted. Raises ConfigError for a setting that
-    cannot be used.
-    """
 
-    @contextlib.asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        pool.start(asyncio.get_running_loop())
-        yield
-        await asyncio.to_thread(pool.close)
-
-    keyring = keyring or Keyring(settings, KeyStore())
-    traffic = Traffic()
-    services = Services(pool=pool, settings=settings, keyring=keyring, traffic=traffic, tunnel=tunnel)
-    routes = [route for dialect in DIALECTS for route in dialect.routes(services)]
-    routes += Docs(routes).routes()
-    counting = [Middleware(Tunnelled, tunnel=tunnel)] if tunnel else []
-    return Starlette(
-        routes=routes,
-        middleware=counting + _middleware(services, routes),
-        exception_handlers={LocalLabError: _answer, HTTPException: _answer, ClientGone: _nobody},
-        lifespan=lifespan,
-    )
+async def _answer_nobody(request: Request, error: Exception) -> Response:
+    return Response(status_code=CLIENT_GONE)
 
 
 def _middleware(services: Services, routes: Sequence[BaseRoute]) -> list[Middleware]:
-    """From the outside in. Who the client is and what must not be logged comes before the log; CORS marks refusals too, so
-    it stands before what refuses, and the failsafe, which answers for that, right behind it."""
+    """Return the middleware from the outermost to the innermost.
+
+    The client's address and the removal of keys come ahead of the log. CORS marks refusals too, so it comes ahead of all that
+    refuse; the failsafe, which answers for them, comes right behind it.
+    """
     settings, keyring, tunnel = services.settings, services.keyring, services.tunnel
     origins = Origins(settings.cors_origins)
     trusted = networks(settings.trusted_proxies) + (AGENTS if tunnel else [])
     return [
+        *([Middleware(TunnelCounter, tunnel=tunnel)] if tunnel else []),
         Middleware(Proxies, trusted=trusted),
         Middleware(Credentials),
         Middleware(AccessLog, enabled=settings.access_log),
         Middleware(Paths, dialects=DIALECTS),
-        Middleware(CountTraffic, traffic=services.traffic, routes=routes),
+        Middleware(TrafficCounter, traffic=services.traffic, routes=routes),
         Middleware(Cors, origins=origins, keyring=keyring),
         Middleware(Failsafe),
         Middleware(HostCheck, hosts=Hosts(settings.allowed_hosts), keyring=keyring, tunnel=tunnel),
@@ -103,21 +96,26 @@ def _middleware(services: Services, routes: Sequence[BaseRoute]) -> list[Middlew
     ]
 
 
-async def _answer(request: Request, error: Exception) -> Response:
-    path = request.scope["path"]
-    if isinstance(error, HTTPException) and error.status_code == 404:
-        error = HTTPException(404, f"no such path: {request.method} {path}")
-    elif isinstance(error, HTTPException) and error.status_code == 405:
-        error = HTTPException(405, f"method not allowed: {request.method} {path}", {"allow": _allowed(request)})
-    report(error, f"{request.method} {path}")
-    return respond(request, error)
+def create_app(pool: Pool, settings: ServerSettings, keyring: Keyring | None = None, tunnel: Tunnel | None = None) -> Starlette:
+    """Create the app of `pool`'s models. Startup gives the pool its event loop; shutdown closes it, which ends all streams.
 
+    `keyring` defaults to the keys of this machine; traffic through `tunnel` is counted. Raises ConfigError for an invalid
+    setting.
+    """
 
-def _allowed(request: Request) -> str:
-    """The methods of this path: several routes may share it, and Starlette tells those of the first only."""
-    routes = (each for each in request.app.routes if isinstance(each, Route) and each.path_regex.match(request.scope["path"]))
-    return ", ".join(sorted({method for route in routes for method in route.methods or ()}))
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        pool.start(asyncio.get_running_loop())
+        yield
+        await asyncio.to_thread(pool.close)
 
-
-async def _nobody(request: Request, error: Exception) -> Response:
-    return Response(status_code=CLIENT_GONE)
+    keyring = keyring or Keyring(settings, KeyStore())
+    services = Services(pool=pool, settings=settings, keyring=keyring, traffic=Traffic(), tunnel=tunnel)
+    routes = [route for dialect in DIALECTS for route in dialect.routes(services)]
+    routes += Docs(routes).routes()
+    return Starlette(
+        routes=routes,
+        middleware=_middleware(services, routes),
+        exception_handlers={LocalLabError: _answer, HTTPException: _answer, ClientGone: _answer_nobody},
+        lifespan=lifespan,
+    )

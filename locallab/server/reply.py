@@ -1,4 +1,4 @@
-"""A JSON response, with notes on what was repaired in the request in a header."""
+"""JSON responses, and response headers added to those of an app."""
 
 from __future__ import annotations
 
@@ -8,26 +8,33 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+NOTES = b"x-locallab-notes"
+
+RawHeaders = Sequence[tuple[bytes, bytes]]
+
 
 def reply(body: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     return Response(msgspec.json.encode(body), status, headers, "application/json")
 
 
-HEADER = b"x-locallab-notes"
+def adding_headers(send: Send, headers: RawHeaders) -> Send:
+    """Return a `send` that adds the headers to an HTTP response."""
+
+    def relay(message: Message) -> Awaitable[None]:  # not a coroutine: it runs for every token
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), *headers]
+        return send(message)
+
+    return relay
 
 
 def noted(response: ASGIApp, notes: Sequence[str]) -> ASGIApp:
-    """The response, with the notes in its header if there are any."""
+    """Return the response with the notes, if any, in its header x-locallab-notes."""
     if not notes:
         return response
     value = "; ".join(notes).encode("ascii", "backslashreplace")
 
     async def with_notes(scope: Scope, receive: Receive, send: Send) -> None:
-        def relay(message: Message) -> Awaitable[None]:  # no coroutine of its own: every token passes here
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), (HEADER, value)]
-            return send(message)
-
-        await response(scope, receive, relay)
+        await response(scope, receive, adding_headers(send, [(NOTES, value)]))
 
     return with_notes

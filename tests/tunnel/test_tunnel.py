@@ -33,7 +33,7 @@ from locallab.errors import TunnelError
 from locallab.server import runner
 from locallab.server.app import create_app
 from locallab.server.middleware import AccessLog
-from locallab.server.middleware.tunnel import Tunnelled
+from locallab.server.middleware.tunnel import TunnelCounter
 from locallab.settings import ServerSettings
 from locallab.tunnel import Tunnel, Usage, announcement
 from locallab.tunnel.ngrok_errors import explained
@@ -468,7 +468,7 @@ def test_what_goes_through_the_tunnel_is_counted_and_nothing_else(ngrok: FakeNgr
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         inner = AccessLog(App(), enabled=False)
-        await (inner if scope["type"] == "lifespan" else Tunnelled(inner, tunnel))(scope, receive, send)
+        await (inner if scope["type"] == "lifespan" else TunnelCounter(inner, tunnel))(scope, receive, send)
 
     with running(app) as target:
         tunnel = Tunnel(target, TOKEN, announce=news.put, complain=news.put, every=0.02)
@@ -509,7 +509,7 @@ def test_the_bytes_of_a_websocket_are_counted(ngrok: FakeNgrok) -> None:
             await socket.recv()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        await Tunnelled(App(), Counting())(scope, receive, send)  # type: ignore[arg-type]
+        await TunnelCounter(App(), Counting())(scope, receive, send)  # type: ignore[arg-type]
 
     with running(app) as url:
         asyncio.run(talk(url))

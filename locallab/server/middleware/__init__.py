@@ -1,4 +1,4 @@
-"""Pure ASGI middleware, one noun a file. `create_app` lists it in its order, and says why it is that."""
+"""Pure ASGI middleware, one noun a file. `create_app` lists it in order, with the reasons for the order."""
 
 from locallab.server.middleware.access_log import AccessLog
 from locallab.server.middleware.auth import Auth, Credentials
@@ -9,15 +9,14 @@ from locallab.server.middleware.origins import Cors, OriginCheck
 from locallab.server.middleware.paths import Paths
 from locallab.server.middleware.proxies import Proxies, networks
 from locallab.server.middleware.rate_limit import RateLimit
-from locallab.server.middleware.traffic import CountTraffic, Traffic
-from locallab.server.middleware.tunnel import Tunnelled
+from locallab.server.middleware.traffic import Traffic, TrafficCounter
+from locallab.server.middleware.tunnel import TunnelCounter
 
 __all__ = [
     "AccessLog",
     "Auth",
     "BodyLimit",
     "Cors",
-    "CountTraffic",
     "Credentials",
     "Failsafe",
     "HostCheck",
@@ -26,6 +25,7 @@ __all__ = [
     "Proxies",
     "RateLimit",
     "Traffic",
-    "Tunnelled",
+    "TrafficCounter",
+    "TunnelCounter",
     "networks",
 ]

@@ -1,4 +1,4 @@
-"""One log line for each request, written once it has ended, and an id that is in the answer and in every line about it."""
+"""Access log: one line for each request once it has ended, and an id that its answer and all its log lines carry."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ log = logging.getLogger("locallab.access")
 
 
 class AccessLog:
-    """Adds `x-request-id` to every answer, the client's own if it sent one, and to all that is logged while it is handled.
+    """Add `x-request-id`, the client's own if it sent a valid one, to every answer and to all log lines of the request.
 
-    With `enabled` logs a line for each request, and for each WebSocket once it is closed.
+    With `enabled`, log a line for each request, and for each WebSocket once it is closed.
     """
 
     def __init__(self, app: ASGIApp, enabled: bool) -> None:
@@ -33,15 +33,18 @@ class AccessLog:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        status, identity, started = 0, _identity(scope), time.perf_counter()
+        status, started = 0, time.perf_counter()
+        identity = Headers(scope=scope).get("x-request-id", "")
+        if not (identity.isascii() and identity.isprintable() and 0 < len(identity) <= LONGEST_ID):
+            identity = secrets.token_hex(8)
 
-        def relay(message: Message) -> Awaitable[None]:  # no coroutine of its own: every token passes here
+        def relay(message: Message) -> Awaitable[None]:  # not a coroutine: it runs for every token
             nonlocal status
             if message["type"] in BEGINNINGS:
                 status = message.get("status", 101)
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", identity.encode("latin-1"))]
             elif message["type"] == "websocket.close" and not status:
-                status = 403  # which is what a client sees that was not let in
+                status = 403  # the status that a refused client sees
             return send(message)
 
         before = request_id.set(identity)
@@ -53,8 +56,3 @@ class AccessLog:
                 client, method = (scope.get("client") or ("-",))[0], scope.get("method", "WS")
                 log.info("%s %s %s %d %.0f ms", client, method, scope["path"], status, took)
             request_id.reset(before)
-
-
-def _identity(scope: Scope) -> str:
-    given = Headers(scope=scope).get("x-request-id", "")
-    return given if given.isascii() and given.isprintable() and 0 < len(given) <= LONGEST_ID else secrets.token_hex(8)

@@ -1,4 +1,4 @@
-"""Refuses a request body that is too large, while it is read: a client need not say its length, nor tell the truth."""
+"""Limit of a request body, enforced while it is read: its declared length may be missing or false."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class BodyLimit:
-    """Reading a body of more than `mib` MiB raises HTTPException 413 inside the app, which answers it in its dialect."""
+    """Raise HTTPException 413 inside the app, which answers in its dialect, when it reads a body of more than `mib` MiB."""
 
     def __init__(self, app: ASGIApp, mib: int) -> None:
         self._app = app
         self._limit = mib << 20
-        # What the client still sends would be taken for its next request's beginning or fill the memory: hang up.
+        # Close: the rest of the body would be parsed as the next request, or fill the memory.
         self._refusal = HTTPException(413, f"the request body is larger than {mib} MiB", {"connection": "close"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,4 +1,4 @@
-"""The last resort: what nobody handled is logged with its traceback, and the client learns only that it happened."""
+"""Last resort for unhandled exceptions: the log gets the traceback, the client only a generic message."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class Failsafe:
-    """Answers what middleware behind it refuses, and 500 for an unexpected exception; a WebSocket is then not accepted.
+    """Answer refusals of the inner middleware, and unexpected exceptions with 500; a WebSocket is then not accepted.
 
     After the first byte it can only end the connection.
     """
@@ -29,7 +29,7 @@ class Failsafe:
             return
         started = False
 
-        def relay(message: Message) -> Awaitable[None]:  # no coroutine of its own: every token passes here
+        def relay(message: Message) -> Awaitable[None]:  # not a coroutine: it runs for every token
             nonlocal started
             started = True
             return send(message)
@@ -37,7 +37,7 @@ class Failsafe:
         try:
             await self._app(scope, receive, relay)
         except ClientDisconnect:
-            pass  # in the middle of its own request: nobody to answer
+            pass  # while sending its request: nobody to answer
         except Exception as error:
             if started:
                 raise  # the server logs it and closes the connection

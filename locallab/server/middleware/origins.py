@@ -1,141 +1,44 @@
-"""Origins of web pages that may call, CORS for them, and the refusal of all others.
+"""Allowed origins of web pages, CORS for them, and the check of them.
 
-A page must not use the model behind its user's back: a simple POST and a WebSocket need no preflight. CORS is answered without
-credentials: keys travel in headers, not in cookies.
+No page may use the model without its user's knowledge, and a simple POST or a WebSocket needs no preflight. CORS is answered
+without credentials: keys are sent in headers, not in cookies.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Awaitable
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from locallab.errors import ConfigError, Forbidden
 from locallab.keys import Keyring
 from locallab.server.errors import refuse
 from locallab.server.middleware.hosts import matches, normal, without_port
+from locallab.server.reply import adding_headers
 
-HARMLESS = ("GET", "HEAD", "OPTIONS")
-"""Methods that change and generate nothing; the browser keeps their answers from a page that may not read them."""
-
-
-class OriginCheck:
-    """Raises Forbidden for a WebSocket, or a request that may change or generate something, from a page that may not call."""
-
-    def __init__(self, app: ASGIApp, origins: Origins, keyring: Keyring) -> None:
-        self._app = app
-        self._origins = origins
-        self._keyring = keyring
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "websocket" or (scope["type"] == "http" and scope["method"] not in HARMLESS):
-            headers = Headers(scope=scope)
-            origin = headers.get("origin")
-            if origin is not None and not self._origins.allow(origin, headers.get("host", ""), self._keyring.required):
-                raise forbidden(origin)
-        await self._app(scope, receive, send)
-
-
-def forbidden(origin: str) -> Forbidden:
-    return Forbidden(f"pages of the origin {origin!r} may not call this server; --cors-origins sets those that may")
-
+SAFE = ("GET", "HEAD", "OPTIONS")
+"""Methods that neither change nor generate anything; browsers hide their answers from a page that may not read them."""
 
 EXPOSED = "X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset, X-Request-ID, X-LocalLab-Notes, Retry-After"
 
 MAX_AGE = 600
-"""Seconds for which a browser may keep the answer to a preflight."""
-
-
-class Cors:
-    """Answers preflights itself, without a key and uncounted, and marks the answers to pages that may call."""
-
-    def __init__(self, app: ASGIApp, origins: Origins, keyring: Keyring) -> None:
-        self._app = app
-        self._origins = origins
-        self._keyring = keyring
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
-        origin = headers.get("origin")
-        if origin is None:
-            await self._app(scope, receive, send)
-            return
-        marks = self._marks(origin, headers.get("host", ""))
-        if scope["method"] != "OPTIONS" or "access-control-request-method" not in headers:
-            await self._app(scope, receive, _marking(send, marks))
-        elif "access-control-allow-origin" in marks:
-            await Response(status_code=204, headers=marks | _granted(headers))(scope, receive, send)
-        else:
-            await refuse(scope, receive, _marking(send, marks), forbidden(origin))
-
-    def _marks(self, origin: str, host: str) -> dict[str, str]:
-        """The headers for a page of `origin`; those for nobody in particular where it may not call."""
-        required = self._keyring.required
-        if self._origins.everyone(required):
-            return {"access-control-allow-origin": "*", "access-control-expose-headers": EXPOSED}
-        if not self._origins.allow(origin, host, required):
-            return {"vary": "Origin"}
-        return {"access-control-allow-origin": origin, "access-control-expose-headers": EXPOSED, "vary": "Origin"}
-
-
-def _granted(asked: Headers) -> dict[str, str]:
-    """Whatever a preflight asks for: it is the origin that counts, and clients send headers of many names."""
-    granted = {
-        "access-control-allow-methods": asked["access-control-request-method"],
-        "access-control-max-age": str(MAX_AGE),
-    }
-    if "access-control-request-headers" in asked:
-        granted["access-control-allow-headers"] = asked["access-control-request-headers"]
-    if asked.get("access-control-request-private-network") == "true":
-        granted["access-control-allow-private-network"] = "true"
-    return granted
-
-
-def _marking(send: Send, marks: dict[str, str]) -> Send:
-    raw = [(name.encode(), value.encode("latin-1")) for name, value in marks.items()]
-
-    def relay(message: Message) -> Awaitable[None]:  # no coroutine of its own: every token passes here
-        if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", ()), *raw]
-        return send(message)
-
-    return relay
-
+"""Seconds for which a browser may cache the answer to a preflight."""
 
 _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([^/?#@\s,]+)")
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
-class Origins:
-    """The origins that `setting`, comma-separated, allows: "*", "null", origins, and patterns as https://*.example.com.
-
-    None allows the pages of this machine, and every one where a key is required: a page that has a key may use it. A page
-    of this very server may always call. Raises ConfigError for what is no origin.
-    """
-
-    def __init__(self, setting: str | None) -> None:
-        self._allowed = None if setting is None else _parse(setting)
-
-    def everyone(self, key_required: bool) -> bool:
-        """Whether every origin is allowed."""
-        return key_required if self._allowed is None else "*" in self._allowed
-
-    def allow(self, origin: str, host: str, key_required: bool) -> bool:
-        """Whether a page of `origin` may call the server that the request calls `host`."""
-        origin = _normal(origin)
-        if self.everyone(key_required) or _same(origin, host):
-            return True
-        if self._allowed is None:
-            return _is_local(origin)
-        return any(_matches(origin, pattern) for pattern in self._allowed)
+def _normal(origin: str) -> str:
+    """Return the origin in lower case, without its scheme's default port."""
+    origin = origin.strip().lower()
+    return origin.removesuffix(_DEFAULT_PORTS.get(origin.partition("://")[0], "\0"))
 
 
-def _same(origin: str, host: str) -> bool:
-    """Whatever the scheme: what ends TLS in front of this server speaks plain HTTP to it."""
+def _is_same(origin: str, host: str) -> bool:
+    """Compare with any scheme: a proxy that ends TLS speaks plain HTTP to this server."""
     found = _ORIGIN.fullmatch(origin)
     if found is None or not host.strip():
         return False
@@ -162,15 +65,95 @@ def _matches(origin: str, pattern: str) -> bool:
     return origin.startswith(f"{scheme}://") and matches(origin[len(scheme) + 3 :], name)
 
 
-def _normal(origin: str) -> str:
-    """In small letters, without the port that the scheme implies."""
-    origin = origin.strip().lower()
-    return origin.removesuffix(_DEFAULT_PORTS.get(origin.partition("://")[0], "\0"))
+class Origins:
+    """The origins in `setting`, comma-separated: "*", "null", origins, and patterns such as https://*.example.com.
+
+    None allows pages of this machine, or any page where a key is required: a page that has the key may use it. A page served
+    by this server is always allowed. Raises ConfigError for an invalid origin.
+    """
+
+    def __init__(self, setting: str | None) -> None:
+        self._allowed = None
+        if setting is not None:
+            self._allowed = [_normal(entry).removesuffix("/") for entry in setting.split(",") if entry.strip()]
+        for entry in self._allowed or ():
+            if entry not in ("*", "null") and not _ORIGIN.fullmatch(entry):
+                raise ConfigError(f"cors_origins: {entry!r} is not an origin; use origins such as https://example.com, or *")
+
+    def allow_all(self, key_required: bool) -> bool:
+        return key_required if self._allowed is None else "*" in self._allowed
+
+    def allow(self, origin: str, host: str, key_required: bool) -> bool:
+        """Return whether a page of `origin` may call the server, which the request addresses as `host`."""
+        origin = _normal(origin)
+        if self.allow_all(key_required) or _is_same(origin, host):
+            return True
+        if self._allowed is None:
+            return _is_local(origin)
+        return any(_matches(origin, pattern) for pattern in self._allowed)
 
 
-def _parse(setting: str) -> list[str]:
-    entries = [_normal(entry).removesuffix("/") for entry in setting.split(",") if entry.strip()]
-    for entry in entries:
-        if entry not in ("*", "null") and not _ORIGIN.fullmatch(entry):
-            raise ConfigError(f"cors_origins: {entry!r} is no origin; write origins such as https://example.com, or *")
-    return entries
+def forbidden(origin: str) -> Forbidden:
+    return Forbidden(f"origin {origin!r} is not allowed; add it with --cors-origins")
+
+
+class OriginCheck:
+    """Raise Forbidden for a WebSocket, or a request that may change or generate something, from an origin not allowed."""
+
+    def __init__(self, app: ASGIApp, origins: Origins, keyring: Keyring) -> None:
+        self._app = app
+        self._origins = origins
+        self._keyring = keyring
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket" or (scope["type"] == "http" and scope["method"] not in SAFE):
+            headers = Headers(scope=scope)
+            origin = headers.get("origin")
+            if origin is not None and not self._origins.allow(origin, headers.get("host", ""), self._keyring.required):
+                raise forbidden(origin)
+        await self._app(scope, receive, send)
+
+
+def _preflight_headers(request: Headers) -> dict[str, str]:
+    """Grant all that a preflight requests: only the origin counts, and clients send headers of many names."""
+    granted = {
+        "access-control-allow-methods": request["access-control-request-method"],
+        "access-control-max-age": str(MAX_AGE),
+    }
+    if "access-control-request-headers" in request:
+        granted["access-control-allow-headers"] = request["access-control-request-headers"]
+    if request.get("access-control-request-private-network") == "true":
+        granted["access-control-allow-private-network"] = "true"
+    return granted
+
+
+class Cors:
+    """Answer preflights, without a key and uncounted, and add CORS headers to answers for pages that may call."""
+
+    def __init__(self, app: ASGIApp, origins: Origins, keyring: Keyring) -> None:
+        self._app = app
+        self._origins = origins
+        self._keyring = keyring
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
+        origin = headers.get("origin")
+        if origin is None:
+            await self._app(scope, receive, send)
+            return
+        granted = self._headers(origin, headers.get("host", ""))
+        send_granted = adding_headers(send, [(name.encode(), value.encode("latin-1")) for name, value in granted.items()])
+        if scope["method"] != "OPTIONS" or "access-control-request-method" not in headers:
+            await self._app(scope, receive, send_granted)
+        elif "access-control-allow-origin" in granted:
+            await Response(status_code=204, headers=granted | _preflight_headers(headers))(scope, receive, send)
+        else:
+            await refuse(scope, receive, send_granted, forbidden(origin))
+
+    def _headers(self, origin: str, host: str) -> dict[str, str]:
+        required = self._keyring.required
+        if self._origins.allow_all(required):
+            return {"access-control-allow-origin": "*", "access-control-expose-headers": EXPOSED}
+        if not self._origins.allow(origin, host, required):
+            return {"vary": "Origin"}
+        return {"access-control-allow-origin": origin, "access-control-expose-headers": EXPOSED, "vary": "Origin"}

@@ -1,4 +1,4 @@
-"""Canonical paths: clients join a base URL and a route in every way there is."""
+"""Canonical paths: clients join a base URL and a route in many ways."""
 
 from __future__ import annotations
 
@@ -9,8 +9,20 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from locallab.server.areas import Owner, area, is_below, owner
 
 
+def canonical(path: str, dialects: Sequence[Owner]) -> str:
+    """Drop duplicate and trailing slashes, and put /v1 once before a path that is served without it too."""
+    path = "/" + "/".join(filter(None, path.split("/")))
+    while path.startswith("/v1/v1/"):
+        path = path.removeprefix("/v1")
+    if any(root and is_below(path, root) for each in dialects for root in each.prefixes):
+        return path
+    roots = [root for each in dialects for root in each.bare]
+    is_bare = path in roots or path.startswith(tuple(root for root in roots if root.endswith("/")))
+    return f"/v1{path}" if is_bare else path
+
+
 class Paths:
-    """Gives a request the canonical spelling of its path, and scope["state"] the dialect that owns it and its area."""
+    """Give a request the canonical spelling of its path, and scope["state"] the path's dialect and area."""
 
     def __init__(self, app: ASGIApp, dialects: Sequence[Owner]) -> None:
         self._app = app
@@ -23,17 +35,3 @@ class Paths:
             scope = {**scope, "path": path}
             scope.setdefault("state", {}).update(dialect=owned_by, area=area(owned_by, path))
         await self._app(scope, receive, send)
-
-
-def canonical(path: str, dialects: Sequence[Owner]) -> str:
-    """Drop doubled and trailing slashes, and put /v1 once before a path that is served without it too."""
-    path = "/" + "/".join(filter(None, path.split("/")))
-    while path.startswith("/v1/v1/"):
-        path = path.removeprefix("/v1")
-    if any(root and is_below(path, root) for each in dialects for root in each.prefixes):
-        return path
-    return f"/v1{path}" if any(_is_bare(path, each.bare) for each in dialects) else path
-
-
-def _is_bare(path: str, bare: frozenset[str]) -> bool:
-    return path in bare or any(path.startswith(root) for root in bare if root.endswith("/"))

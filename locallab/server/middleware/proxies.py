@@ -1,4 +1,4 @@
-"""Who the client is when a proxy stands between: X-Forwarded-For, as far as it can be believed."""
+"""The client's address behind trusted proxies, from X-Forwarded-For."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from locallab.errors import ConfigError
 
 
-class Proxies(ProxyHeadersMiddleware):
-    """Makes scope["client"] the last address of X-Forwarded-For that is in none of the networks `trusted`, if the peer is."""
+def networks(setting: str) -> list[str]:
+    """Parse comma-separated networks. IPv4 networks are also returned as dual-stack sockets report them (::ffff:0:0/96).
 
-    def __init__(self, app: Any, trusted: list[str]) -> None:
-        super().__init__(app, trusted)
-
-
-def networks(trusted: str) -> list[str]:
-    """The networks of the setting, comma-separated; those of IPv4 also as a socket for both protocols names them.
-
-    Raises ConfigError for what is no address or network.
+    Raises ConfigError for an invalid address or network.
     """
     found = []
-    for entry in filter(None, (entry.strip() for entry in trusted.split(","))):
+    for entry in filter(None, (entry.strip() for entry in setting.split(","))):
         try:
             network = ipaddress.ip_network(entry, strict=False)
         except ValueError:
             raise ConfigError(
-                f"trusted_proxies: {entry!r} is no address or network; write such as 10.0.0.1 or 10.0.0.0/8"
+                f"trusted_proxies: {entry!r} is not an address or network; use, for example, 10.0.0.1 or 10.0.0.0/8"
             ) from None
         found.append(str(network))
         if network.version == 4:
             found.append(f"::ffff:{network.network_address}/{96 + network.prefixlen}")
     return found
+
+
+class Proxies(ProxyHeadersMiddleware):
+    """If the peer is in `trusted`, set scope["client"] to the last address of X-Forwarded-For outside of `trusted`."""
+
+    def __init__(self, app: Any, trusted: list[str]) -> None:
+        super().__init__(app, trusted)

@@ -1,4 +1,4 @@
-"""Counts requests by route and status, and those that are under way."""
+"""Counts of requests by route and status, and of those in progress."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 OTHER = "other"
-"""The route of every path that is none: what clients make up must not fill the memory."""
+"""The route of unknown paths: paths that clients invent must not fill the memory."""
 
 GONE = 499
-"""The status of a request whose client left before it had one."""
+"""The status of a request whose client disconnected before it had one."""
 
 WEBSOCKET = {"websocket.accept": 101, "websocket.close": 403}
-"""What the first message to a WebSocket client means as a status."""
+"""The status that the first message to a WebSocket client stands for."""
 
 
 @dataclasses.dataclass(slots=True)
 class Traffic:
-    """Requests that have ended, by route and status, and how many are under way. Only the event loop touches it."""
+    """Finished requests by (route, status), and the number in progress. Use it in the event loop only."""
 
     ended: collections.Counter[tuple[str, int]] = dataclasses.field(default_factory=collections.Counter)
     requests: int = 0
     websockets: int = 0
 
 
-class CountTraffic:
-    """Fills `traffic`. A route is named by its template in `routes`; the path is to be canonical already."""
+class TrafficCounter:
+    """Update `traffic`. A route is named by its template in `routes`; paths must be canonical."""
 
     def __init__(self, app: ASGIApp, traffic: Traffic, routes: Sequence[BaseRoute]) -> None:
         self._app = app
@@ -43,26 +43,26 @@ class CountTraffic:
             return
         status = 0
 
-        def relay(message: Message) -> Awaitable[None]:  # no coroutine of its own: every token passes here
+        def relay(message: Message) -> Awaitable[None]:  # not a coroutine: it runs for every token
             nonlocal status
             status = status or message.get("status", 0) or WEBSOCKET.get(message["type"], 0)
             return send(message)
 
-        self._under_way(scope, 1)
+        self._change(scope, 1)
         try:
             await self._app(scope, receive, relay)
         finally:
-            self._under_way(scope, -1)
+            self._change(scope, -1)
             self._traffic.ended[self.template(scope["path"]), status or GONE] += 1
 
     def template(self, path: str) -> str:
-        """The route a path belongs to, with its parameters as names."""
+        """Return the template of the path's route, with parameters as names."""
         if path in self._plain:
             return path
         return next((route.path_format for route in self._routes if route.path_regex.match(path)), OTHER)
 
-    def _under_way(self, scope: Scope, change: int) -> None:
+    def _change(self, scope: Scope, amount: int) -> None:
         if scope["type"] == "http":
-            self._traffic.requests += change
+            self._traffic.requests += amount
         else:
-            self._traffic.websockets += change
+            self._traffic.websockets += amount

@@ -69,9 +69,9 @@ def test_beyond_this_machine_a_key_is_made_printed_and_kept(model_path: Path) ->
 WRONG = {
     "native_rate": (["--native-rate", "often"], "native_rate: must be limits such as 60/minute"),
     "redis_url": (["--redis-url", "localhost"], "redis_url: must begin with redis://"),
-    "trusted_proxies": (["--trusted-proxies", "*"], "trusted_proxies: '*' is no address or network"),
-    "allowed_hosts": (["--allowed-hosts", "http://x"], "allowed_hosts: 'http://x' is no host name"),
-    "cors_origins": (["--cors-origins", "x.example"], "cors_origins: 'x.example' is no origin"),
+    "trusted_proxies": (["--trusted-proxies", "*"], "trusted_proxies: '*' is not an address or network"),
+    "allowed_hosts": (["--allowed-hosts", "http://x"], "allowed_hosts: 'http://x' is not a host name"),
+    "cors_origins": (["--cors-origins", "x.example"], "cors_origins: 'x.example' is not an origin"),
     "api_key": (["--api-key", ""], "api_key: must be one or more ASCII characters"),
 }
 

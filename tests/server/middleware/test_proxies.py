@@ -64,5 +64,5 @@ def test_addresses_and_networks_are_read(entries: list[str]) -> None:
 
 @pytest.mark.parametrize("entry", ["*", "localhost", "10.0.0.0/33", "10.0.0", "1.2.3.4:80"])
 def test_anything_else_is_told(entry: str) -> None:
-    with pytest.raises(ConfigError, match=r"^trusted_proxies: .* is no address or network"):
+    with pytest.raises(ConfigError, match=r"^trusted_proxies: .* is not an address or network"):
         networks(f"127.0.0.1, {entry}")

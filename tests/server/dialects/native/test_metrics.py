@@ -9,7 +9,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 from websockets.sync.client import connect
 
-from locallab.server.middleware.traffic import CountTraffic, Traffic
+from locallab.server.middleware.traffic import Traffic, TrafficCounter
 from tests.support.fake_engine import TEXT
 from tests.support.http_server import Serve, Served
 from tests.support.wait import until
@@ -122,7 +122,7 @@ def test_loads_and_what_engines_did_that_are_gone(serve: Serve) -> None:
 
 
 def test_template_of_a_path_that_is_no_route() -> None:
-    assert CountTraffic(lambda *_: None, Traffic(), []).template("/x") == "other"  # type: ignore[arg-type, return-value]
+    assert TrafficCounter(lambda *_: None, Traffic(), []).template("/x") == "other"  # type: ignore[arg-type, return-value]
 
 
 def test_websockets_are_counted(served: Served) -> None:
