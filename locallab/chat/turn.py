@@ -81,7 +81,7 @@ class Turn:
 
     @property
     def is_plain(self) -> bool:
-        """Return whether the model's text is the answer as it stands, with nothing to parse."""
+        """Return whether the model's text is the answer itself, with nothing to parse."""
         return self.format is None and self.tags is None
 
     def parser(self) -> AnswerParser:

@@ -1,4 +1,4 @@
-"""Which dialect owns a path, and which part of the API the path belongs to. Paths are as `middleware.paths` leaves them."""
+"""Dialects and areas of the API by path. Paths are canonical, as `middleware.paths` returns them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeVar
 
 Area = Literal["open", "uncounted", "native", "assistant", "dialect"]
-"""What keys and rate limits ask: open is answered without a key and not counted; uncounted asks for a key, where keys are
-required, and is not counted; the rest name the rate limit that counts."""
+"""Treatment by keys and rate limits: open needs no key and is not counted; uncounted needs a key, if keys are required, and is
+not counted; the rest name the rate limit that counts."""
 
 
 class Owner(Protocol):
-    """What `server/errors.py` and the middleware read of a dialect: see `dialects.dialect.Dialect`."""
+    """The part of `dialects.dialect.Dialect` that `server/errors.py` and the middleware read."""
 
     @property
     def prefixes(self) -> Sequence[str]: ...
@@ -29,7 +29,7 @@ OwnerType = TypeVar("OwnerType", bound=Owner)
 
 
 def is_below(path: str, root: str) -> bool:
-    """Whether `path` is `root` or anything below it. Everything is below ""."""
+    """Return whether `path` is `root` or below it. Everything is below ""."""
     return path == root or path.startswith(f"{root}/")
 
 

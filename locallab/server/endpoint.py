@@ -1,4 +1,4 @@
-"""A route that says what it takes and gives: the API's description is made from it."""
+"""Routes with a contract, from which the API's description is generated."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from locallab.server.streaming import EVENTS
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Contract:
-    """What one endpoint takes and gives. `body` and `answer` are msgspec structs; `streams` says that the body's `stream`
-    turns the answer into a stream of the media type `stream_type`; `errors` are the statuses it can fail with besides those
-    every route has.
-    `summary` and `description` are the first line and the rest of the handler's docstring."""
+    """Input and output of one endpoint.
+
+    `body` and `answer` are msgspec structs. With `streams`, the body's `stream` turns the answer into a stream of the media
+    type `stream_type`. `errors` are statuses of failures besides those of every route. `summary` and `description` are the
+    first line and the rest of the handler's docstring.
+    """
 
     tag: str
     summary: str
@@ -53,7 +55,7 @@ class Endpoint(Route):
 
 
 class Generating(Endpoint):
-    """A route on which a model answers, at once or as a stream."""
+    """A route on which a model generates an answer, whole or as a stream."""
 
     def __init__(
         self, path: str, handler: Callable[..., Any], *, tag: str, body: type, answer: type, stream_type: str = EVENTS

@@ -1,4 +1,4 @@
-"""What an error looks like to a client: one table per dialect maps the error tree to a status and a body."""
+"""Errors as clients see them: one table per dialect maps the error tree to a status and a body."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from locallab.server.reply import reply
 INTERNAL = "internal error; the server's log has the details"
 
 RETRY_AFTER = 2
-"""Seconds after which a model that is still loading, or a server that restarts, may answer."""
+"""Seconds until a model that is loading, or a server that restarts, may be ready."""
 
 STATUS: Mapping[type[Exception], int] = {
     errors.RequestError: 400,
@@ -31,20 +31,20 @@ STATUS: Mapping[type[Exception], int] = {
     errors.EngineClosed: 503,
     Exception: 500,
 }
-"""Of native routes, and of every other dialect unless its own table says otherwise. The nearest class of the error counts."""
+"""Statuses of native routes, and of other dialects without an entry of their own. The error's nearest base class counts."""
 
 log = logging.getLogger(__name__)
 
 
 def respond(request: HTTPConnection, error: Exception) -> Response:
-    """The answer to a request that failed before its first byte, in the dialect of its path."""
+    """Return the answer to a request that failed before its first byte, in the dialect of its path."""
     owner: Owner | None = request.scope.get("state", {}).get("dialect")
     error_body, prompts = (owner.error_body, owner.prompts) if owner else (detail_body, {})
     return reply(error_body(error, prompts.get(request.scope["path"], "messages")), status_of(error), headers_of(error))
 
 
 async def refuse(scope: Scope, receive: Receive, send: Send, error: Exception) -> None:
-    """Sends that answer; to the opening of a WebSocket too, where the server can, else closes it unopened."""
+    """Send that answer, to a WebSocket handshake too if the server supports it; else close the WebSocket unopened."""
     if scope["type"] == "http" or "websocket.http.response" in scope.get("extensions", {}):
         await respond(HTTPConnection(scope), error)(scope, receive, send)
     else:
@@ -68,24 +68,24 @@ def headers_of(error: Exception) -> dict[str, str]:
 
 
 def rate_headers(limit: int, remaining: int, reset: int) -> dict[str, str]:
-    """What a client is told of its rate limit; `reset` in seconds since the epoch."""
+    """Return the headers that report a rate limit; `reset` is in seconds since the epoch."""
     return {"x-ratelimit-limit": str(limit), "x-ratelimit-remaining": str(remaining), "x-ratelimit-reset": str(reset)}
 
 
 def detail_body(error: Exception, prompt: str = "messages") -> dict[str, Any]:
-    """The error body of LocalLab's own routes, and of what fails before it is known whose path it is."""
+    """Return the error body of native routes, and of requests that fail before their dialect is known."""
     return {"detail": message_of(error)}
 
 
 def message_of(error: Exception) -> str:
-    """What a client may read. An error nobody expected tells nothing about the inside; `report` has logged it."""
+    """Return the text for clients. It reveals nothing about an unexpected error, which `report` logs."""
     if isinstance(error, HTTPException):
         return error.detail
     return str(error) if isinstance(error, errors.LocalLabError) else INTERNAL
 
 
 def report(error: Exception, doing: str) -> None:
-    """Logs an error that is the server's fault: with its traceback when nobody expected it."""
+    """Log an error that is the server's fault, an unexpected one with its traceback."""
     if not isinstance(error, (errors.LocalLabError, HTTPException)):
         log.error("%s failed", doing, exc_info=error)
     elif status_of(error) == 500:

@@ -1,4 +1,4 @@
-"""uvicorn's WebSocket protocol, with a stop that lets running requests end, and a log that tells no keys."""
+"""uvicorn's WebSocket protocol with a graceful shutdown, and without keys in the log."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 RESTARTING = 1012
-"""The code by which the app and its clients learn that the server stops."""
+"""Close code for the app and its clients when the server stops."""
 
 log = logging.getLogger(__name__)
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):
-    """When the server stops, the app hears of it as of a client that leaves, with the code 1012, and may go on sending: it is
-    the app that closes the connection, once what runs has ended."""
+    """On shutdown the app receives a disconnect with code 1012 and may still send; it closes the connection after its last
+    message."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.logger = log  # uvicorn's own tells the whole path and, when debugging, the headers
+        self.logger = log  # uvicorn's own logs the query and, when debugging, the headers
         self.conn.logger, self.conn.debug = log, False
 
     def shutdown(self) -> None:
@@ -29,7 +29,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         else:
             super().shutdown()
 
-    def send(self, message: Any) -> Coroutine[Any, Any, None]:  # no coroutine of its own: every token passes here
+    def send(self, message: Any) -> Coroutine[Any, Any, None]:  # not a coroutine: it runs for every token
         if message["type"] == "websocket.http.response.body":
-            self.handshake_complete = True  # a refusal is an answer; uvicorn complains of it as of none
+            self.handshake_complete = True  # uvicorn would log a refusal as a missing answer
         return super().send(message)

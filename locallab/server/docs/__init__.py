@@ -1,1 +1,1 @@
-"""The documentation that the server serves of itself: `/docs` and `/openapi.json`."""
+"""The server's documentation of itself: `/docs` and `/openapi.json`."""

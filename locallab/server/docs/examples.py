@@ -1,4 +1,4 @@
-"""Examples for the API's description, by method and path: those of the API's documents, in full."""
+"""Examples of the OpenAPI document by method and path, taken from the API's documents in full."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The API's description in OpenAPI 3.1, made from the contracts of the routes and the structs they name."""
+"""The API's description in OpenAPI 3.1, generated from the routes' contracts and their structs."""
 
 from __future__ import annotations
 
@@ -24,38 +24,22 @@ from locallab.version import __version__
 Schema = dict[str, Any]
 
 SAFE = 2**53
-"""JSON numbers beyond this are exact in few clients: such bounds are left out."""
+"""Bounds from here on are omitted: few clients represent such JSON numbers exactly."""
 
 
-def document(routes: Sequence[BaseRoute]) -> Schema:
-    """Describes every Endpoint among `routes`; OpenAPI has no place for a WebSocket but the text."""
-    endpoints = [route for route in routes if isinstance(route, Endpoint)]
-    schemas = _Schemas(endpoints)
-    paths: dict[str, Schema] = {}
-    for endpoint in endpoints:
-        paths.setdefault(endpoint.path_format, {})[method(endpoint).lower()] = _operation(endpoint, schemas)
-    return {
-        "openapi": "3.1.0",
-        "info": {"title": "LocalLab", "version": __version__, "description": ABOUT},
-        "servers": [{"url": "/"}],
-        "tags": [{"name": name, "description": f"{text}\n\n{documented(name)}"} for name, text in _tags().items()],
-        "paths": paths,
-        "components": {
-            "schemas": schemas.components,
-            "responses": {name: body for endpoint in endpoints for name, body in _failures(endpoint, schemas).items()},
-            "headers": HEADERS,
-            "securitySchemes": SECURITY,
-        },
-    }
+DEFAULTS: Mapping[str, Any] = {
+    field.name: field.default for field in dataclasses.fields(SamplingParams) if isinstance(field.default, (bool, int, float))
+}
+"""Defaults of the engine's sampling parameters."""
 
 
 def method(endpoint: Endpoint) -> str:
-    """The method that the route was made for; Starlette adds HEAD to GET."""
+    """Return the method that the route was defined with; Starlette adds HEAD to GET."""
     return min(endpoint.methods or {"GET"})
 
 
 class _Schemas:
-    """The structs of all contracts as JSON schemas, with what `fields` checks besides the types."""
+    """The structs of all contracts as JSON schemas, with the ranges and defaults that `fields` applies."""
 
     def __init__(self, endpoints: Sequence[Endpoint]) -> None:
         bodies = [endpoint.contract.body for endpoint in endpoints]
@@ -77,40 +61,16 @@ class _Schemas:
 
 
 def _tighten(schema: Schema, defaults: Mapping[str, Any]) -> None:
-    """Mutates: what is checked beyond the type, and what a field left out stands for."""
+    """Add the fields' ranges and defaults, which their types do not have. Mutates `schema`."""
     for name, field in schema["properties"].items():
-        field.pop("default", None)  # null is not set, everywhere
+        field.pop("default", None)  # always null, which means not set
         if name in defaults:
             field["default"] = defaults[name]
         for branch in field.get("anyOf", [field]):
             if name in RANGES and branch.get("type") in ("integer", "number"):
-                branch.update(_bounds(*RANGES[name]))
-
-
-def _bounds(low: float, high: float, closed: bool) -> Schema:
-    bounds = {"minimum" if closed else "exclusiveMinimum": low, "maximum": high}
-    return {name: bound for name, bound in bounds.items() if abs(bound) < SAFE}
-
-
-def _operation(endpoint: Endpoint, schemas: _Schemas) -> Schema:
-    contract = endpoint.contract
-    named = re.sub(r"\W+", "_", f"{method(endpoint).lower()}{endpoint.path_format}").strip("_")
-    operation: Schema = {"operationId": named, "summary": contract.summary, "tags": [contract.tag]}
-    if contract.description:
-        operation["description"] = contract.description
-    if endpoint.param_convertors:
-        operation["parameters"] = [
-            {"name": name, "in": "path", "required": True, "description": PARAMETERS[name], "schema": {"type": "string"}}
-            for name in endpoint.param_convertors
-        ]
-    if contract.body:
-        needed = bool(schemas.of(contract.body)["required"])
-        operation["requestBody"] = {"required": needed, "content": _json(endpoint, schemas.reference(contract.body), "request")}
-    if _area(endpoint) != "open":
-        operation["security"] = [{}, *({name: []} for name in SECURITY)]
-    failures = {name.rpartition("-")[2]: {"$ref": f"#/components/responses/{name}"} for name in _failures(endpoint, schemas)}
-    operation["responses"] = {"200": _success(endpoint, schemas), **failures}
-    return operation
+                low, high, closed = RANGES[name]
+                bounds = {"minimum" if closed else "exclusiveMinimum": low, "maximum": high}
+                branch.update({bound: value for bound, value in bounds.items() if abs(value) < SAFE})
 
 
 def _dialect(endpoint: Endpoint) -> Dialect:
@@ -121,9 +81,19 @@ def _area(endpoint: Endpoint) -> Area:
     return area(_dialect(endpoint), endpoint.path)
 
 
-def _tags() -> dict[str, str]:
-    """Groups of routes, in the order in which they are shown."""
-    return {name: text for dialect in DIALECTS for name, text in dialect.tags.items()} | TAGS
+def _json(endpoint: Endpoint, schema: Schema, kind: str) -> dict[str, Schema]:
+    example = EXAMPLES.get((method(endpoint), endpoint.path))
+    shown = {"example": example[kind]} if example and kind in example else {}
+    return {"application/json": {"schema": schema, **shown}}
+
+
+def _headers(status: int, counted: bool = False) -> Schema:
+    names = ["X-Request-ID"]
+    if counted or status == 429:
+        names += [name for name in HEADERS if name.startswith("X-RateLimit-")]
+    if status in (429, 503):
+        names.append("Retry-After")
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
 
 
 def _success(endpoint: Endpoint, schemas: _Schemas) -> Schema:
@@ -144,46 +114,62 @@ def _success(endpoint: Endpoint, schemas: _Schemas) -> Schema:
 
 
 def _failures(endpoint: Endpoint, schemas: _Schemas) -> dict[str, Schema]:
-    """What a route answers when it fails, by a name that ends in the status; many routes share them."""
+    """Return the responses other than 200 by names that end in the status; many routes share them."""
+    contract = endpoint.contract
+    statuses = {403, 500, *contract.errors}
+    if contract.body:
+        statuses |= {400, 413}
+    if _area(endpoint) != "open":
+        statuses.add(401)
+    if _area(endpoint) not in ("open", "uncounted"):
+        statuses.add(429)
     dialect = _dialect(endpoint)
-    name, content = dialect.name, {"application/json": {"schema": schemas.reference(dialect.problem)}}
+    content = {"application/json": {"schema": schemas.reference(dialect.problem)}}
     return {
-        f"{name}-{status}": {"description": REASONS[status], "headers": _headers(status), "content": content}
-        for status in sorted(_statuses(endpoint))
+        f"{dialect.name}-{status}": {"description": REASONS[status], "headers": _headers(status), "content": content}
+        for status in sorted(statuses)
     }
 
 
-def _statuses(endpoint: Endpoint) -> set[int]:
-    """Statuses other than 200 that a route may answer with."""
+def _operation(endpoint: Endpoint, schemas: _Schemas) -> Schema:
     contract = endpoint.contract
-    found = {403, 500, *contract.errors}
+    operation_id = re.sub(r"\W+", "_", f"{method(endpoint).lower()}{endpoint.path_format}").strip("_")
+    operation: Schema = {"operationId": operation_id, "summary": contract.summary, "tags": [contract.tag]}
+    if contract.description:
+        operation["description"] = contract.description
+    if endpoint.param_convertors:
+        operation["parameters"] = [
+            {"name": name, "in": "path", "required": True, "description": PARAMETERS[name], "schema": {"type": "string"}}
+            for name in endpoint.param_convertors
+        ]
     if contract.body:
-        found |= {400, 413}
+        needed = bool(schemas.of(contract.body)["required"])
+        operation["requestBody"] = {"required": needed, "content": _json(endpoint, schemas.reference(contract.body), "request")}
     if _area(endpoint) != "open":
-        found.add(401)
-    if _area(endpoint) not in ("open", "uncounted"):
-        found.add(429)
-    return found
+        operation["security"] = [{}, *({name: []} for name in SECURITY)]
+    failures = {name.rpartition("-")[2]: {"$ref": f"#/components/responses/{name}"} for name in _failures(endpoint, schemas)}
+    operation["responses"] = {"200": _success(endpoint, schemas), **failures}
+    return operation
 
 
-def _headers(status: int, counted: bool = False) -> Schema:
-    names = ["X-Request-ID"]
-    if counted or status == 429:
-        names += [name for name in HEADERS if name.startswith("X-RateLimit-")]
-    if status in (429, 503):
-        names.append("Retry-After")
-    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
-
-
-def _json(endpoint: Endpoint, schema: Schema, kind: str) -> dict[str, Schema]:
-    example = EXAMPLES.get((method(endpoint), endpoint.path))
-    shown = {"example": example[kind]} if example and kind in example else {}
-    return {"application/json": {"schema": schema, **shown}}
-
-
-def _defaults() -> dict[str, Any]:
-    return {f.name: f.default for f in dataclasses.fields(SamplingParams) if isinstance(f.default, (bool, int, float))}
-
-
-DEFAULTS: Mapping[str, Any] = _defaults()
-"""What a field of the engine's sampling stands at when the request does not set it."""
+def document(routes: Sequence[BaseRoute]) -> Schema:
+    """Describe every Endpoint among `routes`. OpenAPI has no operation for a WebSocket: the text describes it."""
+    endpoints = [route for route in routes if isinstance(route, Endpoint)]
+    schemas = _Schemas(endpoints)
+    paths: dict[str, Schema] = {}
+    for endpoint in endpoints:
+        paths.setdefault(endpoint.path_format, {})[method(endpoint).lower()] = _operation(endpoint, schemas)
+    tags = {name: text for dialect in DIALECTS for name, text in dialect.tags.items()} | TAGS
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "LocalLab", "version": __version__, "description": ABOUT},
+        "servers": [{"url": "/"}],
+        "tags": [{"name": name, "description": f"{text}\n\n{documented(name)}"} for name, text in tags.items()],
+        "paths": paths,
+        "components": {
+            "schemas": schemas.components,
+            "responses": {name: body for endpoint in endpoints for name, body in _failures(endpoint, schemas).items()},
+            "headers": HEADERS,
+            "securitySchemes": SECURITY,
+        },
+    }

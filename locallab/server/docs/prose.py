@@ -1,4 +1,4 @@
-"""The prose of the API's description."""
+"""Prose of the API's description."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ the connection stays open.
 """
 
 TAGS = {"docs": "This description."}
-"""Groups of routes that belong to no dialect."""
+"""Groups of routes outside of all dialects."""
 
 
 def documented(tag: str) -> str:
@@ -49,28 +49,28 @@ def documented(tag: str) -> str:
 
 
 EVENT: Mapping[str, Any] = {
-    "description": "with `stream`: one of the server-sent events that the answer is; the data of the last one is `[DONE]`",
+    "description": "with `stream`: a server-sent event; the data of the last one is `[DONE]`",
     "type": "object",
     "properties": {"data": {"type": "string", "description": "a JSON object, or `[DONE]`"}},
     "required": ["data"],
 }
 
-LINE: Mapping[str, Any] = {"description": "unless `stream` is false: a JSON object on each line", "type": "object"}
+LINE: Mapping[str, Any] = {"description": "unless `stream` is false: one JSON object per line", "type": "object"}
 
 REASONS: Mapping[int, str] = {
-    400: "the request is wrong; the message names the field",
-    401: "there is no key, or it is not valid",
-    403: "the Host or the Origin is not allowed",
-    404: "there is no such thing: a model that is not known or not loaded, a response that is not kept",
-    413: "the body is too large",
-    429: "too many requests",
-    500: "the server failed",
-    503: "the server is busy, or no model is ready",
+    400: "invalid request; the message names the field",
+    401: "missing or invalid API key",
+    403: "Host or Origin not allowed",
+    404: "not found: a model that is unknown or not loaded, or a response that is not stored",
+    413: "request body too large",
+    429: "rate limit exceeded",
+    500: "server error",
+    503: "server busy, or no model ready",
 }
 
 PARAMETERS: Mapping[str, str] = {
     "id": "a model's name; slashes are part of it",
-    "response_id": "the id of a response that was kept",
+    "response_id": "the id of a stored response",
 }
 
 SECURITY: Mapping[str, Any] = {
@@ -85,9 +85,9 @@ def _header(kind: str, text: str) -> dict[str, Any]:
 
 
 HEADERS: Mapping[str, Any] = {
-    "X-Request-ID": _header("string", "the request's id, as in the server's log: the client's own if it sent one"),
-    "X-RateLimit-Limit": _header("integer", "requests allowed in the time the limit counts"),
-    "X-RateLimit-Remaining": _header("integer", "requests left of them"),
-    "X-RateLimit-Reset": _header("integer", "when the limit is full again, in seconds since the epoch"),
-    "Retry-After": _header("integer", "seconds after which to try again"),
+    "X-Request-ID": _header("string", "the request's id in the server's log; the client's own if it sent one"),
+    "X-RateLimit-Limit": _header("integer", "requests allowed in the limit's window"),
+    "X-RateLimit-Remaining": _header("integer", "requests left in the window"),
+    "X-RateLimit-Reset": _header("integer", "time of the limit's reset, in seconds since the epoch"),
+    "Retry-After": _header("integer", "seconds to wait before trying again"),
 }

@@ -1,4 +1,4 @@
-"""What the API is: /openapi.json, and /docs for people."""
+"""Routes of the documentation: /openapi.json, and /docs for people."""
 
 from __future__ import annotations
 
@@ -17,8 +17,20 @@ from locallab.server.docs.openapi import document
 from locallab.server.endpoint import Endpoint
 
 
+def policy(page: str) -> str:
+    """Return a Content-Security-Policy that allows the page's script and style, requests to this server and nothing else."""
+    hashes = {}
+    for tag in ("script", "style"):
+        text = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)[0]
+        hashes[tag] = f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+    return (
+        f"default-src 'none'; script-src {hashes['script']}; style-src {hashes['style']}; connect-src 'self'; img-src data:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+
 class Docs:
-    """The routes. They describe `others` and themselves."""
+    """Routes that describe `others` and themselves."""
 
     def __init__(self, others: Sequence[BaseRoute]) -> None:
         own: list[BaseRoute] = [
@@ -35,22 +47,9 @@ class Docs:
         return self._own
 
     async def openapi(self, request: Request) -> Response:
-        """The description of this API, in OpenAPI 3.1."""
+        """Return the description of this API in OpenAPI 3.1."""
         return Response(self._openapi, media_type="application/json")
 
     async def page(self, request: Request) -> Response:
-        """The same to read and to try; needs no internet."""
+        """Return a page to read and try this API; it needs no internet."""
         return HTMLResponse(self._page, headers={"content-security-policy": self._policy})
-
-
-def policy(page: str) -> str:
-    """Lets the page run its own script and style, speak with this server, and nothing else."""
-    script, style = (_hash(re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)[0]) for tag in ("script", "style"))
-    return (
-        f"default-src 'none'; script-src {script}; style-src {style}; connect-src 'self'; img-src data:; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-
-
-def _hash(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -85,7 +85,7 @@ def test_a_port_in_use_fails_before_anything_is_loaded() -> None:
     [
         (["--model", "smollm2:135"], "unknown model 'smollm2:135'; did you mean smollm2:135m"),
         (["--model", "nowhere.gguf"], "nowhere.gguf"),
-        (["--host", "no.such.host.invalid"], "host: 'no.such.host.invalid' is no address of this machine"),
+        (["--host", "no.such.host.invalid"], "host: 'no.such.host.invalid' is not an address of this machine"),
     ],
     ids=["unknown model", "missing file", "bad host"],
 )

@@ -36,7 +36,7 @@ class Gemma(ToolFormat):
 
     def call(self, tool: Tool, lark: Lark) -> str:
         required_first = sorted(properties(tool).items(), key=lambda item: not is_required(tool, item[0]))
-        arguments = []
+        arguments: list[str] = []
         for key, schema in required_first:
             value = f"{lark.marker(self.quote)} quoted" if is_text(schema) else lark.value(tool, schema)
             argument = f"{json.dumps((',' if arguments else '') + key + ':')} {value}"

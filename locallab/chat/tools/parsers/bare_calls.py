@@ -51,7 +51,7 @@ def value_grammar(tool: Tool, key: str, end: str, lark: Lark) -> str:
 class BareCalls(MarkupParser):
     """Parse calls with bare arguments into JSON, typed by the tool's schema; text values are streamed.
 
-    A key stands between `key_begin` and `key_end`; its value ends at the first of `value_ends`, the arguments at `end`.
+    A key is between `key_begin` and `key_end`; its value ends at the first of `value_ends`, the arguments at `end`.
     """
 
     key_begin: ClassVar[str]
