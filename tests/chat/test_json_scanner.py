@@ -28,12 +28,12 @@ def scan(pieces: Iterable[str]) -> tuple[dict[str, str], ObjectScanner]:
 
 @given(st.dictionaries(st.text(), values, max_size=4), st.sampled_from([None, 1]), st.text(), st.integers(1, 7))
 def test_every_member_comes_whole_however_the_text_is_cut(
-    given: dict[str, Any], indent: int | None, after: str, size: int
+    members: dict[str, Any], indent: int | None, after: str, size: int
 ) -> None:
-    raw = json.dumps(given, indent=indent, ensure_ascii=False)
+    raw = json.dumps(members, indent=indent, ensure_ascii=False)
     pieces = [(raw + after)[at : at + size] for at in range(0, len(raw + after), size)]
     found, scanner = scan(pieces)
-    assert {key: json.loads(text) for key, text in found.items()} == given
+    assert {key: json.loads(text) for key, text in found.items()} == members
     assert scanner.done
     assert scanner.rest == after[: len(scanner.rest)]
     assert (raw + after).endswith(scanner.rest)

@@ -129,7 +129,7 @@ def test_image_says_why() -> None:
 
 
 def test_folded_is_one_system_message_and_turns() -> None:
-    given = [
+    messages = [
         Message("system", "s1"),
         Message("system", "s2"),
         Message("user", "u1"),
@@ -138,18 +138,18 @@ def test_folded_is_one_system_message_and_turns() -> None:
         Message("tool", "t1"),
         Message("user", "u2"),
     ]
-    assert folded(given) == [
+    assert folded(messages) == [
         Message("system", "s1\n\ns2"),
         Message("user", "u1\n\ns3"),
         Message("assistant", 'a1\n<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'),
         Message("user", "t1\n\nu2"),
     ]
-    assert [m.role for m in without_system(given)] == ["user", "assistant", "user"]
-    assert without_system(given)[0].content == "s1\n\ns2\n\nu1\n\ns3"
+    assert [m.role for m in without_system(messages)] == ["user", "assistant", "user"]
+    assert without_system(messages)[0].content == "s1\n\ns2\n\nu1\n\ns3"
 
 
 @pytest.mark.parametrize(
-    ("given", "roles"),
+    ("messages", "roles"),
     [
         ([Message("assistant", "a")], ["user", "assistant"]),
         ([Message("system", "s")], ["system", "user"]),
@@ -157,5 +157,5 @@ def test_folded_is_one_system_message_and_turns() -> None:
     ],
     ids=["assistant first", "system only", "no user"],
 )
-def test_folded_lets_the_user_begin(given: list[Message], roles: list[str]) -> None:
-    assert [m.role for m in folded(given)] == roles
+def test_folded_lets_the_user_begin(messages: list[Message], roles: list[str]) -> None:
+    assert [m.role for m in folded(messages)] == roles

@@ -24,8 +24,8 @@ CASES = [
 
 @pytest.mark.parametrize(("open", "raw", "reasoning", "text"), CASES)
 def test_reasoning_and_text_come_apart_however_they_are_cut(open: bool, raw: str, reasoning: str, text: str) -> None:
-    said = every_split(lambda: ThinkParser(THINK, open), raw)
-    assert (said.reasoning, said.text) == (reasoning, text)
+    answer = every_split(lambda: ThinkParser(THINK, open), raw)
+    assert (answer.reasoning, answer.text) == (reasoning, text)
 
 
 @pytest.mark.parametrize(
@@ -33,11 +33,11 @@ def test_reasoning_and_text_come_apart_however_they_are_cut(open: bool, raw: str
     [("<|channel>thought\nso\n<channel|>Hello", "so", "Hello"), ("<|channel>final", "", "<|channel>final"), ("Hi", "", "Hi")],
 )
 def test_reasoning_in_a_channel(raw: str, reasoning: str, text: str) -> None:
-    said = every_split(lambda: ThinkParser(CHANNEL, False), raw)
-    assert (said.reasoning, said.text) == (reasoning, text)
+    answer = every_split(lambda: ThinkParser(CHANNEL, False), raw)
+    assert (answer.reasoning, answer.text) == (reasoning, text)
 
 
 @pytest.mark.parametrize("tags", TAGS, ids=lambda tags: str(tags.begin))
-def test_the_template_tells_the_tags(tags: Tags) -> None:
+def test_the_template_determines_the_tags(tags: Tags) -> None:
     assert tags_of(f"... {tags.opening} ... {tags.end} ...") == tags
     assert tags_of("{{ messages }}") is None

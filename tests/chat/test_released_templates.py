@@ -1,4 +1,4 @@
-"""Chat templates of released models: which format each is given, and that nothing of a conversation is lost in any of them."""
+"""Chat templates of released models: each gets its format, and none loses a part of a conversation."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ FORMATS = {
     "GLM-4.7-Flash": "glm",
     "Apriel-1.6-15b-Thinker-fixed": "apriel",
 }
-"""Of models whose format we know."""
+"""Formats of known models."""
 
 UNFIT = {"fireworks-ai-llama-3-firefunction-v2"}
-"""It wants variables of its own, and refuses every conversation without."""
+"""It requires variables of its own, and refuses every conversation without them."""
 
 
 @functools.cache
@@ -78,10 +78,10 @@ def test_the_format_of_each_is_known() -> None:
 
 
 def test_nothing_of_a_conversation_is_lost() -> None:
-    said = {name: prompt(name, [SYSTEM, USER]) for name in names()}
-    assert len(said) > 60
-    assert [name for name, text in said.items() if not (SYSTEM.content in text and USER.content in text)] == []
-    assert [name for name in said if SYSTEM.content not in prompt(name, LATE)] == []
+    prompts = {name: prompt(name, [SYSTEM, USER]) for name in names()}
+    assert len(prompts) > 60
+    assert [name for name, text in prompts.items() if not (SYSTEM.content in text and USER.content in text)] == []
+    assert [name for name in prompts if SYSTEM.content not in prompt(name, LATE)] == []
 
 
 @pytest.mark.parametrize("tools", [(), (WEATHER,)], ids=["no tools", "tools"])
@@ -92,7 +92,7 @@ def test_nothing_of_a_call_is_lost(tools: tuple[Tool, ...]) -> None:
 
 
 @pytest.mark.parametrize("mode", ["auto", "required"])
-def test_every_model_is_told_of_its_tools(mode: str) -> None:
+def test_every_prompt_lists_the_tools(mode: str) -> None:
     choice = ToolChoice(mode)  # type: ignore[arg-type]
-    untold = [name for name in names() if "Of a place" not in prompt(name, [SYSTEM, USER], (WEATHER,), choice)]
-    assert untold == []
+    missing = [name for name in names() if "Of a place" not in prompt(name, [SYSTEM, USER], (WEATHER,), choice)]
+    assert missing == []

@@ -145,7 +145,7 @@ def test_lists_made_by_filters_can_be_written_as_json() -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "tells"),
+    ("source", "renders"),
     [
         ("{{ tools | tojson }}{{ messages[0].content }}", True),
         ("{% for t in tools %}{{ t.function.name }}{% endfor %}{{ messages[0].content }}", True),
@@ -154,8 +154,8 @@ def test_lists_made_by_filters_can_be_written_as_json() -> None:
     ],
     ids=["json", "names", "calls only", "refuses"],
 )
-def test_whether_a_template_tells_the_model_of_its_tools(source: str, tells: bool) -> None:
-    assert ChatTemplate(source).renders_tools is tells
+def test_templates_that_list_tools_are_recognized(source: str, renders: bool) -> None:
+    assert ChatTemplate(source).renders_tools is renders
 
 
 API_CALLS = """{%- for m in messages %}
@@ -165,7 +165,7 @@ API_CALLS = """{%- for m in messages %}
 
 
 def test_calls_for_a_template_that_knows_them_as_the_api_has_them() -> None:
-    """Arguments as JSON text, and only where there is no content at all."""
+    """It requires arguments as JSON text, and null for empty content."""
     talk = [Message("user", "u"), Message("assistant", "", tool_calls=(ToolCall("c", "f", '{"x": 1}'),)), Message("tool", "1")]
     assert ChatTemplate(API_CALLS).render(talk) == 'uf{"x": 1}1'
 

@@ -30,7 +30,7 @@ OPENED = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}{# </th
 
 
 def accepts(turn: Turn, text: str) -> bool:
-    """Whether the turn's constraint allows `text` as a whole answer."""
+    """Return whether the turn's constraint allows `text` as a whole answer."""
     assert turn.constraint is not None
     grammar = LLMatcher.grammar_from_lark(turn.constraint.source)
     matcher = LLMatcher(TOKENIZER, grammar)
@@ -79,13 +79,13 @@ def test_no_tools_are_offered_where_none_may_be_called() -> None:
     assert turn(tools=(WEATHER,), choice=ToolChoice("none")) == turn()
 
 
-def test_a_model_without_tools_is_told_how_to_call() -> None:
+def test_a_model_without_tools_gets_instructions() -> None:
     prompt = turn(tools=(WEATHER,)).prompt
     assert "weather" in prompt and "<tool_call>" in prompt and '"city"' in prompt
 
 
 def test_a_template_that_knows_calls_but_lists_no_tools_is_helped() -> None:
-    """In the system message that is there: some templates take only one."""
+    """In the existing system message: some templates take only one."""
     template = ChatTemplate("{{ messages[0].content }}{# <｜tool▁calls▁begin｜> tool_calls #}<{{ messages[-1].content }}>")  # noqa: RUF001
     request = ChatRequest(messages=[Message("system", "Be brief."), *MESSAGES], tools=(WEATHER,))
     prompt = plan(request, template, {}).prompt
@@ -114,8 +114,8 @@ def test_reasoning_in_a_channel() -> None:
     assert made.visible == ("<|channel>", "<channel|>")
     assert made.constraint is not None and '<[7]> "thought"' in made.constraint.source
     parser = turn(GEMMA, reasoning=ReasoningOptions(enabled=True)).parser()
-    said = parse(parser, "<|channel>thought\nso it goes\n<channel|>Hello")
-    assert (said.reasoning, said.text) == ("so it goes", "Hello")
+    answer = parse(parser, "<|channel>thought\nso it goes\n<channel|>Hello")
+    assert (answer.reasoning, answer.text) == ("so it goes", "Hello")
 
 
 def test_a_template_that_knows_tools_gets_them_itself() -> None:
@@ -216,6 +216,6 @@ def test_calls_at_the_end_are_no_beginning() -> None:
 
 def test_the_parser_reads_reasoning_text_and_calls() -> None:
     parser = turn(REASONING, tools=(WEATHER,)).parser()
-    said = parse(parser, f"<think>so</think>\n\nLet me see.\n{CALL}\n")
-    assert (said.reasoning, said.text, parser.called) == ("so", "Let me see.", True)
-    assert [(call.name, json.loads(call.arguments)) for call in said.calls] == [("weather", {"city": "Oslo"})]
+    answer = parse(parser, f"<think>so</think>\n\nLet me see.\n{CALL}\n")
+    assert (answer.reasoning, answer.text, parser.called) == ("so", "Let me see.", True)
+    assert [(call.name, json.loads(call.arguments)) for call in answer.calls] == [("weather", {"city": "Oslo"})]

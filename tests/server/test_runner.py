@@ -61,7 +61,7 @@ def slow(grace: float, manner: str) -> Iterator[Slow]:
 
 @contextlib.contextmanager
 def streaming(server: Slow, count: int) -> Iterator[Iterator[str]]:
-    """The pieces of a stream of `count` numbers, the first of which has been read."""
+    """Open a stream of `count` numbers, read the first, and yield an iterator of the rest."""
     with httpx.stream("GET", f"{server.url}/{count}", timeout=PATIENCE) as response:
         pieces = response.iter_text()
         assert next(pieces).startswith("0 ")
@@ -131,11 +131,11 @@ def test_an_app_that_cannot_start_is_an_exit_status() -> None:
 
 
 def refused(server: Slow) -> None:
-    """Waits until a new connection is refused."""
+    """Wait until a new connection is refused."""
     while True:
         try:
             socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE).close()
-        except ConnectionResetError:  # it got into the backlog just before
+        except ConnectionResetError:  # it entered the backlog just before
             continue
         except ConnectionRefusedError:
             return
@@ -164,7 +164,7 @@ def test_a_port_taken_after_binding_is_named() -> None:
 
 
 class Lifespan:
-    """An app that only starts and ends."""
+    """An app with a lifespan only."""
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         for event in ("startup", "shutdown"):

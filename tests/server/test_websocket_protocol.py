@@ -1,4 +1,4 @@
-"""WebSockets under the runner itself: how a server that stops ends them, what is too much for it, what it logs."""
+"""WebSockets under the runner: their end on shutdown, the limit of messages, and the log."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ QUIET.disabled = True
 
 
 class Server:
-    """A running one, as its client sees it. It may be stopped once: a second signal ends the process."""
+    """A running server, as its client sees it. Stop it only once: a second signal ends the process."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -51,7 +51,7 @@ class Server:
             yield connection
 
     def refuses(self) -> None:
-        """Waits until the server takes no connection any more."""
+        """Wait until the server accepts no more connections."""
         while True:
             try:
                 socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE).close()
@@ -67,20 +67,20 @@ Serving = Callable[..., None]
 
 @pytest.fixture
 def serving(tmp_path: Path) -> Serving:
-    """Runs a server here, in the main thread, while `client` talks to its port in another; then stops it."""
+    """Run a server in the main thread while `client` talks to its port in another; then stop it."""
 
     def serve(client: Client, *steps: Step, **settings: Any) -> None:
         def make(path: Path, engine: EngineSettings, post: Any) -> Any:
             return FakeEngine(path, engine, post, script=lambda prompt, params: list(steps), context=8192)
 
-        given = ServerSettings(**{"port": 0, **settings})
+        server_settings = ServerSettings(**{"port": 0, **settings})
         pool = Pool(registry(tmp_path), Store(tmp_path / "store"), engine=make, grace=0.0)
         pool.load_now("tiny:1b")
-        app = create_app(pool, given, Keyring(given, KeyStore(tmp_path / "keys.json")))
+        app = create_app(pool, server_settings, Keyring(server_settings, KeyStore(tmp_path / "keys.json")))
         with runner.bind("127.0.0.1", 0) as sock, ThreadPoolExecutor(1) as other:
             server = Server(sock.getsockname()[1])
             talks = []
-            assert runner.serve(app, sock, given, lambda: talks.append(other.submit(talk, client, server))) == 0
+            assert runner.serve(app, sock, server_settings, lambda: talks.append(other.submit(talk, client, server))) == 0
             talks[0].result(PATIENCE)
 
     return serve
@@ -102,7 +102,7 @@ def event(connection: ClientConnection) -> dict[str, Any]:
 
 
 def code_of(connection: ClientConnection) -> int | None:
-    """The code with which the server closes the connection, which must be the next thing it does."""
+    """Expect the server to close the connection next; return its code."""
     with pytest.raises(ConnectionClosed):
         connection.recv(PATIENCE)
     return connection.close_code
@@ -144,12 +144,12 @@ def test_what_is_far_too_large_ends_the_connection(serving: Serving) -> None:
         with server.connected() as connection:
             connection.send("x" * (runner.MESSAGE_ROOM << 20))
             assert event(connection) == {"type": "error", "detail": "the message is larger than 1 MiB"}
-            with contextlib.suppress(ConnectionClosed):  # it need not read to the end
+            with contextlib.suppress(ConnectionClosed):  # it may stop reading early
                 connection.send("x" * ((runner.MESSAGE_ROOM << 20) + 1))
             assert code_of(connection) in (
                 1009,
                 1006,
-            )  # what was not read any more can reset the connection before the code arrives
+            )  # unread data can reset the connection before the code arrives
         with server.connected() as connection:
             ask(connection)
             assert event(connection)["type"] == "token"

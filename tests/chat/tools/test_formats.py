@@ -1,4 +1,4 @@
-"""Every format: the template it knows, raw answers as its models write them, and the grammar that enforces them."""
+"""Every format: the templates it matches, raw answers of its models, and the grammar that enforces them."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def test_every_format_has_cases() -> None:
 @pytest.mark.parametrize(("tool_format", "template", "case"), ROWS)
 def test_answers_are_read_however_they_are_cut(tool_format: ToolFormat, template: str, case: Case) -> None:
     assert choose(template) is tool_format
-    said = every_split(lambda: tool_format.parser(TOOLS, counting_ids()), case.raw)
-    assert tuple((call.name, json.loads(call.arguments)) for call in said.calls) == case.calls
-    assert (said.text.strip(), said.reasoning) == (case.text, case.reasoning)
+    answer = every_split(lambda: tool_format.parser(TOOLS, counting_ids()), case.raw)
+    assert tuple((call.name, json.loads(call.arguments)) for call in answer.calls) == case.calls
+    assert (answer.text.strip(), answer.reasoning) == (case.text, case.reasoning)
 
 
 WORDS = ["Hi", "{", "}", '"', ":", ",", "[", "]", "\n", " ", "<", ">", "é", "name", "time", JSON_TIME, "`"]
@@ -59,8 +59,8 @@ def test_any_answer_is_read_alike_however_it_is_cut(tool_format: ToolFormat, dat
 @pytest.mark.parametrize(("tool_format", "template", "case"), ROWS)
 def test_no_text_is_lost_when_an_answer_is_cut_off(tool_format: ToolFormat, template: str, case: Case) -> None:
     for size in range(len(case.raw)):
-        said = every_split(lambda: tool_format.parser(TOOLS, counting_ids()), case.raw[:size]) if size % 7 == 0 else None
-        assert said is None or len(said.calls) <= len(case.calls)
+        answer = every_split(lambda: tool_format.parser(TOOLS, counting_ids()), case.raw[:size]) if size % 7 == 0 else None
+        assert answer is None or len(answer.calls) <= len(case.calls)
 
 
 def grammar(template: str, choice: ToolChoice) -> str:
@@ -88,12 +88,12 @@ def test_the_grammar_takes_what_the_model_writes(tool_format: ToolFormat, templa
 
 
 @pytest.mark.parametrize("tool_format", FORMATS, ids=lambda each: str(each.name))
-def test_what_a_model_is_told_to_write_is_read_as_a_call(tool_format: ToolFormat) -> None:
-    """By templates that do not list tools themselves."""
+def test_the_example_in_the_instructions_is_read_as_a_call(tool_format: ToolFormat) -> None:
+    """Instructions are for templates that do not list tools."""
     assert tool_format.example in tool_format.instructions(TOOLS) and '"name": "weather"' in tool_format.instructions(TOOLS)
     written = tool_format.example.replace(NAME, "time").replace(ARGUMENTS, "{}").removeprefix(RECIPIENT)
-    said = every_split(lambda: tool_format.parser(TOOLS, counting_ids()), written)
-    assert [call.name for call in said.calls] == ["time"]
+    answer = every_split(lambda: tool_format.parser(TOOLS, counting_ids()), written)
+    assert [call.name for call in answer.calls] == ["time"]
 
 
 def test_calls_come_to_an_end() -> None:

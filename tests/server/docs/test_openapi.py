@@ -1,4 +1,4 @@
-"""/openapi.json is valid, complete, and true: bodies are checked as it says, answers look as it says."""
+"""/openapi.json is valid, complete and correct: bodies are validated and answers formatted as described."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def test_every_route_is_described_and_nothing_else(served: Served, described: De
         isinstance(route, (Endpoint, WebSocketRoute)) for route in routes
     )
     real = {(method(route), route.path_format) for route in routes if isinstance(route, Endpoint)}
-    told = {(name.upper(), path) for path, methods in described.api["paths"].items() for name in methods}
-    assert real == told
+    documented = {(name.upper(), path) for path, methods in described.api["paths"].items() for name in methods}
+    assert real == documented
     for route in routes:
         if isinstance(route, WebSocketRoute):
             assert f"`WS {route.path}`" in described.api["info"]["description"]
@@ -103,7 +103,7 @@ def test_it_says_where_requests_are_counted(serve: Serve) -> None:
         assert not any(counted[path] for path in ("/health", "/metrics", "/docs")) and counted["/generate"]
 
 
-def test_ranges_and_defaults_are_told(described: Described) -> None:
+def test_ranges_and_defaults_are_described(described: Described) -> None:
     fields = described.body(described.operation("post", "/generate"))["properties"]
     number = next(branch for branch in fields["temperature"]["anyOf"] if branch["type"] == "number")
     assert number == {"type": "number", "minimum": 0, "maximum": 100}
@@ -156,7 +156,7 @@ OTHER_MODELS = {
     *("/v1/embeddings", "/api/embed", "/api/embeddings", "/v1/rerank", "/v2/rerank"),
     *("/infill", "/v1/fim/completions"),
 }
-"""Routes for models that write no text, or can fill in: the others say so."""
+"""Routes for embedding, reranking and FIM models; other models answer 400."""
 
 
 def test_real_answers_are_as_described(served: Served, described: Described) -> None:
@@ -217,7 +217,7 @@ def test_bounds_of_a_body_do_not_touch_an_answer() -> None:
 
 
 def walk(value: Any) -> Iterator[tuple[str, Any]]:
-    """Every (key, value) at any depth."""
+    """Yield every (key, value) at any depth."""
     entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for name, inside in entries:
         yield str(name), inside

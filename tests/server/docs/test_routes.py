@@ -1,4 +1,4 @@
-"""The docs page: whole in itself, shows every route, and can be tried; its script runs under node."""
+"""The docs page: self-contained, with every route, and interactive; its script runs under node."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="node is no
 
 
 def show(served: Served, route: str, body: str) -> dict[str, Any]:
-    """What the page shows once every route is opened and this one was sent with this body."""
+    """Open every route of the page, send this one with this body, and return what the page shows."""
     script = Path(__file__).parent / "docs_page.mjs"
     done = subprocess.run(
         ["node", str(script), f"{served.url}/docs", route, body], capture_output=True, text=True, timeout=60, check=False
@@ -34,7 +34,7 @@ def show(served: Served, route: str, body: str) -> dict[str, Any]:
 
 
 class Tags(html.parser.HTMLParser):
-    """Every tag's attributes, and what is not closed."""
+    """Every tag's attributes, and the tags that are not closed."""
 
     VOID = ("meta", "link", "input")
 

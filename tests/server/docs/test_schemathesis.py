@@ -1,4 +1,4 @@
-"""schemathesis sends what /openapi.json allows and what it forbids: nothing fails, or answers otherwise than it says."""
+"""schemathesis sends what /openapi.json allows and what it forbids: no route fails or answers otherwise than described."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CLI = "import sys; from schemathesis.cli import schemathesis; schemathesis(sys.a
 OPTIONS = ("--max-examples", "20", "--generation-deterministic", "--continue-on-failure", "--no-color", "--warnings", "off")
 
 UNLOADING = ("--exclude-path", "/models/unload", "--exclude-tag", "ollama")
-"""Routes that can unload the model are tried by themselves: the others rightly answer 503 then."""
+"""Routes that can unload the model are tested separately: the others rightly answer 503 then."""
 
 NO_MODEL = """
 [checks.not_a_server_error]
@@ -31,7 +31,7 @@ expected-statuses = ["2xx", "3xx", "4xx", "503"]
 """
 
 REFUSES = ("--exclude-checks", "positive_data_acceptance")
-"""Routes refuse some combinations of fields, and tokens that a model has not, which no schema can say."""
+"""Routes refuse some combinations of fields, and tokens that a model does not have, which no schema can express."""
 
 
 @dataclasses.dataclass(frozen=True)

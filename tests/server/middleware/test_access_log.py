@@ -1,4 +1,4 @@
-"""Every line that is logged while a request is handled carries the request's id, which the client finds in its answer."""
+"""Every line logged while a request is handled carries the request's id, and so does the answer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.http_server import Serve
 
 @contextlib.contextmanager
 def logged() -> Iterator[list[dict[str, Any]]]:
-    """Fills the list with the log's entries on leaving."""
+    """Fill the list with the log's entries on exit."""
     stream, entries = io.StringIO(), []
     with logs.configured("info", "json", stream):
         yield entries
@@ -90,8 +90,8 @@ def test_a_websocket_has_one(serve: Serve) -> None:
         with pytest.raises(InvalidStatus):
             connect(url + "/nothing", additional_headers={"x-request-id": "third"})
     lines = [(entry["logger"], entry["request_id"], entry["message"]) for entry in entries if "request_id" in entry]
-    told = [(logger, identity) for logger, identity, _ in lines if logger in ("locallab.echo", "locallab.access")]
-    assert told.count(("locallab.echo", "mine")) == 2 and told.count(("locallab.access", "mine")) == 1
+    ids = [(logger, identity) for logger, identity, _ in lines if logger in ("locallab.echo", "locallab.access")]
+    assert ids.count(("locallab.echo", "mine")) == 2 and ids.count(("locallab.access", "mine")) == 1
     messages = {identity: message for logger, identity, message in lines if logger == "locallab.access"}
     assert f" WS {PATH} 101 " in messages["mine"] and f" WS {PATH} 403 " in messages["other"]
     assert f" WS {PATH}/nothing 403 " in messages["third"]

@@ -1,4 +1,4 @@
-"""Who may ask: keys in headers, queries and subprotocols, on real sockets; and what must not reach the log."""
+"""Keys in headers, queries and subprotocols, on real sockets, and their absence from the log."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def websocket(served: Served, query: str = "", **options: Any) -> ClientConnecti
     return connect(served.url.replace("http", "ws") + PATH + query, **options)
 
 
-def asked(socket: ClientConnection) -> Any:
+def echo(socket: ClientConnection) -> Any:
     socket.send("hello")
     return json.loads(socket.recv(10))
 
 
-def test_a_key_is_asked_for_in_the_dialect_of_the_path(serve: Serve, key: str) -> None:
+def test_a_key_is_required_in_the_dialect_of_the_path(serve: Serve, key: str) -> None:
     with serve() as served:
         for headers, message in (
             ({}, MISSING),
@@ -173,7 +173,7 @@ def test_websockets_that_carry_a_key(serve: Serve, key: str, way: str) -> None:
         "subprotocol alone": {"subprotocols": [Subprotocol(f"locallab.key.{key}")]},
     }
     with serve(routes=ROUTES) as served, websocket(served, **options[way]) as socket:
-        answer = asked(socket)
+        answer = echo(socket)
         assert (answer["text"], answer["key"]) == ("hello", "alice")
         assert answer["query"] == ("a=1&b=2" if way == "query" else "")
         assert socket.subprotocol == ("locallab" if way == "subprotocol" else None)
@@ -190,30 +190,30 @@ def test_websockets_are_refused_before_they_open(serve: Serve, key: str, query: 
 
 def test_websockets_need_no_key_where_none_is_required(serve: Serve) -> None:
     with serve(routes=ROUTES) as served, websocket(served, "?api_key=none", subprotocols=[Subprotocol("locallab")]) as socket:
-        assert asked(socket)["key"] is None
+        assert echo(socket)["key"] is None
         assert socket.subprotocol == "locallab"
 
 
 def test_spellings_of_a_websockets_path(serve: Serve) -> None:
     with serve(routes=ROUTES) as served, connect(served.url.replace("http", "ws") + f"/{PATH}/") as socket:
-        assert asked(socket)["text"] == "hello"
+        assert echo(socket)["text"] == "hello"
 
 
 def test_a_websocket_ends_when_its_key_is_revoked(serve: Serve, store: KeyStore, key: str) -> None:
     store.create("other", "free")
     with serve(routes=ROUTES) as served, websocket(served, f"?api_key={key}") as socket:
-        assert asked(socket)["text"] == "hello"
+        assert echo(socket)["text"] == "hello"
         store.revoke("alice")
         with pytest.raises(ConnectionClosed):
-            asked(socket)
+            echo(socket)
 
 
 def test_an_open_websocket_ends_when_the_first_key_is_made(serve: Serve, store: KeyStore) -> None:
     with serve(routes=ROUTES) as served, websocket(served) as socket:
-        assert asked(socket)["text"] == "hello"
+        assert echo(socket)["text"] == "hello"
         store.create("first", "free")
         with pytest.raises(ConnectionClosed):
-            asked(socket)
+            echo(socket)
 
 
 def test_without_the_extension_a_websocket_is_closed_unopened() -> None:
@@ -232,9 +232,9 @@ def test_no_key_reaches_the_log_even_when_debugging(serve: Serve, key: str, form
     others = [secrets.token_hex(16) for _ in range(3)]
     with logs.configured("debug", form, stream), serve(routes=ROUTES) as served:
         with websocket(served, f"?api_key={key}&x={others[0][:4]}") as socket:
-            asked(socket)
+            echo(socket)
         with websocket(served, additional_headers={"Authorization": f"Bearer {key}"}) as socket:
-            asked(socket)
+            echo(socket)
         with pytest.raises(InvalidStatus):
             websocket(served, f"?api_key={others[0]}")
         with pytest.raises(InvalidStatus):
@@ -248,7 +248,7 @@ def test_no_key_reaches_the_log_even_when_debugging(serve: Serve, key: str, form
 
 
 def test_the_query_is_taken_out_of_the_servers_own_scope() -> None:
-    """For uvicorn logs it from there, also where a program with logging of its own runs the server."""
+    """uvicorn logs the query from there, even under a program with logging of its own."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         seen.append(scope["state"]["presented"])
@@ -265,7 +265,7 @@ def test_the_query_is_taken_out_of_the_servers_own_scope() -> None:
 @given(st.text(min_size=1), st.lists(st.tuples(st.text(min_size=1), st.text())))
 def test_every_key_in_a_query_is_found_and_nothing_else_is_lost(key: str, others: list[tuple[str, str]]) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        """Does nothing."""
+        """Do nothing."""
 
     rest = [(name, value) for name, value in others if name != "api_key"]
     scope: Any = {"type": "websocket", "headers": [], "query_string": urlencode([*rest, ("api_key", key)]).encode()}

@@ -1,4 +1,4 @@
-"""Which names the server goes by: a name that somebody points at this machine (DNS rebinding) reads nothing."""
+"""Allowed hosts: a foreign name that resolves to this machine (DNS rebinding) reads nothing."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_names_by_setting(setting: str, host: str, allowed: bool) -> None:
 
 
 @pytest.mark.parametrize("entry", ["https://example.com", "example.com:8000", "a b", "*.*", "ex*mple.com", "/", "a..b/"])
-def test_what_is_no_name_is_told(entry: str) -> None:
+def test_invalid_names_are_refused(entry: str) -> None:
     with pytest.raises(ConfigError, match=r"^allowed_hosts: .* is not a host name"):
         Hosts(f"fine.example,{entry}")
 
@@ -105,44 +105,44 @@ def test_any_host_can_be_read(host: str) -> None:
     assert host.startswith((without_port(host), f"[{without_port(host)}]"))
 
 
-def asked(served: Served, host: str, path: str = "/generate", **headers: str) -> httpx.Response:
+def post(served: Served, host: str, path: str = "/generate", **headers: str) -> httpx.Response:
     return served.http.post(path, json={"prompt": "hi"}, headers={"host": host, **headers})
 
 
 def test_another_name_is_refused_in_the_dialect_of_the_path(serve: Serve) -> None:
     reason = "host 'evil.example:1' is not allowed; add it with --allowed-hosts"
     with serve() as served:
-        native = asked(served, "evil.example:1")
+        native = post(served, "evil.example:1")
         assert (native.status_code, native.json()) == (403, {"detail": reason})
-        other = asked(served, "evil.example:1", "/v1/completions")
+        other = post(served, "evil.example:1", "/v1/completions")
         error = {"message": reason, "type": "invalid_request_error", "param": None, "code": "forbidden"}
         assert (other.status_code, other.json()) == (403, {"error": error})
         assert served.http.get("/health", headers={"host": "evil.example"}).status_code == 403
         for host in ("localhost", "127.0.0.1:99", "[::1]", "a.localhost"):
-            assert asked(served, host).status_code == 200
+            assert post(served, host).status_code == 200
 
 
 def test_where_a_key_is_required_any_name_will_do(serve: Serve, tmp_path: Path) -> None:
     _, secret = KeyStore(tmp_path / "keys.json").create("a", "free")
     with serve() as served:
-        assert asked(served, "public.example").status_code == 401
-        assert asked(served, "public.example", authorization=f"Bearer {secret}").status_code == 200
+        assert post(served, "public.example").status_code == 401
+        assert post(served, "public.example", authorization=f"Bearer {secret}").status_code == 200
 
 
 def test_the_users_names_hold_with_a_key_too(serve: Serve) -> None:
     with serve(api_key="k", allowed_hosts="public.example") as served:
         for host, status in (("public.example", 200), ("localhost", 200), ("evil.example", 403)):
-            assert asked(served, host, authorization="Bearer k").status_code == status
+            assert post(served, host, authorization="Bearer k").status_code == status
 
 
 def test_without_auth_names_are_looked_at(serve: Serve) -> None:
     with serve(public=True, auth=False, allowed_hosts="*.tunnel.example") as served:
-        assert asked(served, "evil.example").status_code == 403
-        assert asked(served, "a.tunnel.example").status_code == 200
+        assert post(served, "evil.example").status_code == 403
+        assert post(served, "a.tunnel.example").status_code == 200
 
 
 class FakeTunnel:
-    """What the app asks a tunnel."""
+    """The part of a tunnel that the app uses."""
 
     url = "https://abc.tunnel.example"
     usage = types.SimpleNamespace(add=lambda **amounts: None)
@@ -154,18 +154,18 @@ class FakeTunnel:
         return host == b"abc.tunnel.example"
 
 
-def test_a_tunnel_brings_a_name_and_tells_who_the_client_is(serve: Serve) -> None:
+def test_a_tunnel_adds_its_host_and_reports_the_client(serve: Serve) -> None:
     with serve(public=True, auth=False, tunnel=FakeTunnel(), rate_limit=True, native_rate="1/hour") as served:
         sent = [
             ("abc.tunnel.example", "1.1.1.1"),
             ("abc.tunnel.example", "2.2.2.2"),
             ("abc.tunnel.example", "9.9.9.9, 1.1.1.1"),
         ]
-        statuses = [asked(served, host, **{"x-forwarded-for": client}).status_code for host, client in sent]
+        statuses = [post(served, host, **{"x-forwarded-for": client}).status_code for host, client in sent]
         assert statuses == [200, 200, 429]
-        assert asked(served, "other.tunnel.example").status_code == 403
-        assert asked(served, "abc.tunnel.example", origin="https://abc.tunnel.example").status_code == 200
-        assert asked(served, "abc.tunnel.example", origin="https://evil.example").status_code == 403
+        assert post(served, "other.tunnel.example").status_code == 403
+        assert post(served, "abc.tunnel.example", origin="https://abc.tunnel.example").status_code == 200
+        assert post(served, "abc.tunnel.example", origin="https://evil.example").status_code == 403
 
 
 def test_websockets_too(serve: Serve) -> None:

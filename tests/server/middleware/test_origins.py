@@ -1,4 +1,4 @@
-"""Which web pages may call, and which may read the answers."""
+"""Web pages that may call, and those that may read the answers."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_pages_by_setting(setting: str, origin: str, allowed: bool) -> None:
 
 
 @pytest.mark.parametrize("entry", ["example.com", "https://a.example/path", "https://", "localhost:3000", "https://a b"])
-def test_what_is_no_origin_is_told(entry: str) -> None:
+def test_invalid_origins_are_refused(entry: str) -> None:
     with pytest.raises(ConfigError, match=r"^cors_origins: .* is not an origin"):
         Origins(f"https://fine.example,{entry}")
 
@@ -107,15 +107,15 @@ def test_any_origin_can_be_read(origin: str, host: str) -> None:
 
 
 def post(served: Served, origin: str, path: str = "/generate", **headers: str) -> httpx.Response:
-    """As a page can send it without a preflight."""
+    """Post as a page can without a preflight."""
     return served.http.post(
         path, content=b'{"prompt": "hi"}', headers={"content-type": "text/plain", "origin": origin, **headers}
     )
 
 
 def preflight(served: Served, origin: str, path: str = "/v1/chat/completions", **headers: str) -> httpx.Response:
-    asked = {"origin": origin, "access-control-request-method": "POST", "access-control-request-headers": HEADERS}
-    return served.http.options(path, headers=asked | headers)
+    sent = {"origin": origin, "access-control-request-method": "POST", "access-control-request-headers": HEADERS}
+    return served.http.options(path, headers=sent | headers)
 
 
 def cors(response: httpx.Response) -> dict[str, str]:
@@ -234,14 +234,14 @@ def test_never_with_credentials(serve: Serve, settings: dict[str, Any], origin: 
 def test_websockets(serve: Serve, origin: str | None, settings: dict[str, Any], status: int) -> None:
     with serve(routes=ROUTES, **settings) as served:
         url = served.url.replace("http", "ws") + PATH
-        given = None if origin is None else Origin(origin)
+        header = None if origin is None else Origin(origin)
         if status == 101:
-            with connect(url, origin=given) as socket:
+            with connect(url, origin=header) as socket:
                 socket.send("hi")
                 assert json.loads(socket.recv(10))["text"] == "hi"
             return
         with pytest.raises(InvalidStatus) as refused:
-            connect(url, origin=given)
+            connect(url, origin=header)
         assert refused.value.response.status_code == status
 
 

@@ -1,4 +1,4 @@
-"""Who the client is behind proxies: X-Forwarded-For is believed as far as those who wrote it are."""
+"""Clients behind proxies: X-Forwarded-For is trusted as far as the proxies that wrote it."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def test_proxies_on_a_socket_for_both_protocols(peer: str) -> None:
     assert client("::ffff:11.1.1.1", "1.2.3.4") == "::ffff:11.1.1.1"
 
 
-@pytest.mark.parametrize("given", ["[2001:db8::7]:443", "2001:db8::7"])
-def test_clients_with_ports_and_of_ipv6(given: str) -> None:
-    assert client("fd00::1", given, trusted="fd00::/8") == "2001:db8::7"
+@pytest.mark.parametrize("address", ["[2001:db8::7]:443", "2001:db8::7"])
+def test_clients_with_ports_and_of_ipv6(address: str) -> None:
+    assert client("fd00::1", address, trusted="fd00::/8") == "2001:db8::7"
     assert client("fd00::1", "9.9.9.9:1234", trusted="fd00::/8") == "9.9.9.9"
 
 
@@ -63,6 +63,6 @@ def test_addresses_and_networks_are_read(entries: list[str]) -> None:
 
 
 @pytest.mark.parametrize("entry", ["*", "localhost", "10.0.0.0/33", "10.0.0", "1.2.3.4:80"])
-def test_anything_else_is_told(entry: str) -> None:
+def test_anything_else_is_refused(entry: str) -> None:
     with pytest.raises(ConfigError, match=r"^trusted_proxies: .* is not an address or network"):
         networks(f"127.0.0.1, {entry}")

@@ -1,4 +1,4 @@
-"""How many requests are answered: per key or address, per part of the API, over HTTP and WebSocket."""
+"""Rate limits per key or address and per part of the API, over HTTP and WebSocket."""
 
 from __future__ import annotations
 
@@ -43,20 +43,19 @@ def store(tmp_path: Path) -> KeyStore:
     return KeyStore(tmp_path / "keys.json")
 
 
-def told(response: httpx.Response) -> tuple[int, int]:
-    """Limit and remaining."""
+def limit_and_remaining(response: httpx.Response) -> tuple[int, int]:
     assert 0 <= int(response.headers["x-ratelimit-reset"]) - time.time() <= 3601
     return int(response.headers["x-ratelimit-limit"]), int(response.headers["x-ratelimit-remaining"])
 
 
 def test_native_routes_are_counted_together_and_refused_beyond(serve: Serve) -> None:
     with serve(rate_limit=True, native_rate="3/hour") as served:
-        assert told(served.http.get("/models/current")) == (3, 2)
-        assert told(served.http.post("/generate", json={"prompt": "hi"})) == (3, 1)
-        assert told(served.http.post("/chat", content=b"{")) == (3, 0)
+        assert limit_and_remaining(served.http.get("/models/current")) == (3, 2)
+        assert limit_and_remaining(served.http.post("/generate", json={"prompt": "hi"})) == (3, 1)
+        assert limit_and_remaining(served.http.post("/chat", content=b"{")) == (3, 0)
         for path in ("/system/info", "/generate"):
             refused = served.http.get(path)
-            assert refused.status_code == 429 and told(refused) == (3, 0)
+            assert refused.status_code == 429 and limit_and_remaining(refused) == (3, 0)
             wait = int(refused.headers["retry-after"])
             assert 3500 < wait <= 3600
             assert abs(int(refused.headers["x-ratelimit-reset"]) - time.time() - wait) < 2
@@ -68,8 +67,8 @@ def test_the_shipped_limits_are_those_documented(serve: Serve, store: KeyStore) 
     with serve(rate_limit=True) as served:
         sent = {tier: {"authorization": f"Bearer {secret}"} for tier, secret in secrets.items()}
         for tier, limit in (("free", 100), ("pro", 1000)):
-            assert told(served.http.get("/api/v1/models/available", headers=sent[tier])) == (limit, limit - 1)
-            assert told(served.http.get("/models/available", headers=sent[tier])) == (60, 59)
+            assert limit_and_remaining(served.http.get("/api/v1/models/available", headers=sent[tier])) == (limit, limit - 1)
+            assert limit_and_remaining(served.http.get("/models/available", headers=sent[tier])) == (60, 59)
             assert "x-ratelimit-limit" not in served.http.get("/v1/models", headers=sent[tier]).headers
 
 
@@ -91,7 +90,7 @@ def test_a_burst_is_refused_and_costs_nothing_of_the_rest() -> None:
 
 def test_without_keys_api_v1_has_the_free_limit(serve: Serve) -> None:
     with serve(rate_limit=True) as served:
-        assert told(served.http.get("/api/v1/models/available"))[0] == 100
+        assert limit_and_remaining(served.http.get("/api/v1/models/available"))[0] == 100
 
 
 def test_every_key_has_its_own_count(serve: Serve, store: KeyStore) -> None:
@@ -108,13 +107,13 @@ def test_refused_keys_are_not_counted(serve: Serve, store: KeyStore) -> None:
         for _ in range(3):
             refused = served.http.get("/models/current")
             assert refused.status_code == 401 and "x-ratelimit-limit" not in refused.headers
-        assert told(served.http.get("/models/current", headers={"x-api-key": secret})) == (1, 0)
+        assert limit_and_remaining(served.http.get("/models/current", headers={"x-api-key": secret})) == (1, 0)
 
 
 def test_parts_of_the_api_are_counted_apart(serve: Serve) -> None:
     with serve(rate_limit=True, native_rate="1/hour", free_rate="1/hour", dialect_rate="1/hour") as served:
         for path in ("/models/current", "/api/v1/models/available", "/v1/models"):
-            assert told(served.http.get(path)) == (1, 0)
+            assert limit_and_remaining(served.http.get(path)) == (1, 0)
             assert served.http.get(path).status_code == 429
 
 
@@ -141,7 +140,7 @@ def test_what_is_free(serve: Serve) -> None:
 def test_streams_tell_it_too(serve: Serve) -> None:
     body = {"prompt": "hi", "stream": True}
     with serve(rate_limit=True, native_rate="5/hour") as served, served.http.stream("POST", "/generate", json=body) as response:
-        assert told(httpx.Response(200, headers=response.headers)) == (5, 4)
+        assert limit_and_remaining(httpx.Response(200, headers=response.headers)) == (5, 4)
         assert "data: [DONE]" in list(response.iter_lines())
 
 
@@ -178,7 +177,7 @@ def test_behind_a_trusted_proxy_each_client_has_its_own_count(serve: Serve, peer
         assert [status("1.1.1.1"), status("2.2.2.2"), status("1.1.1.1")] == [200, 200, 429]
         assert (
             status("3.3.3.3, 1.1.1.1") == status("3.3.3.3, 2.2.2.2, 127.0.0.1") == 429
-        )  # what a client adds itself counts not
+        )  # entries that the client adds itself do not count
         assert status("3.3.3.3") == 200
 
 
@@ -190,7 +189,7 @@ def test_without_one_nobody_can_pretend_to_be_another(serve: Serve) -> None:
 
 @pytest.mark.parametrize("name", ["native_rate", "free_rate", "pro_rate", "dialect_rate"])
 @pytest.mark.parametrize("rate", ["", "60", "60/fortnight", "0/minute", "1/second; x", "-1/minute", "1.5/minute"])
-def test_wrong_rates_are_told_by_their_setting(name: str, rate: str) -> None:
+def test_errors_of_rates_name_their_setting(name: str, rate: str) -> None:
     with pytest.raises(ConfigError, match=f"^{name}: must be limits such as 60/minute or 60/minute; 10/second, got '{rate}'$"):
         RateLimits(ServerSettings(**{name: rate}))  # type: ignore[arg-type]
 
@@ -251,7 +250,7 @@ def test_no_window_ever_holds_more_than_the_limit(
         answered: dict[str, list[float]] = {"a": [], "b": []}
         for who, later in requests:
             clock.now += later
-            assume(clock.now - 60 not in answered[who])  # to the very moment the library is of two minds
+            assume(clock.now - 60 not in answered[who])  # exactly at the boundary the library may decide either way
             recent = [moment for moment in answered[who] if moment > clock.now - 60]
             try:
                 headers = dict(await counts.count(rate, who))
@@ -341,11 +340,11 @@ def test_without_redis_each_server_counts_alone_until_it_is_back(
         [record] = [record for record in caplog.records if record.levelno == logging.WARNING]
         assert "Redis fails" in record.getMessage() and "secret" not in record.getMessage()
         with redis(port, "--requirepass", "secret"):
-            assert remaining() == "0"  # not asked again yet
+            assert remaining() == "0"  # not tried again yet
             monkeypatch.setattr(rate_limit, "PAUSE", 0.0)
             clock.now += 5.1
             assert [remaining(), remaining(), remaining()] == ["1", "0", "0"]
-        assert remaining() == "0"  # gone again: what was counted here still is
+        assert remaining() == "0"  # down again: the local counts are kept
         assert remaining() == "0"
     assert len([record for record in caplog.records if record.levelno == logging.WARNING]) == 3
 
@@ -358,7 +357,7 @@ def test_a_restarted_redis_is_used_again(serve: Serve, caplog: pytest.LogCapture
             assert served.http.get("/models/current").headers["x-ratelimit-remaining"] == "1"
             stack.close()
             with redis(port):
-                assert served.http.get("/models/current").headers["x-ratelimit-remaining"] == "1"  # it has forgotten
+                assert served.http.get("/models/current").headers["x-ratelimit-remaining"] == "1"  # its counts are lost
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
@@ -377,7 +376,7 @@ def test_wrong_addresses(url: str, reason: str) -> None:
     assert "pass" not in str(failed.value)
 
 
-def test_a_missing_client_is_told_by_the_extra_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_a_missing_client_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "redis"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "redis", None)
