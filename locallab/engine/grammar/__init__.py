@@ -1,1 +1,1 @@
-"""Grammars that hold an answer to its language: JSON schemas, GBNF, regular expressions, choices."""
+"""Grammars that constrain an answer: JSON schemas, GBNF, regular expressions, choices."""

@@ -1,4 +1,4 @@
-"""Holds one answer to its language: which tokens may come next, which must. Owned by the engine's thread."""
+"""Guides, which keep answers within their grammars, and the masks of the tokens that may come next."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from llguidance import LLExecutor, LLMatcher
 from locallab.errors import EngineFailure
 
 THREADS = 4
-"""Masks computed at once at most; more would take cores from llama.cpp."""
+"""Maximum masks computed at once; more would take cores from llama.cpp."""
 
 
 class Guide:
-    """Where one answer is in its language.
+    """Position of one answer in its grammar. Owned by the engine's thread.
 
-    `due` are tokens that must come next and that the guide counts as said already: the answer goes on with all of them before
-    anything else is asked. Otherwise a token is drawn from what `restrict` leaves, after `Masks` has worked out what that is.
+    `due` holds tokens that must come next. The matcher has consumed them already, so the answer continues with all of them
+    before the guide is used again. Otherwise the next token is sampled from those that `restrict` leaves, for which `Masks`
+    must have computed the mask.
     """
 
     def __init__(self, matcher: LLMatcher) -> None:
-        """Takes a matcher at the beginning of an answer, and finds what every answer begins with. Raises EngineFailure."""
+        """Take a matcher at the start of an answer; the tokens that every answer begins with are due. Raises EngineFailure."""
         self.matcher = matcher
         self.mask: npt.NDArray[np.int32] | None = None
         self.due: list[int] = []
@@ -33,34 +34,35 @@ class Guide:
 
     @property
     def complete(self) -> bool:
-        """Whether the answer, with what is due, is as it must be and nothing can follow."""
+        """True when the answer, with what is due, matches its grammar and nothing can follow."""
         return self.matcher.is_stopped() and not self.matcher.is_error()
 
     def copy(self) -> Guide:
-        """Another one at the same place."""
+        """Return an independent guide at the same position."""
         other = copy.copy(self)
         other.matcher = self.matcher.deep_copy()
         return other
 
     def accept(self, *tokens: int) -> None:
-        """Mutates: the answer goes on with `tokens`; then what must follow them is due."""
+        """Advance by `tokens` (mutates); what must follow them is due. Raises EngineFailure."""
         self.mask = None
         self.matcher.consume_tokens(list(tokens))
         self._check()
         self._force()
 
     def take(self) -> list[int]:
-        """Mutates: what is due, to be said now."""
+        """Return the tokens that are due, and clear them."""
         due, self.due = self.due, []
         return due
 
     def restrict(self, logits: npt.NDArray[np.float32], banned: Sequence[int]) -> bool:
-        """Makes every token impossible that may not come next, and those of `banned`. False: none is left, only to end.
+        """Set the logits of tokens that may not come next, and of `banned`, to -inf (mutates `logits`).
 
-        Raises EngineFailure when the grammar has become too complex to be followed.
+        Returns False when no token is left and the answer must end. Raises EngineFailure when the grammar has become too
+        complex to follow.
         """
         self._check()
-        assert self.mask is not None, "Masks has not been asked"
+        assert self.mask is not None, "Masks has not computed it"
         bits = np.unpackbits(self.mask.view(np.uint8), count=len(logits), bitorder="little")
         np.copyto(logits, -np.inf, where=bits.view(np.bool_))
         if not banned:
@@ -69,9 +71,9 @@ class Guide:
         return bool(logits.max() > -np.inf)
 
     def _force(self) -> None:
-        """A tokenizer that does not give back the text it was given finds tokens that the grammar does not take."""
         if not self.matcher.is_stopped():
             forced = self.matcher.compute_ff_tokens()
+            # fewer where the tokenizer does not keep texts as they are
             self.due = forced[: self.matcher.validate_tokens(forced)]
             self.matcher.consume_tokens(self.due)
             self._check()
@@ -82,9 +84,9 @@ class Guide:
 
 
 class Masks:
-    """Works out what guides allow next, in threads of its own while llama.cpp computes: `want`, `start`, and then `wait`.
+    """Computes the masks of guides in threads of its own while llama.cpp computes: call `want`, `start`, then `wait`.
 
-    Between `start` and `wait` nobody else may touch those guides. A mask has a bit for each token, set where it may not come.
+    Between `start` and `wait` nothing else may touch those guides. A mask has one bit per token, set if it may not come next.
     """
 
     def __init__(self, n_vocab: int) -> None:
@@ -95,19 +97,20 @@ class Masks:
         self._executor: LLExecutor | None = None
 
     def want(self, guide: Guide) -> None:
+        """Queue a guide for the next `start`."""
         self._wanted.append(guide)
 
     def start(self) -> None:
-        """Begins with all that are wanted; costs nothing when there are none."""
+        """Start computing the masks of all queued guides; free of cost when there are none."""
         if self._wanted:
-            if self._pool is None:  # threads only for those who need them
+            if self._pool is None:  # no threads before the first grammar
                 self._pool = ThreadPoolExecutor(1, thread_name_prefix="masks")
                 self._executor = LLExecutor(max(1, min(THREADS, (os.cpu_count() or 1) // 2)))
             self._running.append(self._pool.submit(self._compute, self._wanted))
             self._wanted = []
 
     def wait(self) -> None:
-        """Returns when all masks are there."""
+        """Wait until all masks are computed."""
         running, self._running = self._running, []
         for job in running:
             job.result()

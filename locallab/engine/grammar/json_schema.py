@@ -1,4 +1,4 @@
-"""JSON schemas as llguidance enforces them in full: what it would take for something else is put in other words, or refused."""
+"""JSON schemas in a form that llguidance enforces in full: what it would misread is rewritten or refused."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
-from locallab.engine.grammar.regex import is_unwritable, translated
+from locallab.engine.grammar.regex import is_unwritable, translate
 
 _SCHEMAS = ("$defs", "definitions", "properties", "patternProperties", "dependentSchemas")
 _SCHEMA_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
@@ -17,9 +17,9 @@ _SCHEMA = (
     *("items", "additionalItems", "additionalProperties", "propertyNames", "contains", "not", "if", "then", "else"),
     *("unevaluatedItems", "unevaluatedProperties", "contentSchema"),
 )
-"""Keywords whose value is schemas by name, a list of schemas, and a schema."""
+"""Keywords whose values are schemas by name, lists of schemas, and single schemas."""
 _SKIPPED = ("disallow", "divisibleBy", "extends", "propertyDependencies")
-"""Keywords of other drafts that llguidance takes for annotations."""
+"""Keywords of other drafts, which llguidance ignores as annotations."""
 _COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _OLD_DRAFT = re.compile(r"draft-0[3-7]\b")
@@ -28,13 +28,13 @@ _POINTER = re.compile(
 )
 _PERCENT = re.compile(r"(?:%[0-9a-fA-F]{2})+")
 _FLOATS = 1 << 53
-"""Up to here floats, which llguidance counts with, have every integer."""
+"""Floats, which llguidance computes with, represent every integer up to here."""
 _INT64 = 1 << 63
 _MANY = 1 << 31
 """A count that no answer reaches."""
 _UINT32 = 1 << 32
 
-# As RFC 3339 has them. llguidance's own know neither which years have a 29th of February nor when a minute has 61 seconds.
+# As in RFC 3339. llguidance's own formats ignore in which years there is a 29th of February and when a minute has 61 seconds.
 _DATE = (
     r"(?:(?:[0-9]{3}[1-9]|[0-9]{2}[1-9]0|[0-9][1-9]00|[1-9]000)-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])"
     r"|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)|02-(?:0[1-9]|1[0-9]|2[0-8]))"
@@ -52,8 +52,11 @@ _FORMATS: dict[str, dict[str, Any]] = {
 OVERLAP = "patternProperties: two of its patterns match the same name"
 
 
-def parsed(source: str, begin: int, *, whole: bool = False) -> tuple[dict[str, Any], int]:
-    """The JSON object that begins there, and where it ends: with the source if that is to be it as a `whole`."""
+def parse(source: str, begin: int, *, whole: bool = False) -> tuple[dict[str, Any], int]:
+    """Parse the JSON object at `begin` and return it with the index behind its end. Raises ValueError.
+
+    With `whole`, nothing but white space may follow it.
+    """
     try:
         schema, end = _DECODER.raw_decode(source, begin)
     except RecursionError:
@@ -65,34 +68,35 @@ def parsed(source: str, begin: int, *, whole: bool = False) -> tuple[dict[str, A
     return schema, end
 
 
-def _finite(text: str) -> float:
+def _number(text: str) -> int | float:
+    """Return a finite number of JSON. Raises ValueError for NaN, Infinity and a number out of range."""
+    if text.lstrip("-").isdecimal():
+        if len(text) > 300:
+            raise ValueError("a number is out of range")
+        return int(text)
+    if text in ("NaN", "Infinity", "-Infinity"):
+        raise ValueError(f"{text} is no number")
     if math.isinf(number := float(text)):
         raise ValueError(f"{text[:20]} is out of range")
     return number
 
 
-def _whole(text: str) -> int:
-    if len(text) > 300:
-        raise ValueError("a number is out of range")
-    return int(text)
+_DECODER = json.JSONDecoder(parse_float=_number, parse_int=_number, parse_constant=_number)
 
 
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number")
+def make_exact(schema: dict[str, Any]) -> str:
+    """Rewrite `schema` (mutates) into one that llguidance enforces in full, and return its text.
 
-
-_DECODER = json.JSONDecoder(parse_float=_finite, parse_int=_whole, parse_constant=_no_number)
-
-
-def exact(schema: dict[str, Any]) -> str:
-    """Mutates: `schema` becomes one that llguidance enforces in full, where it would take what is meant for something else.
-    Returns its text. Raises ValueError with the keyword that cannot be enforced."""
-    found = _subschemas(schema)
-    for each in found:
+    Raises ValueError with the keyword that cannot be enforced.
+    """
+    schemas = _subschemas(schema)
+    for each in schemas:
         _check(each)
+        _normalize_counts(each)
+        _normalize_bounds(each)
         _translate(each)
-    _keep_bounds_apart(found)
-    _check_multiples(found)
+    _separate_bounds(schemas)
+    _check_multiples(schemas)
     try:
         return json.dumps(schema)
     except RecursionError:
@@ -100,42 +104,36 @@ def exact(schema: dict[str, Any]) -> str:
 
 
 def _subschemas(root: dict[str, Any]) -> list[dict[str, Any]]:
-    """All schemas within the schema, itself included, and what its references lead to."""
+    """Return all schemas within `root`, itself included, and those that references lead to."""
     old = bool(_OLD_DRAFT.search(str(root.get("$schema"))))
-    found: dict[int, dict[str, Any]] = {}
+    schemas: dict[int, dict[str, Any]] = {}
     todo: list[tuple[Any, dict[str, Any]]] = [(root, root)]
-    led: list[tuple[Any, dict[str, Any]]] = []
-    while todo or led:
+    referenced: list[tuple[Any, dict[str, Any]]] = []
+    while todo or referenced:
         if not todo:  # only when every schema in a known place has been seen with its own base
-            todo, led = led, []
+            todo, referenced = referenced, []
         each, base = todo.pop()
-        if not isinstance(each, dict) or id(each) in found:
+        if not isinstance(each, dict) or id(each) in schemas:
             continue
-        found[id(each)] = each
+        schemas[id(each)] = each
         identified = isinstance(each.get("$id", each.get("id")), str)
         base = each if identified else base
-        todo += [(part, base) for part in _parts(each)]
+        todo += [(part, base) for key in _SCHEMAS if isinstance(each.get(key), dict) for part in each[key].values()]
+        todo += [(part, base) for key in _SCHEMA_LISTS if isinstance(each.get(key), list) for part in each[key]]
+        todo += [(each.get(key), base) for key in _SCHEMA]
         reference = each.get("$ref")
         if isinstance(reference, str):
             if old and identified and each is not root:
                 raise ValueError("$ref beside $id cannot be enforced: in this draft it hides the other")
-            led += [(target, base) for target in _targets(reference, root, base)]
-    return list(found.values())
-
-
-def _parts(schema: dict[str, Any]) -> Iterator[Any]:
-    for key in _SCHEMAS:
-        if isinstance(schema.get(key), dict):
-            yield from schema[key].values()
-    for key in _SCHEMA_LISTS:
-        if isinstance(schema.get(key), list):
-            yield from schema[key]
-    for key in _SCHEMA:
-        yield schema.get(key)
+            referenced += [(target, base) for target in _targets(reference, root, base)]
+    return list(schemas.values())
 
 
 def _targets(reference: str, root: Any, base: Any) -> Iterator[Any]:
-    """What a JSON pointer may lead to, wherever that is; only those into other resources have to lead to a known place."""
+    """Yield the values that a JSON pointer (RFC 6901) leads to from the root and from the base, None where there is none.
+
+    Raises ValueError for a pointer into another resource that leads to no known place of a schema.
+    """
     address, _, pointer = reference.partition("#")
     if not pointer.startswith("/"):
         return
@@ -154,39 +152,33 @@ def _targets(reference: str, root: Any, base: Any) -> Iterator[Any]:
 
 
 def _check(schema: dict[str, Any]) -> None:
-    """Raises ValueError for keywords that llguidance takes without a word and does not, or not in full, enforce."""
+    """Raise ValueError for keywords and values that llguidance accepts but does not enforce in full."""
     for key in _SKIPPED:
         if key in schema:
             raise ValueError(f'uses "{key}", which cannot be enforced')
-    required = schema.get("required", [])
-    if not isinstance(required, list):
+    if not isinstance(schema.get("required", []), list):
         raise ValueError("required must be a list of names")
     for key in ("enum", "type"):
         if schema.get(key) == []:
             raise ValueError(f"{key} is empty: nothing meets it")
     if schema.get("format") == "unknown":
         raise ValueError("cannot be enforced: Unknown format: unknown")
-    for key in ("const", "enum"):
-        if key in schema:
-            _check_value(key, schema[key])
-    _check_counts(schema, len({name for name in required if isinstance(name, str)}))
-    _check_bounds(schema)
+    for key in ("const", "enum"):  # llguidance would leave characters out, or round
+        todo = [schema.get(key)]
+        while todo:
+            each = todo.pop()
+            if isinstance(each, str) and any(map(is_unwritable, map(ord, each))):
+                raise ValueError(f"{key} cannot be met: no text matches a control character without a short escape in JSON")
+            if isinstance(each, int) and float(each) != each:
+                raise ValueError(f"{key} cannot be enforced: the number {each} has too many digits")
+            todo += each if isinstance(each, list) else each.values() if isinstance(each, dict) else []
 
 
-def _check_value(key: str, value: Any) -> None:
-    """Raises ValueError where llguidance would leave characters out or round."""
-    todo = [value]
-    while todo:
-        each = todo.pop()
-        if isinstance(each, str) and any(map(is_unwritable, map(ord, each))):
-            raise ValueError(f"{key} cannot be met: no text matches a control character without a short escape in JSON")
-        if isinstance(each, int) and float(each) != each:
-            raise ValueError(f"{key} cannot be enforced: the number {each} has too many digits")
-        todo += each if isinstance(each, list) else each.values() if isinstance(each, dict) else []
+def _normalize_counts(schema: dict[str, Any]) -> None:
+    """Make counts integers (mutates), and drop maximums too large for llguidance: no answer is so long.
 
-
-def _check_counts(schema: dict[str, Any], names: int) -> None:
-    """Mutates: 2.0 is 2, and no answer is so long that it could be too long for a count that llguidance does not take."""
+    Raises ValueError for a minimum that cannot be enforced.
+    """
     for key in _COUNTS:
         count = schema.get(key)
         if isinstance(count, float) and count.is_integer():
@@ -197,12 +189,16 @@ def _check_counts(schema: dict[str, Any], names: int) -> None:
             del schema[key]
     # llguidance counts properties, not their names, so that one name twice would do
     count = schema.get("minProperties")
-    if isinstance(count, int) and count > max(1, names):
+    names = {name for name in schema.get("required", []) if isinstance(name, str)}
+    if isinstance(count, int) and count > max(1, len(names)):
         raise ValueError("minProperties above 1 cannot be enforced; name the properties in required instead")
 
 
-def _check_bounds(schema: dict[str, Any]) -> None:
-    """Mutates: an exclusive bound is one by itself, as in all drafts but the fourth."""
+def _normalize_bounds(schema: dict[str, Any]) -> None:
+    """Replace the boolean exclusive bounds of draft 4 (mutates) by the numbers of later drafts.
+
+    Raises ValueError for a bound that numbers rounded to floats and 64 bits could exceed.
+    """
     for key, other in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
         if isinstance(schema.get(key), bool):
             exclusive = schema.pop(key)
@@ -210,19 +206,18 @@ def _check_bounds(schema: dict[str, Any]) -> None:
                 schema[key] = schema.pop(other)
         sign, most = (1, _INT64 - 1) if other == "maximum" else (-1, _INT64)
         for bound, inclusive in ((schema.get(other), True), (schema.get(key), False)):
-            if isinstance(bound, int | float) and abs(bound) >= _FLOATS and not _is_safe(sign * bound, most, inclusive):
-                raise ValueError(f"{other if inclusive else key} has too many digits to be enforced")
+            if isinstance(bound, int | float) and abs(bound) >= _FLOATS:
+                upper = sign * bound
+                exact = (upper >= most or float(upper) <= upper) if inclusive else upper > most
+                if upper <= -_INT64 or not exact:
+                    raise ValueError(f"{other if inclusive else key} has too many digits to be enforced")
 
 
-def _is_safe(bound: int | float, most: int, inclusive: bool) -> bool:
-    """Whether numbers within the float nearest to this upper bound, and within 64 bits, are within the bound itself."""
-    if bound <= -_INT64:
-        return False
-    return bound >= most or float(bound) <= bound if inclusive else bound > most
+def _separate_bounds(schemas: list[dict[str, Any]]) -> None:
+    """Move exclusive bounds by the least amount (mutates) where another bound is less than 1 away.
 
-
-def _keep_bounds_apart(schemas: list[dict[str, Any]]) -> None:
-    """Mutates: llguidance lets a whole number pass as farther from 0 than itself where the other bound is less than 1 away."""
+    llguidance would let an integer pass there that lies beyond the bound.
+    """
     bounds = [schema[key] for schema in schemas for key in _BOUNDS if isinstance(schema.get(key), float)]
     fractions = {math.floor(bound) for bound in bounds if not bound.is_integer()}
     for schema in schemas:
@@ -233,8 +228,9 @@ def _keep_bounds_apart(schemas: list[dict[str, Any]]) -> None:
 
 
 def _check_multiples(schemas: list[dict[str, Any]]) -> None:
-    """llguidance's arithmetic on what several schemas together ask of one number has 32 bits."""
-    multiples = [Decimal(repr(schema["multipleOf"])) for schema in schemas if _is_number(schema.get("multipleOf"))]
+    """Raise ValueError for multiples beyond the 32 bits in which llguidance combines those that apply to one number."""
+    values = [schema.get("multipleOf") for schema in schemas]
+    multiples = [Decimal(repr(each)) for each in values if isinstance(each, int | float) and not isinstance(each, bool)]
     if any(len(multiple.as_tuple().digits) > 10 for multiple in multiples):
         raise ValueError("multipleOf has too many digits to be enforced")
     if any(multiple <= 0 for multiple in multiples):
@@ -242,28 +238,24 @@ def _check_multiples(schemas: list[dict[str, Any]]) -> None:
     places = max((-min(0, int(multiple.as_tuple().exponent)) for multiple in multiples), default=0)
     if places > 20 or any(multiple >= _UINT32 for multiple in multiples):
         raise ValueError("multipleOf has too many digits to be enforced")
-    whole = [int(multiple.scaleb(places)) for multiple in multiples]
-    alone = len(set(whole)) < 2 or not any(
+    scaled = [int(multiple.scaleb(places)) for multiple in multiples]
+    alone = len(set(scaled)) < 2 or not any(
         {"allOf", "anyOf", "oneOf", "$ref", "patternProperties"} & schema.keys() for schema in schemas
     )
-    if not alone and math.lcm(*whole) * max(whole) >= _UINT32:
+    if not alone and math.lcm(*scaled) * max(scaled) >= _UINT32:
         raise ValueError("multipleOf has too many digits to be enforced together with the others")
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _translate(schema: dict[str, Any]) -> None:
-    """Mutates: regular expressions and formats become ones that llguidance reads as they are meant."""
+    """Translate regular expressions and formats (mutates) to those that llguidance reads as they are meant."""
     if isinstance(schema.get("pattern"), str):
-        schema["pattern"] = translated(schema["pattern"])
-    named = schema.get("patternProperties")
-    if isinstance(named, dict):
-        schema["patternProperties"] = {translated(pattern): each for pattern, each in named.items()}
-        if len(schema["patternProperties"]) < len(named):
+        schema["pattern"] = translate(schema["pattern"])
+    by_pattern = schema.get("patternProperties")
+    if isinstance(by_pattern, dict):
+        schema["patternProperties"] = {translate(pattern): each for pattern, each in by_pattern.items()}
+        if len(schema["patternProperties"]) < len(by_pattern):
             raise ValueError(OVERLAP)
-    meant = _FORMATS.get(str(schema.get("format")))
-    if meant and isinstance(schema.get("allOf", []), list):
+    exact_format = _FORMATS.get(str(schema.get("format")))
+    if exact_format and isinstance(schema.get("allOf", []), list):
         del schema["format"]
-        schema["allOf"] = [*schema.get("allOf", []), meant]
+        schema["allOf"] = [*schema.get("allOf", []), exact_format]

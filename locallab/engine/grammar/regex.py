@@ -1,4 +1,4 @@
-"""Regular expressions as JSON schemas have them, for llguidance, which reads those of Rust."""
+"""Translation of the regular expressions of JSON schemas, which are JavaScript's, to those of Rust, which llguidance reads."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ _SETS_NEGATED = {r"\s": r"\s\x{feff}", r"\S": r"\S\x{85}"}
 _LETTERS = {"a": 7, "b": 8, "t": 9, "n": 10, "v": 11, "f": 12, "r": 13, "0": 0}
 _UNWRITABLE = "pattern: a control character without a short escape in JSON cannot be enforced"
 _WRITABLE = {8, 9, 10, 12, 13}
-"""Control characters that _LAYOUT lets a string have."""
+"""Control characters with a short escape, the only ones that a string may have in the layout of `grammars`."""
 
 
-def translated(pattern: str) -> str:
-    """A regular expression of JavaScript as one of Rust. Raises ValueError for what would mean something else.
+def translate(pattern: str) -> str:
+    """Translate a regular expression of JavaScript to Rust. Raises ValueError for one that would mean something else.
 
-    No set has the NUL: of one that has all control characters but not the quotation mark or the backslash, llguidance takes
-    these too. A string cannot have it anyway, nor another control character without a short escape, which would be left out.
+    No set has the NUL: where a set has all control characters but not the quotation mark or the backslash, llguidance adds
+    these two. A string cannot have the NUL anyway, nor any other control character without a short escape; ranges leave those
+    out.
     """
     tokens = _PATTERN.findall(pattern)
     flags = {flag for token in tokens if token.startswith("(?") for flag in token[2:-1]}
     if flags - set("ims-"):
         raise ValueError(f"pattern: the flags {''.join(sorted(flags))} cannot be enforced")
-    made, place = [], 0
+    parts, place = [], 0
     while place < len(tokens):
         token = tokens[place]
         place += 1
@@ -41,15 +42,18 @@ def translated(pattern: str) -> str:
             token = _set(token, negated=False)
             if is_unwritable(_character(token)):
                 raise ValueError(_UNWRITABLE)
-        made.append(token)
-    return "".join(made)
+        parts.append(token)
+    return "".join(parts)
 
 
 def _character_class(tokens: list[str], place: int) -> tuple[str, int]:
-    """The class that begins behind its bracket, and where it ends. In one of Rust there are classes and operators, too."""
+    """Translate the class whose first token is at `place`, and return it with the place behind its end.
+
+    Rust's classes may have classes and operators inside, so those are escaped.
+    """
     negated = tokens[place : place + 1] == ["^"]
     place += negated
-    made = [r"[^\x00" if negated else "["]
+    parts = [r"[^\x00" if negated else "["]
     begin = place
     while tokens[place : place + 1] != ["]"]:
         low, dash, high = [*tokens[place : place + 3], "", "", ""][:3]
@@ -57,21 +61,21 @@ def _character_class(tokens: list[str], place: int) -> tuple[str, int]:
             raise ValueError("pattern: unclosed character class")
         low = r"\x08" if low == r"\b" else low
         if dash == "-" and high not in ("", "]") and not _is_set(low) and not _is_set(high):
-            made.append(f"{_literal(low)}-{_literal(high)}" if negated else _range(low, high))
+            parts.append(f"{_literal(low)}-{_literal(high)}" if negated else _range(low, high))
             place += 3
         else:
             if negated or not is_unwritable(_character(low)):
-                made.append(_literal(_set(low, negated=negated)))
+                parts.append(_literal(_set(low, negated=negated)))
             place += 1
     if place == begin:
         raise ValueError("pattern: an empty character class cannot be enforced")
-    if not any(made[1:]) and not negated:
+    if not any(parts[1:]) and not negated:
         raise ValueError(_UNWRITABLE)
-    return "".join([*made, "]"]), place + 1
+    return "".join([*parts, "]"]), place + 1
 
 
 def _range(low: str, high: str) -> str:
-    """A range without the control characters at its ends that a string cannot have."""
+    """Translate a range, without the control characters at its ends that a string cannot have; "" if none is left."""
     first, last = _character(low), _character(high)
     if first is None or last is None or first > last:
         return f"{low}-{high}"
@@ -83,7 +87,7 @@ def _range(low: str, high: str) -> str:
 
 
 def _set(token: str, *, negated: bool) -> str:
-    """White space is what JavaScript takes for it and Rust, too."""
+    """Translate a set such as \\s, where white space is what both languages count as such; keep other tokens as they are."""
     if token[:2] in (r"\p", r"\P") and not negated:
         return rf"[{token}--\x00]"
     return (_SETS_NEGATED if negated else _SETS).get(token, token)
@@ -94,11 +98,12 @@ def _is_set(token: str) -> bool:
 
 
 def _literal(token: str) -> str:
+    """Escape a character that is an operator inside Rust's classes."""
     return "\\" + token if token in ("[", "&", "~", "-", "^") else token
 
 
 def _character(token: str) -> int | None:
-    """What one token of a regular expression stands for, when that is one character."""
+    """Return the code point that a token stands for; None for a token that is no single character."""
     if len(token) == 1:
         return ord(token)
     if token.startswith((r"\x", r"\u")) and len(token) > 2:
@@ -111,4 +116,5 @@ def _character(token: str) -> int | None:
 
 
 def is_unwritable(character: int | None) -> bool:
+    """Return True for a control character without a short escape in JSON."""
     return character is not None and (character < 0x20 or character == 0x7F) and character not in _WRITABLE
