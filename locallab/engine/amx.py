@@ -1,7 +1,7 @@
-"""Whether llama.cpp's use of AMX, a matrix unit of Intel's CPUs, was compiled wrongly: every model would end the process.
+"""Detection of llama.cpp builds whose AMX code (a matrix unit of Intel's CPUs) was miscompiled and would end the process.
 
-Before 13.3, GCC takes `_tile_loadconfig` to read 8 bytes of its 64 (GCC bug 114098), and leaves out what writes the others: the
-first instruction that loads a tile is illegal. Debian 12 and Ubuntu 22.04 have such a GCC.
+Before 13.3, GCC assumes that `_tile_loadconfig` reads 8 of its 64 bytes (GCC bug 114098) and omits the writes of the others, so
+that the first instruction that loads a tile is illegal. Debian 12 and Ubuntu 22.04 have such a GCC.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import re
 from pathlib import Path
 
 SOUND = (13, 3)
-"""GCC from which on it is right."""
+"""First version of GCC that compiles AMX correctly."""
 
 _COMPILER = re.compile(rb"GCC: \([^)\0]*\) ([0-9]+)\.([0-9]+)")
 
 
 @functools.cache
 def miscompiled(system_info: str) -> str | None:
-    """The compiler that the llama.cpp of this process was built by, if it uses AMX and that compiler gets it wrong.
+    """Return the compiler of the llama.cpp loaded in this process if it uses AMX and the compiler miscompiles it, else None.
 
-    `system_info` is llama_print_system_info's text. To be asked once llama.cpp is loaded.
+    `system_info` is the text of llama_print_system_info. Call it only after llama.cpp is loaded: the answer is kept.
     """
     if "AMX_INT8 = 1" not in system_info:
         return None
@@ -28,7 +28,7 @@ def miscompiled(system_info: str) -> str | None:
 
 
 def unsound(library: Path) -> str | None:
-    """The oldest GCC named in the comments of a compiled library, such as "GCC 12.2", if AMX goes wrong with it."""
+    """Return the oldest GCC named in the comments of a library, such as "GCC 12.2", if it miscompiles AMX, else None."""
     try:
         found = _COMPILER.findall(library.read_bytes())
     except OSError:
@@ -38,9 +38,9 @@ def unsound(library: Path) -> str | None:
 
 
 def _libraries(maps: Path) -> list[Path]:
-    """Files mapped into this process that may hold ggml's code for the CPU."""
+    """List the files mapped into this process that may contain ggml's CPU code."""
     try:
         names = {line.split(maxsplit=5)[-1] for line in maps.read_text().splitlines() if "/" in line}
-    except OSError:  # not on Linux: a GCC is hardly what built it there
+    except OSError:  # not on Linux, where llama.cpp is hardly ever built by GCC
         return []
     return [Path(name) for name in sorted(names) if re.search(r"/lib(ggml-cpu|ggml|llama)[^/]*\.so", name)]

@@ -1,11 +1,11 @@
-"""The prefix cache's index: a radix tree of token prefixes over llama sequence ids. Pure; knows no llama.cpp.
+"""The prefix cache's index: a radix tree of token prefixes over llama sequence ids. Pure; calls no llama.cpp.
 
-A node is a run of tokens, and of the KV cells that hold them once computed. A sequence is a path from the root.
-Sequences share a node only when the later one took its cells over with `attach`, so a node's sequences are its cells'
-reference count. Two sequences that computed the same tokens each for itself have two nodes side by side.
+A node is a run of tokens and of the KV cells that hold them once computed. A sequence is a path from the root.
+Sequences share a node only if the later one was added with a match, which shares the cells, so a node's sequences are its
+cells' reference count. Two sequences that computed the same tokens independently have two nodes side by side.
 
-A live sequence's tokens are in the tree before they are computed: `computed` tells how far its cells go. That is how a
-request sees that another one is just computing its prefix. Only the last node of a path can be partly computed.
+A live sequence's tokens are in the tree before they are computed; `computed` is the number of tokens with cells. This shows a
+request that another one is computing its prefix. Only the last node of a path can be partly computed.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ UNLIMITED = 1 << 62
 
 @dataclasses.dataclass(eq=False, slots=True)
 class Node:
+    """A run of tokens whose first has the position `start`. `live` counts the live ones of its sequences."""
+
     start: int
     tokens: list[int]
     parent: Node | None
@@ -32,6 +34,8 @@ class Node:
 
 @dataclasses.dataclass(slots=True)
 class Entry:
+    """A sequence: the last node of its path, its computed tokens, and False for `live` once it is finished."""
+
     leaf: Node
     computed: int = 0
     live: bool = True
@@ -39,7 +43,7 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Match:
-    """The first `length` tokens are those of `sequence`, which has computed `ready` of them."""
+    """A prefix of `length` tokens that `sequence` shares, of which it has computed `ready`."""
 
     sequence: int
     length: int
@@ -50,8 +54,10 @@ NO_MATCH = Match(-1, 0, 0)
 
 
 class PrefixCache:
-    """Which sequence holds which tokens. `rewind_limit` is the longest sequence that can be shared in part:
-    unlimited for full attention, the window for sliding-window models, 0 for models with a running state.
+    """Index of the tokens that each sequence holds. `used` counts KV cells, `cold_cells` those of no live sequence.
+
+    `rewind_limit` is the length of the longest sequence that can be shared in part: unlimited for full attention, the window
+    for sliding-window models, 0 for models with a running state.
     """
 
     def __init__(self, rewind_limit: int = UNLIMITED) -> None:
@@ -70,24 +76,21 @@ class PrefixCache:
 
     @property
     def cold(self) -> Iterator[int]:
-        """The finished sequences, least recently used first."""
+        """Finished sequences, least recently used first."""
         return iter(self._cold)
 
     def computed(self, sequence: int) -> int:
+        """Return the number of computed tokens of a sequence."""
         return self._entries[sequence].computed
 
     def tokens(self, sequence: int) -> list[int]:
-        """All tokens of a sequence. Does not mutate."""
-        found: list[int] = []
-        for node in reversed(list(self._path(sequence))):
-            found += node.tokens
-        return found
+        """Return all tokens of a sequence, computed or not."""
+        return [token for node in reversed(list(self._path(sequence))) for token in node.tokens]
 
     def match(self, tokens: list[int]) -> tuple[Match, Match]:
-        """The sequences that share the longest prefix of `tokens`, at most all but the last: (computed, known).
+        """Return the two best matches of a prefix of `tokens`, which is at most all but the last token.
 
-        The first has the most tokens ready to be shared, the second the most tokens once it has computed them.
-        Does not mutate.
+        The first has the most computed tokens, the second the most tokens once they are computed.
         """
         ready = known = NO_MATCH
         stack = [(self._root, 0)]
@@ -97,38 +100,41 @@ class PrefixCache:
             for child in node.children.get(tokens[at], ()) if at < limit else ():
                 common = common_length(child.tokens, tokens, at, limit)
                 for sequence in child.sequences:
-                    found = self._shareable(sequence, at + common)
-                    ready = found if found.ready > ready.ready else ready
-                    known = found if found.length > known.length else known
+                    candidate = self._shareable(sequence, at + common)
+                    ready = candidate if candidate.ready > ready.ready else ready
+                    known = candidate if candidate.length > known.length else known
                 if common == len(child.tokens):
                     stack.append((child, child.end))
         return ready, known
 
     def private_cells(self, sequence: int) -> int:
-        """Cells that `remove` would free. Does not mutate."""
+        """Return the number of cells that `remove` would free."""
         entry = self._entries[sequence]
         return sum(min(node.end, entry.computed) - node.start for node in self._path(sequence) if len(node.sequences) == 1)
 
     def cold_prefix(self, match: Match) -> int:
-        """Cells of a match that no live sequence holds: they stop being evictable once shared. Does not mutate."""
+        """Return the number of cells of a match that no live sequence holds: sharing makes them unevictable."""
         path = self._path(match.sequence) if match.ready else ()
         return sum(min(node.end, match.ready) - node.start for node in path if not node.live and node.start < match.ready)
 
     def add(self, sequence: int, tokens: list[int], match: Match = NO_MATCH) -> None:
-        """Mutates: begins the live sequence `sequence` with `tokens`; the first `match.ready` of them are shared."""
+        """Add a live sequence with `tokens`, sharing the first `match.ready`. Raises ValueError for an id in use."""
         if sequence in self._entries:
             raise ValueError(f"sequence {sequence} is in use")
         node = self._split(match.sequence, match.ready) if match.ready else self._root
         self._entries[sequence] = Entry(node, match.ready)
         for step in self._path(sequence):
             step.sequences.add(sequence)
-            self._enter(step)
-        if match.sequence in self._cold:
-            self._touch(match.sequence)
+            step.live += 1
+            if step.live == 1:
+                self.cold_cells -= len(step.tokens)
+        if match.sequence in self._cold:  # the most recently used is last
+            del self._cold[match.sequence]
+            self._cold[match.sequence] = None
         self.extend(sequence, tokens[match.ready :])
 
     def extend(self, sequence: int, tokens: list[int]) -> None:
-        """Mutates: appends tokens that are known but not computed."""
+        """Append tokens that are not computed yet to a sequence."""
         if not tokens:
             return
         entry = self._entries[sequence]
@@ -141,15 +147,15 @@ class PrefixCache:
         entry.leaf = child
 
     def advance(self, sequence: int, count: int) -> None:
-        """Mutates: the next `count` tokens of a live sequence are computed now, each in a cell of its own."""
+        """Count the next `count` tokens of a live sequence as computed, each in a cell of its own."""
         entry = self._entries[sequence]
         entry.computed += count
         self.used += count
 
     def finish(self, sequence: int) -> bool:
-        """Mutates: a live sequence becomes a finished one, cut to what is computed.
+        """Turn a live sequence into a finished one, cut to its computed tokens.
 
-        False when it is gone altogether: it had nothing that another sequence does not hold as well.
+        Returns False, and removes the sequence, when another one holds all of its tokens.
         """
         entry = self._entries[sequence]
         self._cut(entry)
@@ -163,7 +169,7 @@ class PrefixCache:
         return True
 
     def remove(self, sequence: int) -> int:
-        """Mutates: forgets a sequence, live or finished. Returns the number of cells that are free now."""
+        """Remove a sequence, live or finished, and return the number of cells that this frees."""
         entry = self._entries[sequence]
         self._cut(entry)
         freed = 0
@@ -181,7 +187,7 @@ class PrefixCache:
         return freed
 
     def check_integrity(self) -> None:
-        """Raises AssertionError when the tree contradicts itself. For tests; does not mutate."""
+        """Raise AssertionError when the tree contradicts itself; for tests."""
         used = cold = 0
         stack = [self._root]
         while stack:
@@ -209,7 +215,7 @@ class PrefixCache:
         assert (self.used, self.cold_cells) == (used, cold), f"counted {(self.used, self.cold_cells)}, found {(used, cold)}"
 
     def _shareable(self, sequence: int, length: int) -> Match:
-        """What may be shared of `sequence` when its first `length` tokens match."""
+        """Return the part of `sequence` that may be shared when its first `length` tokens match."""
         entry = self._entries[sequence]
         if self._rewind_limit < UNLIMITED:
             whole = entry.computed == length
@@ -218,14 +224,14 @@ class PrefixCache:
         return Match(sequence, length, min(length, entry.computed))
 
     def _path(self, sequence: int) -> Iterator[Node]:
-        """The nodes of a sequence, leaf first, without the root."""
+        """Yield the nodes of a sequence, leaf first, without the root."""
         node: Node | None = self._entries[sequence].leaf
         while node is not None and node.parent is not None:
             yield node
             node = node.parent
 
     def _split(self, sequence: int, length: int) -> Node:
-        """The node of `sequence` that ends at `length`; mutates: cuts the one that spans it in two."""
+        """Return the node of `sequence` that ends at `length`, splitting the one that spans it."""
         node = next(node for node in self._path(sequence) if node.start < length <= node.end)
         if node.end == length:
             return node
@@ -237,7 +243,7 @@ class PrefixCache:
         return upper
 
     def _cut(self, entry: Entry) -> None:
-        """Drops the tokens that are not computed. They are all in the leaf, which then is the sequence's alone."""
+        """Drop the tokens that are not computed. All are in the leaf, which no other sequence shares then."""
         leaf = entry.leaf
         if entry.computed >= leaf.end:
             return
@@ -257,7 +263,7 @@ class PrefixCache:
             del parent.children[node.tokens[0]]
 
     def _is_covered(self, sequence: int) -> bool:
-        """Whether another sequence holds every token of this one."""
+        """Return True if another sequence holds every token of this one."""
         tokens = self.tokens(sequence)
         if not tokens:
             return True
@@ -277,18 +283,9 @@ class PrefixCache:
         return False
 
     def _covers(self, sequence: int, length: int) -> bool:
-        """Whether a sequence that has these `length` tokens can be shared up to there, now and later."""
+        """Return True if a sequence with the same `length` tokens can be shared up to there, now and later."""
         computed = self._entries[sequence].computed
         return computed >= length and (self._rewind_limit == UNLIMITED or computed == length)
-
-    def _touch(self, sequence: int) -> None:
-        del self._cold[sequence]
-        self._cold[sequence] = None
-
-    def _enter(self, node: Node) -> None:
-        node.live += 1
-        if node.live == 1:
-            self.cold_cells -= len(node.tokens)
 
     def _leave(self, node: Node) -> None:
         node.live -= 1
@@ -297,7 +294,7 @@ class PrefixCache:
 
 
 def common_length(run: list[int], tokens: list[int], at: int, limit: int) -> int:
-    """How many of `run`'s first tokens are those of tokens[at:limit]."""
+    """Return the length of the common prefix of `run` and tokens[at:limit]."""
     n = min(len(run), limit - at)
     if run[:n] == tokens[at : at + n]:
         return n

@@ -1,4 +1,4 @@
-"""Prefixes that were moved out of the KV pool: their states in host RAM, up to a set size. Pure."""
+"""States of prefixes that were evicted from the KV pool, in host RAM up to a configured size. Pure."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy.typing as npt
 from locallab.engine.cache import UNLIMITED, common_length
 
 State = npt.NDArray[np.uint8]
-"""What Context.save gave; only its length matters here."""
+"""Bytes from Context.save; only their number matters here."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Stored:
-    """A saved state of all of `tokens`."""
+    """The saved state of a sequence with these tokens."""
 
     tokens: list[int]
     state: State
@@ -24,14 +24,14 @@ class Stored:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StoredMatch:
-    """The first `length` tokens of a prompt are those of `stored`."""
+    """A prefix of `length` tokens that a prompt shares with `stored`."""
 
     stored: Stored
     length: int
 
 
 class HostCache:
-    """States by their tokens, least recently used first. `capacity` is in bytes; `rewind_limit` as for PrefixCache."""
+    """States and their tokens, least recently used first. `capacity` and `size` are bytes; `rewind_limit` as in PrefixCache."""
 
     def __init__(self, capacity: int, rewind_limit: int = UNLIMITED) -> None:
         self.capacity = capacity
@@ -43,7 +43,7 @@ class HostCache:
         return len(self._entries)
 
     def match(self, tokens: list[int]) -> StoredMatch | None:
-        """The entry that shares the longest prefix of `tokens`, at most all but the last. Does not mutate."""
+        """Return the entry that shares the longest prefix of `tokens`, which is at most all but the last token."""
         best: StoredMatch | None = None
         for stored in self._entries.values():
             length = common_length(stored.tokens, tokens, 0, len(tokens) - 1)
@@ -52,12 +52,12 @@ class HostCache:
         return best
 
     def covers(self, tokens: list[int]) -> bool:
-        """Whether an entry holds all of `tokens` already. Does not mutate."""
+        """Return True if an entry holds all of `tokens`."""
         n = len(tokens)
         return any(common_length(e.tokens, tokens, 0, n) == n and self._usable(e, n) for e in self._entries.values())
 
     def put(self, tokens: list[int], state: State) -> None:
-        """Mutates: adds a state as the most recently used one, and drops what it replaces or what has no room any more."""
+        """Add a state as the most recently used one; drop those that it replaces and those that no longer fit."""
         if len(state) > self.capacity:
             return
         stored = Stored(tokens, state)
@@ -71,14 +71,14 @@ class HostCache:
             self.drop(next(iter(self._entries.values())))
 
     def _usable(self, stored: Stored, length: int) -> bool:
-        """Whether a state may be cut to its first `length` tokens."""
+        """Return True if a state may be cut to its first `length` tokens."""
         return length == len(stored.tokens) or len(stored.tokens) <= self._rewind_limit
 
     def touch(self, stored: Stored) -> None:
-        """Mutates: marks an entry as used just now."""
+        """Mark an entry as the most recently used one."""
         self._entries.move_to_end(id(stored))
 
     def drop(self, stored: Stored) -> None:
-        """Mutates: forgets an entry; nothing happens when it is gone already."""
+        """Remove an entry, if it is still there."""
         if self._entries.pop(id(stored), None):
             self.size -= len(stored.state)

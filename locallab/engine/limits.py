@@ -1,4 +1,4 @@
-"""What a model may use of this machine: the KV pool, the sequences, how much of it may lie idle."""
+"""Limits of a model on this machine: the KV pool, the sequences, the cells that may lie idle."""
 
 from __future__ import annotations
 
@@ -11,33 +11,35 @@ from locallab.errors import ModelLoadError
 from locallab.settings import EngineSettings
 
 DEFAULT_CONTEXT = 8192
-"""Context of a model for which nobody says one, when it was trained for at least as much."""
+"""Default context, for models trained for at least as much."""
 
 DEFAULT_POOL = 16384
-"""Tokens the KV pool holds by default, or two contexts if that is more, where a quarter of the free memory allows."""
+"""Default tokens of the KV pool, or two contexts if that is more, as far as a quarter of the free memory allows."""
 
 CACHED_SEQUENCES = 64
-"""llama sequence ids beyond those of running requests: so many finished ones can stay in the pool. Where each takes memory
-for a state of its own, there are no more of them than of running ones."""
+"""Maximum llama sequence ids for finished requests that stay in the pool; as many as for running ones at most where each sequence
+takes memory for a running state."""
 
 CPU_TILE = 64
-"""Tokens from which on ggml's CPU flash attention works in tiles (GGML_FA_TILE_Q)."""
+"""Minimum tokens of a batch for which ggml's CPU flash attention works in tiles (GGML_FA_TILE_Q)."""
 
 WALK_SECONDS = 3e-9
-"""One CPU thread passes a cell that a token does not see, in one head of one layer (measured: README, design)."""
+"""Time in which one CPU thread passes a cell that a token does not see, per head and layer (measured: README, design)."""
 
 WALK_SHARE = 0.01
-"""Part of a token's time that may be spent on passing the cells of finished requests."""
+"""Maximum share of a token's time for passing the cells of finished requests."""
 
 LEAST_CACHE = 64
+"""Minimum of idle cells, however slow they make a token."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What the scheduler may use. Tokens and cells unless said otherwise.
+    """Resources of the scheduler: `cells` of the KV pool, `cache_cells` of them for finished requests, tokens in a `batch`,
+    running requests (`parallel`), llama sequence ids (`slots`), duration of a step; `rewind_limit` is as in PrefixCache.
 
-    `tile` is the number of tokens from which on attention works in tiles of so many (0: never). A tile walks every cell that
-    any of its tokens sees, so answers of many sequences do not belong into one.
+    Batches of at least `tile` tokens are attended to in tiles of so many (0: never). A tile walks every cell that any of its
+    tokens sees, so tokens of many sequences should not share one.
     """
 
     cells: int
@@ -51,13 +53,13 @@ class Limits:
 
 
 def context_length(model: llama.Model, settings: EngineSettings) -> int:
-    """Tokens one request may use."""
+    """Return the maximum tokens of one request."""
     context = settings.context or min(model.n_ctx_train, DEFAULT_CONTEXT) or DEFAULT_CONTEXT
     return min(context, settings.kv_tokens or context)
 
 
 def kv_room(ram: int, gpus: Sequence[int | None], gpu_layers: int, layers: int) -> int:
-    """Bytes that a KV pool may take at most: each layer's part lies where the layer is, the output being the first on a GPU.
+    """Return the maximum bytes of a KV pool whose parts lie where their layers are: RAM or GPUs, which get the output first.
 
     `ram` and `gpus` are free bytes, None for a GPU that shares the RAM.
     """
@@ -69,7 +71,7 @@ def kv_room(ram: int, gpus: Sequence[int | None], gpu_layers: int, layers: int) 
 
 
 def limits(model: llama.Model, settings: EngineSettings, free: int, on_gpu: bool) -> Limits:
-    """The limits of `model` with `free` bytes for its KV pool. Raises ModelLoadError when that cannot fit."""
+    """Return the limits of `model` with `free` bytes for its KV pool. Raises ModelLoadError when it does not fit."""
     context = context_length(model, settings)
     per_token = max(1, model.kv_bytes_per_token(settings.kv_type))
     room = max(context, min(max(2 * context, DEFAULT_POOL), free // (4 * per_token)))
@@ -94,15 +96,15 @@ def limits(model: llama.Model, settings: EngineSettings, free: int, on_gpu: bool
 
 
 def slots(parallel: int, keeps_state: bool) -> int:
-    """llama sequence ids there are: for running requests and for finished ones that stay in the pool."""
+    """Return the number of llama sequence ids, for running requests and for finished ones that stay in the pool."""
     cached = min(parallel, CACHED_SEQUENCES) if keeps_state else CACHED_SEQUENCES
     return min(llama.MAX_SEQUENCES, parallel + cached)
 
 
 def idle_cells(limits: Limits, token_seconds: float, walk_seconds: float) -> int:
-    """Cells of finished requests that slow a token down by no more than WALK_SHARE.
+    """Return the number of cells of finished requests that slow a token down by at most WALK_SHARE.
 
-    A token takes `token_seconds`; passing one cell it does not see takes `walk_seconds`, nothing in a model without attention.
+    A token takes `token_seconds`; passing a cell that it does not see takes `walk_seconds`, 0 in a model without attention.
     """
     if not walk_seconds:
         return limits.cache_cells

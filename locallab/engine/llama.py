@@ -1,6 +1,6 @@
-"""A thin layer over llama.h (the reference for every call here): Model, Context and Batch own their native memory.
+"""A thin layer over llama.h, the reference for every call here: Model, Context and Batch own their native memory.
 
-Nothing here is thread-safe but `Model.tokenize` and the vocabulary look-ups; one thread owns a Context.
+Only `Model.tokenize` and the vocabulary look-ups are thread-safe; one thread owns a Context.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-# Read by OpenMP's runtime when it is loaded with llama_cpp. Its threads spin at every barrier, by default so long that a
-# thread which waits for a core (the event loop's, a client's) holds up all others for a whole time slice of the kernel.
+# OpenMP's runtime reads this when it is loaded with llama_cpp. Its threads spin at every barrier, by default so long that one
+# which shares its core (with the event loop, a client) delays all others by a whole time slice of the kernel.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import llama_cpp
@@ -27,10 +27,10 @@ from locallab.errors import EngineFailure, ModelLoadError
 KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
 KV_BYTES = {"f32": 4.0, "f16": 2.0, "q4_0": 18 / 32, "q8_0": 34 / 32, "bf16": 2.0}
 MAX_SEQUENCES = 256
-"""LLAMA_MAX_SEQ of this llama.cpp: sequence ids are below it."""
+"""LLAMA_MAX_SEQ of this llama.cpp: the number of sequence ids."""
 
 NO_ROOM = 1
-"""llama_decode's answer when no KV slot is found; nothing was changed."""
+"""Result of llama_decode when it finds no KV slot; nothing has changed then."""
 
 logger = logging.getLogger(__name__)
 
@@ -40,15 +40,15 @@ llama_cpp.llama_backend_init()
 
 
 class Model:
-    """The weights and the vocabulary of one GGUF file."""
+    """The weights and the vocabulary of one GGUF file (llama_model, llama_vocab)."""
 
     def __init__(self, path: Path, gpu_layers: int) -> None:
-        """Loads `path`. Raises ModelLoadError that carries llama.cpp's own reason."""
+        """Load `path` (llama_model_load_from_file). Raises ModelLoadError with llama.cpp's own reason."""
         _check_file(path)
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
         if compiler := miscompiled_amx():
-            logger.info("llama.cpp was built by %s, which gets AMX wrong, so that is not used; see `locallab doctor`", compiler)
+            logger.info("llama.cpp was built by %s, which miscompiles AMX: AMX is disabled; see `locallab doctor`", compiler)
             params.use_extra_bufts = False
         with llama_log.captured() as problems:
             self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
@@ -65,11 +65,12 @@ class Model:
 
     @property
     def handle(self) -> int:
+        """The llama_model pointer."""
         return self._model  # type: ignore[no-any-return]
 
     @property
     def description(self) -> str:
-        """Architecture, number of parameters, quantization: "llama 135M Q4_1"."""
+        """Architecture, number of parameters and quantization, such as "llama 135M Q4_1" (llama_model_desc)."""
         buffer = ctypes.create_string_buffer(256)
         llama_cpp.llama_model_desc(self._model, buffer, len(buffer))
         architecture, _, quantization = buffer.value.decode("utf-8", "replace").split(" ", 2)
@@ -78,41 +79,47 @@ class Model:
 
     @property
     def size_bytes(self) -> int:
+        """Size of all tensors (llama_model_size)."""
         return int(llama_cpp.llama_model_size(self._model))
 
     @property
     def n_params(self) -> int:
+        """Number of parameters (llama_model_n_params)."""
         return int(llama_cpp.llama_model_n_params(self._model))
 
     @property
     def n_ctx_train(self) -> int:
+        """Tokens of context that the model was trained for (llama_model_n_ctx_train)."""
         return int(llama_cpp.llama_model_n_ctx_train(self._model))
 
     @property
     def n_layer(self) -> int:
+        """Number of layers, without the output (llama_model_n_layer)."""
         return int(llama_cpp.llama_model_n_layer(self._model))
 
     @property
     def n_head(self) -> int:
+        """Attention heads per layer (llama_model_n_head)."""
         return int(llama_cpp.llama_model_n_head(self._model))
 
     @property
     def keeps_state(self) -> bool:
-        """Whether a sequence's memory is (also) a running state that cannot be rewound: recurrent and hybrid models."""
+        """True if a sequence has a running state, which cannot be rewound (llama_model_is_recurrent, _is_hybrid)."""
         return bool(llama_cpp.llama_model_is_recurrent(self._model) or llama_cpp.llama_model_is_hybrid(self._model))
 
     @property
     def has_decoder(self) -> bool:
+        """False for models that only encode (llama_model_has_decoder)."""
         return bool(llama_cpp.llama_model_has_decoder(self._model))
 
     @property
     def sliding_window(self) -> int:
-        """Tokens that a sliding-window layer looks back; 0 for full attention."""
+        """Tokens in the window of sliding-window layers; 0 for full attention (llama_model_n_swa)."""
         return int(llama_cpp.llama_model_n_swa(self._model))
 
     @property
     def fim(self) -> FimTokens | None:
-        """The tokens that fill in the middle; None unless the model has those for prefix, suffix and middle."""
+        """The fill-in-the-middle tokens (llama_vocab_fim_*); None unless there are those for prefix, suffix and middle."""
         prefix, suffix, middle, repo, separator, pad = (
             token if token >= 0 else None
             for token in (
@@ -131,29 +138,33 @@ class Model:
 
     @property
     def native_tokenizer(self) -> tuple[int, int]:
-        """The addresses of the vocabulary and of llama_tokenize, for libraries that call it; valid until `close`."""
+        """The addresses of the llama_vocab and of llama_tokenize, for libraries that call it; valid until `close`."""
         function = ctypes.cast(llama_cpp.llama_cpp._lib.llama_tokenize, ctypes.c_void_p)
         return self._vocab, function.value or 0
 
     @property
     def chat_template(self) -> str | None:
+        """The default chat template as Jinja source (llama_model_chat_template)."""
         template = llama_cpp.llama_model_chat_template(self._model, None)
         return template.decode("utf-8", "replace") if template else None
 
     @property
     def add_bos(self) -> bool:
+        """True if a prompt begins with the BOS token (llama_vocab_get_add_bos)."""
         return bool(llama_cpp.llama_vocab_get_add_bos(self._vocab))
 
     @property
     def bos(self) -> str:
+        """Text of the BOS token; empty without one (llama_vocab_bos)."""
         return self._special_text(llama_cpp.llama_vocab_bos(self._vocab))
 
     @property
     def eos(self) -> str:
+        """Text of the EOS token; empty without one (llama_vocab_eos)."""
         return self._special_text(llama_cpp.llama_vocab_eos(self._vocab))
 
     def meta(self, key: str) -> str | None:
-        """A scalar of the GGUF metadata as text; `{arch}` in `key` stands for the architecture."""
+        """Return a scalar of the GGUF metadata as text (llama_model_meta_val_str); `{arch}` in `key` is the architecture."""
         buffer = ctypes.create_string_buffer(4096)
         if "{arch}" in key:
             key = key.replace("{arch}", self.meta("general.architecture") or "")
@@ -161,7 +172,7 @@ class Model:
         return buffer.value.decode("utf-8", "replace") if n >= 0 else None
 
     def kv_bytes_per_token(self, kv_type: str) -> int:
-        """Bytes of KV cache one token takes at most: every layer counted as an attention layer."""
+        """Return the maximum bytes of KV cache per token, with every layer counted as an attention layer."""
         heads = int(self.meta("{arch}.attention.head_count") or llama_cpp.llama_model_n_head(self._model) or 1)
         default = llama_cpp.llama_model_n_embd(self._model) // max(1, heads)
         key = int(self.meta("{arch}.attention.key_length") or default)
@@ -170,7 +181,7 @@ class Model:
         return int(self.n_layer * n_head_kv * (key + value) * KV_BYTES[kv_type])
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        """Token ids of `text`. Thread-safe (llama_tokenize)."""
+        """Return the token ids of `text` (llama_tokenize). Thread-safe. Raises EngineFailure."""
         data = text.encode("utf-8", "replace")
         room = len(data) + 8
         for _ in range(2):  # a vocabulary that writes a space as a character of three bytes may need more room
@@ -182,26 +193,27 @@ class Model:
         raise EngineFailure(f"llama_tokenize failed: {n}")
 
     def piece(self, token: int) -> bytes:
-        """The bytes a token stands for; empty for control tokens."""
+        """Return the bytes of a token; empty for control tokens (llama_token_to_piece). Cached."""
         found = self._pieces.get(token)
         if found is None:
             found = self._pieces[token] = self._to_piece(token, special=False)
         return found
 
     def markup(self, token: int) -> bytes:
-        """The name of a token that stands for no bytes: "<|im_end|>"; empty for any other."""
+        """Return the name of a token without bytes, such as "<|im_end|>"; empty for other tokens (llama_token_to_piece)."""
         return b"" if self.piece(token) else self._to_piece(token, special=True)
 
     def name(self, token: int) -> bytes:
-        """The text that stands for a token, control tokens included."""
+        """Return the text of a token, control tokens included (llama_token_to_piece)."""
         return self._to_piece(token, special=True)
 
     def control_tokens(self) -> dict[str, int]:
-        """The control tokens by the texts that stand for them. Looks at every token: 42 ms for 49,152 of them."""
+        """Return the control tokens by their texts (llama_vocab_is_control). Takes 42 ms for a vocabulary of 49,152."""
         found = [t for t in range(self.n_vocab) if llama_cpp.llama_vocab_is_control(self._vocab, t)]
         return {text: token for token in found if (text := self.name(token).decode("utf-8", "replace"))}
 
     def close(self) -> None:
+        """Free the model (llama_model_free)."""
         if self._model:
             llama_cpp.llama_model_free(self._model)
             self._model = None
@@ -210,6 +222,7 @@ class Model:
         return self._to_piece(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
 
     def _to_piece(self, token: int, *, special: bool) -> bytes:
+        """Wrap llama_token_to_piece; `special` renders control tokens."""
         buffer = ctypes.create_string_buffer(64)
         n = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
         if n < 0:
@@ -222,7 +235,7 @@ class Context:
     """A llama_context with one unified KV pool for all sequences. Owned by one thread."""
 
     def __init__(self, model: Model, *, n_ctx: int, n_batch: int, n_sequences: int, threads: int, kv_type: str) -> None:
-        """Allocates the pool of `n_ctx` cells. Raises ModelLoadError when that fails."""
+        """Allocate the pool of `n_ctx` cells (llama_init_from_model). Raises ModelLoadError when that fails."""
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = n_ctx
         params.n_batch = n_batch
@@ -249,10 +262,11 @@ class Context:
 
     @property
     def handle(self) -> int:
+        """The llama_context pointer."""
         return self._ctx  # type: ignore[no-any-return]
 
     def decode(self, batch: Batch) -> int:
-        """Computes `batch` (llama_decode) and waits for the result. Returns 0, or NO_ROOM; raises EngineFailure otherwise."""
+        """Compute `batch` and wait (llama_decode, llama_synchronize). Returns 0 or NO_ROOM. Raises EngineFailure."""
         code = llama_cpp.llama_decode(self._ctx, batch.raw)
         if code == 0:
             llama_cpp.llama_synchronize(self._ctx)
@@ -261,36 +275,37 @@ class Context:
         return int(code)
 
     def logits(self) -> npt.NDArray[np.float32]:
-        """The last batch's logits, a row for each entry that wanted them, in batch order. A view: valid until the next decode.
+        """Return the last batch's logits (llama_get_logits): one row of n_vocab per requested output, in batch order.
 
-        It has a row for each sequence there may be; those beyond the wanted ones mean nothing.
+        The array is a view, valid until the next `decode`. It has `n_sequences` rows; those beyond the outputs are undefined.
         """
         address = ctypes.cast(llama_cpp.llama_get_logits(self._ctx), ctypes.c_void_p).value or 0
-        if address != self._logits_at:  # llama.cpp reserves n_seq_max rows at least, and seldom moves them
+        if address != self._logits_at:  # llama.cpp reserves at least n_outputs_max rows and seldom moves them
             pointer = ctypes.cast(address, ctypes.POINTER(ctypes.c_float))
             self._logits = np.ctypeslib.as_array(pointer, shape=(self._n_sequences, self._n_vocab))
             self._logits_at = address
         return self._logits
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """Lets the empty sequence `target` share the first `length` cells of `source`."""
-        whole = length == self.last_position(source) + 1  # some models share only the whole, and insist on hearing so
+        """Share the first `length` cells of `source` with the empty sequence `target` (llama_memory_seq_cp)."""
+        whole = length == self.last_position(source) + 1  # some models share only whole sequences, which -1 denotes
         llama_cpp.llama_memory_seq_cp(self._memory, source, target, 0, -1 if whole else length)
 
     def remove(self, sequence: int, start: int = 0) -> None:
-        """Drops the cells of `sequence` from position `start` on."""
+        """Drop the cells of `sequence` from position `start` on (llama_memory_seq_rm). Raises EngineFailure."""
         if not llama_cpp.llama_memory_seq_rm(self._memory, sequence, start, -1):
             raise EngineFailure(f"sequence {sequence} cannot be cut at position {start}")
 
     def last_position(self, sequence: int) -> int:
-        """The largest position that `sequence` holds; -1 when it is empty."""
+        """Return the largest position in `sequence`; -1 when it is empty (llama_memory_seq_pos_max)."""
         return int(llama_cpp.llama_memory_seq_pos_max(self._memory, sequence))
 
     def clear(self) -> None:
+        """Drop the cells of all sequences (llama_memory_clear)."""
         llama_cpp.llama_memory_clear(self._memory, False)
 
     def save(self, sequence: int) -> npt.NDArray[np.uint8]:
-        """The state of one sequence, to be given to `restore`."""
+        """Return the state of one sequence for `restore` (llama_state_seq_get_data). Raises EngineFailure."""
         size = llama_cpp.llama_state_seq_get_size(self._ctx, sequence)
         state = np.empty(size, np.uint8)
         written = llama_cpp.llama_state_seq_get_data(self._ctx, state.ctypes.data_as(_Bytes), size, sequence)
@@ -299,17 +314,18 @@ class Context:
         return state
 
     def restore(self, state: npt.NDArray[np.uint8], sequence: int) -> bool:
-        """Puts a saved state into the empty `sequence`; False when there is no room for it."""
+        """Put a saved state into the empty `sequence` (llama_state_seq_set_data); return False when it does not fit."""
         return bool(llama_cpp.llama_state_seq_set_data(self._ctx, state.ctypes.data_as(_Bytes), len(state), sequence))
 
     def close(self) -> None:
+        """Free the context (llama_free)."""
         if self._ctx:
             llama_cpp.llama_free(self._ctx)
             self._ctx = None
 
 
 class Batch:
-    """A llama_batch whose arrays are numpy's, so that a step is filled with four assignments."""
+    """A llama_batch over numpy arrays, so that filling it takes four assignments."""
 
     def __init__(self, capacity: int) -> None:
         self._tokens = np.zeros(capacity, np.int32)
@@ -327,7 +343,7 @@ class Batch:
         self.raw = raw
 
     def fill(self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[int], outputs: Sequence[int]) -> None:
-        """Replaces the content: entry i is a token, its position, its sequence id, and 1 where its logits are wanted."""
+        """Replace the content. Entry i is a token, its position, its sequence id, and 1 if its logits are requested."""
         n = len(tokens)
         self._tokens[:n] = tokens
         self._positions[:n] = positions
@@ -337,7 +353,7 @@ class Batch:
 
 
 def _check_file(path: Path) -> None:
-    """Finds the plain faults before llama.cpp does, to say them plainly."""
+    """Raise ModelLoadError for a path that is no GGUF file, in plainer words than llama.cpp's."""
     try:
         if path.exists() and not path.is_file():
             raise ModelLoadError(path, "this is not a file")
@@ -352,22 +368,22 @@ def _check_file(path: Path) -> None:
 
 
 def supports_gpu() -> bool:
-    """Whether this llama.cpp was built to use a GPU and finds one."""
+    """Return True if this llama.cpp was built for a GPU and finds one (llama_supports_gpu_offload)."""
     return bool(llama_cpp.llama_supports_gpu_offload())
 
 
 def system_info() -> str:
-    """llama.cpp's own words on what it was built to use: "<backend> : <feature> = 1 | ..."."""
+    """Return the features that llama.cpp was built with, as "<backend> : <feature> = 1 | ..." (llama_print_system_info)."""
     return str(llama_cpp.llama_print_system_info().decode("utf-8", "replace").strip())
 
 
 def miscompiled_amx() -> str | None:
-    """The compiler that got AMX wrong; weights are then left in the layout of their file, which keeps llama.cpp off it."""
+    """Return the compiler that miscompiled llama.cpp's AMX code, if any. `Model` then disables AMX (use_extra_bufts)."""
     return amx.miscompiled(system_info())
 
 
 def build_features() -> dict[str, object]:
-    """Facts about the llama.cpp that is loaded."""
+    """Return facts about the loaded llama.cpp as JSON-able values."""
     return {
         "llama_cpp_python": llama_cpp.__version__,
         "gpu_offload": bool(llama_cpp.llama_supports_gpu_offload()),

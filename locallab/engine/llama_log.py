@@ -1,4 +1,4 @@
-"""llama.cpp's log lines go to Python logging, under the logger `locallab.llama`."""
+"""The bridge from llama.cpp's log (llama_log_set) to Python's logger `locallab.llama`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import llama_cpp
 
 logger = logging.getLogger("locallab.llama")
 
-# enum ggml_log_level of ggml.h. llama.cpp's "info" is a page of detail for each load, hence Python's debug.
+# enum ggml_log_level of ggml.h. llama.cpp's "info" is a page of details per load, hence Python's debug.
 _LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.WARNING, 4: logging.ERROR}
 _CONTINUED = 5
 
 
 class Problems:
-    """The warnings and errors that one native call logged."""
+    """Warnings and errors logged by one native call."""
 
     def __init__(self) -> None:
         self._lines: list[tuple[int, str]] = []
@@ -27,7 +27,7 @@ class Problems:
         self._lines.append((level, line))
 
     def reason(self, default: str) -> str:
-        """The first error, without the name of the C function that logged it; else the last warning; else `default`."""
+        """Return the first error, without the name of the C function before it; else the last warning; else `default`."""
         errors = [line for level, line in self._lines if level >= logging.ERROR]
         lines = errors[:1] or [line for _, line in self._lines][-1:] or [default]
         _, separator, rest = lines[0].partition(": ")
@@ -35,7 +35,7 @@ class Problems:
 
 
 class _Thread(threading.local):
-    """llama.cpp logs in pieces; each thread puts its own lines together."""
+    """A thread's unfinished line: llama.cpp logs in pieces."""
 
     level = logging.DEBUG
     pending = ""
@@ -46,24 +46,23 @@ _thread = _Thread()
 
 
 def _receive(level: int, text: bytes, _user_data: ctypes.c_void_p) -> None:
+    """Assemble lines and log them. Implements ggml_log_callback."""
     if level != _CONTINUED:
         _thread.level = _LEVELS.get(level, logging.DEBUG)
     *lines, _thread.pending = (_thread.pending + text.decode("utf-8", "replace")).split("\n")
     for line in lines:
-        if line.strip(" ."):
-            _report(_thread.level, line.rstrip())
-
-
-def _report(level: int, line: str) -> None:
-    if _thread.problems is not None and level >= logging.WARNING:
-        _thread.problems.add(level, line)
-        level = logging.DEBUG  # the caller raises them as one error
-    logger.log(level, line)
+        if not line.strip(" ."):
+            continue
+        python_level = _thread.level
+        if _thread.problems is not None and python_level >= logging.WARNING:
+            _thread.problems.add(python_level, line.rstrip())
+            python_level = logging.DEBUG  # the caller raises them as one error
+        logger.log(python_level, line.rstrip())
 
 
 @contextlib.contextmanager
 def captured() -> Iterator[Problems]:
-    """Collects what llama.cpp complains about in this thread, instead of logging it as warnings and errors."""
+    """Collect llama.cpp's warnings and errors in this thread, and log them at debug level only."""
     _thread.problems = Problems()
     try:
         yield _thread.problems
@@ -71,5 +70,5 @@ def captured() -> Iterator[Problems]:
         _thread.problems = None
 
 
-_callback = llama_cpp.llama_log_callback(_receive)  # kept here: llama.cpp holds only the pointer
+_callback = llama_cpp.llama_log_callback(_receive)  # kept alive here: llama.cpp holds only the pointer
 llama_cpp.llama_log_set(_callback, ctypes.c_void_p(0))

@@ -1,4 +1,4 @@
-"""A context that gives one row of numbers for each sequence: the vector of a text, or what a classifier's head says of it."""
+"""Contexts that compute one row of numbers per sequence: the vector of a text, or the logits of a classifier."""
 
 from __future__ import annotations
 
@@ -18,49 +18,49 @@ UNSPECIFIED, NONE, MEAN, LAST, RANK = -1, 0, 1, 3, 4
 """llama.cpp's pooling types; 2 is CLS."""
 
 STEP = 512
-"""Tokens computed at once where a sequence may be computed in parts."""
+"""Tokens computed at once (n_ubatch) where a sequence may be computed in parts."""
 
-_SPLITS_PAIRS = 3
-"""LLAMA_VOCAB_TYPE_WPM: its closing token separates two texts too."""
+_WPM = 3
+"""LLAMA_VOCAB_TYPE_WPM: the token that closes a text separates a pair too."""
 
 
 def pooling_of(model: Model) -> int:
-    """How the model makes one row of a sequence; the mean where it does not say."""
+    """Return the model's pooling type, MEAN where its metadata has none."""
     return int(model.meta("{arch}.pooling_type") or NONE) or MEAN
 
 
 def in_steps(model: Model) -> bool:
-    """Whether a sequence may be computed in parts: only its last token counts, and none looks ahead."""
-    ahead = model.meta("{arch}.attention.causal") == "false" or llama_cpp.llama_model_has_encoder(model.handle)
-    return pooling_of(model) in (LAST, RANK) and not ahead
+    """Return True if a sequence may be computed in parts: only its last token counts, and attention is causal."""
+    looks_ahead = model.meta("{arch}.attention.causal") == "false" or llama_cpp.llama_model_has_encoder(model.handle)
+    return pooling_of(model) in (LAST, RANK) and not looks_ahead
 
 
 def width(model: Model) -> int:
-    """Numbers in a row."""
+    """Return the length of a row (llama_model_n_cls_out, llama_model_n_embd_out)."""
     if pooling_of(model) == RANK:
         return int(llama_cpp.llama_model_n_cls_out(model.handle))
     return int(llama_cpp.llama_model_n_embd_out(model.handle))
 
 
 def seam(model: Model) -> list[int]:
-    """What stands between two texts that are read as a pair, besides what closes the first and opens the second."""
+    """Return the tokens between the two texts of a pair, besides those that close the first and open the second."""
     vocabulary = llama_cpp.llama_model_get_vocab(model.handle)
-    if not llama_cpp.llama_vocab_get_add_sep(vocabulary) or llama_cpp.llama_vocab_type(vocabulary) == _SPLITS_PAIRS:
+    if not llama_cpp.llama_vocab_get_add_sep(vocabulary) or llama_cpp.llama_vocab_type(vocabulary) == _WPM:
         return []
     return [token for token in [llama_cpp.llama_vocab_sep(vocabulary)] if token >= 0]
 
 
 def pair_template(model: Model) -> str | None:
-    """How the model wants a question and a text to be put before it: a text with {query} and {document}."""
+    """Return the model's template for reranking, a text with {query} and {document}; None without one."""
     template = llama_cpp.llama_model_chat_template(model.handle, b"rerank")
     return template.decode("utf-8", "replace") if template else None
 
 
 class PooledContext:
-    """A llama_context for embeddings. Owned by one thread; keeps nothing from one call to the next."""
+    """A llama_context for embeddings. Owned by one thread; keeps no state between calls."""
 
     def __init__(self, model: Model, *, tokens: int, n_sequences: int, threads: int, kv_type: str) -> None:
-        """Makes room for `tokens` at once, in `n_sequences` at most. Raises ModelLoadError when that fails."""
+        """Allocate room for `tokens` in `n_sequences` (llama_init_from_model). Raises ModelLoadError when that fails."""
         self._model = model
         self._encodes = bool(llama_cpp.llama_model_has_encoder(model.handle))
         self._in_steps = in_steps(model)
@@ -84,38 +84,36 @@ class PooledContext:
         params.kv_unified = True
         params.no_perf = True
         params.embeddings = True
-        stated = int(self._model.meta("{arch}.pooling_type") or NONE)
-        params.pooling_type = UNSPECIFIED if stated else MEAN
+        configured = int(self._model.meta("{arch}.pooling_type") or NONE)
+        params.pooling_type = UNSPECIFIED if configured else MEAN
         with llama_log.captured() as problems:
-            made: int = llama_cpp.llama_init_from_model(self._model.handle, params)
-        if not made:
+            context: int = llama_cpp.llama_init_from_model(self._model.handle, params)
+        if not context:
             raise ModelLoadError(self._model.path, problems.reason(f"no context of {tokens} tokens could be made"))
-        return made
+        return context
 
     def compute(self, sequences: Seq[Seq[int]]) -> Rows:
-        """A row for each sequence; together they fit into the context. Raises EngineFailure."""
+        """Return one row per sequence; together they must fit into the context. Raises EngineFailure."""
+        starts = [0] * len(sequences)
         try:
+            if self._in_steps and any(len(s) > 1 for s in sequences):
+                # with embeddings on, each of these tokens would cost an output as wide as the vocabulary
+                llama_cpp.llama_set_embeddings(self._ctx, False)
+                try:
+                    self._run([s[:-1] for s in sequences], starts, outputs=False)
+                finally:
+                    llama_cpp.llama_set_embeddings(self._ctx, True)
             if self._in_steps:
-                self._prepare(sequences)
-                self._run([s[-1:] for s in sequences], [len(s) - 1 for s in sequences], outputs=True)
-            else:
-                self._run(sequences, [0] * len(sequences), outputs=True)
+                starts = [len(s) - 1 for s in sequences]
+                sequences = [s[-1:] for s in sequences]
+            self._run(sequences, starts, outputs=True)
             return np.stack([self._row(index) for index in range(len(sequences))])
         finally:
             if self._memory:
                 llama_cpp.llama_memory_clear(self._memory, False)
 
-    def _prepare(self, sequences: Seq[Seq[int]]) -> None:
-        """All but the last tokens: with embeddings off they cost no output, which is as wide as the vocabulary."""
-        if all(len(sequence) == 1 for sequence in sequences):
-            return
-        llama_cpp.llama_set_embeddings(self._ctx, False)
-        try:
-            self._run([sequence[:-1] for sequence in sequences], [0] * len(sequences), outputs=False)
-        finally:
-            llama_cpp.llama_set_embeddings(self._ctx, True)
-
     def _run(self, sequences: Seq[Seq[int]], starts: Seq[int], *, outputs: bool) -> None:
+        """Compute sequences from their positions `starts` on (llama_encode, llama_decode). Raises EngineFailure."""
         lengths = [len(sequence) for sequence in sequences]
         tokens = [token for sequence in sequences for token in sequence]
         positions = [start + i for start, length in zip(starts, lengths, strict=True) for i in range(length)]
@@ -127,6 +125,7 @@ class PooledContext:
             raise EngineFailure(f"{compute.__name__} failed with code {code}")
 
     def _row(self, sequence: int) -> Rows:
+        """Copy the row of a sequence (llama_get_embeddings_seq). Raises EngineFailure when there is none."""
         pointer = llama_cpp.llama_get_embeddings_seq(self._ctx, sequence)
         if not pointer:
             raise EngineFailure(f"llama.cpp gave no embedding of sequence {sequence}")

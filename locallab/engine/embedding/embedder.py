@@ -15,7 +15,7 @@ from locallab import hardware
 from locallab.engine import llama
 from locallab.engine.embedding.context import RANK, PooledContext, Rows, in_steps, pair_template, pooling_of, seam, width
 from locallab.engine.embedding.limits import limits as limits_of
-from locallab.engine.embedding.packing import Job, Packing
+from locallab.engine.embedding.packing import EmbedJob, Packing
 from locallab.engine.embedding.worker import Embed, EmbedWorker
 from locallab.engine.engine import Engine, Works, device, free_memory, info_of
 from locallab.engine.post import Post
@@ -47,7 +47,7 @@ class Embedder(Engine):
         future: Future[Rows] = Future()
         with self._lock:
             self._admit()
-            self._worker.commands.put(Embed(Job(sequences, future)))
+            self._worker.commands.put(Embed(EmbedJob(sequences, future)))
         future.add_done_callback(lambda _: self._ended())
         return future
 

@@ -1,4 +1,4 @@
-"""What a model that makes vectors may use of this machine: the longest text, the size of a batch."""
+"""Limits of an embedding model on this machine: the longest text, the size of a batch."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from locallab.errors import ModelLoadError
 from locallab.settings import EngineSettings
 
 CPU_BATCH = 512
-"""Tokens from which on a CPU gains nothing by computing more at once: each would pass all the others in its attention."""
+"""Maximum tokens of a batch on a CPU, which gains nothing from more: each would pass all the others in its attention."""
 
 OUTPUT_BYTES = 512 << 20
-"""Most memory for a batch's outputs: llama.cpp keeps one as wide as the vocabulary for every token, though none is read."""
+"""Maximum memory for a batch's outputs: llama.cpp keeps one as wide as the vocabulary for every token, though none is read."""
 
 MASK_BYTES = 6
-"""Of one entry in the table that says which token of a batch sees which other one."""
+"""Memory for one entry of the attention mask, which has one for each pair of tokens in a batch."""
 
 LEAST_CONTEXT = 512
+"""Tokens below which a default context is not reduced."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class EmbedLimits:
-    """`context` is the longest sequence, `batch` the tokens that are computed together unless one sequence is longer."""
+    """`context` is the longest sequence in tokens, `batch` the tokens computed together unless one sequence is longer."""
 
     context: int
     batch: int
@@ -32,13 +33,15 @@ class EmbedLimits:
 
     @property
     def cells(self) -> int:
-        """Tokens that there must be room for at once."""
+        """Tokens that the context must hold at once."""
         return max(self.context, self.batch)
 
 
 def limits(model: llama.Model, settings: EngineSettings, free: int, on_gpu: bool) -> EmbedLimits:
-    """The limits of `model` with `free` bytes of memory. A context that nobody asked for is no longer than a quarter of that
-    allows. Raises ModelLoadError when one that was asked for cannot fit."""
+    """Return the limits of `model` with `free` bytes of memory.
+
+    A default context takes at most a quarter of that. Raises ModelLoadError when a configured one does not fit.
+    """
     context = min(filter(None, (model.n_ctx_train, settings.kv_tokens, settings.context or DEFAULT_CONTEXT)))
     if settings.context is None:
         while context > LEAST_CONTEXT and _cost(model, settings, context) > free // 4:
@@ -53,7 +56,7 @@ def limits(model: llama.Model, settings: EngineSettings, free: int, on_gpu: bool
 
 
 def _cost(model: llama.Model, settings: EngineSettings, tokens: int) -> int:
-    """Bytes that a sequence of so many tokens takes."""
+    """Return the bytes that a sequence of so many tokens takes."""
     if in_steps(model):
         return tokens * model.kv_bytes_per_token(settings.kv_type)
     return tokens * (_output_bytes(model) + tokens * MASK_BYTES)

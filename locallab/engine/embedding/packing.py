@@ -1,4 +1,4 @@
-"""Which sequences are computed together next. Pure: touches no model."""
+"""Packing of sequences into batches for embedding. Pure: touches no model."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ Rows = npt.NDArray[np.float32]
 
 
 @dataclasses.dataclass(eq=False, slots=True)
-class Job:
-    """One request: a row is wanted for each of its sequences. It is done when the future is, cancelled ones too."""
+class EmbedJob:
+    """One request for a row for each of its sequences. It has ended when its future is done, by cancellation too.
+
+    `taken` counts the sequences that are in a batch, or were.
+    """
 
     sequences: Seq[Seq[int]]
     future: Future[Rows]
@@ -25,41 +28,41 @@ class Job:
 
 
 class Packing:
-    """Takes one sequence of each request in turn, so that a short question does not wait for the end of a long list."""
+    """A queue of jobs that takes one sequence of each in turn, so that a short job does not wait for the end of a long one."""
 
     def __init__(self, tokens: int, sequences: int) -> None:
-        """At most so many together; a longer sequence goes alone."""
+        """Limit a batch to so many tokens and sequences; a sequence with more tokens gets a batch of its own."""
         self._tokens = tokens
         self._sequences = sequences
-        self._jobs: deque[Job] = deque()
+        self._jobs: deque[EmbedJob] = deque()
 
     def __len__(self) -> int:
-        """Requests of which something is left to take."""
+        """Return the number of jobs with sequences left to take."""
         return len(self._jobs)
 
-    def add(self, job: Job) -> None:
+    def add(self, job: EmbedJob) -> None:
         self._jobs.append(job)
 
-    def take(self) -> list[tuple[Job, int]]:
-        """Mutates: the next batch, as requests and places in them. Empty only if nothing is left."""
-        taken: list[tuple[Job, int]] = []
+    def take(self) -> list[tuple[EmbedJob, int]]:
+        """Remove and return the next batch: jobs with the index of a sequence in each. Empty only if nothing is left."""
+        batch: list[tuple[EmbedJob, int]] = []
         room = self._tokens
-        while self._jobs and len(taken) < self._sequences:
+        while self._jobs and len(batch) < self._sequences:
             job = self._jobs.popleft()
             if job.future.done():
                 continue
             size = len(job.sequences[job.taken])
-            if taken and size > room:
+            if batch and size > room:
                 self._jobs.appendleft(job)
                 break
             room -= size
-            taken.append((job, job.taken))
+            batch.append((job, job.taken))
             job.taken += 1
             if job.taken < len(job.sequences):
                 self._jobs.append(job)
-        return taken
+        return batch
 
-    def drain(self) -> Iterator[Job]:
-        """Mutates: gives up every request that is left."""
+    def drain(self) -> Iterator[EmbedJob]:
+        """Remove and yield every job that is left."""
         while self._jobs:
             yield self._jobs.popleft()

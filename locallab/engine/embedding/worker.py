@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from locallab.engine.embedding.context import PooledContext, Rows
-from locallab.engine.embedding.packing import Job, Packing
+from locallab.engine.embedding.packing import EmbedJob, Packing
 from locallab.engine.request import EngineStats
 from locallab.engine.totals import Totals
 from locallab.engine.worker import Cancel, Close
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Embed:
-    job: Job
+    job: EmbedJob
 
 
 Command = Embed | Cancel | Close
@@ -89,7 +89,7 @@ class EmbedWorker:
                 _fail(job, EngineClosed("the engine was closed"))
         return bool(self._packing)
 
-    def _step(self, batch: list[tuple[Job, int]]) -> None:
+    def _step(self, batch: list[tuple[EmbedJob, int]]) -> None:
         if not batch:
             return
         self._computing = len({id(job) for job, _ in batch})
@@ -110,7 +110,7 @@ class EmbedWorker:
                 job.future.set_result(np.stack([job.rows[i] for i in range(len(job.sequences))]))
 
 
-def _fail(job: Job, error: Exception) -> None:
+def _fail(job: EmbedJob, error: Exception) -> None:
     """Fail a job, once though several of its sequences were in the batch."""
     if not job.future.done() and job.future.set_running_or_notify_cancel():
         job.future.set_exception(error)

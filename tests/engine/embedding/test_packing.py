@@ -7,13 +7,13 @@ from concurrent.futures import Future
 from hypothesis import given
 from hypothesis import strategies as st
 
-from locallab.engine.embedding.packing import Job, Packing
+from locallab.engine.embedding.packing import EmbedJob, Packing
 
 TOKENS, SEQUENCES = 20, 4
 
 
-def job(*lengths: int) -> Job:
-    return Job([[0] * length for length in lengths], Future())
+def job(*lengths: int) -> EmbedJob:
+    return EmbedJob([[0] * length for length in lengths], Future())
 
 
 @given(st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=8), max_size=8))
