@@ -1,26 +1,26 @@
-"""Everything that can go wrong, as one tree. Knows no HTTP: each dialect has a table that maps it to status and body.
+"""The tree of all errors of this package. Knows no HTTP: each dialect has a table that maps errors to status and body.
 
 LocalLabError
 ├── ConfigError               a flag, environment variable, settings key or registry entry is wrong
-├── RequestError              the request itself is wrong; sending it again will not help
-│   ├── InvalidField          one field of it: carries `field`
+├── RequestError              the request itself is wrong; a retry does not help
+│   ├── InvalidField          a field is wrong: carries `field`
 │   ├── ContextLengthExceeded the prompt is longer than the context: carries both numbers
-│   └── UnknownResponse       no response with this id is kept: carries `response_id`
-├── AccessError               who asks may not
-│   ├── Unauthorized          no key, or one that is not valid
+│   └── UnknownResponse       no response with this id is stored: carries `response_id`
+├── AccessError               the client lacks permission
+│   ├── Unauthorized          no key, or an invalid one
 │   ├── Forbidden             a host or an origin that is not allowed
 │   └── RateLimited           too many requests: carries limit, remaining, reset and `retry_after`
 ├── ModelError
-│   ├── UnknownModel          no such id in the registry: carries the nearest names
-│   │   └── ModelNotLoaded    it is in the registry, but not loaded, and loading on demand is off
+│   ├── UnknownModel          no such id in the registry: carries the nearest ids
+│   │   └── ModelNotLoaded    in the registry, but not loaded, and loading on demand is off
 │   ├── ModelLoadError        the file cannot be loaded: carries the path and the reason
 │   └── SourceError           the weights cannot be fetched
 ├── Overloaded                the queue is full; carries `retry_after` in seconds
 ├── EngineClosed              the engine is closing or closed
 ├── EngineFailure             llama.cpp failed while computing
-├── TunnelError               the public address cannot be had, or is lost: carries `lasting`
-└── ServerError               a server that a command asks refuses, breaks off, or is none of ours
-    └── NoServer              nobody answers at its address: carries `url`
+├── TunnelError               the public address is unavailable or lost: carries `lasting`
+└── ServerError               a server that a command uses refuses, breaks off, or is no LocalLab server
+    └── NoServer              nothing answers at its address: carries `url`
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from pathlib import Path
 
 
 class LocalLabError(Exception):
-    """Base of every error this package raises on purpose; `str(error)` is fit for a user."""
+    """Base of all errors that this package raises on purpose; `str(error)` is a message for users."""
 
 
 class ConfigError(LocalLabError):
-    """A setting cannot be used. The message names where it came from, its key and what would be right."""
+    """A setting cannot be used. The message names its source, its key and the allowed values."""
 
 
 class RequestError(LocalLabError):
-    """The request cannot be served as sent."""
+    """The request itself is wrong."""
 
 
 class InvalidField(RequestError):
-    """A field of the request is wrong. `field` is its name as the client sent it."""
+    """A field of the request is wrong; `field` is the name that the client sent."""
 
     def __init__(self, field: str, reason: str) -> None:
         super().__init__(f"{field}: {reason}")
@@ -51,7 +51,7 @@ class InvalidField(RequestError):
 
 
 class ContextLengthExceeded(RequestError):
-    """The prompt does not fit the context; nothing was computed. Both figures are tokens."""
+    """The prompt exceeds the context; nothing was computed. Both figures are tokens."""
 
     def __init__(self, n_prompt_tokens: int, n_ctx: int) -> None:
         super().__init__(
@@ -63,29 +63,29 @@ class ContextLengthExceeded(RequestError):
 
 
 class UnknownResponse(RequestError):
-    """No response with this id is kept for this client, or not any more."""
+    """No response with this id is stored for this client, or not any more."""
 
     def __init__(self, response_id: str) -> None:
-        super().__init__(f"Response with id {response_id!r} not found: it was never kept, or made room for later ones.")
+        super().__init__(f"Response with id {response_id!r} not found: it was never stored, or has been evicted.")
         self.response_id = response_id
 
 
 class AccessError(LocalLabError):
-    """The request may be right, but who sends it may not."""
+    """The client may not send this request."""
 
 
 class Unauthorized(AccessError):
-    """No API key, or one that is not valid."""
+    """The API key is missing or invalid."""
 
 
 class Forbidden(AccessError):
-    """The Host or the Origin of the request is not allowed; the message names the setting that would allow it."""
+    """The request's Host or Origin is not allowed; the message names the setting that allows it."""
 
 
 class RateLimited(AccessError):
-    """Too many requests: more than `rule`, such as "10 per 1 second", allows.
+    """More requests than `rule`, such as "10 per 1 second", allows.
 
-    `limit` and `remaining` are requests in the longest window, `reset` seconds since the epoch, `retry_after` seconds.
+    `limit` and `remaining` are requests in the longest window, `reset` is in seconds since the epoch, `retry_after` in seconds.
     """
 
     def __init__(self, rule: str, limit: int, reset: int, retry_after: int, remaining: int = 0) -> None:
@@ -111,7 +111,7 @@ class UnknownModel(ModelError):
 
 
 class ModelNotLoaded(UnknownModel):
-    """The registry has this model, but it is not loaded, and requests do not load models here."""
+    """The model is in the registry but not loaded, and loading on demand is off."""
 
     def __init__(self, model_id: str) -> None:
         ModelError.__init__(self, f"model {model_id!r} is not loaded; POST /models/load loads it")
@@ -129,11 +129,11 @@ class ModelLoadError(ModelError):
 
 
 class SourceError(ModelError):
-    """The weights of a registry entry cannot be fetched; the message says what to do."""
+    """The weights of a registry entry cannot be fetched; the message names the remedy."""
 
 
 class Overloaded(LocalLabError):
-    """The queue is full. `retry_after` is a number of seconds after which there may be room."""
+    """The queue is full; after `retry_after` seconds there may be room."""
 
     def __init__(self, waiting: int, retry_after: int) -> None:
         super().__init__(f"the server is busy: {waiting} requests are waiting already")
@@ -141,7 +141,7 @@ class Overloaded(LocalLabError):
 
 
 class EngineClosed(LocalLabError):
-    """The engine is closing: it takes no new request, or it ended this one."""
+    """The engine is closing or closed: it rejected or ended this request."""
 
     def __init__(self, message: str = "the engine is closed") -> None:
         super().__init__(message)
@@ -152,7 +152,7 @@ class EngineFailure(LocalLabError):
 
 
 class TunnelError(LocalLabError):
-    """The public address cannot be had, or is lost. `lasting`: trying again will not help, something must be set right."""
+    """The public address is unavailable or lost. `lasting` means that a retry does not help: something must be configured."""
 
     def __init__(self, message: str, lasting: bool = False) -> None:
         super().__init__(message)
@@ -160,11 +160,11 @@ class TunnelError(LocalLabError):
 
 
 class ServerError(LocalLabError):
-    """A server that a command talks to cannot do what it is asked; the message says why."""
+    """A server that a command uses cannot fulfil its request; the message has the reason."""
 
 
 class NoServer(ServerError):
-    """Nobody answers at this address."""
+    """Nothing answers at this address."""
 
     def __init__(self, url: str) -> None:
         super().__init__(f"no server answers at {url}; start one with `locallab serve`, or name another with --url")

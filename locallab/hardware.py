@@ -1,4 +1,4 @@
-"""What this machine has, and what of it this process may use: CPU, memory, GPUs, disk. Limits of a container count."""
+"""Hardware of this machine that the process may use: CPU, memory, GPUs, disk. The limits of a container count."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from locallab import settings
 X86_FLAGS = ("sse4_2", "avx", "f16c", "fma", "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8")
 ARM_FLAGS = ("asimd", "asimddp", "i8mm", "sve")
 FLAGS = X86_FLAGS + ARM_FLAGS
-"""The instruction sets that llama.cpp has kernels for, as Linux names them."""
+"""Instruction sets for which llama.cpp has kernels, by Linux's names."""
 
 WHEELS = "https://abetlen.github.io/llama-cpp-python/whl"
 WHEEL_LISTS = {
@@ -28,13 +28,19 @@ WHEEL_LISTS = {
     "cu130": ((13, 0), (7, 5), (99, 0)),
     "cu132": ((13, 2), (7, 5), (99, 0)),
 }
-"""Lists of llama-cpp-python wheels with CUDA, by its version, with the least and the highest compute capability they run on."""
+"""Indexes of llama-cpp-python wheels with CUDA: its version, and the lowest and highest compute capability they run on."""
+
+MEMORY_FILES = (
+    ("", "memory.max", "memory.current", "inactive_file"),
+    ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+"""Controller, limit, usage and reclaimable part of a control group's memory, for cgroup v2 and v1."""
 
 ROOT = Path("/")
 
 
 def facts() -> dict[str, Any]:
-    """Everything worth telling about the machine, as plain JSON-able values. Sizes are bytes."""
+    """Return a description of the machine as JSON-able values. Sizes are bytes."""
     return {
         "platform": platform.platform(),
         "python": platform.python_version(),
@@ -47,7 +53,7 @@ def facts() -> dict[str, Any]:
 
 
 def cpu(root: Path = ROOT) -> dict[str, Any]:
-    """The processor: its name, its cores, and how many threads the engine uses by default."""
+    """Return the processor's name, its cores and the engine's default number of threads."""
     lines = _pairs(root / "proc/cpuinfo")
     flags = (lines.get("flags") or lines.get("Features") or "").split()
     return {
@@ -60,29 +66,46 @@ def cpu(root: Path = ROOT) -> dict[str, Any]:
 
 
 def threads(root: Path = ROOT) -> int:
-    """Physical cores this process may use: of its CPU affinity, within the CPU quota of its control group."""
-    allowed = os.sched_getaffinity(0)
-    cores = {_core(root, number) for number in allowed}
-    quota = min(_cpu_quotas(root), default=float("inf"))
-    return max(1, int(min(len(cores), quota)))
+    """Count the physical cores this process may use: those of its CPU affinity, within the CPU quotas of its control groups."""
+    cores = set()
+    for number in os.sched_getaffinity(0):
+        topology = root / f"sys/devices/system/cpu/cpu{number}/topology"
+        core = _text(topology / "core_id")
+        # hyperthreads of one core share both ids; a CPU without them counts as a core
+        cores.add((_text(topology / "physical_package_id"), core) if core else ("cpu", str(number)))
+    quotas: list[float] = [len(cores)]
+    for group in _groups(root, ""):
+        share, _, period = _text(group / "cpu.max").partition(" ")
+        if share.isdecimal():
+            quotas.append(int(share) / int(period))
+    for group in _groups(root, "cpu"):
+        share_us, period_us = _number(group / "cpu.cfs_quota_us"), _number(group / "cpu.cfs_period_us")
+        if share_us and period_us:
+            quotas.append(share_us / period_us)
+    return max(1, int(min(quotas)))
 
 
 def memory(root: Path = ROOT) -> dict[str, int]:
-    """Bytes this process may use in all, and bytes it could still take without swapping."""
+    """Return the bytes this process may use in all, and those it could still take without swapping."""
     machine = psutil.virtual_memory()
-    groups = list(_memory_groups(root))
-    total = min([machine.total, *(limit for limit, _ in groups)])
-    available = min([machine.available, *(max(0, limit - used) for limit, used in groups)])
+    total, available = machine.total, machine.available
+    for controller, limit_file, usage_file, reclaimable in MEMORY_FILES:
+        for group in _groups(root, controller):
+            limit, usage = _number(group / limit_file), _number(group / usage_file)
+            if limit and usage is not None:
+                usage -= int(_pairs(group / "memory.stat", " ").get(reclaimable, 0))  # the kernel drops this file cache first
+                total = min(total, limit)
+                available = min(available, max(0, limit - max(0, usage)))
     return {"total_bytes": total, "available_bytes": available}
 
 
 def available_memory() -> int:
-    """Bytes this process could still take without swapping, within the memory limit of its control group."""
+    """Return the bytes this process could still take without swapping, within the limits of its control groups."""
     return memory()["available_bytes"]
 
 
 def gpus() -> list[dict[str, Any]]:
-    """NVIDIA GPUs with their memory and load now; empty without a driver. What a GPU does not tell is None."""
+    """Return the NVIDIA GPUs with their current memory and load; empty without a driver. Unknown values are None."""
     with _driver() as nvml:
         try:
             count = nvml.nvmlDeviceGetCount() if nvml else 0
@@ -92,21 +115,21 @@ def gpus() -> list[dict[str, Any]]:
 
 
 def own_vram() -> int | None:
-    """Bytes of GPU memory that the driver counts to this process; None where it does not tell (none used, a container)."""
+    """Return the bytes of GPU memory of this process; None if the driver lists none (none used, or in a container)."""
     with _driver() as nvml:
         if nvml is None:
             return None
         try:
             handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
-            found = [each for handle in handles for each in nvml.nvmlDeviceGetComputeRunningProcesses(handle)]
+            processes = [each for handle in handles for each in nvml.nvmlDeviceGetComputeRunningProcesses(handle)]
         except nvml.NVMLError:
             return None
-    own = [each.usedGpuMemory for each in found if each.pid == os.getpid() and each.usedGpuMemory]
+    own = [each.usedGpuMemory for each in processes if each.pid == os.getpid() and each.usedGpuMemory]
     return sum(own) or None
 
 
 def cuda_version() -> tuple[int, int] | None:
-    """The newest CUDA that the NVIDIA driver runs; None without a driver."""
+    """Return the newest CUDA version that the NVIDIA driver supports; None without a driver."""
     with _driver() as nvml:
         try:
             version = int(nvml.nvmlSystemGetCudaDriverVersion()) if nvml else 0
@@ -116,35 +139,29 @@ def cuda_version() -> tuple[int, int] | None:
 
 
 def cuda_hint(gpu_build: bool) -> str | None:
-    """How to install a llama.cpp that uses the NVIDIA GPU of this machine; None without one, or where it does already."""
-    found = [] if gpu_build else gpus()
-    version = cuda_version() if found else None
+    """Return how to install a llama.cpp for this machine's NVIDIA GPU; None without one, or if `gpu_build` is true."""
+    devices = [] if gpu_build else gpus()
+    version = cuda_version() if devices else None
     if version is None:
         return None
-    wanted = f"llama-cpp-python=={_version('llama-cpp-python')}"
-    index = _wheels(version, found[0]["compute_capability"])
+    capability = tuple(int(part) for part in (devices[0]["compute_capability"] or "0.0").split("."))
+    wheels = [
+        index
+        for index, (cuda, lowest, highest) in WHEEL_LISTS.items()
+        if cuda <= version and lowest <= capability <= highest and platform.machine() == "x86_64"
+    ]
+    package = f"llama-cpp-python=={_version('llama-cpp-python')}"
     pip = f"{sys.executable} -m pip install --force-reinstall --no-deps"
-    if index:
-        command = f"{pip} --only-binary :all: --index-url {WHEELS}/{index} {wanted}"
+    if wheels:
+        command = f"{pip} --only-binary :all: --index-url {WHEELS}/{wheels[-1]} {package}"
     else:
-        command = f'CMAKE_ARGS="-DGGML_CUDA=on" {pip} --no-cache-dir --no-binary llama-cpp-python {wanted}'
-    name = found[0]["name"]
+        command = f'CMAKE_ARGS="-DGGML_CUDA=on" {pip} --no-cache-dir --no-binary llama-cpp-python {package}'
+    name = devices[0]["name"]
     return f"{name} is not used: this llama.cpp was built without CUDA. For CUDA {version[0]}.{version[1]} run: {command}"
 
 
-def _wheels(driver: tuple[int, int], capability: str | None) -> str | None:
-    """The newest list of ready-made wheels that this driver and this GPU can run."""
-    able = tuple(int(part) for part in (capability or "0.0").split("."))
-    fitting = [
-        index
-        for index, (cuda, least, most) in WHEEL_LISTS.items()
-        if cuda <= driver and least <= able <= most and platform.machine() == "x86_64"
-    ]
-    return fitting[-1] if fitting else None
-
-
 def disk(path: Path) -> dict[str, Any]:
-    """Room on the file system that holds `path`, which need not exist yet."""
+    """Return the room on the file system of `path`, which need not exist yet."""
     existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
     usage = shutil.disk_usage(existing)
     return {"path": str(path), "total_bytes": usage.total, "free_bytes": usage.free}
@@ -152,7 +169,7 @@ def disk(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _driver() -> Iterator[Any]:
-    """The NVIDIA driver's library, ready to be asked; None without a driver."""
+    """Yield the initialized library of the NVIDIA driver; None without a driver."""
     import pynvml
 
     try:
@@ -167,23 +184,23 @@ def _driver() -> Iterator[Any]:
 
 
 def _gpu(nvml: Any, index: int) -> dict[str, Any]:
-    def ask(name: str, *arguments: Any) -> Any:
+    def query(name: str, *arguments: Any) -> Any:
         try:
             return getattr(nvml, name)(*arguments)
         except nvml.NVMLError:
             return None
 
-    handle = ask("nvmlDeviceGetHandleByIndex", index)
-    room = ask("nvmlDeviceGetMemoryInfo", handle)  # none where GPU and CPU share their memory
-    capability = ask("nvmlDeviceGetCudaComputeCapability", handle)
-    load = ask("nvmlDeviceGetUtilizationRates", handle)  # none for a GPU cut into instances
+    handle = query("nvmlDeviceGetHandleByIndex", index)
+    room = query("nvmlDeviceGetMemoryInfo", handle)  # None where GPU and CPU share their memory
+    capability = query("nvmlDeviceGetCudaComputeCapability", handle)
+    load = query("nvmlDeviceGetUtilizationRates", handle)  # None for a GPU split into instances
     return {
         "index": index,
-        "name": ask("nvmlDeviceGetName", handle),
+        "name": query("nvmlDeviceGetName", handle),
         "total_bytes": room and int(room.total),
         "free_bytes": room and int(room.free),
         "compute_capability": capability and "{}.{}".format(*capability),
-        "driver": ask("nvmlSystemGetDriverVersion"),
+        "driver": query("nvmlSystemGetDriverVersion"),
         "load_percent": load and int(load.gpu),
     }
 
@@ -195,56 +212,26 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _core(root: Path, number: int) -> tuple[str, str]:
-    """What two hyperthreads of one core have in common; a CPU that does not tell counts as a core of its own."""
-    topology = root / f"sys/devices/system/cpu/cpu{number}/topology"
-    core = _text(topology / "core_id")
-    return (_text(topology / "physical_package_id"), core) if core else ("cpu", str(number))
-
-
-def _cpu_quotas(root: Path) -> Iterator[float]:
-    """CPUs' worth of time that each enclosing control group allows."""
-    for group in _groups(root, ""):
-        quota, _, period = _text(group / "cpu.max").partition(" ")
-        if quota.isdecimal():
-            yield int(quota) / int(period)
-    for group in _groups(root, "cpu"):
-        old, span = _number(group / "cpu.cfs_quota_us"), _number(group / "cpu.cfs_period_us")
-        if old and span:
-            yield old / span
-
-
-def _memory_groups(root: Path) -> Iterator[tuple[int, int]]:
-    """(limit, use) in bytes of each enclosing control group that has a limit. File cache that can be dropped is no use."""
-    names = (("", "memory.max", "memory.current", "inactive_file"),)
-    older = (("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),)
-    for controller, limit, use, reclaimable in names + older:
-        for group in _groups(root, controller):
-            limited, used = _number(group / limit), _number(group / use)
-            if limited and used is not None:
-                yield limited, max(0, used - int(_pairs(group / "memory.stat", " ").get(reclaimable, 0)))
-
-
 def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """Directories of this process's control group and of those around it; `controller` "" is the unified (v2) tree."""
+    """Yield the directories of this process's control group and its ancestors; `controller` "" is the unified (v2) tree."""
     top = root / "sys/fs/cgroup" / controller
-    inside = Path()
+    path_of_group = Path()
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controller in controllers.split(","):
-            inside = Path(path.lstrip("/"))
+            path_of_group = Path(path.lstrip("/"))
     yield top
-    for depth in range(len(inside.parts)):
-        yield top.joinpath(*inside.parts[: depth + 1])
+    for depth in range(len(path_of_group.parts)):
+        yield top.joinpath(*path_of_group.parts[: depth + 1])
 
 
 def _pairs(path: Path, separator: str = ":") -> dict[str, str]:
-    """First value of each key of a file of `key<separator>value` lines."""
-    found: dict[str, str] = {}
+    """Return the first value of each key in a file of `key<separator>value` lines."""
+    pairs: dict[str, str] = {}
     for line in _text(path).splitlines():
         key, _, value = line.partition(separator)
-        found.setdefault(key.strip(), value.strip())
-    return found
+        pairs.setdefault(key.strip(), value.strip())
+    return pairs
 
 
 def _number(path: Path) -> int | None:

@@ -1,7 +1,7 @@
-"""API keys: the file they lie in, and the keys a running server accepts.
+"""API keys: the file that stores them, and the keys that a running server accepts.
 
-The file holds the SHA-256 of each key, never the key. A slow hash, as passwords need it, would add nothing: a key is 256
-random bits, which nobody guesses however fast the hash is, and every request has to be hashed.
+The file holds the SHA-256 of each key, never the key. A slow hash, as for passwords, would add nothing: a key has 256 random
+bits, which cannot be guessed however fast the hash is, and the key of every request has to be hashed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from locallab.settings import ServerSettings, home
 Tier = Literal["free", "pro"]
 
 PREFIX = "ll-"
-"""What every key begins with, so that people and scanners of source code know one when they see it."""
+"""Prefix of every key, by which people and secret scanners recognize one."""
 
 LONGEST_NAME = 64
 FIRST_NAME = "first key"
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 class Key(msgspec.Struct, frozen=True):
-    """What is known of a key: not the key itself. `created` is in seconds since the epoch."""
+    """A stored key: its hash, not the key itself. `created` is in seconds since the epoch."""
 
     name: str
     tier: Tier
@@ -53,35 +53,35 @@ class _File(msgspec.Struct):
 
 
 Version = tuple[int, int, int] | None
-"""Differs whenever the file has been changed; None: there is no file."""
+"""Differs after each change of the file; None if there is no file."""
 
 
 class KeyStore:
-    """The keys on this machine. `path` None is keys.json of `settings.home()`; it is made when the first key is."""
+    """The file of keys on this machine, by default keys.json in `settings.home()`; the first key creates it."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = home() / "keys.json" if path is None else path
 
     def version(self) -> Version:
-        """Changes nothing; costs one look at the file's entry, not at its content."""
+        """Return the version of the file, for the price of one stat."""
         try:
-            found = self.path.stat()
+            stat = self.path.stat()
         except OSError:
             return None
-        return found.st_mtime_ns, found.st_ino, found.st_size
+        return stat.st_mtime_ns, stat.st_ino, stat.st_size
 
     def read(self) -> tuple[Key, ...]:
-        """All keys, oldest first. Changes nothing. Raises ConfigError for a file that cannot be used."""
+        """Return all keys, oldest first. Raises ConfigError for a file that cannot be used."""
         try:
             return msgspec.json.decode(self.path.read_bytes(), type=_File).keys
         except FileNotFoundError:
             return ()
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
-            raise ConfigError(f"{self.path}: the file of API keys cannot be used: {reason}; mend it or move it away") from None
+            raise ConfigError(f"{self.path}: the file of API keys cannot be used: {reason}; repair or remove it") from None
 
     def create(self, name: str, tier: Tier) -> tuple[Key, str]:
-        """Adds a key; gives it and its secret, which is kept nowhere. Raises ConfigError for a name that cannot be used."""
+        """Add a key, and return it and its secret, which is stored nowhere. Raises ConfigError for an unusable name."""
         if not name.strip() or not name.isprintable() or len(name) > LONGEST_NAME:
             raise ConfigError(f"name: must be 1 to {LONGEST_NAME} printable characters, got {name!r}")
         secret = new_secret()
@@ -94,19 +94,19 @@ class KeyStore:
         return key, secret
 
     def revoke(self, name: str) -> Key:
-        """Removes the key of this name, or else of this id, and returns it. Raises ConfigError when there is none."""
+        """Remove and return the key with this name, or else this id. Raises ConfigError when there is none."""
         with self._locked():
             keys = self.read()
-            found = next((key for key in keys if key.name == name), None) or next((key for key in keys if key.id == name), None)
-            if found is None:
+            matches = [key for key in keys if key.name == name] or [key for key in keys if key.id == name]
+            if not matches:
                 known = ", ".join(repr(key.name) for key in keys) or "none"
                 raise ConfigError(f"there is no key {name!r}; known: {known}")
-            self._write([key for key in keys if key is not found])
-        return found
+            self._write([key for key in keys if key is not matches[0]])
+        return matches[0]
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Holds the file against other processes and threads that change it; readers need no lock."""
+        """Lock the file against other writers, processes and threads; readers need no lock."""
         from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # as the model store's; imports slowly
 
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,7 @@ class KeyStore:
             yield
 
     def _write(self, keys: Iterable[Key]) -> None:
-        """Replaces the file: a reader finds the old one or the new one, and only its owner can read either."""
+        """Replace the file atomically: a reader sees the old one or the new one. Only its owner may read either."""
         handle, name = tempfile.mkstemp(dir=self.path.parent, prefix="keys-")  # has the mode 0600
         try:
             with os.fdopen(handle, "wb") as file:
@@ -128,10 +128,10 @@ class KeyStore:
 
 
 class Keyring:
-    """The keys a running server accepts, and whether it asks for one. For one thread.
+    """The keys that a running server accepts, and whether it requires one. For one thread.
 
-    The store's file is looked at again whenever it has changed. A damaged one is a ConfigError here at the start; later the
-    keys stay as they were, and the log says why. `public`: the server can be reached from beyond this machine.
+    The store's file is read again whenever it has changed. A damaged file raises ConfigError at construction; later the keys
+    stay as they were, and the error is logged. `public` means that other machines can reach the server.
     """
 
     def __init__(self, settings: ServerSettings, store: KeyStore, public: bool = False) -> None:
@@ -141,29 +141,29 @@ class Keyring:
         self._store = store
         self._version = store.version()
         self._keys = store.read()
-        self._asked = False
+        self._protected = False
 
     @property
     def required(self) -> bool:
-        """Whether a request needs a key. Once it did it always does: taking the last key away must not open the server."""
+        """True if a request needs a key. Once true it stays so: revoking the last key must not open the server."""
         self._refresh()
-        self._asked = self._asked or self.public or bool(self._single or self._keys)
-        return self._auth and self._asked
+        self._protected = self._protected or self.public or bool(self._single or self._keys)
+        return self._auth and self._protected
 
     def find(self, presented: Sequence[str]) -> Key | None:
-        """The first key that one of `presented` is, without telling by its time which, or how nearly."""
+        """Return the key of the first valid secret in `presented`, comparing in constant time."""
         self._refresh()
         for secret in presented:
-            digest, found = _digest(secret), None
+            digest, match = _digest(secret), None
             for key in (*self._single, *self._keys):
                 if hmac.compare_digest(key.sha256, digest):
-                    found = key
-            if found is not None:
-                return found
+                    match = key
+            if match is not None:
+                return match
         return None
 
     def has(self, key: Key) -> bool:
-        """Whether a key that was found is still valid."""
+        """Return True if a key from `find` is still valid."""
         self._refresh()
         return key in self._single or key in self._keys
 
@@ -181,20 +181,19 @@ class Keyring:
 
 
 def new_secret() -> str:
-    """A key that nobody has yet."""
+    """Return a new random key."""
     return PREFIX + secrets.token_urlsafe(32)
 
 
 def ensure_key(settings: ServerSettings, store: KeyStore, public: bool) -> str | None:
-    """Makes the first key of a server that can be reached from beyond this machine; returns the secret to show, once.
+    """Create the first key of a server that other machines can reach, and return its secret, which can be shown only now.
 
-    None where there are keys already, where nobody beyond this machine can reach the server, and with --no-auth, of which the
-    log warns then.
+    Returns None if there is a key, if other machines cannot reach the server, and with --no-auth, after a warning in the log.
     """
     if not public:
         return None
     if not settings.auth:
-        log.warning("--no-auth: whoever reaches this server from other machines may use it without a key")
+        log.warning("--no-auth: anyone who can reach this server may use it without a key")
         return None
     if settings.api_key is not None or store.read():
         return None
@@ -202,7 +201,7 @@ def ensure_key(settings: ServerSettings, store: KeyStore, public: bool) -> str |
 
 
 def _single(secret: str | None) -> tuple[Key, ...]:
-    """The key of --api-key, if any. An empty one is refused: who writes --api-key "$KEY" does not mean an open server."""
+    """Return the key of --api-key, if any. Raises ConfigError for an empty one: --api-key "$KEY" never means an open server."""
     if secret is None:
         return ()
     if not secret.isascii() or not secret.isprintable() or " " in secret or not secret:

@@ -1,4 +1,4 @@
-"""Logging: one line per record on stderr, as text or JSON, written by a thread of its own so that no caller waits for it."""
+"""Logging to stderr, a line per record, as text or JSON; a thread of its own writes, so that no caller waits."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from typing import Any, TextIO
 import msgspec
 
 BACKLOG = 10_000
-"""Records that may wait for the writer; when nobody reads stderr, further ones are dropped and counted."""
+"""Maximum records waiting for the writer; when nobody reads stderr, further ones are dropped and counted."""
 
 NOISY = ("uvicorn", "asyncio", "httpx", "httpx2", "httpcore", "httpcore2", "urllib3", "huggingface_hub", "filelock", "pyngrok")
-"""Loggers of libraries: their progress reports are of use only when debugging."""
+"""Loggers of libraries, whose reports of progress are useful for debugging only."""
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
-"""The id of the request that is being handled here; every record logged meanwhile carries it as `request_id`."""
+"""Id of the current request; records logged meanwhile carry it as `request_id`."""
 
 _KEYS = re.compile(
     r"""(?ix) ( \b authorization ['"]? :\ * ['"]? bearer\ + | \b (?:x-)?api-key ['"]? :\ * ['"]?
     | \b api_key = | \b locallab\.key\. | \b ll- (?=[\w-]{43}) ) [^\s'"&,;]+"""
 )
-"""API keys as they stand in requests, which the libraries of the server log when debugging."""
+"""API keys as they appear in requests, which the server's libraries log at debug level."""
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(9), *range(10, 32), 127)}
 
 
 class TextFormatter(logging.Formatter):
-    """`2026-01-31 12:00:00.123 info locallab.x [request id]: message`.
+    """Formats `2026-01-31 12:00:00.123 info locallab.x [request id]: message`, with control characters escaped.
 
-    Control characters are escaped: a message cannot forge a line.
+    A message cannot forge a line.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -48,7 +48,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (UTC), level, logger, message, request_id, the caller's `extra`, and the exception."""
+    """Formats a JSON object: time (UTC), level, logger, message, request_id, the caller's `extra`, and the exception."""
 
     def format(self, record: logging.LogRecord) -> str:
         entry: dict[str, Any] = {name: value for name, value in vars(record).items() if name not in _STANDARD}
@@ -60,7 +60,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class _Enqueue(QueueHandler):
-    """Takes a record in the caller's thread without ever waiting."""
+    """Queues records in the caller's thread without ever waiting."""
 
     def __init__(self, records: queue.SimpleQueue[Any]) -> None:
         super().__init__(records)
@@ -68,7 +68,7 @@ class _Enqueue(QueueHandler):
         self.dropped = 0
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        """Fixes the message now: its arguments may change, or be freed, before the writer sees them. Keys are taken out."""
+        """Format the message now, since its arguments may change before it is written, and hide API keys."""
         record.msg, record.args = _KEYS.sub(r"\1[hidden]", record.getMessage()), None
         if identity := request_id.get():
             record.request_id = identity
@@ -85,24 +85,14 @@ class _Enqueue(QueueHandler):
 
 @contextlib.contextmanager
 def configured(level: str, form: str, stream: TextIO | None = None) -> Iterator[None]:
-    """Sends every record of `level` or above to `stream` (default: stderr), in the `form` "text" or "json".
+    """Send every record of `level` or above to `stream` (default: stderr), in the `form` "text" or "json".
 
-    On leaving, what waits is written and the root logger is as before.
+    On exit, waiting records are written and the root logger is restored.
     """
     records: queue.SimpleQueue[Any] = queue.SimpleQueue()
     writer = logging.StreamHandler(stream or sys.stderr)
     writer.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     handler, listener = _Enqueue(records), QueueListener(records, writer)
-    with _installed(handler, level):
-        listener.start()
-        try:
-            yield
-        finally:
-            listener.stop()
-
-
-@contextlib.contextmanager
-def _installed(handler: logging.Handler, level: str) -> Iterator[None]:
     root = logging.getLogger()
     before = root.level, root.handlers[:]
     root.setLevel(level.upper())
@@ -110,9 +100,11 @@ def _installed(handler: logging.Handler, level: str) -> Iterator[None]:
     logging.captureWarnings(True)
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.NOTSET if level == "debug" else logging.WARNING)
+    listener.start()
     try:
         yield
     finally:
+        listener.stop()
         root.setLevel(before[0])
         root.handlers[:] = before[1]
         logging.captureWarnings(False)

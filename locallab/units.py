@@ -1,10 +1,10 @@
-"""Figures for people: bytes, seconds, counts."""
+"""Human-readable quantities: bytes, durations, counts."""
 
 from __future__ import annotations
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: 45 s, 3 min, 2 h 5 min."""
+    """Format seconds: 45 s, 3 min, 2 h 5 min."""
     minutes = round(seconds / 60)
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
@@ -12,7 +12,7 @@ def duration(seconds: float) -> str:
 
 
 def count(number: int) -> str:
-    """A number for people: 7.6 billion, 135 million."""
+    """Format a number: 7.6 billion, 135 million."""
     for scale, word in ((10**9, "billion"), (10**6, "million"), (10**3, "thousand")):
         if number >= scale:
             return f"{number / scale:.3g} {word}"
@@ -20,12 +20,12 @@ def count(number: int) -> str:
 
 
 def binary_bytes(count: int) -> str:
-    """Bytes for people: 812 MiB, 4.4 GiB."""
+    """Format bytes in binary units: 812 MiB, 4.4 GiB."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
 def decimal_bytes(size: int) -> str:
-    """Bytes for people: 4.7 GB, 98 MB, 12 kB."""
+    """Format bytes in decimal units: 4.7 GB, 98 MB, 12 kB."""
     for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if size >= scale:
             return f"{size / scale:.3g} {unit}"
@@ -33,7 +33,7 @@ def decimal_bytes(size: int) -> str:
 
 
 def compact_bytes(size: int | None) -> str:
-    """Bytes as a figure of decimal units, such as 98MB; a model that is not fetched yet may be of unknown size."""
+    """Format bytes in decimal units without a blank, such as 98MB; None, the size of an unfetched model, is "unknown"."""
     if size is None:
         return "unknown"
     for unit, scale in (("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
@@ -43,7 +43,7 @@ def compact_bytes(size: int | None) -> str:
 
 
 def compact_count(count: int) -> str:
-    """A number of parameters as their users write it: 135M, 8.0B; empty for 0."""
+    """Format a number of parameters as in model names: 135M, 8.0B; empty for 0."""
     if count >= 10**9:
         return f"{count / 10**9:.1f}B"
     if count >= 10**6:

@@ -24,7 +24,7 @@ def miscompiled(system_info: str) -> str | None:
     """
     if "AMX_INT8 = 1" not in system_info:
         return None
-    return next(filter(None, map(unsound, _libraries(Path("/proc/self/maps")))), None)
+    return next(filter(None, map(unsound, libraries(Path("/proc/self/maps")))), None)
 
 
 def unsound(library: Path) -> str | None:
@@ -37,7 +37,7 @@ def unsound(library: Path) -> str | None:
     return f"GCC {oldest[0]}.{oldest[1]}" if oldest < SOUND else None
 
 
-def _libraries(maps: Path) -> list[Path]:
+def libraries(maps: Path) -> list[Path]:
     """List the files mapped into this process that may contain ggml's CPU code."""
     try:
         names = {line.split(maxsplit=5)[-1] for line in maps.read_text().splitlines() if "/" in line}

@@ -17,8 +17,8 @@ DEFAULT_POOL = 16384
 """Default tokens of the KV pool, or two contexts if that is more, as far as a quarter of the free memory allows."""
 
 CACHED_SEQUENCES = 64
-"""Maximum llama sequence ids for finished requests that stay in the pool; as many as for running ones at most where each sequence
-takes memory for a running state."""
+"""Maximum llama sequence ids for finished requests in the pool; no more than for running ones where each takes memory for a
+running state."""
 
 CPU_TILE = 64
 """Minimum tokens of a batch for which ggml's CPU flash attention works in tiles (GGML_FA_TILE_Q)."""

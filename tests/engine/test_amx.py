@@ -32,8 +32,8 @@ def test_the_oldest_compiler_counts(tmp_path: Path, comments: list[tuple[bytes, 
 
 
 def test_the_library_of_this_process_is_looked_at() -> None:
-    assert any("ggml" in path.name for path in amx._libraries(Path("/proc/self/maps")))
-    assert amx._libraries(Path("/no/such/file")) == []
+    assert any("ggml" in path.name for path in amx.libraries(Path("/proc/self/maps")))
+    assert amx.libraries(Path("/no/such/file")) == []
 
 
 def test_a_build_without_amx_is_sound() -> None:

@@ -123,7 +123,7 @@ class Grammars:
     def _compile(self, constraint: Constraint) -> Guide:
         try:
             constraint.source.encode()
-            grammar = _grammar(constraint)
+            grammar = to_llguidance(constraint)
         except UnicodeEncodeError:
             raise InvalidField(constraint.field, "has half of a surrogate pair, which is no character") from None
         except ValueError as error:
@@ -170,7 +170,7 @@ def _tokenizer(model: Model) -> LLTokenizer:
     )
 
 
-def _grammar(constraint: Constraint) -> str:
+def to_llguidance(constraint: Constraint) -> str:
     """Return llguidance's grammar for a constraint. Raises ValueError with the reason when there is none."""
     source = constraint.source
     if len(source) > LONGEST:

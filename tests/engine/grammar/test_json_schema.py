@@ -446,7 +446,7 @@ class Language:
     """What a schema allows, byte for byte."""
 
     def __init__(self, schema: Any) -> None:
-        source = grammars._grammar(Constraint("json_schema", json.dumps(schema)))
+        source = grammars.to_llguidance(Constraint("json_schema", json.dumps(schema)))
         self._matcher = LLMatcher(BYTES, source, log_level=0)
         assert not self._matcher.is_error() and not self._matcher.get_grammar_warnings()
 
