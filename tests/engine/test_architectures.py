@@ -112,8 +112,9 @@ def revisit_an_old_sequence(path: Path) -> int:
     """
     prompt = words(9, 60)
     with running(path, kv_tokens=256, cache_tokens=200) as engine:
-        long = start(engine, prompt, 100)
+        long = start(engine, prompt, 100, hold=True)
         others = [start(engine, words(100 + i, 10), 6) for i in range(16)]
+        long.release()  # not before: it must end last, or the others evict it from the cache
         for other in others:
             assert other.reason == "length"
         assert long.reason == "length"
@@ -199,7 +200,8 @@ def test_requests_that_do_not_fit_together(path: Path, ram: int) -> None:
     """Four requests of 240 tokens in a pool of 512: one is put back and computed again; nobody sees it."""
     prompts = [words(30 + i, 40) for i in range(4)]
     with running(path, context=512, kv_tokens=512, cache_tokens=64, cache_ram_mib=ram) as engine:
-        answers = [start(engine, prompt, 200 + i) for i, prompt in enumerate(prompts)]
+        answers = [start(engine, prompt, 200 + i, hold=i == 0) for i, prompt in enumerate(prompts)]
+        answers[0].release()
         for i, answer in enumerate(answers):
             assert (answer.reason, len(answer.tokens), answer.cached) == ("length", 200 + i, 0)
         assert engine.stats().preemptions > 0

@@ -18,12 +18,12 @@ from locallab.engine.request import ReasoningBudget, TokenLogprob
 from locallab.errors import InvalidField
 from tests.support import tiny_gguf
 from tests.support.fake_llama import FakeModel
-from tests.support.live_engine import Answer, running
+from tests.support.live_engine import TIE, Answer, check, running
 from tests.support.tiny_gguf import ARCHITECTURES
 from tests.support.tiny_grammar import MARK, MORE, PROMPT
 
 NEAR = 1e-2
-"""How many tokens are computed at once changes the rounding."""
+"""How many tokens are computed at once changes the rounding, if only a little below a tile (64 tokens): else see TIE."""
 
 floats = st.floats(-50, 50, width=32) | st.sampled_from([0.0, 1.0])
 rows = arrays.arrays(np.float32, st.integers(1, 40), elements=floats)
@@ -60,10 +60,6 @@ class Told(Answer):
     def __call__(self, event: TokenEvent) -> None:
         self.events.append(event)
         super().__call__(event)
-
-    @property
-    def logprobs(self) -> list[TokenLogprob]:
-        return [each for event in self.events for each in event.logprobs]
 
     @property
     def prompt_logprobs(self) -> list[TokenLogprob]:
@@ -107,7 +103,9 @@ def test_a_greedy_answers_tokens_are_the_likeliest(engine: Engine) -> None:
 
 def test_who_does_not_ask_is_told_nothing(engine: Engine) -> None:
     answer = ask(engine, logprobs=None)
-    assert answer.logprobs == answer.prompt_logprobs == [] and answer.tokens == ask(engine).tokens
+    assert answer.logprobs == answer.prompt_logprobs == []
+    for tokens in (answer.tokens, ask(engine).tokens):
+        check(engine.info.path, PROMPT, tokens)
 
 
 def test_the_prompt_is_scored_as_if_it_had_been_said(engine: Engine) -> None:
@@ -130,8 +128,8 @@ def test_alone_and_in_company_it_is_the_same(engine: Engine) -> None:
     for one, other in zip(alone, company, strict=True):
         other.ended()
         same = next((i for i, (a, b) in enumerate(zip(one.tokens, other.tokens, strict=True)) if a != b), len(one.tokens))
-        assert values(one.logprobs)[:same] == pytest.approx(values(other.logprobs)[:same], abs=0.1)
-        assert values(one.prompt_logprobs) == pytest.approx(values(other.prompt_logprobs), abs=0.1)
+        assert values(one.logprobs)[:same] == pytest.approx(values(other.logprobs)[:same], abs=TIE)
+        assert values(one.prompt_logprobs) == pytest.approx(values(other.prompt_logprobs), abs=TIE)
 
 
 def test_a_long_prompt_is_scored_in_chunks(engine: Engine) -> None:
@@ -238,4 +236,4 @@ def test_how_the_real_model_finds_a_plain_sentence(model_path: Path) -> None:
         assert scored.logprobs[0].top[0][0] == scored.tokens[0]
         greedy = ask(engine, tokens[:-2], max_tokens=2)
         assert greedy.logprobs[0].piece == b" Paris"
-        assert greedy.logprobs[0].logprob == pytest.approx(by_piece[b" Paris"], abs=NEAR)
+        assert greedy.logprobs[0].logprob == pytest.approx(by_piece[b" Paris"], abs=TIE)

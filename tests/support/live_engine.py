@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from locallab.engine import Engine, SamplingParams, TokenEvent
+from locallab.engine.request import TokenLogprob
 from locallab.settings import EngineSettings
 
 TIE = 0.25
@@ -27,6 +28,7 @@ class Answer:
     def __init__(self, *, hold: bool = False) -> None:
         self.tokens: list[int] = []
         self.text = ""
+        self.logprobs: list[TokenLogprob] = []
         self.last: TokenEvent | None = None
         self.id = -1
         self._begun = threading.Event()
@@ -39,6 +41,7 @@ class Answer:
         assert self.last is None, "an event came after the last one"
         self.tokens += event.token_ids
         self.text += event.text
+        self.logprobs += event.logprobs
         if event.finish_reason:
             self.last = event
             self._ended.set()
@@ -119,3 +122,12 @@ def check(path: Path, prompt: Sequence[int], answer: Sequence[int]) -> None:
                 place = f"token {len(answer) - len(left)} after a prompt of {len(prompt)}"
                 assert either.tokens == left[:1], f"{place} is {left[0]}, should be {expected.tokens[same]}"
                 done.append(left.pop(0))
+
+
+def agree(one: Answer, other: Answer) -> None:
+    """Assert that two greedy answers with logprobs have the same tokens up to the first tie, behind which they may differ."""
+    for ours, theirs in zip(one.logprobs, other.logprobs, strict=False):
+        if ours.token != theirs.token:
+            assert abs(ours.logprob - theirs.logprob) < TIE, f"{theirs.token} is no tie with {ours.token}"
+            return
+    assert len(one.logprobs) == len(other.logprobs)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +24,7 @@ from locallab.settings import EngineSettings
 from tests.support import tiny_embedding_gguf
 from tests.support.live_engine import PATIENCE, Answer
 from tests.support.tiny_embedding_gguf import CLS, SEP, UNK, Pooling, token
+from tests.support.wait import until
 
 TEXTS = ["hello world", "the old cat, a new dog?", "sun moons rivering red blue stoner", "", "hello", "a b c " * 15]
 CLOSE = 0.9999
@@ -341,8 +341,7 @@ def test_closing_ends_what_waits(bert: Path) -> None:
         running = engine.embed([[CLS]] * 3)
         assert held.computing.wait(PATIENCE)
         closing = pool.submit(engine.close)
-        while engine._worker.commands.qsize() < 1:
-            time.sleep(0.001)
+        until(lambda: engine._worker.commands.qsize() == 1)
         held.go.set()
         closing.result(PATIENCE)
         with pytest.raises(EngineClosed):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from locallab.pool.memory import Memory
 from locallab.settings import EngineSettings
 from tests.support import tiny_gguf
 from tests.support.live_engine import PATIENCE, Answer, ask, running, start
+from tests.support.wait import until
 
 PROMPT = list(range(3, 43))
 LONG = 200
@@ -88,8 +88,7 @@ def test_a_second_close_can_cut_the_grace_short(path: Path) -> None:
         patient = pool.submit(engine.close, PATIENCE)
         wait_until_closing(engine)
         hasty = pool.submit(engine.close)
-        while engine._worker.commands.qsize() < 2:
-            time.sleep(0.001)
+        until(lambda: engine._worker.commands.qsize() == 2)
         answer.release()
         patient.result(PATIENCE)
         hasty.result(PATIENCE)
