@@ -9,8 +9,8 @@ import pytest
 from locallab import errors
 
 
-def drawn() -> dict[str, str | None]:
-    """The tree in the docstring: name -> name of its parent."""
+def documented() -> dict[str, str | None]:
+    """Return the tree in the docstring: name -> name of its parent."""
     parents: dict[str, str | None] = {}
     path: list[str] = []
     for line in inspect.cleandoc(errors.__doc__ or "").splitlines()[1:]:
@@ -28,8 +28,8 @@ def defined() -> dict[str, str | None]:
 
 
 def test_the_tree_in_the_docstring_is_the_tree() -> None:
-    assert len(drawn()) > 5
-    assert drawn() == defined()
+    assert len(documented()) > 5
+    assert documented() == defined()
 
 
 def test_every_error_says_what_it_is_for() -> None:

@@ -17,7 +17,7 @@ from locallab import hardware
 
 @pytest.fixture
 def four_threads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The root of a machine with two cores of two hyperthreads each."""
+    """Return the root of a machine with two cores of two hyperthreads each."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3})
     for number in range(4):
         write(tmp_path, f"sys/devices/system/cpu/cpu{number}/topology/physical_package_id", "0")
@@ -205,7 +205,7 @@ def test_versions_of_what_is_not_installed_are_none() -> None:
 
 
 def card(monkeypatch: pytest.MonkeyPatch, cuda: int, capability: tuple[int, int] = (7, 5)) -> None:
-    """An NVIDIA T4, or another of that compute capability, whose driver runs this CUDA."""
+    """Fake an NVIDIA T4, with another compute capability if wanted, whose driver supports this CUDA."""
     fake_nvml(
         monkeypatch,
         nvmlDeviceGetCount=lambda: 1,

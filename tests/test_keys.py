@@ -29,8 +29,8 @@ def store(tmp_path: Path) -> KeyStore:
     return KeyStore(tmp_path / "deep" / "keys.json")
 
 
-def keyring(store: KeyStore, public: bool = False, **given: Any) -> Keyring:
-    return Keyring(ServerSettings(**given), store, public)
+def keyring(store: KeyStore, public: bool = False, **options: Any) -> Keyring:
+    return Keyring(ServerSettings(**options), store, public)
 
 
 def test_only_a_hash_is_kept(store: KeyStore) -> None:
@@ -236,16 +236,16 @@ def test_an_unchanged_file_is_not_read_again(store: KeyStore, monkeypatch: pytes
 
 
 def test_the_first_key_is_made_once_and_only_beyond_this_machine(store: KeyStore, caplog: pytest.LogCaptureFixture) -> None:
-    given = ServerSettings()
-    assert ensure_key(given, store, public=False) is None
-    assert ensure_key(dataclasses.replace(given, api_key="k"), store, public=True) is None
-    assert ensure_key(dataclasses.replace(given, auth=False), store, public=False) is None
+    options = ServerSettings()
+    assert ensure_key(options, store, public=False) is None
+    assert ensure_key(dataclasses.replace(options, api_key="k"), store, public=True) is None
+    assert ensure_key(dataclasses.replace(options, auth=False), store, public=False) is None
     assert caplog.records == [] and not store.path.exists()
-    secret = ensure_key(given, store, public=True)
+    secret = ensure_key(options, store, public=True)
     assert secret is not None
     [key] = store.read()
     assert (key.name, key.tier) == (FIRST_NAME, "pro") and keyring(store).find([secret]) == key
-    assert ensure_key(given, store, public=True) is None
+    assert ensure_key(options, store, public=True) is None
     assert store.read() == (key,)
 
 

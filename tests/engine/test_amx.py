@@ -1,4 +1,4 @@
-"""Libraries whose compiler got AMX wrong are told by what it wrote into them."""
+"""Libraries whose compiler miscompiles AMX are recognized by its comments in them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_build_without_amx_is_sound() -> None:
 
 
 def test_the_real_model_computes_whatever_compiled_llama_cpp(model_path: Path) -> None:
-    """Where AMX was compiled wrongly and is used, the process would end here."""
+    """Where AMX is miscompiled and used, the process would end here."""
     engine = Engine(model_path, EngineSettings(context=256))
     engine.close()
     assert llama.build_features()["miscompiled_amx"] == llama.miscompiled_amx()

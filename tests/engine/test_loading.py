@@ -1,4 +1,4 @@
-"""What cannot be loaded is refused with its name and the reason, and leaves nothing behind. The real llama.cpp."""
+"""Unfit files are refused with their path and the reason, and leave nothing behind. The real llama.cpp."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def refusal(path: Path, **settings: object) -> str:
-    """The reason for which `path` is refused; nothing of it is left."""
+    """Return the reason for which `path` is refused; assert that nothing of it is left."""
     defaults = {"context": 256, "threads": 1, "gpu_layers": 0}
     with pytest.raises(ModelLoadError) as caught:
         Engine(path, EngineSettings(**{**defaults, **settings}))  # type: ignore[arg-type]
@@ -149,7 +149,7 @@ def test_any_file_name_will_do(path: Path, tmp_path: Path) -> None:
 
 
 def test_damaged_metadata_never_crashes(path: Path) -> None:
-    """Loads many damaged copies in a process of its own: each is refused or, where the damage means nothing, works."""
+    """Load many damaged copies in a process of its own: each is refused or, where the damage is harmless, works."""
     code = f"from tests.engine import test_loading; test_loading.load_damaged({str(path)!r}, 150)"
     environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
     child = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
@@ -160,7 +160,7 @@ def test_damaged_metadata_never_crashes(path: Path) -> None:
 
 
 def load_damaged(name: str, copies: int) -> None:
-    """Prints for each of so many copies of a model, each with a wrong byte in its metadata, what became of it."""
+    """Load copies of a model, each with a wrong byte in its metadata, and print the outcomes."""
     path = Path(name)
     data = path.read_bytes()
     places = damageable(path)
@@ -184,7 +184,7 @@ def load_or_refuse(path: Path) -> str:
 
 
 def damageable(path: Path) -> list[int]:
-    """The places of all bytes before the weights but those of what may abort; of a long list only the beginning."""
+    """Return the offsets of all bytes before the weights but those that may abort; of a long list only the beginning."""
     reader = gguf.GGUFReader(path)
     spared: set[int] = set()
     for key, field in reader.fields.items():
@@ -202,7 +202,7 @@ def damageable(path: Path) -> list[int]:
 
 
 def test_llama_cpp_logs_to_logging(path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:
-    """Under `locallab.llama`; nothing is written past Python, and a good load is worth no warning."""
+    """Under `locallab.llama`; nothing is written past Python, and a successful load logs no warning."""
     with caplog.at_level(logging.DEBUG), running(path, cache_tokens=256, cache_ram_mib=1) as engine:
         ask(engine, PROMPT, 8)
     lines = [record for record in caplog.records if record.name == "locallab.llama"]
@@ -212,12 +212,12 @@ def test_llama_cpp_logs_to_logging(path: Path, caplog: pytest.LogCaptureFixture,
 
 
 def test_a_failed_load_is_told_once(path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:
-    """By the exception: the log has llama.cpp's own words for those who look for them, but shows no second error."""
+    """By the exception: llama.cpp's own messages are logged for debugging, without a second error."""
     tiny_gguf.write(path, "llama", without=["output_norm.weight"])
     with caplog.at_level(logging.DEBUG):
         reason = refusal(path)
-    told = [record for record in caplog.records if "output_norm.weight" in record.message]
+    details = [record for record in caplog.records if "output_norm.weight" in record.message]
     assert "output_norm.weight" in reason
-    assert told and {record.name for record in told} == {"locallab.llama"}
+    assert details and {record.name for record in details} == {"locallab.llama"}
     assert max(record.levelno for record in caplog.records) < logging.WARNING
     assert capfd.readouterr() == ("", "")

@@ -1,4 +1,4 @@
-"""Histograms count exactly; an engine's totals say what it has done."""
+"""Histograms and totals count exactly."""
 
 from __future__ import annotations
 

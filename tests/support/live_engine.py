@@ -1,4 +1,4 @@
-"""Plain questions to a real Engine, and what a fresh one would have answered."""
+"""Plain requests to a real Engine, and comparison with the answers of a fresh one."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ PATIENCE = 30.0
 
 
 class Answer:
-    """What one request has got so far; the listener of that request.
+    """The listener of one request, which keeps its answer.
 
-    With `hold` it stops the whole engine at the first token, until `release`: what is asked for meanwhile comes in time.
+    With `hold` it stops the whole engine at the first token, until `release`: requests made meanwhile overlap with this one.
     """
 
     def __init__(self, *, hold: bool = False) -> None:
@@ -73,7 +73,7 @@ class Answer:
 
 
 def start(engine: Engine, prompt: Sequence[int], n: int, *, hold: bool = False, **params: object) -> Answer:
-    """Submits a greedy request for exactly `n` tokens."""
+    """Submit a greedy request for exactly `n` tokens."""
     answer = Answer(hold=hold)
     sampling = SamplingParams(temperature=0, ignore_eos=True, max_tokens=n, **params)  # type: ignore[arg-type]
     answer.id = engine.submit(prompt, sampling, answer)
@@ -81,14 +81,14 @@ def start(engine: Engine, prompt: Sequence[int], n: int, *, hold: bool = False, 
 
 
 def cancel(engine: Engine, answer: Answer) -> None:
-    """Cancels a held request when its first token has come."""
+    """Cancel a held request after its first token."""
     engine.cancel(answer.begun().id)
     answer.release()
     assert answer.reason == "cancelled"
 
 
 def ask(engine: Engine, prompt: Sequence[int], n: int, **params: object) -> Answer:
-    """`start`, and waits for all `n` tokens."""
+    """`start` a request and wait for all `n` tokens."""
     answer = start(engine, prompt, n, **params).ended()
     assert answer.last is not None and answer.last.error is None, answer.last
     assert (answer.reason, len(answer.tokens)) == ("length", n)
@@ -97,7 +97,7 @@ def ask(engine: Engine, prompt: Sequence[int], n: int, **params: object) -> Answ
 
 @contextlib.contextmanager
 def running(path: Path, **settings: object) -> Iterator[Engine]:
-    """An engine of 256 tokens' context on one CPU thread that caches nothing unless `settings` say so."""
+    """Run an engine with a context of 256 tokens, one CPU thread and no caches, unless `settings` differ."""
     defaults = {"context": 256, "parallel": 4, "threads": 1, "gpu_layers": 0, "cache_tokens": 0, "cache_ram_mib": 0}
     engine = Engine(path, EngineSettings(**{**defaults, **settings}))  # type: ignore[arg-type]
     try:
@@ -107,7 +107,7 @@ def running(path: Path, **settings: object) -> Iterator[Engine]:
 
 
 def check(path: Path, prompt: Sequence[int], answer: Sequence[int]) -> None:
-    """Asserts that an engine with nothing cached, asked alone, says `answer`; at a tie either token is right."""
+    """Assert that an idle engine without caches gives `answer`; at a tie either token is right."""
     done: list[int] = list(prompt)
     left = list(answer)
     with running(path) as engine:

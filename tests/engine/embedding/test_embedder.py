@@ -1,4 +1,4 @@
-"""Vectors and scores of the real llama.cpp, held against the same networks in numpy."""
+"""Vectors and scores of the real llama.cpp, compared with the same networks in numpy."""
 
 from __future__ import annotations
 
@@ -228,14 +228,14 @@ def test_a_text_may_be_as_long_as_the_context(bert: Path) -> None:
 
 def test_the_context_is_what_was_asked_for_but_no_more_than_was_trained(bert: Path, decoder: Path) -> None:
     """Beyond that an encoder has no positions: llama.cpp would read past its table of them."""
-    for path, asked, given in ((bert, 32, 32), (bert, 100_000, tiny_embedding_gguf.CONTEXT), (decoder, 700, 700)):
-        with embedding(path, context=asked) as engine:
-            assert engine.info.context == given
-            assert rows(engine, [[3] * given]).shape == (1, 32)
+    for path, configured, effective in ((bert, 32, 32), (bert, 100_000, tiny_embedding_gguf.CONTEXT), (decoder, 700, 700)):
+        with embedding(path, context=configured) as engine:
+            assert engine.info.context == effective
+            assert rows(engine, [[3] * effective]).shape == (1, 32)
 
 
 def test_the_context_fits_into_memory(decoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where nobody asked for one it is halved until it does; one that was asked for is refused."""
+    """A default context is halved until it fits; a configured one is refused."""
     monkeypatch.setattr(hardware, "available_memory", lambda: 700_000)
     with embedding(decoder) as engine:
         assert engine.info.context == tiny_embedding_gguf.DECODER_CONTEXT // 2
@@ -245,7 +245,7 @@ def test_the_context_fits_into_memory(decoder: Path, monkeypatch: pytest.MonkeyP
 
 
 class Held:
-    """Stops an engine's computing until it is let go."""
+    """Holds an engine's computation until `go` is set."""
 
     def __init__(self, engine: Embedder, then: Callable[[Rows], Any] = lambda found: found) -> None:
         context = engine._worker._context  # type: ignore[attr-defined]

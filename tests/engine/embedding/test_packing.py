@@ -1,4 +1,4 @@
-"""Which texts are computed together: pure, so every case can be tried."""
+"""Packing into batches: pure, so every case can be tried."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def test_a_question_joins_the_next_batch_but_one_at_the_latest(corpus: list[int]
     packing = Packing(TOKENS, SEQUENCES)
     packing.add(job(*corpus))
     packing.take()
-    asked = job(question)
-    packing.add(asked)
+    short = job(question)
+    packing.add(short)
     batches = [packing.take(), packing.take(), packing.take()]
-    assert any(j is asked for batch in batches for j, _ in batch)
+    assert any(j is short for batch in batches for j, _ in batch)
 
 
 def test_requests_take_turns() -> None:

@@ -1,4 +1,4 @@
-"""llama.cpp's grammars, translated: what they match, and what is wrong with those that are refused."""
+"""Translated GBNF: the texts that it matches, and the reasons of refusals."""
 
 from __future__ import annotations
 

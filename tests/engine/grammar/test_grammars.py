@@ -1,4 +1,4 @@
-"""Answers held to a language, whatever the model would rather say: random weights, drawn at a high temperature."""
+"""Answers within a grammar, however unlikely: a model with random weights, sampled at a high temperature."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def engine(path: Path) -> Iterator[Engine]:
 
 
 def begin(engine: Engine, kind: Any, source: str = "", *, hold: bool = False, **params: Any) -> Answer:
-    """Asks for an answer that `source` restricts; drawn wildly unless `params` say otherwise."""
+    """Request an answer within `source`, sampled wildly unless `params` differ."""
     answer = Answer(hold=hold)
     wild = {"temperature": 3.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "max_tokens": 120}
     sampling = SamplingParams(**{**wild, **params}, constraint=Constraint(kind, source, "grammar"))
@@ -47,7 +47,7 @@ def begin(engine: Engine, kind: Any, source: str = "", *, hold: bool = False, **
 
 
 def checked(answer: Answer) -> Answer:
-    """The answer when it has ended as it should: complete or cut, and counted right."""
+    """Wait for the answer; assert that it is complete or cut, and counted correctly."""
     assert answer.reason in ("stop", "length"), answer.last
     assert answer.last is not None and answer.last.usage is not None
     assert answer.last.usage.completion_tokens == len(answer.tokens)
@@ -59,7 +59,7 @@ def draw(engine: Engine, kind: Any, source: str = "", **params: Any) -> Answer:
 
 
 def valid(schema: Any, answer: Answer) -> bool:
-    """Asserts that a complete answer is what the schema wants; False: it was cut."""
+    """Assert that a complete answer is valid; return False for one that was cut."""
     if checked(answer).reason == "length":
         assert len(answer.tokens) == 120
         return False
@@ -292,8 +292,8 @@ def test_control_tokens_are_never_said_in_passing_but_can_be_asked_for(engine: E
     assert set(free.ended().tokens) & HIDDEN
     held = draw(engine, "regex", "(?s:.)*", logit_bias=bias, max_tokens=60)
     assert not set(held.tokens[:-1]) & HIDDEN
-    asked = draw(engine, "lark", 'start: "a" <|mark|> "b"')
-    assert asked.text == "ab" and asked.tokens[1] == MARK
+    named = draw(engine, "lark", 'start: "a" <|mark|> "b"')
+    assert named.text == "ab" and named.tokens[1] == MARK
     assert draw(engine, "regex", "<tag>", temperature=0).tokens == [N_VOCAB + len(MORE) - 1], "it shows, so it is text"
 
 
@@ -337,7 +337,7 @@ def test_ignoring_the_end_goes_on_only_where_the_grammar_does(engine: Engine) ->
 
 
 def test_others_in_the_batch_are_not_touched(engine: Engine, path: Path) -> None:
-    """And nothing is begun for masks as long as nobody asks for a grammar."""
+    """And no threads for masks start before the first grammar."""
     prompts = [[BOS, *range(50 + i, 90 + i)] for i in range(4)]
     free = [Answer() for _ in prompts]
     for prompt, answer in zip(prompts, free, strict=True):

@@ -1,4 +1,4 @@
-"""What a grammar forces is known at once: how it is scheduled, counted and ended. The worker on a fake context."""
+"""Forced tokens are known at once: their scheduling, counting and ends. The worker on a fake context."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PROMPT = [5, 6, 7]
 
 
 def prompt_that_forces(count: int) -> list[int]:
-    """A prompt behind which an answer must begin with exactly `count` tokens, the last of which forces no more."""
+    """Return a prompt after which an answer must begin with exactly `count` tokens, the last of which forces no more."""
     return next([1, 2, token] for token in range(1, 60) if len(forced(token)) == count)
 
 

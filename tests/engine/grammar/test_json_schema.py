@@ -1,4 +1,4 @@
-"""Hundreds of JSON schemas, keyword by keyword: each is enforced in full, or refused by the name of what cannot be."""
+"""Hundreds of JSON schemas, keyword by keyword: each is enforced in full, or refused with the keyword that cannot be."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.tiny_gguf import BOS
 CUT = 100
 MORE = [(text, gguf.TokenType.NORMAL) for text in ["▁", '{"', '": ', '▁"', '",', '"}', '"]', "true", "null"]]
 ENDS = tuple((ord(end) + 3, 3.0) for end in '"]}')
-"""Bytes that a wild answer says somewhat more often, so that it comes to an end."""
+"""Bias towards the bytes that end a wild answer."""
 BYTES = LLTokenizer("byte")
 
 CLOSED = {"additionalProperties": False}
@@ -34,12 +34,12 @@ ANY = [None, True, False, 0, 1, -1, 0.5, "", "a", [], [1], {}, {"a": 1}]
 
 
 def but(*kept: str) -> list[Any]:
-    """The values of ANY that are of other types than these."""
+    """Return the values of ANY that have other types than these."""
     return [value for value in ANY if not any(jsonschema.Draft202012Validator({"type": kind}).is_valid(value) for kind in kept)]
 
 
 def obj(required: str = "", **properties: Any) -> Any:
-    """A closed object."""
+    """Return the schema of a closed object."""
     return {"type": "object", "properties": properties, "required": required.split(), **CLOSED}
 
 
@@ -374,7 +374,7 @@ CASES: dict[str, list[Row]] = {
 }  # fmt: skip
 
 LOOSE = {"format", "pattern as in JavaScript"}
-"""Where jsonschema checks less, or something else: it takes formats for remarks, and regular expressions for Python's."""
+"""Keywords that jsonschema checks less or differently: formats are annotations to it, and regular expressions are Python's."""
 
 REFUSED: list[tuple[Any, str]] = [
     *(({key: value}, f'"{key}"') for key, value in {
@@ -443,7 +443,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
 
 
 class Language:
-    """What a schema allows, byte for byte."""
+    """The texts that a schema allows, byte for byte."""
 
     def __init__(self, schema: Any) -> None:
         source = grammars.to_llguidance(Constraint("json_schema", json.dumps(schema)))
@@ -461,7 +461,7 @@ def valid(schema: Any, instance: Any) -> bool:
 
 
 def draw(engine: Engine, schema: Any, seed: int) -> Answer:
-    """Asks for an answer, drawn wildly."""
+    """Request an answer, sampled wildly."""
     sampling = SamplingParams(
         temperature=3.0, top_k=0, top_p=1.0, min_p=0.0, max_tokens=CUT, seed=seed, logit_bias=ENDS,
         constraint=Constraint("json_schema", json.dumps(schema)),
@@ -472,7 +472,7 @@ def draw(engine: Engine, schema: Any, seed: int) -> Answer:
 
 
 def complete(answer: Answer) -> bool:
-    """False for an answer that was cut; there is no third way to end."""
+    """Return False for an answer that was cut; assert that there is no third way to end."""
     assert answer.reason in ("stop", "length"), answer.last
     assert answer.reason == "stop" or len(answer.tokens) == CUT
     return answer.reason == "stop"
@@ -553,7 +553,7 @@ def test_hundreds_of_schemas_hold_the_answers_of_a_wild_model(engine: Engine) ->
 
 
 def test_what_a_tool_of_an_old_draft_requires_is_left_out() -> None:
-    """A property there says itself that it is required; tools that are not strict are no reason to fail for that."""
+    """A property there has `required` itself; tools that are not strict are not refused for that."""
     tool = {"type": "object", "properties": {"a": {"type": "string", "required": True}}, "required": ["a"]}
     assert relaxed(tool) == {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
 
@@ -609,7 +609,7 @@ WHOLE = st.recursive(LEAVES, _compound, max_leaves=6)
 
 
 def instances(schema: Any) -> st.SearchStrategy[Any]:
-    """What the schema allows; hypothesis-jsonschema makes no objects with the hypothesis of today."""
+    """Return a strategy for valid instances; hypothesis-jsonschema makes no objects with the current hypothesis."""
     if "anyOf" in schema:
         return st.one_of([instances(option) for option in schema["anyOf"]])
     if schema.get("type") == "array":
@@ -617,13 +617,13 @@ def instances(schema: Any) -> st.SearchStrategy[Any]:
     if schema.get("type") == "object":
         parts = {name: instances(part) for name, part in schema["properties"].items()}
         required = {name: parts.pop(name) for name in schema["required"]}
-        made = st.fixed_dictionaries(required, optional=parts)
-        return made.map(lambda made: {name: made[name] for name in schema["properties"] if name in made})
+        objects = st.fixed_dictionaries(required, optional=parts)
+        return objects.map(lambda each: {name: each[name] for name in schema["properties"] if name in each})
     return from_schema(schema)
 
 
 def plain(instance: Any) -> bool:
-    """Whether it is written, and read by regular expressions, in one way only: plain letters, no 2.0, few digits."""
+    """Return True for an instance with one spelling and reading only: plain letters, no 2.0, few digits."""
     if isinstance(instance, str):
         return instance.isascii() and instance.isprintable()
     if isinstance(instance, float):
@@ -654,7 +654,7 @@ def test_any_schema_takes_what_is_valid_and_nothing_else(engine: Engine, data: s
 
 
 def test_most_schemas_are_neither_refused_nor_cut(engine: Engine) -> None:
-    """So that the test above says something."""
+    """Else the test above would prove little."""
     ends: list[bool] = []
 
     @settings(max_examples=60, database=None, derandomize=True)
