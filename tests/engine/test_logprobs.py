@@ -23,7 +23,7 @@ from tests.support.tiny_gguf import ARCHITECTURES
 from tests.support.tiny_grammar import MARK, MORE, PROMPT
 
 NEAR = 1e-2
-"""Rounding depends on how many tokens are computed at once: by less than this below a tile (64 tokens), by TIE from there on."""
+"""Rounding depends on how many tokens are computed at once: by less than this below a tile (64 tokens), by TIE above."""
 
 floats = st.floats(-50, 50, width=32) | st.sampled_from([0.0, 1.0])
 rows = arrays.arrays(np.float32, st.integers(1, 40), elements=floats)
