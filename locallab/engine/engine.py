@@ -242,7 +242,7 @@ class Engine:
             fim=model.fim,
             parallel=limits.parallel,
         )
-        costs = _calibrate(context, model.n_vocab)
+        costs = _calibrate(context, model.n_vocab, min(CALIBRATION_TOKENS, limits.batch))
         if settings.cache_tokens is None:
             walk = WALK_SECONDS * model.n_layer * model.n_head / threads
             if on_gpu:  # a cell's bytes at the rate at which a step reads the weights
@@ -288,11 +288,11 @@ def info_of(model: llama.Model, **facts: Any) -> ModelInfo:
     )
 
 
-def _calibrate(context: llama.Context, n_vocab: int) -> StepCosts:
-    """Measure a decode step and a prompt chunk, so that the first chunks are cut for this machine; this also warms up."""
+def _calibrate(context: llama.Context, n_vocab: int, chunk: int) -> StepCosts:
+    """Measure a decode step and a prompt chunk of this length, to cut the first chunks for this machine; this also warms up."""
     costs = StepCosts()
-    batch = llama.Batch(CALIBRATION_TOKENS)
-    for count in (1, 1, CALIBRATION_TOKENS):
+    batch = llama.Batch(chunk)
+    for count in (1, 1, chunk):
         batch.fill([i % n_vocab for i in range(count)], range(count), [0] * count, [0] * (count - 1) + [1])
         began = time.perf_counter()
         context.decode(batch)

@@ -137,6 +137,11 @@ def test_a_refused_file_can_be_mended(path: Path) -> None:
         assert len(ask(engine, PROMPT, 8).tokens) == 8
 
 
+def test_the_smallest_batch_computes_prompts_of_any_length(path: Path) -> None:
+    with running(path, batch=32) as engine:
+        assert ask(engine, [3 + i % 100 for i in range(150)], 4).tokens
+
+
 def test_any_file_name_will_do(path: Path, tmp_path: Path) -> None:
     odd = tmp_path / "Größe 模型 'x' %s.gguf"
     path.rename(odd)
