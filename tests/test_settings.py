@@ -24,7 +24,7 @@ def test_defaults() -> None:
     assert settings.resolve(ServerSettings).host == "127.0.0.1"
 
 
-def test_a_later_layer_wins_and_none_is_not_given() -> None:
+def test_a_later_layer_wins_and_none_is_unset() -> None:
     found = settings.resolve(
         EngineSettings,
         ("models.yaml", {"context": 4096, "threads": 2, "kv_type": "q8_0"}),
@@ -34,11 +34,11 @@ def test_a_later_layer_wins_and_none_is_not_given() -> None:
     assert (found.context, found.threads, found.kv_type) == (1024, 2, "q8_0")
 
 
-def test_what_was_given_is_known_without_the_defaults() -> None:
+def test_configured_values_without_the_defaults() -> None:
     layers = [("models.yaml", {"context": "4096"}), ("flags", {"context": None, "threads": 2})]
-    assert settings.given(EngineSettings, *layers) == {"context": 4096, "threads": 2}
+    assert settings.configured(EngineSettings, *layers) == {"context": 4096, "threads": 2}
     with pytest.raises(ConfigError, match="flags: unknown setting 'x'"):
-        settings.given(EngineSettings, ("flags", {"x": 1}))
+        settings.configured(EngineSettings, ("flags", {"x": 1}))
 
 
 def test_flags_win_over_the_environment_over_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:

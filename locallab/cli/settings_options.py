@@ -1,9 +1,8 @@
-"""Settings as flags: --kebab-case options, their types, ranges and help texts, all taken from the settings classes."""
+"""Settings as command-line flags: --kebab-case options with the types, ranges and help texts of the settings classes."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import types
 import typing
 from collections.abc import Callable, Container, Mapping, Sequence
@@ -22,59 +21,62 @@ Layer = tuple[str, Mapping[str, Any]]
 
 
 def flag(name: str) -> str:
-    """The flag of a setting."""
+    """Return the flag of a setting."""
     return "--" + name.replace("_", "-")
 
 
 def options(*classes: type, only: Container[str] | None = None) -> Callable[[Command], Command]:
-    """Gives a click command one option for each setting of `classes` that is no secret, or for those called `only`; one not
-    used is passed as None."""
+    """Add to a click command one option per setting of `classes`, or per setting in `only`.
+
+    Secrets get no option. The command receives None for an unused option.
+    """
 
     def decorate(command: Command) -> Command:
-        found = [field for cls in classes for field in settings.fields(cls) if not settings.is_secret(field[1])]
-        for field in reversed(found):
-            if only is None or field[0] in only:
-                command = _option(*field)(command)
+        found = [field for cls in classes for field in settings.fields(cls) if only is None or field[0] in only]
+        for name, annotated, default in reversed(found):
+            if settings.is_secret(annotated):
+                continue
+            kind = _type(annotated)
+            switch = flag(name)
+            if kind is click.BOOL:
+                switch += f"/--no-{switch.removeprefix('--')}"
+                default = "on" if default else "off"
+            text = settings.describe(annotated) + ("" if default is None else f"  [default: {default}]")
+            metavar = {"integer range": "INTEGER", "float range": "NUMBER"}.get(kind.name)
+            complete = model_names if name == "model" else None
+            option = click.option(switch, name, type=kind, default=None, help=text, metavar=metavar, shell_complete=complete)
+            command = option(command)
         return command
 
     return decorate
 
 
 def layers(cls: type, flags: Mapping[str, Any]) -> Sequence[Layer]:
-    """What the environment and `flags` say about `cls`, for `settings.resolve`: one layer a value, under its user's name."""
-    environment = settings.environment(cls, os.environ)
-    given = {name: flags[name] for name, _, _ in settings.fields(cls) if flags.get(name) is not None}
+    """Return the settings of `cls` in the environment and in `flags`, one layer per value, for `settings.resolve`.
+
+    The origin of a layer is the variable or flag, so that an error names it.
+    """
+    used = {name: flags[name] for name, _, _ in settings.fields(cls) if flags.get(name) is not None}
     return [
-        *((f"LOCALLAB_{name.upper()}", {name: value}) for name, value in environment.items()),
-        *((flag(name), {name: value}) for name, value in given.items()),
+        *((settings.variable(name), {name: value}) for name, value in settings.environment(cls).items()),
+        *((flag(name), {name: value}) for name, value in used.items()),
     ]
 
 
+def server_settings(**flags: Any) -> ServerSettings:
+    """Return the server settings of the environment and `flags`. Raises ConfigError."""
+    return settings.resolve(ServerSettings, *layers(ServerSettings, flags))
+
+
 def unknown(environ: Mapping[str, str], *classes: type) -> list[str]:
-    """The LOCALLAB_* variables that are no setting of `classes`: most likely a slip."""
-    known = {f"LOCALLAB_{name.upper()}" for cls in classes for name, _, _ in settings.fields(cls)} | {
-        "LOCALLAB_HOME",
-        "LOCALLAB_CONFIG",
-        "LOCALLAB_URL",
-    }
+    """Return the LOCALLAB_* variables that set nothing, most likely misspelled."""
+    known = {settings.variable(name) for cls in classes for name, _, _ in settings.fields(cls)}
+    known |= {settings.variable(name) for name in ("home", "config", "url")}
     return sorted(name for name in environ if name.startswith("LOCALLAB_") and name not in known)
 
 
-def _option(name: str, annotated: Any, default: Any) -> Callable[[Command], Command]:
-    text = settings.describe(annotated)
-    kind = _type(annotated)
-    switch = flag(name)
-    if kind is click.BOOL:
-        switch += f"/--no-{switch.removeprefix('--')}"
-        default = "on" if default else "off"
-    help_text = text if default is None else f"{text}  [default: {default}]"
-    metavar = {"integer range": "INTEGER", "float range": "NUMBER"}.get(kind.name)
-    names = model_names if name == "model" else None
-    return click.option(switch, name, type=kind, default=None, help=help_text, metavar=metavar, shell_complete=names)
-
-
 def _type(annotated: Any) -> click.ParamType[Any]:
-    """The click type of an annotated type, within the limits it states."""
+    """Return the click type of an annotated type, with its limits."""
     base, *notes = typing.get_args(annotated)
     meta = next(note for note in notes if isinstance(note, Meta))
     if types.NoneType in typing.get_args(base):
@@ -91,12 +93,12 @@ def _type(annotated: Any) -> click.ParamType[Any]:
 
 
 def model_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Completes a model: the names of the registry, and files."""
+    """Complete a model: registry ids, or files if none matches."""
     from locallab.models import Registry
 
     found: list[CompletionItem] = []
-    with contextlib.suppress(LocalLabError):  # a broken registry is told by the command, not in the middle of a word
-        given = settings.resolve(ServerSettings, *layers(ServerSettings, {}))
-        specs = [spec for spec in Registry.discover(given.registry) if spec.id.lower().startswith(incomplete.lower())]
+    with contextlib.suppress(LocalLabError):  # the command reports a broken registry; a completion must not
+        registry = Registry.discover(server_settings().registry)
+        specs = [spec for spec in registry if spec.id.lower().startswith(incomplete.lower())]
         found = [CompletionItem(spec.id, help=spec.description) for spec in specs]
     return found or [CompletionItem(incomplete, type="file")]

@@ -12,7 +12,7 @@ from locallab.fit.machine import Machine
 from locallab.fit.model_shape import Shape, approximate, shape
 from locallab.models.gguf import read
 from locallab.models.spec import ModelSpec
-from locallab.settings import EngineSettings, given, resolve
+from locallab.settings import EngineSettings, configured, resolve
 
 Layers = Sequence[tuple[str, Mapping[str, Any]]]
 
@@ -23,7 +23,7 @@ def fit_model(spec: ModelSpec, path: Path | None, machine: Machine, layers: Laye
 
     Raises ModelLoadError for a file that cannot be read, SourceError when nothing is known of the size, ConfigError.
     """
-    fixed = given(EngineSettings, _entry(spec), *layers)
+    fixed = configured(EngineSettings, _entry(spec), *layers)
     wishes = Wishes.of(fixed, spec.context)
     return choose(model_shape(spec, path), machine, wishes, approximate=path is None)
 

@@ -41,7 +41,7 @@ def layers(cls: type, where: str, values: Mapping[str, Any], first: Mapping[str,
     """For `settings.resolve`: `first`, the environment, then those of `values` that are settings of `cls`."""
     known = {name for name, _, _ in settings.fields(cls)}
     mine = {name: value for name, value in values.items() if name in known}
-    environment = [(f"LOCALLAB_{name.upper()}", {name: value}) for name, value in settings.environment(cls).items()]
+    environment = [(settings.variable(name), {name: value}) for name, value in settings.environment(cls).items()]
     return [(where, first or {}), *environment, (where, mine)]
 
 

@@ -36,12 +36,12 @@ def test_flag() -> None:
     assert flag("kv_type") == "--kv-type"
 
 
-def test_what_is_not_given_is_none() -> None:
+def test_unused_options_are_none() -> None:
     assert set(run()[0].values()) == {None}
     assert list(run()[0]) == ["some_count", "limit", "kind", "quick", "share", "name"]
 
 
-def test_what_is_given_has_its_type() -> None:
+def test_options_have_their_types() -> None:
     seen, _ = run("--some-count", "4", "--limit", "5", "--kind", "b", "--no-quick", "--share", "1", "--name", "y")
     assert seen == {"some_count": 4, "limit": 5, "kind": "b", "quick": False, "share": 1.0, "name": "y"}
     assert run("--quick")[0]["quick"] is True
@@ -57,7 +57,7 @@ def test_what_is_given_has_its_type() -> None:
         (["--share", "-1"], "x>=0"),
     ],
 )
-def test_what_is_wrong_is_refused(arguments: list[str], reason: str) -> None:
+def test_wrong_values_are_refused(arguments: list[str], reason: str) -> None:
     _, result = run(*arguments)
     assert result.exit_code == 2
     assert arguments[0] in result.stderr
@@ -82,7 +82,7 @@ def test_layers_put_flags_after_the_environment(monkeypatch: pytest.MonkeyPatch)
     ]
 
 
-def test_variables_that_are_no_setting() -> None:
+def test_variables_that_set_nothing() -> None:
     environ = dict.fromkeys(("LOCALLAB_SOME_COUNT", "LOCALLAB_HOME", "LOCALLAB_URL", "LOCALLAB_SOMECOUNT", "PATH"), "1")
     assert unknown(environ, Sample) == ["LOCALLAB_SOMECOUNT"]
 
