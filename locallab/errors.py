@@ -25,7 +25,8 @@ LocalLabError
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 
@@ -108,6 +109,12 @@ class UnknownModel(ModelError):
         super().__init__(f"unknown model {model_id!r}{hint}")
         self.model_id = model_id
         self.nearest = tuple(nearest)
+
+    @classmethod
+    def near(cls, model_id: str, known: Mapping[str, str]) -> UnknownModel:
+        """Return the error with the ids that resemble `model_id`, at most three; `known` maps names in lower case to ids."""
+        names = difflib.get_close_matches(model_id.lower(), known, n=6, cutoff=0.5)
+        return cls(model_id, list(dict.fromkeys(known[name] for name in names))[:3])
 
 
 class ModelNotLoaded(UnknownModel):

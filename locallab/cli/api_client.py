@@ -1,10 +1,9 @@
-"""A running server as the commands see it: where it is, what it is asked, and what goes wrong told in a line."""
+"""A client of a running server, whose errors are messages for users."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import ipaddress
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from urllib.parse import urlsplit
 import click
 
 from locallab import settings
+from locallab.cli.settings_options import layers
 from locallab.errors import ConfigError, NoServer, ServerError, UnknownModel
 from locallab.settings import ServerSettings
 
@@ -21,36 +21,43 @@ if TYPE_CHECKING:
     import httpx
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+CUT_OFF = "the server stopped before the answer was complete"
+HOW_TO_SEND_A_KEY = "set LOCALLAB_API_KEY or pass --api-key; `locallab keys` creates one"
 
 CONNECT = 5.0
-"""Seconds within which a server takes a connection."""
+"""Seconds to connect."""
 
 ANSWER = 60.0
-"""Seconds within which it answers what needs no model. An answer of a model may take any time."""
+"""Seconds to answer a request that needs no model. A model's answer has no limit."""
 
 
 def options(command: Command) -> Command:
-    """Gives a click command --url and --api-key."""
+    """Add --url and --api-key to a click command."""
     key = click.option(
-        "--api-key", envvar="LOCALLAB_API_KEY", help="its key; better given as LOCALLAB_API_KEY, which nobody sees"
+        "--api-key",
+        envvar=settings.variable("api_key"),
+        help="API key; prefer LOCALLAB_API_KEY, which process listings do not show",
     )
     url = click.option(
-        "--url", envvar="LOCALLAB_URL", help="the server to ask (LOCALLAB_URL)  [default: the one on this machine]"
+        "--url",
+        envvar=settings.variable("url"),
+        help="server address (LOCALLAB_URL)  [default: this machine's]",
     )
     return url(key(command))
 
 
 def default_url() -> str:
-    """The server on this machine, at the port that LOCALLAB_PORT says."""
-    origin = [(f"LOCALLAB_{name.upper()}", {name: value}) for name, value in settings.environment(ServerSettings).items()]
-    port = settings.resolve(ServerSettings, *(layer for layer in origin if "port" in layer[1])).port
+    """Return the address of this machine's server, at the port of LOCALLAB_PORT."""
+    port = settings.resolve(ServerSettings, *(layer for layer in layers(ServerSettings, {}) if "port" in layer[1])).port
     return f"http://127.0.0.1:{port or ServerSettings().port}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Piece:
-    """A piece of an answer; `thought` is what the model says to itself. The last pieces bring why it ended, and `whole`: the
-    usage, and of an assistant's task all that is told of the answer."""
+    """A piece of a streamed answer; `thought` is reasoning.
+
+    The last pieces have the finish reason and `whole`: the usage, or the complete answer of an assistant task.
+    """
 
     text: str = ""
     thought: str = ""
@@ -59,18 +66,18 @@ class Piece:
 
 
 class ApiClient:
-    """A server at `url` (None: the one on this machine). Raises NoServer, ServerError. To be closed."""
+    """A client of the server at `url`, by default this machine's. Methods raise NoServer and ServerError."""
 
     def __init__(self, url: str | None = None, key: str | None = None) -> None:
         import httpx
 
-        self.url = _base(url or default_url())
+        self.url, is_local = _parse(url or default_url())
         self._has_key = bool(key)
         self._options: dict[str, Any] = {
             "base_url": self.url,
             "headers": {"authorization": f"Bearer {key}"} if key else {},
             "timeout": httpx.Timeout(ANSWER, connect=CONNECT),
-            "trust_env": not _is_near(self.url),  # a proxy for the world is none for this machine
+            "trust_env": not is_local,  # proxies are for remote servers only
         }
         self._http = httpx.Client(**self._options)
 
@@ -78,32 +85,30 @@ class ApiClient:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-    def close(self) -> None:
         self._http.close()
 
     def alive(self) -> bool:
-        """Whether a LocalLab server answers there."""
+        """Return whether a LocalLab server answers."""
         import httpx
 
         try:
-            return _service(self._http.get("/health/live")) == "locallab"
-        except httpx.TransportError:
+            body = self._http.get("/health/live").json()
+        except (httpx.TransportError, ValueError):
             return False
+        return isinstance(body, dict) and body.get("service") == "locallab"
 
     def get(self, path: str) -> Any:
-        """The JSON at `path`."""
+        """Return the JSON at `path`."""
         with self._asking():
             return self._json(self._http.get(path))
 
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
-        """The JSON that `path` answers, however long that takes."""
+        """Return the JSON answer of `path`, without a timeout."""
         with self._asking():
             return self._json(self._http.post(path, json=body, timeout=_patient()))
 
     def events(self, path: str, body: Mapping[str, Any]) -> Iterator[Any]:
-        """The events of a stream as they come. Leaving the loop ends the answer."""
+        """Yield the events of a stream. Closing the iterator cancels the answer."""
         with self._asking(), self._http.stream("POST", path, json={**body, "stream": True}, timeout=_patient()) as response:
             if response.status_code != 200:
                 response.read()
@@ -113,13 +118,13 @@ class ApiClient:
                     yield self._event(line[6:])
 
     def asynchronous(self) -> httpx.AsyncClient:
-        """A client for `aevents` that opens any number of connections."""
+        """Return a client for `aevents`, with unlimited connections."""
         import httpx
 
         return httpx.AsyncClient(**self._options, limits=httpx.Limits(max_connections=None))
 
     async def aevents(self, http: httpx.AsyncClient, path: str, body: Mapping[str, Any]) -> AsyncIterator[Any]:
-        """As `events`, for many at once."""
+        """Yield the events of a stream like `events`, for concurrent requests."""
         with self._asking():
             async with http.stream("POST", path, json={**body, "stream": True}, timeout=_patient()) as response:
                 if response.status_code != 200:
@@ -131,53 +136,51 @@ class ApiClient:
 
     @contextlib.contextmanager
     def keyless(self) -> Iterator[httpx.Client]:
-        """A client that sends no key of itself, for requests that no other method makes."""
+        """Yield a client without the API key, for requests that set their own headers."""
         import httpx
 
         with self._asking(), httpx.Client(**{**self._options, "headers": {}}) as http:
             yield http
 
     def chat(self, model: str, messages: Sequence[Mapping[str, str]], sampling: Mapping[str, Any]) -> Iterator[Piece]:
-        """Answers a conversation."""
+        """Yield the answer to a conversation."""
         body = {"model": model, "messages": list(messages), "stream_options": {"include_usage": True}, **sampling}
         return _ended(chat_piece(event) for event in self.events("/v1/chat/completions", body))
 
     def assist(self, task: str, body: Mapping[str, Any]) -> Iterator[Piece]:
-        """Does a task of the programming assistant."""
-        return _ended(_task_piece(event) for event in self.events(f"/api/v1/assistant/{task}", body))
+        """Yield the answer to a task of the programming assistant."""
+        return _ended(
+            Piece(finish_reason=event["finish_reason"], whole=event) if event["type"] == "done" else Piece(event["text"])
+            for event in self.events(f"/api/v1/assistant/{task}", body)
+        )
 
     def models(self) -> list[dict[str, Any]]:
-        """Every model of its registry, as /models/available tells of them."""
+        """Return the models of the server's registry, as /models/available describes them."""
         found: list[dict[str, Any]] = self.get("/models/available")["models"]
         return found
 
     def model_id(self, name: str | None) -> str:
-        """The id of the model of this name, alias or, for those named on the fly, origin; None: the one it has loaded.
+        """Return the id of a model by name, alias or, if named on the fly, origin; of the loaded model for None.
 
         Raises UnknownModel with the nearest names, and ConfigError.
         """
         if name is None:
-            return self._current()
-        found = {each.lower(): model["name"] for model in self.models() for each in (*model["aliases"], model["name"])}
-        if name.lower() in found:
-            return str(found[name.lower()])
-        if (same := self._adhoc(name)) is not None:
-            return same
-        raise UnknownModel(name, [found[near] for near in difflib.get_close_matches(name.lower(), found, n=3, cutoff=0.5)])
-
-    def _current(self) -> str:
-        current = self.get("/models/current")["name"]
-        if current is None:
-            raise ServerError(f"the server at {self.url} has no model loaded; name one")
-        return str(current)
-
-    def _adhoc(self, name: str) -> str | None:
+            current = self.get("/models/current")["name"]
+            if current is None:
+                raise ServerError(f"the server at {self.url} has no model loaded; name one")
+            return str(current)
+        models = self.models()
+        known = {each.lower(): str(model["name"]) for model in models for each in (*model["aliases"], model["name"])}
+        if name.lower() in known:
+            return known[name.lower()]
         from locallab.models import adhoc
 
-        if not adhoc.is_adhoc(name):
-            return None
-        about = adhoc.spec(name).description  # says the repository, or the whole path
-        return next((str(model["name"]) for model in self.models() if model["description"] == about), None)
+        if adhoc.is_adhoc(name):
+            origin = adhoc.spec(name).description  # names the repository, or the whole path
+            for model in models:
+                if model["description"] == origin:
+                    return str(model["name"])
+        raise UnknownModel.near(name, known)
 
     @contextlib.contextmanager
     def _asking(self) -> Iterator[None]:
@@ -190,17 +193,18 @@ class ApiClient:
         except httpx.TimeoutException:
             raise ServerError(f"the server at {self.url} does not answer") from None
         except httpx.TransportError:
-            raise ServerError(f"the server at {self.url} broke off the answer") from None
+            raise ServerError(f"the connection to {self.url} broke before the answer was complete") from None
 
     def _json(self, response: httpx.Response) -> Any:
         if response.status_code == 401:
-            raise ServerError(self._keyless())
+            problem = "rejects this API key" if self._has_key else f"requires an API key: {HOW_TO_SEND_A_KEY}"
+            raise ServerError(f"the server at {self.url} {problem}")
         try:
             body = response.json()
         except ValueError:
             raise self._alien() from None
         if response.status_code != 200:
-            raise ServerError(_problem(body) or f"the server at {self.url} answers with status {response.status_code}")
+            raise ServerError(_problem(body) or f"the server at {self.url} answered with status {response.status_code}")
         return body
 
     def _event(self, text: str) -> Any:
@@ -213,33 +217,27 @@ class ApiClient:
         return event
 
     def _alien(self) -> ServerError:
-        return ServerError(f"what answers at {self.url} is no LocalLab server")
-
-    def _keyless(self) -> str:
-        if self._has_key:
-            return f"the server at {self.url} does not take this key"
-        return f"the server at {self.url} asks for a key: give it as LOCALLAB_API_KEY or --api-key; `locallab keys` makes one"
+        return ServerError(f"the server at {self.url} is not LocalLab")
 
 
-def _base(url: str) -> str:
-    """The address as people write it, made whole: localhost:8000 and https://host/v1 will do."""
+def _parse(url: str) -> tuple[str, bool]:
+    """Return the base of an address such as localhost:8000 or https://host/v1, and whether it is loopback.
+
+    Raises ConfigError.
+    """
     whole = url if "://" in url else f"http://{url}"
     try:
         parts = urlsplit(whole)
-        known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        host = parts.hostname if parts.scheme in ("http", "https") and parts.port != 0 else None
     except ValueError:
-        known = False
-    if not known:
-        raise ConfigError(f"--url: {url!r} is no address such as http://127.0.0.1:8000")
-    return whole.rstrip("/").removesuffix("/v1")
-
-
-def _is_near(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
+        host = None
+    if not host:
+        raise ConfigError(f"--url: {url!r} is not an address such as http://127.0.0.1:8000")
     try:
-        return ipaddress.ip_address(host).is_loopback
+        is_local = ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return host == "localhost"
+        is_local = host == "localhost"
+    return whole.rstrip("/").removesuffix("/v1"), is_local
 
 
 def _patient() -> httpx.Timeout:
@@ -248,16 +246,8 @@ def _patient() -> httpx.Timeout:
     return httpx.Timeout(None, connect=CONNECT)
 
 
-def _service(response: httpx.Response) -> object:
-    try:
-        body = response.json()
-    except ValueError:
-        return None
-    return body.get("service") if isinstance(body, dict) else None
-
-
 def _problem(body: Any) -> str | None:
-    """What an error of any of our dialects says; None if it is none."""
+    """Return the message of an error in any dialect, or None if `body` is no error."""
     if not isinstance(body, dict):
         return None
     error = body.get("error")
@@ -265,7 +255,7 @@ def _problem(body: Any) -> str | None:
 
 
 def chat_piece(event: Mapping[str, Any]) -> Piece:
-    """What an event of /v1/chat/completions brings."""
+    """Return an event of /v1/chat/completions as a piece."""
     usage = {"usage": event["usage"]} if event.get("usage") else None
     for choice in event["choices"]:
         delta = choice["delta"]
@@ -274,17 +264,11 @@ def chat_piece(event: Mapping[str, Any]) -> Piece:
     return Piece(whole=usage)
 
 
-def _task_piece(event: Mapping[str, Any]) -> Piece:
-    if event["type"] == "done":
-        return Piece(finish_reason=event["finish_reason"], whole=event)
-    return Piece(event["text"])
-
-
 def _ended(pieces: Iterator[Piece]) -> Iterator[Piece]:
-    """The pieces; raises ServerError if they stop before the answer has ended."""
+    """Yield the pieces. Raises ServerError if none has a finish reason."""
     ended = False
     for piece in pieces:
         ended = ended or piece.finish_reason is not None
         yield piece
     if not ended:
-        raise ServerError("the server broke off the answer")
+        raise ServerError(CUT_OFF)

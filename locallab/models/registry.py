@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -49,7 +48,7 @@ class Registry:
     def get(self, model_id: str) -> ModelSpec:
         """The model of this id or alias; raises UnknownModel with the nearest ids."""
         if model_id.lower() not in self._names:
-            raise UnknownModel(model_id, self._nearest(model_id))
+            raise UnknownModel.near(model_id, {name: spec.id for name, (_, spec) in self._names.items()})
         return self._names[model_id.lower()][1]
 
     def resolve(self, name: str) -> ModelSpec:
@@ -95,10 +94,6 @@ class Registry:
             number += 1
             name = f"{model_id}-{number}"
         return name
-
-    def _nearest(self, model_id: str) -> list[str]:
-        names = difflib.get_close_matches(model_id.lower(), self._names, n=6, cutoff=0.5)
-        return list(dict.fromkeys(self._names[name][1].id for name in names))[:3]
 
 
 def user_path() -> Path:

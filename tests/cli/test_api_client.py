@@ -21,7 +21,7 @@ HELLO = [{"role": "user", "content": "Hello"}]
 
 @contextlib.contextmanager
 def answering(status: int, body: bytes, length: int | None = None) -> Iterator[str]:
-    """A server that is none of ours: answers everything so; with a `length` beyond the body it breaks off."""
+    """Serve a fixed answer, which breaks off if its `length` is beyond the body; yield the address."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -36,7 +36,7 @@ def answering(status: int, body: bytes, length: int | None = None) -> Iterator[s
             self.do_GET()
 
         def log_message(self, *arguments: object) -> None:
-            """Says nothing."""
+            """Log nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
@@ -49,7 +49,7 @@ def answering(status: int, body: bytes, length: int | None = None) -> Iterator[s
 
 
 @pytest.mark.parametrize(
-    ("given", "whole"),
+    ("url", "whole"),
     [
         ("localhost:8000", "http://localhost:8000"),
         ("http://127.0.0.1:8000/", "http://127.0.0.1:8000"),
@@ -57,8 +57,8 @@ def answering(status: int, body: bytes, length: int | None = None) -> Iterator[s
         ("http://[::1]:9/v1/", "http://[::1]:9"),
     ],
 )
-def test_addresses_as_people_write_them(given: str, whole: str) -> None:
-    with ApiClient(given) as server:
+def test_addresses_as_people_write_them(url: str, whole: str) -> None:
+    with ApiClient(url) as server:
         assert server.url == whole
 
 
@@ -103,12 +103,12 @@ def test_nobody_there(nowhere: str) -> None:
 @pytest.mark.parametrize(
     ("status", "body", "message"),
     [
-        (200, b"<html>", "is no LocalLab server"),
-        (500, b"<html>", "is no LocalLab server"),
+        (200, b"<html>", "is not LocalLab"),
+        (500, b"<html>", "is not LocalLab"),
         (503, b'{"detail": "not now"}', "^not now$"),
         (404, b'{"error": {"message": "what?"}}', "^what\\?$"),
         (404, b'{"error": "where?"}', "^where\\?$"),
-        (502, b"[]", "answers with status 502"),
+        (502, b"[]", "answered with status 502"),
     ],
 )
 def test_what_a_server_answers_instead(status: int, body: bytes, message: str) -> None:
@@ -122,7 +122,7 @@ def test_an_answer_that_breaks_off() -> None:
         with answering(200, first, length) as url, ApiClient(url) as server:
             pieces = server.chat("m", HELLO, {})
             assert next(pieces) == Piece("a")
-            with pytest.raises(ServerError, match="broke off the answer"):
+            with pytest.raises(ServerError, match="before the answer was complete"):
                 next(pieces)
 
 
@@ -141,7 +141,7 @@ def test_an_answer_in_pieces(served: Served) -> None:
     assert pieces[-1].whole and pieces[-1].whole["usage"]["completion_tokens"] == 5
 
 
-def test_reasoning_is_told_apart() -> None:
+def test_reasoning_is_separate() -> None:
     event = {"choices": [{"delta": {"reasoning_content": "hm"}, "finish_reason": None}]}
     assert api_client.chat_piece(event) == Piece("", "hm")
 
@@ -151,10 +151,10 @@ def test_keys(serve: Serve, tmp_path: Path) -> None:
     with serve() as served:
         with (
             ApiClient(served.url) as server,
-            pytest.raises(ServerError, match="asks for a key: give it as LOCALLAB_API_KEY or --api-key"),
+            pytest.raises(ServerError, match="requires an API key: set LOCALLAB_API_KEY or pass --api-key"),
         ):
             server.models()
-        with ApiClient(served.url, "ll-wrong") as server, pytest.raises(ServerError, match="does not take this key"):
+        with ApiClient(served.url, "ll-wrong") as server, pytest.raises(ServerError, match="rejects this API key"):
             server.models()
         with ApiClient(served.url, key) as server:
             assert server.models()
