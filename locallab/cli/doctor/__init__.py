@@ -1,1 +1,1 @@
-"""Checks of this machine and of a server: what `locallab doctor` runs."""
+"""Checks of this machine and of a server, run by `locallab doctor`."""

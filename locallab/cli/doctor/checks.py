@@ -1,4 +1,4 @@
-"""What `locallab doctor` looks at. Each check returns a Check; what goes wrong in one stays there."""
+"""The checks of `locallab doctor`. An error in one does not affect the others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from locallab.settings import ServerSettings
 
 Status = Literal["ok", "warn", "fail"]
 DEADLINE = 9.0
-"""Seconds after which a check that is not done is given up."""
+"""Seconds after which an unfinished check is abandoned."""
 
 OLDEST, NEWEST = (3, 10), (3, 14)
 DISK_LEAST, DISK_AMPLE = 1 << 30, 10 << 30
@@ -33,12 +33,12 @@ RAM_LEAST, RAM_AMPLE = 512 << 20, 2 << 30
 FEATURES = "import json; from locallab.engine import build_features; print(json.dumps(build_features()))"
 AGAIN = f"{sys.executable} -m pip install --force-reinstall --no-cache-dir llama-cpp-python"
 NVIDIA, DISPLAY = "0x10de", "0x03"
-"""PCI's number of the maker, and what its number for graphics and for 3D controllers begins with."""
+"""PCI's vendor id of NVIDIA, and the prefix of the class ids of display and 3D controllers."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Check:
-    """One line of the doctor's: what it is about, how it stands, what was found, and what to do about it."""
+    """The result of a check; `remedy` is advice for the user."""
 
     name: str
     status: Status
@@ -50,7 +50,19 @@ Look = Callable[[], Check]
 
 
 def everything(server: ServerSettings) -> dict[str, Look]:
-    """All checks, by name, in the order in which they are told."""
+    """Return all checks by name, in the order of the report."""
+
+    def hub_token() -> Check:
+        from huggingface_hub import get_token
+
+        return token(get_token())
+
+    def tunnel() -> Check:
+        from pyngrok import conf
+
+        secret = server.ngrok_token or os.environ.get("NGROK_AUTHTOKEN")
+        return ngrok(secret, Path(conf.get_default().ngrok_path))
+
     return {
         "python": lambda: python(sys.version_info[:2]),
         "compiler": compiler,
@@ -61,16 +73,23 @@ def everything(server: ServerSettings) -> dict[str, Look]:
         "disk": lambda: disk(settings.home()),
         "port": lambda: port(server.host, server.port),
         "hub": hub,
-        "token": lambda: token(_token()),
-        "ngrok": lambda: ngrok(server.ngrok_token or os.environ.get("NGROK_AUTHTOKEN"), _ngrok_agent()),
+        "token": hub_token,
+        "ngrok": tunnel,
     }
 
 
 def run(looks: Mapping[str, Look], deadline: float = DEADLINE) -> list[Check]:
-    """Does all checks at once; one that fails itself, or is not done in time, is told as such."""
+    """Run all checks concurrently. One that raises or exceeds the deadline becomes a warning."""
     done: queue.SimpleQueue[Check] = queue.SimpleQueue()
-    for name, look in looks.items():
-        threading.Thread(target=lambda name=name, look=look: done.put(_guarded(name, look)), daemon=True).start()
+
+    def guarded(name: str, look: Look) -> None:
+        try:
+            done.put(look())
+        except Exception as error:
+            done.put(Check(name, "warn", f"could not be checked: {type(error).__name__}: {error}"))
+
+    for item in looks.items():
+        threading.Thread(target=guarded, args=item, daemon=True).start()
     found: dict[str, Check] = {}
     ends = time.monotonic() + deadline
     while len(found) < len(looks):
@@ -83,26 +102,19 @@ def run(looks: Mapping[str, Look], deadline: float = DEADLINE) -> list[Check]:
     return [found.get(name) or Check(name, "warn", late, "run locallab doctor again") for name in looks]
 
 
-def _guarded(name: str, look: Look) -> Check:
-    try:
-        return look()
-    except Exception as error:
-        return Check(name, "warn", f"could not be checked: {type(error).__name__}: {error}")
-
-
 def python(version: Sequence[int]) -> Check:
     text = f"{version[0]}.{version[1]} at {sys.executable}"
     if tuple(version) < OLDEST:
         return Check("python", "fail", text, "install Python 3.10 or newer")
     if tuple(version) > NEWEST:
         return Check(
-            "python", "warn", f"{text}, which is newer than what LocalLab was tried with", "use Python 3.12 if it fails"
+            "python", "warn", f"{text}, which is newer than the versions LocalLab is tested with", "use Python 3.12 if it fails"
         )
     return Check("python", "ok", text)
 
 
 def compiler() -> Check:
-    """Only for building llama.cpp: what is installed needs none."""
+    """Look for a compiler, which only a build of llama.cpp from source needs."""
     cxx = next(filter(None, map(shutil.which, (os.environ.get("CXX") or "c++", "g++", "clang++"))), None)
     cmake = shutil.which("cmake")
     if cxx and cmake:
@@ -114,7 +126,7 @@ def compiler() -> Check:
 
 @functools.cache
 def _import() -> subprocess.CompletedProcess[str]:
-    """Loads llama.cpp in a process of its own: one that was built for another CPU dies of it."""
+    """Import llama.cpp in a process of its own, which crashes if it was built for another CPU."""
     return subprocess.run([sys.executable, "-c", FEATURES], capture_output=True, text=True, timeout=DEADLINE)
 
 
@@ -126,29 +138,29 @@ def llama() -> Check:
 
 
 def unloadable(status: int, output: str) -> Check:
-    """Why llama.cpp cannot be loaded: `status` of the process that tried, and what it wrote."""
+    """Explain why llama.cpp cannot be loaded, from the exit status and the output of the process that tried."""
     if status < 0:
         detail = f"crashes with {signal.Signals(-status).name}: it was built for another CPU"
         return Check("llama.cpp", "fail", detail, f"build it here: {AGAIN}")
     reason = (output.strip().splitlines() or ["it gave no reason"])[-1]
-    if "libcu" in reason:  # libcudart, libcublas, libcuda: the ready-made wheels with CUDA bring none of them
-        remedy = "install CUDA's runtime and cuBLAS, and name their folder in LD_LIBRARY_PATH"
-        return Check("llama.cpp", "fail", f"was built with CUDA, which is not here: {reason}", remedy)
+    if "libcu" in reason:  # libcudart, libcublas, libcuda: the prebuilt CUDA wheels contain none of them
+        remedy = "install CUDA's runtime and cuBLAS, and add their folder to LD_LIBRARY_PATH"
+        return Check("llama.cpp", "fail", f"was built with CUDA, which is missing here: {reason}", remedy)
     return Check("llama.cpp", "fail", f"cannot be loaded: {reason}", f"install it again: {AGAIN}")
 
 
 def features(facts: Mapping[str, Any], flags: Sequence[str]) -> Check:
-    """Whether llama.cpp was built to use what the CPU has."""
+    """Check that llama.cpp was built to use the CPU's vector instructions, by a compiler that handles AMX."""
     system = str(facts["system_info"]).strip(" |")
     device = "GPU offload" if facts["gpu_offload"] else "CPU only"
     detail = f"llama-cpp-python {facts['llama_cpp_python']}, {device}; {system}"
     unused = [flag.upper() for flag in ("avx2", "fma", "f16c") if flag in flags and f"{flag.upper()} = 1" not in system]
     if unused and not facts["gpu_offload"]:
-        remedy = f"it computes several times slower than it could; build it here: {AGAIN}"
+        remedy = f"it is several times slower than it could be; build it here: {AGAIN}"
         return Check("llama.cpp", "warn", f"{detail} was built without this CPU's {', '.join(unused)}", remedy)
     if facts["miscompiled_amx"]:
-        remedy = f"it is slower at long prompts than it could be; build it by a newer one: CC=gcc-13 CXX=g++-13 {AGAIN}"
-        return Check("llama.cpp", "warn", f"{detail} was built by {facts['miscompiled_amx']}, which gets AMX wrong", remedy)
+        remedy = f"long prompts are slower than they could be; build it with a newer one: CC=gcc-13 CXX=g++-13 {AGAIN}"
+        return Check("llama.cpp", "warn", f"{detail} was built by {facts['miscompiled_amx']}, which miscompiles AMX", remedy)
     return Check("llama.cpp", "ok", detail)
 
 
@@ -158,13 +170,13 @@ def driver() -> Check:
         names = ", ".join(str(gpu["name"]) for gpu in found)
         return Check("driver", "ok", f"NVIDIA {found[0]['driver']}: {names}")
     if nvidia_card(Path("/")):
-        remedy = "install NVIDIA's driver; in a container start it with --gpus all and NVIDIA's container toolkit"
-        return Check("driver", "warn", "there is an NVIDIA GPU, but no driver that answers", remedy)
+        remedy = "install NVIDIA's driver; start a container with --gpus all and NVIDIA's container toolkit"
+        return Check("driver", "warn", "there is an NVIDIA GPU, but no working driver", remedy)
     return Check("driver", "ok", "no NVIDIA GPU; models run on the CPU")
 
 
 def nvidia_card(root: Path) -> bool:
-    """Whether an NVIDIA GPU is plugged in, whatever the driver says."""
+    """Return whether an NVIDIA GPU is installed, with or without a driver."""
     for device in (root / "sys/bus/pci/devices").glob("*"):
         try:
             if (device / "vendor").read_text().strip() == NVIDIA and (device / "class").read_text().startswith(DISPLAY):
@@ -178,27 +190,27 @@ def cuda() -> Check:
     version = hardware.cuda_version()
     if version is None:
         return Check("cuda", "ok", "not used: no NVIDIA driver")
-    text = f"the driver runs CUDA {version[0]}.{version[1]}"
+    text = f"the driver supports CUDA {version[0]}.{version[1]}"
     done = _import()
     hint = hardware.cuda_hint(done.returncode == 0 and json.loads(done.stdout)["gpu_offload"])
     return Check("cuda", "warn", text, hint) if hint else Check("cuda", "ok", text)
 
 
 def memory(free: int) -> Check:
-    text = f"{free / 2**30:.1f} GiB of RAM are free"
+    text = f"{free / 2**30:.1f} GiB of RAM free"
     if free >= RAM_AMPLE:
         return Check("memory", "ok", text)
-    remedy = "end other programs, or serve a small model: locallab fit MODEL shows what fits"
+    remedy = "close other programs, or serve a small model: locallab fit MODEL shows what fits"
     return Check("memory", "warn" if free >= RAM_LEAST else "fail", text, remedy)
 
 
 def disk(home: Path) -> Check:
     free = hardware.disk(home)["free_bytes"]
-    text = f"{free / 2**30:.1f} GiB are free at {home}"
+    text = f"{free / 2**30:.1f} GiB free at {home}"
     remedy = "delete models you do not need: locallab rm MODEL; or set LOCALLAB_HOME to a folder on a larger disk"
     existing = next(parent for parent in (home.absolute(), *home.absolute().parents) if parent.exists())
     if not os.access(existing, os.W_OK | os.X_OK):
-        return Check("disk", "fail", f"{existing} cannot be written to", "set LOCALLAB_HOME to a folder of yours")
+        return Check("disk", "fail", f"{existing} is not writable", "set LOCALLAB_HOME to a folder of yours")
     if free >= DISK_AMPLE:
         return Check("disk", "ok", text)
     return Check("disk", "warn" if free >= DISK_LEAST else "fail", text, remedy)
@@ -209,53 +221,44 @@ def port(host: str, number: int) -> Check:
         runner.bind(host, number).close()
     except ConfigError as error:
         return Check(
-            "port", "fail", str(error), "stop what uses it (a LocalLab server already?), or choose another with --port"
+            "port",
+            "fail",
+            str(error),
+            "stop the program that uses it (another LocalLab server?), or choose another --port",
         )
-    return Check("port", "ok", f"{host}:{number} is free" if number else f"any free one at {host}")
+    return Check("port", "ok", f"{host}:{number} is free" if number else f"any free port at {host}")
 
 
 def hub() -> Check:
     if hub_status.offline():
-        return Check("hub", "ok", "not asked: HF_HUB_OFFLINE is set")
+        return Check("hub", "ok", "not checked: HF_HUB_OFFLINE is set")
     problem = hub_status.hub_problem()
     if problem is None:
         return Check("hub", "ok", f"{hub_status.endpoint()} answers")
-    remedy = "models on disk and the embedded one work without it; for others check the network and HF_ENDPOINT"
+    remedy = "models on disk and the embedded one work without it; for others, check the network and HF_ENDPOINT"
     return Check("hub", "warn", f"{hub_status.endpoint()} cannot be used: {problem}", remedy)
 
 
-def token(given: str | None) -> Check:
-    """Whether the Hub knows the user's token."""
-    page = "make one at https://huggingface.co/settings/tokens and set HF_TOKEN"
-    if not given:
+def token(secret: str | None) -> Check:
+    """Check the user's token with the Hub."""
+    if not secret:
         return Check("token", "ok", "none; only gated and private models need one")
     if hub_status.offline():
-        return Check("token", "ok", "there is one; not checked, as HF_HUB_OFFLINE is set")
+        return Check("token", "ok", "set, but not checked: HF_HUB_OFFLINE is set")
     try:
-        owner = hub_status.token_owner(given)
+        owner = hub_status.token_owner(secret)
     except OSError as error:
-        return Check("token", "warn", f"there is one, but the Hub does not say whether it is valid: {error}", "see hub")
+        return Check("token", "warn", f"set, but the Hub does not confirm it: {error}", "see hub")
     if owner is None:
-        return Check("token", "fail", "the Hub does not take it", page)
+        remedy = "create one at https://huggingface.co/settings/tokens and set HF_TOKEN"
+        return Check("token", "fail", "the Hub rejects it", remedy)
     return Check("token", "ok", f"belongs to {owner}")
 
 
-def ngrok(given: str | None, agent: Path) -> Check:
-    """What --tunnel needs."""
-    there = f"agent at {agent}" if agent.exists() else "the agent will be fetched when first needed"
-    if given:
-        return Check("ngrok", "ok", f"a token is set; {there}")
+def ngrok(secret: str | None, agent: Path) -> Check:
+    """Check the token and the agent that --tunnel needs."""
+    where = f"agent at {agent}" if agent.exists() else "the agent is fetched at first use"
+    if secret:
+        return Check("ngrok", "ok", f"a token is set; {where}")
     remedy = "only for --tunnel: set LOCALLAB_NGROK_TOKEN to the authtoken of your ngrok account"
-    return Check("ngrok", "warn", f"no token; {there}", remedy)
-
-
-def _token() -> str | None:
-    from huggingface_hub import get_token
-
-    return get_token()
-
-
-def _ngrok_agent() -> Path:
-    from pyngrok import conf
-
-    return Path(conf.get_default().ngrok_path)
+    return Check("ngrok", "warn", f"no token; {where}", remedy)

@@ -29,7 +29,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def port() -> int:
-    """A free one."""
+    """A free port."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         return int(sock.getsockname()[1])
 
@@ -53,7 +53,7 @@ def test_as_people_see_it(offline: None) -> None:
     lines = done.stdout.splitlines()
     (at,) = (index for index, line in enumerate(lines) if line.startswith("fail  port "))
     assert str(number) in lines[at]
-    assert "→ stop what uses it" in lines[at + 1]
+    assert "→ stop the program" in lines[at + 1]
     assert any(line.startswith("ok    python ") for line in lines)
 
 
@@ -79,7 +79,7 @@ def test_a_check_that_fails_or_hangs_breaks_no_other() -> None:
     ]
 
 
-def test_everything_is_told_in_order() -> None:
+def test_all_checks_are_in_order() -> None:
     assert list(checks.everything(ServerSettings())) == NAMES
 
 
@@ -121,14 +121,18 @@ def test_llama_cpp_built_for_less_than_the_cpu_has() -> None:
 def test_llama_cpp_built_by_a_compiler_that_gets_amx_wrong() -> None:
     check = checks.features(facts("CPU : AMX_INT8 = 1", miscompiled="GCC 12.2"), [])
     assert check.status == "warn"
-    assert "GCC 12.2, which gets AMX wrong" in check.detail and "CXX=" in (check.remedy or "")
+    assert "GCC 12.2, which miscompiles AMX" in check.detail and "CXX=" in (check.remedy or "")
 
 
 @pytest.mark.parametrize(
     ("status", "output", "reason"),
     [
         (-4, "", "crashes with SIGILL: it was built for another CPU"),
-        (1, "Traceback\nOSError: libcudart.so.12: cannot open", "was built with CUDA, which is not here: OSError: libcudart"),
+        (
+            1,
+            "Traceback\nOSError: libcudart.so.12: cannot open",
+            "was built with CUDA, which is missing here: OSError: libcudart",
+        ),
         (1, "Traceback\nRuntimeError: no llama", "cannot be loaded: RuntimeError: no llama"),
         (1, "", "cannot be loaded: it gave no reason"),
     ],
@@ -182,10 +186,10 @@ def test_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "cuda_version", lambda: (12, 4))
     monkeypatch.setattr(hardware, "gpus", lambda: [T4])
     found = checks.cuda()
-    assert (found.status, found.detail) == ("warn", "the driver runs CUDA 12.4")
+    assert (found.status, found.detail) == ("warn", "the driver supports CUDA 12.4")
     assert found.remedy == hardware.cuda_hint(False)
     monkeypatch.setattr(hardware, "cuda_hint", lambda gpu_build: None)
-    assert checks.cuda() == Check("cuda", "ok", "the driver runs CUDA 12.4")
+    assert checks.cuda() == Check("cuda", "ok", "the driver supports CUDA 12.4")
 
 
 @pytest.mark.parametrize(("free", "status"), [(4 << 30, "ok"), (1 << 30, "warn"), (1 << 20, "fail")])
@@ -204,12 +208,12 @@ def test_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free: int, status
 def test_disk_that_cannot_be_written_to(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
     check = checks.disk(tmp_path / "not" / "yet")
-    assert (check.status, check.detail) == ("fail", f"{tmp_path} cannot be written to")
+    assert (check.status, check.detail) == ("fail", f"{tmp_path} is not writable")
 
 
 def test_port(port: int) -> None:
     assert checks.port("127.0.0.1", port) == Check("port", "ok", f"127.0.0.1:{port} is free")
-    assert checks.port("127.0.0.1", 0).detail == "any free one at 127.0.0.1"
+    assert checks.port("127.0.0.1", 0).detail == "any free port at 127.0.0.1"
     with socket.create_server(("127.0.0.1", port)):
         assert checks.port("127.0.0.1", port).status == "fail"
     assert checks.port("no.such.host.invalid", port).status == "fail"
@@ -223,7 +227,7 @@ def test_hub(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
     monkeypatch.setattr(hub_status, "hub_problem", lambda: None)
     assert checks.hub() == Check("hub", "ok", f"http://127.0.0.1:{port} answers")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert checks.hub() == Check("hub", "ok", "not asked: HF_HUB_OFFLINE is set")
+    assert checks.hub() == Check("hub", "ok", "not checked: HF_HUB_OFFLINE is set")
 
 
 def test_token(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
@@ -235,7 +239,7 @@ def test_token(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
     assert checks.token("hf_x") == Check("token", "ok", "belongs to ada")
     assert checks.token("hf_y").status == "fail"
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert checks.token("hf_y").detail == "there is one; not checked, as HF_HUB_OFFLINE is set"
+    assert checks.token("hf_y").detail == "set, but not checked: HF_HUB_OFFLINE is set"
 
 
 def test_no_token_is_ever_shown(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
@@ -244,7 +248,7 @@ def test_no_token_is_ever_shown(monkeypatch: pytest.MonkeyPatch, port: int) -> N
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{port}")
     done = CliRunner().invoke(cli.main, ["doctor", "--port", "0", "--json"])
     status = {check["name"]: check for check in json.loads(done.stdout)}
-    assert status["token"]["detail"].startswith("there is one")
+    assert status["token"]["detail"].startswith("set, ")
     assert status["ngrok"]["status"] == "ok"
     assert "secret" not in done.output
 
@@ -252,7 +256,7 @@ def test_no_token_is_ever_shown(monkeypatch: pytest.MonkeyPatch, port: int) -> N
 def test_ngrok(tmp_path: Path) -> None:
     agent = tmp_path / "ngrok"
     missing = checks.ngrok(None, agent)
-    assert (missing.status, missing.detail) == ("warn", "no token; the agent will be fetched when first needed")
+    assert (missing.status, missing.detail) == ("warn", "no token; the agent is fetched at first use")
     assert missing.remedy
     agent.touch()
     assert checks.ngrok("t", agent) == Check("ngrok", "ok", f"a token is set; agent at {agent}")

@@ -1,4 +1,4 @@
-"""What clients of other makers send, replayed: whether a server answers each of them in a way it does not break on."""
+"""A replay of other clients' requests, which checks that the answers of a server would not break them."""
 
 from locallab.cli.doctor.replay.clients.all import EXCHANGES
 from locallab.cli.doctor.replay.exchange import Exchange

@@ -1,4 +1,4 @@
-"""Parts of requests that several clients send alike."""
+"""Parts of requests that several clients share."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from locallab.cli.doctor.replay.message import Wish, calls, known_calls, says_js
 Json = Mapping[str, Any]
 
 SHORT = 16
-"""Tokens of an answer whose words do not matter."""
+"""Maximum tokens of an answer whose text does not matter."""
 
 AMPLE = 1024
-"""Tokens in which a model can think, and call the tool below."""
+"""Maximum tokens that suffice to reason and to call the tool below."""
 
 FILES = ("README.md", "setup.cfg")
 PARAMETERS: Json = {
@@ -45,7 +45,7 @@ def text_part(text: str, **more: Any) -> Json:
 
 
 def tool(strict: bool = False) -> Json:
-    """A tool as chat completions have it."""
+    """Return a tool of chat completions."""
     function = {"name": "read_file", "description": "Reads a file.", "parameters": PARAMETERS}
     return {"type": "function", "function": {**function, "strict": True} if strict else function}
 
@@ -64,7 +64,7 @@ def call(arguments: str = '{"path": "README.md"}', id: str = "call_1") -> Json:
 
 
 def history(content: str | None = None) -> Sequence[Json]:
-    """A conversation in which a tool was called, the message of the call having the content `content`."""
+    """Return a conversation with a tool call, whose message has the content `content`."""
     called = {"role": "assistant", "content": content, "tool_calls": [call()]}
     return [user(), called, {"role": "tool", "tool_call_id": "call_1", "content": "# Hello"}]
 
@@ -88,16 +88,16 @@ def chat(
     wrong_key: bool = False,
     **body: Any,
 ) -> Exchange:
-    """A chat completion."""
+    """Return a request for a chat completion."""
     limit = {} if "max_completion_tokens" in body else {"max_tokens": SHORT}
-    given = {"model": MODEL, "messages": [user()], **limit, **body}
+    body = {"model": MODEL, "messages": [user()], **limit, **body}
     return Exchange(
-        client=client, doing=doing, path=path, check=check, headers=headers, key=key, wrong_key=wrong_key, body=given
+        client=client, doing=doing, path=path, check=check, headers=headers, key=key, wrong_key=wrong_key, body=body
     )
 
 
 def streaming(client: str, doing: str, check: Check, **more: Any) -> Exchange:
-    """A streamed one; most clients ask for the usage."""
+    """Return a request for a streamed chat completion; most clients request the usage."""
     return chat(client, doing, check, **{"stream": True, "stream_options": {"include_usage": True}, **more})
 
 
@@ -109,6 +109,6 @@ PLACE = says_json(city=str, coastal=bool)
 
 
 def ollama(client: str, doing: str, check: Check, **body: Any) -> Exchange:
-    """A chat by way of Ollama's API."""
-    given = {"model": MODEL, "messages": [user()], "options": {"num_ctx": 32768, "num_predict": SHORT}, **body}
-    return Exchange(client=client, doing=doing, path="/api/chat", check=check, body=given)
+    """Return a request for a chat through Ollama's API."""
+    body = {"model": MODEL, "messages": [user()], "options": {"num_ctx": 32768, "num_predict": SHORT}, **body}
+    return Exchange(client=client, doing=doing, path="/api/chat", check=check, body=body)

@@ -1,4 +1,4 @@
-"""One request as a client sends it, and what the answer must be."""
+"""A client's request with a check of the answer."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 MODEL = "<model>"
-"""Stands in a path or a body for the id of a model that the server lists."""
+"""Placeholder in paths and bodies for the id of a model that the server lists."""
 
 TOO_LONG = "<too long>"
-"""Stands in a body for a text of more tokens than the model's context."""
+"""Placeholder in bodies for a text of more tokens than the model's context."""
 
 KeyStyle = Literal["bearer", "x-api-key", "api-key", "both", "none"]
-"""How a client sends its key; both: as bearer and as x-api-key. With `none` it sends no key."""
+"""Headers in which a client sends its key; `both` means bearer and x-api-key."""
 
 
 class Unmet(Exception):
-    """The client would break on the answer; says why."""
+    """The answer would break the client; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer as it came; the names of `headers` are in small letters."""
+    """An HTTP response; the names of `headers` are in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -35,7 +35,7 @@ Check = Callable[[Reply], None]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Exchange:
-    """`client` does `doing`. `wrong_key`: with a key that is not valid, which only a server that asks for keys can refuse."""
+    """A request of `client`, described by `doing`. `wrong_key` sends an invalid key, which only a server with keys rejects."""
 
     client: str
     doing: str
@@ -49,12 +49,12 @@ class Exchange:
 
     @property
     def needs_context(self) -> bool:
-        """Whether the request is made from the size of the model's context."""
+        """True if the request depends on the size of the model's context."""
         return TOO_LONG in str(self.body)
 
 
 def filled(value: Any, model: str, too_long: str) -> Any:
-    """The body or path with what its placeholders stand for."""
+    """Return the body or path with its placeholders replaced."""
     if isinstance(value, str):
         return value.replace(MODEL, model).replace(TOO_LONG, too_long)
     if isinstance(value, Mapping):

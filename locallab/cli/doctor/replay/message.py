@@ -1,10 +1,10 @@
-"""What a model said, whatever the dialect, and what can be asked of it."""
+"""A model's answer in any dialect, and requirements on it."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from locallab.cli.doctor.replay.exchange import Check, Reply
@@ -12,7 +12,7 @@ from locallab.cli.doctor.replay.strict_reader import need, shortened, status, va
 
 
 @dataclasses.dataclass(slots=True)
-class Called:
+class ToolCall:
     """A call of a tool. `arguments` is JSON text."""
 
     id: str
@@ -22,12 +22,11 @@ class Called:
 
 @dataclasses.dataclass(slots=True)
 class WholeMessage:
-    """An answer as a whole. `finish_reason` is in OpenAI's words; `n_choices` says how many answers there were, of which this
-    is the first."""
+    """A complete answer: the first of `n_choices`, with a finish reason in OpenAI's terms."""
 
     content: str = ""
     reasoning: str = ""
-    calls: list[Called] = dataclasses.field(default_factory=list)
+    calls: list[ToolCall] = dataclasses.field(default_factory=list)
     finish_reason: str = ""
     model: str = ""
     n_choices: int = 1
@@ -35,81 +34,87 @@ class WholeMessage:
 
 
 Wish = Callable[[WholeMessage], None]
-"""Raises Unmet."""
+"""A requirement on an answer. Raises Unmet."""
 
 
 def calls(name: str, **allowed: tuple[str, ...]) -> Wish:
-    """One call or more, each of `name`, with exactly the arguments `allowed`, each of one of these values."""
+    """Require at least one call, all of `name`, with exactly the arguments `allowed` and one of the values of each."""
 
-    def met(said: WholeMessage) -> None:
-        need(said.finish_reason == "tool_calls", f"finish reason {said.finish_reason!r}, not 'tool_calls'")
-        need(said.calls, "no call, though one must be made")
-        for call in said.calls:
+    def check(message: WholeMessage) -> None:
+        need(message.finish_reason == "tool_calls", f"finish reason {message.finish_reason!r}, not 'tool_calls'")
+        need(message.calls, "no call, though one is required")
+        for call in message.calls:
             need(call.name == name, f"called {call.name!r}, not {name!r}")
             arguments = _object(call.arguments)
-            right = arguments.keys() == allowed.keys() and all(arguments[key] in allowed[key] for key in allowed)
-            need(right, f"arguments that the tool's schema forbids: {shortened(call.arguments)}")
+            valid = arguments.keys() == allowed.keys() and all(arguments[key] in allowed[key] for key in allowed)
+            need(valid, f"arguments that the tool's schema forbids: {shortened(call.arguments)}")
 
-    return met
+    return check
 
 
 def known_calls(*names: str) -> Wish:
-    """Any number of calls, each of a known tool and with an object of arguments, the last one perhaps cut off; or none."""
+    """Require that calls, if any, are of `names` and have an object of arguments; the last one may be truncated."""
 
-    def met(said: WholeMessage) -> None:
-        cut = said.finish_reason == "length"
-        need(not said.calls or cut or said.finish_reason == "tool_calls", f"calls, but finish reason {said.finish_reason!r}")
-        for call in said.calls:
-            need(call.name in names, f"called {call.name!r}, which is no tool")
-            if not (cut and call is said.calls[-1]):
+    def check(message: WholeMessage) -> None:
+        truncated = message.finish_reason == "length"
+        as_calls = truncated or message.finish_reason == "tool_calls"
+        need(not message.calls or as_calls, f"calls, but finish reason {message.finish_reason!r}")
+        for call in message.calls:
+            need(call.name in names, f"called {call.name!r}, which is not a tool")
+            if not (truncated and call is message.calls[-1]):
                 _object(call.arguments)
 
-    return met
+    return check
 
 
-def one_call_at_most(said: WholeMessage) -> None:
-    need(len(said.calls) <= 1, f"{len(said.calls)} calls at once, which the request forbids")
+def one_call_at_most(message: WholeMessage) -> None:
+    need(len(message.calls) <= 1, f"{len(message.calls)} calls at once, which the request forbids")
 
 
-def no_calls(said: WholeMessage) -> None:
-    need(not said.calls, "calls, which the request forbids")
+def no_calls(message: WholeMessage) -> None:
+    need(not message.calls, "calls, which the request forbids")
 
 
 def says_json(**kinds: type) -> Wish:
-    """An object of exactly these members, of these types."""
+    """Require an object of exactly these members and types as content."""
 
-    def met(said: WholeMessage) -> None:
-        found = _object(said.content)
-        right = found.keys() == kinds.keys() and all(type(found[key]) is kind for key, kind in kinds.items())
-        need(right, f"an answer that its schema forbids: {shortened(said.content)}")
+    def check(message: WholeMessage) -> None:
+        found = _object(message.content)
+        valid = found.keys() == kinds.keys() and all(type(found[key]) is kind for key, kind in kinds.items())
+        need(valid, f"an answer that its schema forbids: {shortened(message.content)}")
 
-    return met
+    return check
 
 
 def answers(n: int) -> Wish:
-    return lambda said: need(said.n_choices == n, f"{said.n_choices} answers, not {n}")
+    return lambda message: need(message.n_choices == n, f"{message.n_choices} answers, not {n}")
 
 
-def has_logprobs(said: WholeMessage) -> None:
-    need(said.logprobs, "no logprobs, which were asked for")
+def has_logprobs(message: WholeMessage) -> None:
+    need(message.logprobs, "no logprobs, which were requested")
 
 
 def is_model(name: str) -> Wish:
-    """The client finds the model it asked for in the answer."""
-    return lambda said: need(said.model == name, f"model {said.model!r}, not {name!r}, which was asked")
+    """Require the requested model name in the answer."""
+    return lambda message: need(message.model == name, f"model {message.model!r}, not the requested {name!r}")
 
 
 def _object(text: str) -> Mapping[str, Any]:
     found = value(text)
-    need(isinstance(found, dict), f"no object: {shortened(json.dumps(found))}")
+    need(isinstance(found, dict), f"not an object: {shortened(json.dumps(found))}")
     return found  # type: ignore[no-any-return]
 
 
-def checked(read: Callable[[Reply], WholeMessage], wishes: Sequence[Wish]) -> Check:
-    def check(answer: Reply) -> None:
-        status(answer, 200)
-        said = read(answer)
-        for wish in wishes:
-            wish(said)
+def checked(read: Callable[[Reply], WholeMessage]) -> Callable[..., Check]:
+    """Turn a reader of successful replies into a function from wishes to a check. Use as a decorator."""
 
-    return check
+    def check_of(*wishes: Wish) -> Check:
+        def check(answer: Reply) -> None:
+            status(answer, 200)
+            message = read(answer)
+            for wish in wishes:
+                wish(message)
+
+        return check
+
+    return check_of

@@ -1,18 +1,26 @@
-"""Answers read as strictly as the strictest client reads them."""
+"""Readers of answers, each as strict as the strictest client."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from locallab.cli.doctor.replay.exchange import Reply, Unmet
 
-Kind = type | tuple[type, ...]
+KIND_NAMES: Mapping[type | None, str] = {
+    str: "a string",
+    int: "a whole number",
+    dict: "an object",
+    list: "a list",
+    bool: "a boolean",
+    float: "a number",
+    None: "null",
+}
 
 
 def need(met: object, reason: str) -> None:
-    """Raises Unmet with `reason` unless `met`."""
+    """Raise Unmet with `reason` unless `met`."""
     if not met:
         raise Unmet(reason)
 
@@ -30,33 +38,34 @@ def value(text: str) -> Any:
 
 
 def take(body: Any, path: str, *kinds: type | None) -> Any:
-    """What is at `path`, such as `choices.0.index`, which must be of one of `kinds`; None is null."""
+    """Return the value at `path`, such as `choices.0.index`, which must be of one of `kinds`; None is null."""
     found = body
     for step in path.split("."):
         try:
             found = found[int(step) if step.isdigit() else step]
         except (KeyError, IndexError, TypeError):
             raise Unmet(f"no {path} in {shortened(json.dumps(body))}") from None
-    need(any(is_of(found, kind) for kind in kinds), f"{path} is {shortened(json.dumps(found))}, not {_named(kinds)}")
+    expected = " or ".join(KIND_NAMES[kind] for kind in kinds)
+    need(any(is_of(found, kind) for kind in kinds), f"{path} is {shortened(json.dumps(found))}, not {expected}")
     return found
 
 
 def is_of(found: Any, kind: type | None) -> bool:
-    """JSON's kinds: a boolean is no number."""
+    """Return whether a value of JSON is of a kind; a boolean is no number."""
     if kind is None or found is None:
         return found is kind
     return isinstance(found, kind) and (kind is bool or not isinstance(found, bool))
 
 
 def data_lines(answer: Reply) -> Iterator[str]:
-    """The `data` of events that consist of nothing else: no comments, ids or names, on which one client or another breaks."""
+    """Yield the `data` of events without comments, ids or names, any of which breaks some client."""
     for lines in blocks(answer):
         need(len(lines) == 1 and lines[0].startswith("data: "), f"no plain data event: {shortened(' | '.join(lines))}")
         yield lines[0].removeprefix("data: ")
 
 
 def named_events(answer: Reply) -> Iterator[Any]:
-    """The JSON of events that tell their type twice: in their name and in their data."""
+    """Yield the JSON of events whose type is both in their name and in their data."""
     for lines in blocks(answer):
         whole = len(lines) == 2 and lines[0].startswith("event: ") and lines[1].startswith("data: ")
         need(whole, f"no event of a name and data: {shortened(' | '.join(lines))}")
@@ -67,7 +76,7 @@ def named_events(answer: Reply) -> Iterator[Any]:
 
 
 def blocks(answer: Reply) -> Sequence[list[str]]:
-    """The lines of each event of a stream."""
+    """Return the lines of each event of a stream."""
     kind = answer.headers.get("content-type", "")
     need(kind.startswith("text/event-stream"), f"content type {kind!r}, not text/event-stream: {shortened(answer.text)}")
     whole = answer.text.replace("\r\n", "\n")
@@ -78,16 +87,3 @@ def blocks(answer: Reply) -> Sequence[list[str]]:
 def shortened(text: str) -> str:
     text = " ".join(text.split())
     return text if len(text) <= 200 else f"{text[:199]}…"
-
-
-def _named(kinds: Sequence[type | None]) -> str:
-    names: dict[type | None, str] = {
-        str: "a string",
-        int: "a whole number",
-        dict: "an object",
-        list: "a list",
-        bool: "a boolean",
-        float: "a number",
-        None: "null",
-    }
-    return " or ".join(names[kind] for kind in kinds)

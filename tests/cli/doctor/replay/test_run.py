@@ -1,4 +1,4 @@
-"""What clients send that cannot run here, replayed to a server with a scripted engine; and what the checks find wrong."""
+"""The replay of clients that cannot run here to a server with a scripted engine, and the findings of its checks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PLACE = '{"city": "Oslo", "coastal": true}'
 
 
 def script(prompt: list[int], params: SamplingParams) -> list[Step]:
-    """What a model says that is bound to call the tool, or to give JSON, or free."""
+    """Script the answer of a model that must call the tool, must return JSON, or is free."""
     kind = params.constraint.kind if params.constraint else None
     return say({"lark": CALL, "json_schema": PLACE}.get(str(kind), "Hello, wörld!"))
 
@@ -54,7 +54,7 @@ def test_every_client_of_the_table_is_there() -> None:
 
 
 def test_doctor(server: Served) -> None:
-    """The same from the command line: all is well with the key, and only with it."""
+    """The command line succeeds with the key, and only with it."""
     done = CliRunner().invoke(cli.main, ["doctor", "--clients", "--url", server.url, "--api-key", KEY, "--json"])
     found = json.loads(done.stdout)
     assert done.exit_code == 0, [each for each in found if each["status"] == "fail"]
@@ -64,7 +64,7 @@ def test_doctor(server: Served) -> None:
     assert keyless.exit_code == 1
     assert "fail  Zed            streams with tools\n" in keyless.stdout
     assert "→ status 401, not 200: " in keyless.stdout
-    assert "skip  Claude Code    has a wrong key\n" in keyless.stdout
+    assert "skip  Claude Code    sends a wrong key\n" in keyless.stdout
     assert KEY not in keyless.stdout + done.stdout
 
 
@@ -114,7 +114,7 @@ STREAMS: dict[str, tuple[Check, str, str | None]] = {
     "a call": (stream(message.known_calls("f")), events(FIRST, OPENED, chunk(called(0, "{}")), ENDED), None),
     "CRLF": (stream(), events(FIRST, TEXT, LAST).replace("\n", "\r\n"), None),
     "no usage": (stream(usage=True), events(FIRST, TEXT, LAST), "the last chunk is not the usage"),
-    "usage unasked": (stream(), events(FIRST, {**LAST, "usage": USAGE["usage"]}), "a usage that was not asked for"),
+    "usage unasked": (stream(), events(FIRST, {**LAST, "usage": USAGE["usage"]}), "a usage that was not requested"),
     "usage with a choice": (stream(usage=True), events(FIRST, {**LAST, "usage": USAGE["usage"]}), "empty list of choices"),
     "no choices": (stream(), events(FIRST, {"model": "m"}, LAST), "no choices.0.index"),
     "no role": (stream(), events(TEXT, LAST), "chunk 0 has the role None"),
@@ -136,7 +136,7 @@ STREAMS: dict[str, tuple[Check, str, str | None]] = {
     "arguments as an object": (stream(), events(FIRST, OPENED, chunk(called(0, {})), ENDED), "function.arguments is {}"),  # type: ignore[arg-type]
     "index skipped": (stream(), events(FIRST, chunk(called(1, "", id="c", name="f")), ENDED), "the index of call 0 is 1"),
     "arguments no JSON": (stream(message.known_calls("f")), events(FIRST, OPENED, ENDED), "not JSON"),
-    "another tool": (stream(message.known_calls("g")), events(FIRST, OPENED, ENDED), "called 'f', which is no tool"),
+    "another tool": (stream(message.known_calls("g")), events(FIRST, OPENED, ENDED), "called 'f', which is not a tool"),
     "calls that ended as text": (
         stream(message.known_calls("f")),
         events(FIRST, OPENED, chunk(called(0, "{}")), LAST),
@@ -191,12 +191,12 @@ ANSWERS: dict[str, tuple[Check, Reply, str | None]] = {
     "arguments forbidden": (whole(message.calls("f", a=("x",))), with_call('{"a": "y"}'), "that the tool's schema forbids"),
     "arguments too many": (whole(message.calls("f")), with_call('{"a": "y"}'), "that the tool's schema forbids"),
     "a call without type": (whole(), with_call("{}", type=None), "type is null, not a string"),
-    "another model": (whole(message.is_model("n")), completion({"content": ""}), "model 'm', not 'n'"),
+    "another model": (whole(message.is_model("n")), completion({"content": ""}), "model 'm', not the requested 'n'"),
     "one answer": (whole(message.answers(2)), completion({"content": ""}), "1 answers, not 2"),
     "no logprobs": (whole(message.has_logprobs), completion({"content": ""}), "no logprobs"),
     "JSON of another kind": (whole(message.says_json(a=int)), completion({"content": '{"a": true}'}), "its schema forbids"),
     "JSON with more": (whole(message.says_json(a=int)), completion({"content": '{"a": 1, "b": 1}'}), "its schema forbids"),
-    "no object": (whole(message.says_json(a=int)), completion({"content": "[1]"}), "no object: [1]"),
+    "no object": (whole(message.says_json(a=int)), completion({"content": "[1]"}), "not an object: [1]"),
     "detail": (service.refused(400), answer('{"detail": "x"}', 400), "no error.message"),
     "422": (service.refused(400), answer("{}", 422), "status 422, not 400"),
     "another code": (
@@ -213,7 +213,7 @@ ANSWERS: dict[str, tuple[Check, Reply, str | None]] = {
     "OpenAI's error for Ollama's": (service.ollama_refused(400), answer('{"error": {}}', 400), "error is {}, not a string"),
     "a list without models": (service.models, answer('{"data": [], "models": []}'), "the list of models is empty"),
     "no context": (
-        service.context_told,
+        service.context_reported,
         answer(json.dumps({"data": [CARD], "models": [CARD]})),
         "no data.0.meta.n_ctx",
     ),
@@ -238,9 +238,9 @@ ANSWERS: dict[str, tuple[Check, Reply, str | None]] = {
 }
 
 
-@pytest.mark.parametrize(("check", "given", "reason"), ANSWERS.values(), ids=ANSWERS)
-def test_checks_of_answers(check: Check, given: Reply, reason: str | None) -> None:
-    verdict(check, given, reason)
+@pytest.mark.parametrize(("check", "reply", "reason"), ANSWERS.values(), ids=ANSWERS)
+def test_checks_of_answers(check: Check, reply: Reply, reason: str | None) -> None:
+    verdict(check, reply, reason)
 
 
 def named(*bodies: dict[str, Any]) -> str:
@@ -315,11 +315,11 @@ def test_checks_of_lines(lines: list[Any], kind: str, reason: str | None) -> Non
     verdict(ollama_stream(), answer("".join(f"{json.dumps(line)}\n" for line in lines), kind=kind), reason)
 
 
-def verdict(check: Check, given: Reply, reason: str | None) -> None:
-    """Whether the check takes the answer, or says `reason`."""
+def verdict(check: Check, reply: Reply, reason: str | None) -> None:
+    """Assert that the check accepts the answer, or rejects it with `reason`."""
     if reason is None:
-        check(given)
+        check(reply)
         return
     with pytest.raises(Unmet) as unmet:
-        check(given)
+        check(reply)
     assert reason in str(unmet.value)

@@ -1,5 +1,4 @@
-"""What every dialect puts up with and what it keeps to, whoever the client is: one section for each point of the checklist that
-was drawn from what real clients send."""
+"""Tolerance and guarantees of every dialect: a section per point of a checklist drawn from the requests of real clients."""
 
 from __future__ import annotations
 
@@ -44,7 +43,7 @@ LEAST: Mapping[str, tuple[type[msgspec.Struct], dict[str, Any]]] = {
     "/generate": (GenerateBody, {"prompt": "hi"}),
     "/chat": (NativeChatBody, {"messages": USER}),
 }
-"""The routes on which a model answers: what they take, and the least of it."""
+"""The routes on which a model answers: the type of their body, and the smallest valid one."""
 
 CHATS = [path for path, (_, least) in LEAST.items() if "messages" in least]
 
@@ -66,7 +65,7 @@ def post(served: Served, path: str, **more: Any) -> httpx.Response:
 
 
 def asked(served: Served, path: str, **more: Any) -> tuple[str, SamplingParams]:
-    """The prompt and the parameters that come of a request."""
+    """Return the prompt and the parameters that a request results in."""
     reply = post(served, path, **more)
     assert reply.status_code == 200, reply.text
     return served.engine.submitted[-1]
@@ -96,7 +95,7 @@ def test_unknown_fields_are_ignored(served: Served, path: str) -> None:
     assert asked(served, path, unheard_of={"a": [1]}, extra_body={"b": 2}, num_gpu=99, cache_control=None) == plain
 
 
-# 2. Content in every shape.
+# 2. Content in every form.
 
 CONTENTS: dict[str, tuple[Any, str]] = {
     "string": ("hello", "hello"),
@@ -152,7 +151,7 @@ def test_roles(served: Served, path: str) -> None:
     assert post(served, path, messages=[{"role": "wizard", "content": ""}]).status_code == 400
 
 
-# 4. Limits: probes of no tokens, no limit, and no small one that nobody asked for.
+# 4. Limits: probes of no tokens, no limit, and no small default.
 
 LIMITS: dict[str, tuple[str, dict[str, Any], int | None]] = {
     "chat: none": (CHAT, {}, None),
@@ -180,7 +179,7 @@ def test_probe_of_no_tokens(served: Served, path: str) -> None:
     assert post(served, path, max_tokens=0).status_code == 200
 
 
-# 5. stop in every shape, and fields that mean something to the service alone.
+# 5. stop in every form, and fields with a meaning for OpenAI's service only.
 
 STOPS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "null": (None, ()),
@@ -218,7 +217,7 @@ def test_indifferent_fields(served: Served, path: str) -> None:
     assert asked(served, path, **INDIFFERENT) == asked(served, path)
 
 
-# 6. and 7. tool_choice in the shapes of three dialects, and odd tools.
+# 6. and 7. tool_choice in the forms of three dialects, and odd tools.
 
 FUNCTIONS = [
     {"type": "function", "function": {"name": "weather", "description": None, "strict": None}},
@@ -230,7 +229,7 @@ FLAT = [{"type": "function", "name": "weather", "strict": False}, {"type": "func
 INPUTS = [{"name": "weather", "description": None}, {"name": "time", "input_schema": {"type": "object"}, "cache_control": {}}]
 NAMED = {"type": "function", "function": {"name": "time"}}
 PARALLEL = "{0,"
-"""What the grammar of several calls has, and that of one has not."""
+"""A part of the grammar of several calls that the grammar of one call lacks."""
 
 CHOICES: dict[str, tuple[str, dict[str, Any], tuple[str, ...], bool]] = {
     "none given": (CHAT, {"tools": FUNCTIONS}, ("weather", "time"), True),
@@ -307,7 +306,7 @@ def test_history(served: Served, more: list[Any], expected: str) -> None:
     assert expected in prompt
 
 
-# 9. Reasoning, asked for in every way.
+# 9. Reasoning, requested in every way.
 
 WISHES: dict[str, tuple[dict[str, Any], str]] = {
     "none": ({"reasoning_effort": "none"}, "<think></think>"),
@@ -344,7 +343,7 @@ def streamed(served: Served, path: str, **more: Any) -> Reply:
     return Reply(reply.status_code, dict(reply.headers), reply.text)
 
 
-def told(seen: message.WholeMessage) -> None:
+def as_scripted(seen: message.WholeMessage) -> None:
     assert (seen.content.strip(), seen.reasoning.strip()) == (dialect_requests.SAID, dialect_requests.THOUGHT)
     assert [json.loads(each.arguments) for each in seen.calls] == [dialect_requests.ARGUMENTS] * 2
     assert seen.finish_reason == "tool_calls"
@@ -352,18 +351,18 @@ def told(seen: message.WholeMessage) -> None:
 
 @pytest.mark.parametrize("size", [1, 4, 1000])
 def test_streams(served: Served, size: int) -> None:
-    """Role first, name and id once, the finish, the usage only if asked for: what the checks of the replay look at."""
+    """Run the checks of the replay: role first, name and id once, the finish reason, the usage only if requested."""
     served.script(*say(SAYS, size))
-    stream(told)(streamed(served, CHAT, tools=[PLACE]))
-    stream(told, usage=True)(streamed(served, CHAT, tools=[PLACE], stream_options={"include_usage": True}))
+    stream(as_scripted)(streamed(served, CHAT, tools=[PLACE]))
+    stream(as_scripted, usage=True)(streamed(served, CHAT, tools=[PLACE], stream_options={"include_usage": True}))
     thinking = {"type": "enabled", "budget_tokens": 99}
-    message_stream(told)(streamed(served, MESSAGES, tools=[PLACE_INPUT], thinking=thinking, max_tokens=4000))
+    message_stream(as_scripted)(streamed(served, MESSAGES, tools=[PLACE_INPUT], thinking=thinking, max_tokens=4000))
     response_stream(message.known_calls("weather"))(streamed(served, RESPONSES, tools=[PLACE_INPUT]))
     ollama_stream(message.known_calls("weather"))(streamed(served, OLLAMA_CHAT, tools=[PLACE]))
 
 
-def test_reasoning_is_told_once(served: Served) -> None:
-    """Under one name: clients that know two would show it twice."""
+def test_reasoning_has_one_name(served: Served) -> None:
+    """Clients that know two names would show it twice."""
     served.script(SAYS.encode())
     message = post(served, CHAT).json()["choices"][0]["message"]
     assert message["reasoning_content"].strip() == dialect_requests.THOUGHT and "reasoning" not in message
@@ -389,7 +388,7 @@ def test_errors_in_the_middle_of_a_stream(served: Served, path: str, expected: s
     assert "the engine broke" not in answer.text
 
 
-# 12. What is asked before all else.
+# 12. Probes before the first request.
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
@@ -402,7 +401,7 @@ def test_greetings(served: Served, method: str, path: str) -> None:
 def test_models(served: Served) -> None:
     for path in ("/v1/models", "/models", "/v1/models?client_version=0.1", "/v1/models/"):
         reply = served.http.get(path)
-        service.context_told(Reply(reply.status_code, dict(reply.headers), reply.text))
+        service.context_reported(Reply(reply.status_code, dict(reply.headers), reply.text))
         assert reply.json()["data"][0]["context_length"] == 4096
 
 
@@ -478,11 +477,11 @@ def test_an_empty_key_will_do_where_none_is_asked_for(served: Served) -> None:
         assert served.http.post(CHAT, json=LEAST[CHAT][1], headers=headers).status_code == 200
 
 
-# 16. Errors in the words of the dialect.
+# 16. Errors in the dialect's format.
 
 
 def problem(reply: httpx.Response, dialect: str) -> str:
-    """The message of an error, which must be of the dialect's shape."""
+    """Return the message of an error, which must have the dialect's format."""
     body = reply.json()
     match dialect:
         case "native":
@@ -509,7 +508,7 @@ def test_errors_of_paths(served: Served, path: str, dialect: str, method: str) -
     assert served.http.post(f"{path}/no/such/thing").status_code == 404
 
 
-# 17. Names that nobody knows.
+# 17. Unknown model names.
 
 
 @pytest.mark.parametrize("path", DIALECT_OF)
@@ -530,7 +529,7 @@ def test_an_unknown_name_where_names_count(tmp_path: Any, path: str) -> None:
         assert reply.status_code == 404 and "gpt-4o" in problem(reply, DIALECT_OF[path])
 
 
-# 18. 400 for what is wrong: never 422 or 500, which clients send again.
+# 18. 400 for invalid requests: never 422 or 500, which clients retry.
 
 WRONG: dict[str, Any] = {
     "no JSON": b"{",
@@ -584,8 +583,8 @@ def test_overflow(served: Served, path: str, check: Any, streams: bool) -> None:
         "prompt": text,
         "input": text,
     }
-    given = {name: fields[name] for name in LEAST[path][1] if name in fields}
-    reply = post(served, path, **given, stream=streams)
+    body = {name: fields[name] for name in LEAST[path][1] if name in fields}
+    reply = post(served, path, **body, stream=streams)
     answer = Reply(reply.status_code, dict(reply.headers), reply.text)
     (service.too_long_for_codex if path == RESPONSES and streams else check)(answer)
     assert "4096" in reply.text and served.engine.submitted == []

@@ -1,1 +1,1 @@
-"""What must hold of answers, by API."""
+"""Checks of answers, by API."""

@@ -1,68 +1,56 @@
-"""What clients of Anthropic's messages, OpenAI's Responses and Ollama's chat need of an answer, whole or streamed."""
+"""Checks of Anthropic's messages, complete or streamed."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-from locallab.cli.doctor.replay.exchange import Check, Reply, Unmet
-from locallab.cli.doctor.replay.message import Called, WholeMessage, Wish, checked
+from locallab.cli.doctor.replay.exchange import Reply, Unmet
+from locallab.cli.doctor.replay.message import ToolCall, WholeMessage, checked
 from locallab.cli.doctor.replay.strict_reader import named_events, need, take, value
 
 STOP_REASONS = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length", "tool_use": "tool_calls"}
 BLOCKS = {"text": "text", "thinking": "thinking", "tool_use": "partial_json"}
-"""Types of blocks, and what a delta of each brings."""
+"""Types of blocks, and the field that a delta of each has."""
 
 
-def message(*wishes: Wish) -> Check:
-    """A message of Anthropic's shape."""
-    return checked(_message, wishes)
-
-
-def message_stream(*wishes: Wish) -> Check:
-    """The events of one."""
-    return checked(_message_events, wishes)
-
-
-def _message(answer: Reply) -> WholeMessage:
+@checked
+def message(answer: Reply) -> WholeMessage:
     body = value(answer.text)
-    said = _head(body)
+    found = _head(body)
     for block in body["content"]:
-        _add_block(said, block)
+        _open(found, block)
         if block["type"] == "tool_use":
-            said.calls[-1].arguments = json.dumps(take(block, "input", dict))
-    said.finish_reason = _stop_reason(body)
+            found.calls[-1].arguments = json.dumps(take(block, "input", dict))
+    found.finish_reason = _stop_reason(body)
     take(body, "usage.output_tokens", int)
-    return said
+    return found
 
 
-def _message_events(answer: Reply) -> WholeMessage:
+@checked
+def message_stream(answer: Reply) -> WholeMessage:
+    """Read the events of a message. Blocks start, grow and stop in turn, each with its index."""
     first, *events = [event for event in named_events(answer) if event["type"] != "ping"]
     need(first["type"] == "message_start", f"the first event is {first['type']}, not message_start")
     need([e["type"] for e in events[-2:]] == ["message_delta", "message_stop"], "the end is not message_delta, message_stop")
-    said = _head(take(first, "message", dict))
-    said.finish_reason = _stop_reason(take(events[-2], "delta", dict))
+    found = _head(take(first, "message", dict))
+    found.finish_reason = _stop_reason(take(events[-2], "delta", dict))
     take(events[-2], "usage.output_tokens", int)
-    _read_blocks(said, events[:-2])
-    return said
-
-
-def _read_blocks(said: WholeMessage, events: Sequence[Mapping[str, Any]]) -> None:
-    """Blocks start, grow and stop one after the other, each with its index."""
     count, kind = 0, None
-    for event in events:
+    for event in events[:-2]:
         need(take(event, "index", int) == count, f"the index of block {count} is {event['index']}")
         step = event["type"]
         if step == "content_block_start" and kind is None:
-            _add_block(said, take(event, "content_block", dict))
-            kind = event["content_block"]["type"]
+            kind = _open(found, take(event, "content_block", dict))
         elif step == "content_block_delta" and kind is not None:
-            _grow(said, kind, take(event, "delta", dict))
+            delta = take(event, "delta", dict)
+            if take(delta, "type", str) != "signature_delta":
+                _grow(found, kind, delta)
         elif step == "content_block_stop" and kind is not None:
             count, kind = count + 1, None
         else:
             raise Unmet(f"{step} comes where a block {'is open' if kind else 'has ended'}")
+    return found
 
 
 def _head(body: Any) -> WholeMessage:
@@ -73,27 +61,26 @@ def _head(body: Any) -> WholeMessage:
     return WholeMessage(model=take(body, "model", str))
 
 
-def _add_block(said: WholeMessage, block: Any) -> None:
-    kind = take(block, "type", str)
+def _open(found: WholeMessage, block: Any) -> str:
+    """Add a block, and return its type."""
+    kind: str = take(block, "type", str)
     need(kind in BLOCKS, f"a block of the type {kind!r}")
     if kind == "tool_use":
-        said.calls.append(Called(take(block, "id", str), take(block, "name", str), ""))
-    elif kind == "text":
-        said.content += take(block, "text", str)
+        found.calls.append(ToolCall(take(block, "id", str), take(block, "name", str), ""))
     else:
-        said.reasoning += take(block, "thinking", str)
+        _grow(found, kind, block)
+    return kind
 
 
-def _grow(said: WholeMessage, kind: str, delta: Any) -> None:
-    if take(delta, "type", str) == "signature_delta":
-        return
-    text = take(delta, BLOCKS[kind], str)
+def _grow(found: WholeMessage, kind: str, part: Any) -> None:
+    """Append the text of a block or a delta."""
+    text = take(part, BLOCKS[kind], str)
     if kind == "tool_use":
-        said.calls[-1].arguments += text
+        found.calls[-1].arguments += text
     elif kind == "text":
-        said.content += text
+        found.content += text
     else:
-        said.reasoning += text
+        found.reasoning += text
 
 
 def _stop_reason(body: Any) -> str:

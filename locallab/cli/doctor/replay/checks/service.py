@@ -1,4 +1,4 @@
-"""What clients need of answers that no model gives: listings, refusals, greetings, preflights."""
+"""Checks of answers without a model's message: listings, errors, health checks, preflights."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ CONTEXT_NAMES = ("context_length", "max_model_len")
 
 
 def code(*wanted: int) -> Check:
-    """Nothing but a status."""
+    """Check the status only."""
     return lambda answer: status(answer, *wanted)
 
 
 def models(answer: Reply) -> None:
-    """A listing: under `data` for most, under `models` for Codex."""
+    """Check a listing: under `data` for most clients, under `models` for Codex."""
     status(answer, 200)
     body = value(answer.text)
     for name in ("data", "models"):
@@ -27,21 +27,21 @@ def models(answer: Reply) -> None:
 
 
 def model(answer: Reply) -> None:
-    """One of a listing."""
+    """Check the card of one model."""
     status(answer, 200)
     _card(value(answer.text))
 
 
-def context_told(answer: Reply) -> None:
-    """A listing that tells the context of the first model under every name that clients look for."""
+def context_reported(answer: Reply) -> None:
+    """Check that a listing has the first model's context under every name that clients read."""
     models(answer)
     body = value(answer.text)
-    told = {take(body, "data.0.meta.n_ctx", int), *(take(body, f"data.0.{name}", int) for name in CONTEXT_NAMES)}
-    need(len(told) == 1, f"the names of the context say {sorted(told)}")
+    contexts = {take(body, "data.0.meta.n_ctx", int), *(take(body, f"data.0.{name}", int) for name in CONTEXT_NAMES)}
+    need(len(contexts) == 1, f"the fields of the context differ: {sorted(contexts)}")
 
 
 def refused(status_code: int, error_code: str | None = None, param: str | None = None) -> Check:
-    """An error of OpenAI's shape."""
+    """Check an error of OpenAI's format."""
 
     def check(answer: Reply) -> None:
         status(answer, status_code)
@@ -56,23 +56,22 @@ def refused(status_code: int, error_code: str | None = None, param: str | None =
 
 
 def too_long(answer: Reply) -> None:
-    """The refusal of a prompt beyond the context, in all the words by which clients know it."""
+    """Check the error of a prompt beyond the context for all texts by which clients recognize it."""
     refused(400, "context_length_exceeded")(answer)
     error = value(answer.text)["error"]
-    said = error["message"].lower()
     for words in ("maximum context length", "context window", "tokens"):
-        need(words in said, f"the message does not say {words!r}: {error['message']}")
+        need(words in error["message"].lower(), f"the message does not say {words!r}: {error['message']}")
     need(take(error, "n_prompt_tokens", int) >= take(error, "n_ctx", int), "n_prompt_tokens is below n_ctx")
 
 
 def too_long_for_anthropic(answer: Reply) -> None:
     anthropic_refused(400)(answer)
-    said = value(answer.text)["error"]["message"]
-    need(said.startswith("prompt is too long: ") and " tokens > " in said and said.endswith(" maximum"), f"says {said!r}")
+    text = value(answer.text)["error"]["message"]
+    need(text.startswith("prompt is too long: ") and " tokens > " in text and text.endswith(" maximum"), f"says {text!r}")
 
 
 def too_long_for_codex(answer: Reply) -> None:
-    """It looks for an event, also of a prompt that is refused at once."""
+    """Check the event of a prompt beyond the context, which Codex expects instead of a status."""
     status(answer, 200)
     *_, last = named_events(answer)
     need(last["type"] == "response.failed", f"the last event is {last['type']}, not response.failed")
@@ -105,7 +104,7 @@ def input_tokens(answer: Reply) -> None:
 
 
 def has(*paths: str, kind: type = str) -> Check:
-    """A body with something of `kind` at each of `paths`."""
+    """Check that a body has a value of `kind` at each of `paths`."""
 
     def check(answer: Reply) -> None:
         status(answer, 200)
@@ -117,7 +116,7 @@ def has(*paths: str, kind: type = str) -> Check:
 
 
 def completion_stream(answer: Reply) -> None:
-    """The chunks of a completion, the usage last."""
+    """Check the chunks of a completion, with the usage last."""
     status(answer, 200)
     lines = list(data_lines(answer))
     need(len(lines) > 2 and lines[-1] == "[DONE]", f"{len(lines)} events, the last one {lines[-1]}, not [DONE]")
@@ -127,7 +126,7 @@ def completion_stream(answer: Reply) -> None:
 
 
 def filled_in(answer: Reply) -> None:
-    """The text for a gap in code, streamed as chat deltas; or the word that this model fills none."""
+    """Check a streamed infill, as chat deltas, or the error of a model without infill."""
     if answer.status == 400:
         refused(400)(answer)
         return
@@ -138,7 +137,7 @@ def filled_in(answer: Reply) -> None:
 
 
 def llama_stream(answer: Reply) -> None:
-    """The pieces of a text as llama.cpp's server sends them, the last one alone marked as such."""
+    """Check a text streamed like llama.cpp's server does: only the last piece has `stop`."""
     status(answer, 200)
     pieces = [value(line) for line in data_lines(answer)]
     for piece in pieces:
@@ -148,7 +147,7 @@ def llama_stream(answer: Reply) -> None:
 
 
 def ranked(answer: Reply) -> None:
-    """Documents with their relevance; or the word that this model ranks none."""
+    """Check documents with their relevance, or the error of a model that cannot rank."""
     if answer.status in (400, 404):
         refused(answer.status)(answer)
         return
@@ -161,7 +160,7 @@ def ranked(answer: Reply) -> None:
 
 
 def granted(wanted: Sequence[str]) -> Check:
-    """The answer to a browser's preflight that lets a page send the headers `wanted`."""
+    """Check that the answer to a browser's preflight allows the headers `wanted`."""
 
     def check(answer: Reply) -> None:
         status(answer, 200, 204)

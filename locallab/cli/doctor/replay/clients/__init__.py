@@ -1,1 +1,1 @@
-"""The requests of each client, as read in its source and in issue threads."""
+"""The requests of each client, according to its source and to issue threads."""

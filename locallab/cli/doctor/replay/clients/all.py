@@ -1,4 +1,4 @@
-"""Every request that is replayed. Adding one is adding a row."""
+"""All replayed requests. A new client is a new row."""
 
 from collections.abc import Sequence
 

@@ -87,27 +87,29 @@ TOKENS = "/v1/messages/count_tokens?beta=true"
 CLAUDE_CODE: Sequence[Exchange] = [
     Exchange(
         client="Claude Code",
-        doing="looks whether somebody answers",
+        doing="probes the server",
         method="HEAD",
         path="/",
         check=service.code(200),
         key="none",
     ),
-    Exchange(client="Claude Code", doing="says hello", method="HEAD", path="/api/hello", check=service.code(200), key="none"),
+    Exchange(
+        client="Claude Code", doing="probes the API", method="HEAD", path="/api/hello", check=service.code(200), key="none"
+    ),
     claude(
         "streams with tools, a system list and a system message later on",
         message_stream(MAY_CALL, is_model("claude-haiku-4-5-20251001")),
     ),
     claude("streams with thinking, a call and its result", message_stream(MAY_CALL), key="bearer", messages=CLAUDE_HISTORY),
     claude(
-        "streams a call that must be made",
+        "streams a required call",
         message_stream(READS_FILE),
         tool_choice={"type": "any"},
         tools=CLAUDE_TOOLS[:1],
         max_tokens=AMPLE,
     ),
     claude(
-        "names a tool that must be called",
+        "requires a named tool",
         message(READS_FILE),
         stream=False,
         max_tokens=AMPLE,
@@ -117,6 +119,6 @@ CLAUDE_CODE: Sequence[Exchange] = [
     claude(
         "streams a prompt beyond the context", service.too_long_for_anthropic, messages=[{"role": "user", "content": TOO_LONG}]
     ),
-    claude("sends a wrong body", service.anthropic_refused(400), messages=None),
-    claude("has a wrong key", service.anthropic_refused(401), wrong_key=True),
+    claude("sends an invalid body", service.anthropic_refused(400), messages=None),
+    claude("sends a wrong key", service.anthropic_refused(401), wrong_key=True),
 ]

@@ -28,5 +28,5 @@ CLINE: Sequence[Exchange] = [
     ),
     streaming("Cline", "streams a prompt beyond the context", service.too_long, messages=[user(TOO_LONG)]),
     get("Cline", "lists Ollama's models", "/api/tags", service.has("models.0.name", "models.0.model")),
-    ollama("Cline", "streams by way of Ollama's API", ollama_stream()),
+    ollama("Cline", "streams through Ollama's API", ollama_stream()),
 ]

@@ -12,7 +12,7 @@ from locallab.cli.doctor.replay.checks.responses import response_stream
 from locallab.cli.doctor.replay.exchange import MODEL, TOO_LONG, Check, Exchange
 
 
-def said(text: str, role: str = "user") -> Json:
+def message(text: str, role: str = "user") -> Json:
     return {"type": "message", "role": role, "content": [{"type": "input_text", "text": text}]}
 
 
@@ -32,7 +32,7 @@ CODEX_TOOLS = [
 CODEX_BODY: Json = {
     "model": MODEL,
     "instructions": "You are Codex.",
-    "input": [said("Sandboxed.", "developer"), said("Read a file.")],
+    "input": [message("Sandboxed.", "developer"), message("Read a file.")],
     "tools": CODEX_TOOLS,
     "tool_choice": "auto",
     "parallel_tool_calls": False,
@@ -45,7 +45,7 @@ CODEX_BODY: Json = {
     "max_output_tokens": SHORT,
 }
 CODEX_HISTORY = [
-    said("Read a file."),
+    message("Read a file."),
     {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": None},
     {"type": "function_call", "name": "read_file", "arguments": '{"path": "README.md"}', "call_id": "call_1"},
     {"type": "function_call_output", "call_id": "call_1", "output": "# Hello"},
@@ -63,13 +63,13 @@ CODEX: Sequence[Exchange] = [
     codex("streams with tools of every type", response_stream(MAY_CALL)),
     codex("streams with a call, its result and reasoning without content", response_stream(MAY_CALL), input=CODEX_HISTORY),
     codex(
-        "streams a call that must be made",
+        "streams a required call",
         response_stream(READS_FILE),
         tool_choice="required",
         tools=CODEX_TOOLS[:1],
         max_output_tokens=AMPLE,
     ),
-    codex("asks for nothing", response_stream(), input=[], tools=[], instructions="", max_output_tokens=1),
-    codex("streams a prompt beyond the context", service.too_long_for_codex, input=[said(TOO_LONG)]),
+    codex("sends an empty request", response_stream(), input=[], tools=[], instructions="", max_output_tokens=1),
+    codex("streams a prompt beyond the context", service.too_long_for_codex, input=[message(TOO_LONG)]),
     get("Codex CLI", "lists models", "/v1/models?client_version=0.99.0", service.models),
 ]

@@ -16,7 +16,7 @@ BOTH_KEYS = {"api-key": "", "x-api-key": ""}
 CONTINUE: Sequence[Exchange] = [
     streaming(
         "Continue",
-        "streams with tools, one call at most",
+        "streams with tools, at most one call",
         stream(MAY_CALL, one_call_at_most, usage=True),
         messages=builders.history(" "),
         tools=builders.tools(),
@@ -34,7 +34,7 @@ CONTINUE: Sequence[Exchange] = [
     ),
     Exchange(
         client="Continue",
-        doing="streams by way of llama.cpp's API",
+        doing="streams through llama.cpp's API",
         path="/completion",
         check=service.llama_stream,
         body={"prompt": "One, two,", "n_predict": SHORT, "stream": True, "temperature": 0, "stop": None, "raw": True},
@@ -46,5 +46,5 @@ CONTINUE: Sequence[Exchange] = [
         check=service.ranked,
         body={"model": MODEL, "query": "city", "documents": ["Oslo", "blue"]},
     ),
-    ollama("Continue", "streams with tools by way of Ollama's API", ollama_stream(MAY_CALL), tools=builders.tools()),
+    ollama("Continue", "streams with tools through Ollama's API", ollama_stream(MAY_CALL), tools=builders.tools()),
 ]

@@ -10,7 +10,7 @@ from locallab.cli.doctor.replay.checks.openai import stream, whole
 from locallab.cli.doctor.replay.exchange import Exchange
 
 CURSOR: Sequence[Exchange] = [
-    chat("Cursor", "tries the key", whole(), max_tokens=1, path="/v1//chat/completions"),
+    chat("Cursor", "tests the key", whole(), max_tokens=1, path="/v1//chat/completions"),
     streaming(
         "Cursor",
         "streams with tools and lists of content",

@@ -13,7 +13,7 @@ from locallab.cli.doctor.replay.message import answers, has_logprobs
 LANGCHAIN: Sequence[Exchange] = [
     chat(
         "LangChain",
-        "wants JSON of a schema",
+        "requests JSON of a schema",
         whole(PLACE),
         max_completion_tokens=AMPLE,
         response_format=builders.json_schema(),
@@ -21,12 +21,12 @@ LANGCHAIN: Sequence[Exchange] = [
     ),
     streaming(
         "LangChain",
-        "streams a call that must be made",
+        "streams a required call",
         stream(READS_FILE, usage=True),
         max_completion_tokens=AMPLE,
         tools=builders.tools(strict=True),
         tool_choice=builders.named(),
     ),
-    chat("LangChain", "wants two answers", whole(answers(2)), n=2),
-    chat("LangChain", "wants logprobs", whole(has_logprobs), logprobs=True, top_logprobs=2),
+    chat("LangChain", "requests two answers", whole(answers(2)), n=2),
+    chat("LangChain", "requests logprobs", whole(has_logprobs), logprobs=True, top_logprobs=2),
 ]

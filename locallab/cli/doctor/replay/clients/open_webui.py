@@ -31,7 +31,7 @@ OPEN_WEBUI: Sequence[Exchange] = [
     ),
     Exchange(
         client="Open WebUI",
-        doing="asks from a page",
+        doing="sends a preflight",
         method="OPTIONS",
         path=CHAT,
         headers=PAGE,
@@ -40,5 +40,5 @@ OPEN_WEBUI: Sequence[Exchange] = [
     ),
     get("Open WebUI", "asks for Ollama's version", "/api/version", service.has("version")),
     get("Open WebUI", "asks which of Ollama's models run", "/api/ps", service.has("models", kind=list)),
-    ollama("Open WebUI", "sends a wrong body by way of Ollama's API", service.ollama_refused(400), messages="hello"),
+    ollama("Open WebUI", "sends an invalid body through Ollama's API", service.ollama_refused(400), messages="hello"),
 ]

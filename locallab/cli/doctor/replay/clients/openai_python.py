@@ -23,20 +23,24 @@ NULLS: Mapping[str, Any] = dict.fromkeys(UNSET)
 OPENAI_PYTHON: Sequence[Exchange] = [
     chat("openai-python", "sets every field to null", whole(), headers=STAINLESS, **NULLS),
     chat(
-        "openai-python", "finds the name it asked for", whole(is_model("gpt-4o-mini")), headers=STAINLESS, model="gpt-4o-mini"
+        "openai-python",
+        "reads back the requested model name",
+        whole(is_model("gpt-4o-mini")),
+        headers=STAINLESS,
+        model="gpt-4o-mini",
     ),
     streaming("openai-python", "streams without the usage", stream(), headers=STAINLESS, stream_options=None),
     get("openai-python", "lists models", "/v1/models", service.models),
     get("openai-python", "looks up a model", f"/v1/models/{MODEL}", service.model),
     chat(
         "openai-python",
-        "names a tool that must be called",
+        "requires a named tool",
         whole(READS_FILE),
         max_tokens=AMPLE,
         tools=builders.tools(strict=True),
         tool_choice=builders.named(),
     ),
-    chat("openai-python", "sends a wrong body", service.refused(400, param="messages"), messages=None),
+    chat("openai-python", "sends an invalid body", service.refused(400, param="messages"), messages=None),
     chat("openai-python", "sends a prompt beyond the context", service.too_long, messages=[user(TOO_LONG)]),
     Exchange(
         client="openai-python",
@@ -51,5 +55,5 @@ OPENAI_PYTHON: Sequence[Exchange] = [
             "stream_options": {"include_usage": True},
         },
     ),
-    chat("openai-python", "has a wrong key", service.refused(401), wrong_key=True),
+    chat("openai-python", "sends a wrong key", service.refused(401), wrong_key=True),
 ]

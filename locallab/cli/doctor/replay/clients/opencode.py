@@ -21,12 +21,12 @@ AI_SDK: Sequence[Exchange] = [
     ),
     streaming(
         "opencode",
-        "streams a call that must be made",
+        "streams a required call",
         stream(READS_FILE, usage=True),
         max_tokens=AMPLE,
         tools=[builders.tool()],
         tool_choice="required",
     ),
-    chat("opencode", "wants JSON of a schema", whole(PLACE), max_tokens=AMPLE, response_format=builders.json_schema()),
+    chat("opencode", "requests JSON of a schema", whole(PLACE), max_tokens=AMPLE, response_format=builders.json_schema()),
     get("opencode", "lists models", "/v1/models", service.models),
 ]

@@ -26,7 +26,7 @@ ROO: Sequence[Exchange] = [
     ),
     streaming(
         "Roo",
-        "streams a call that must be made",
+        "streams a required call",
         stream(READS_FILE, usage=True),
         tools=[builders.tool(strict=True)],
         tool_choice="required",
