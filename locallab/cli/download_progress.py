@@ -1,4 +1,4 @@
-"""Tells how far a download is: a bar with speed and time left on a terminal, now and then a log line elsewhere."""
+"""Download progress: a bar with speed and time left on a terminal, a log line every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
 EVERY = 10.0
-"""Seconds between two log lines."""
+"""Seconds between log lines."""
 
 WINDOW = 60.0
-"""The seconds over which the speed is taken."""
+"""Seconds over which the speed is measured."""
 
 log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
 def progress(spec: ModelSpec) -> Iterator[Progress]:
-    """A Progress for fetching `spec`. It shows nothing until it is called: most of the time there is nothing to fetch."""
+    """Yield a Progress for fetching `spec`. It shows nothing until it is called, as most models are on disk already."""
     if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         yield _Lines(spec.id)
         return
@@ -40,14 +40,14 @@ def progress(spec: ModelSpec) -> Iterator[Progress]:
 
 
 class Pace:
-    """How fast bytes come, from how many were there when. Pure: the clock is the caller's."""
+    """Speed of a download over a window of time. Pure: the caller passes the clock."""
 
     def __init__(self, window: float = WINDOW) -> None:
         self._window = window
         self._seen: collections.deque[tuple[float, int]] = collections.deque()
 
     def add(self, now: float, done: int) -> None:
-        """`done` bytes are here at `now`. Fewer than before means that some were thrown away: the count begins anew."""
+        """Record `done` bytes at `now`. Fewer than before means that some were discarded, and restarts the measurement."""
         if self._seen and done < self._seen[-1][1]:
             self._seen.clear()
         self._seen.append((now, done))
@@ -56,14 +56,14 @@ class Pace:
 
     @property
     def speed(self) -> float | None:
-        """Bytes a second over the window; what was there at the beginning does not count. None while nothing came."""
+        """Bytes per second over the window, without those present at its start; None until bytes arrive."""
         if len(self._seen) < 2:
             return None
         (began, first), (now, last) = self._seen[0], self._seen[-1]
         return (last - first) / (now - began) if last > first and now > began else None
 
     def left(self, total: int | None) -> float | None:
-        """Seconds until all is here, None if nobody can say."""
+        """Return the seconds until `total` bytes are here, or None if unknown."""
         return (total - self._seen[-1][1]) / self.speed if total is not None and self.speed is not None else None
 
 
@@ -77,20 +77,16 @@ class _Lines:
     def __call__(self, done: int, total: int | None) -> None:
         now = time.monotonic()
         complete = done == total and done != self._last
-        if complete or now >= self._due:
-            self._pace.add(now, done)
-            log.info("fetching %s: %s", self._name, self._text(done, total))
-            self._due = now + EVERY
-            self._last = done
-
-    def _text(self, done: int, total: int | None) -> str:
-        said = [decimal_bytes(done) + (f" of {decimal_bytes(total)}" if total is not None else "")]
+        if not complete and now < self._due:
+            return
+        self._pace.add(now, done)
+        parts = [decimal_bytes(done) + (f" of {decimal_bytes(total)}" if total is not None else "")]
         if self._pace.speed is not None:
-            said.append(f"{decimal_bytes(round(self._pace.speed))}/s")
-        left = self._pace.left(total)
-        if left:
-            said.append(f"{duration(left)} left")
-        return ", ".join(said)
+            parts.append(f"{decimal_bytes(round(self._pace.speed))}/s")
+        if left := self._pace.left(total):
+            parts.append(f"{duration(left)} left")
+        log.info("fetching %s: %s", self._name, ", ".join(parts))
+        self._due, self._last = now + EVERY, done
 
 
 class _Bar:
@@ -101,12 +97,12 @@ class _Bar:
     def __call__(self, done: int, total: int | None) -> None:
         if self._bars is None:
             self._bars = _bars()
-            # What an earlier fetch left is there from the beginning: it is no part of the speed.
+            # Bytes of an earlier fetch are complete from the start: they must not count as speed.
             self._task = self._bars.add_task(self._name, completed=done, total=total)
             self._bars.start()
         self._bars.update(self._task, completed=done, total=total)
         if done == total:
-            self._bars.stop()  # before the model loads, whose log lines would cross it
+            self._bars.stop()  # before the model loads, whose log lines would overwrite it
 
     def stop(self) -> None:
         if self._bars is not None:

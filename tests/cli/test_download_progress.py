@@ -22,7 +22,7 @@ class Terminal(io.StringIO):
 
 
 def on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    """Called in the test itself: pytest sets sys.stderr anew between a fixture and its test."""
+    """Replace stderr; not a fixture, as pytest replaces sys.stderr between a fixture and its test."""
     terminal = Terminal()
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")

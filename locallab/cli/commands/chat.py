@@ -21,29 +21,30 @@ if TYPE_CHECKING:
 @click.command("chat")
 @click.argument("model", required=False, shell_complete=model_names)
 @api_client.options
-@click.option("--system", default="", help="the system message")
-@click.option("--max-tokens", type=click.IntRange(min=1), metavar="INTEGER", help="longest answer, in tokens")
-@click.option("--temperature", type=click.FloatRange(min=0), metavar="NUMBER", help="how freely it is drawn; 0: the likeliest")
+@click.option("--system", default="", help="system message")
+@click.option("--max-tokens", type=click.IntRange(min=1), metavar="INTEGER", help="maximum tokens per answer")
+@click.option("--temperature", type=click.FloatRange(min=0), metavar="NUMBER", help="sampling temperature; 0 is greedy")
 def command(model: str | None, url: str | None, api_key: str | None, system: str, **sampling: Any) -> None:
-    """Talk to MODEL, or to the one that the server has loaded.
+    """Chat with MODEL, or with the server's loaded model.
 
-    Where no server runs, the model is loaded here. /help tells of the commands inside; Ctrl-C stops an answer, Ctrl-D leaves.
+    Loads the model in this process if no server runs. /help lists the commands of a chat; Ctrl-C stops an answer, Ctrl-D
+    exits.
     """
     from locallab.cli.server_session import session
     from locallab.cli.terminal.conversation import Talk
     from locallab.cli.terminal.line_input import Lines
 
-    given = {name: value for name, value in sampling.items() if value is not None}
+    options = {name: value for name, value in sampling.items() if value is not None}
     with session(model, url, api_key) as (server, model_id):
-        talk = Talk(server, model_id, system, given)
+        talk = Talk(server, model_id, system, options)
         lines = Lines(lambda text: completions(talk, text))
         if lines.typed:
-            note(f"{model_id} at {server.url}; /help tells of the commands, Ctrl-D leaves")
+            note(f"{model_id} at {server.url}; /help lists the commands, Ctrl-D exits")
         _converse(talk, lines)
 
 
 def completions(talk: Talk, line: str) -> Sequence[str]:
-    """What a line may become: commands, and models behind /model."""
+    """Return the completions of a line: commands, and model names after /model."""
     from locallab.cli.terminal.slash_commands import COMMANDS
 
     if line.startswith("/model "):
@@ -54,7 +55,7 @@ def completions(talk: Talk, line: str) -> Sequence[str]:
 
 
 def _converse(talk: Talk, lines: Lines) -> None:
-    """Until the user leaves. Ctrl-C leaves too when it comes twice with nothing in between."""
+    """Answer messages until the user exits, also by pressing Ctrl-C twice on empty lines."""
     from locallab.cli.terminal.slash_commands import Leave, obey
 
     interrupted = False
@@ -66,7 +67,7 @@ def _converse(talk: Talk, lines: Lines) -> None:
             if interrupted and not lines.left:
                 return
             if not lines.left:
-                note("Ctrl-C again, or Ctrl-D, leaves")
+                note("press Ctrl-C again or Ctrl-D to exit")
             interrupted = not lines.left
             continue
         if message is None:
@@ -84,8 +85,10 @@ def _converse(talk: Talk, lines: Lines) -> None:
 
 
 def _answer(talk: Talk, message: str, typed: bool) -> bool:
-    """Shows the answer; returns whether it came to its end without Ctrl-C. What goes wrong is told, but ends a conversation
-    that nobody types, as it does when the server is gone."""
+    """Print the answer, and return whether it ended without Ctrl-C.
+
+    Errors are printed, but raised if the server is gone or if nobody types (`typed` is False).
+    """
     from locallab.cli.terminal.markdown_view import writing
 
     reason = None
@@ -103,7 +106,7 @@ def _answer(talk: Talk, message: str, typed: bool) -> bool:
             raise
         click.echo(f"locallab: {error}", err=True)
     if reason == "length":
-        note("(cut off: --max-tokens, or the end of the context)")
+        note("(truncated: --max-tokens or the context is used up)")
     if typed:
         click.echo()
     return True

@@ -1,1 +1,1 @@
-"""What people type and read in a terminal: input lines, slash commands, streamed Markdown."""
+"""The terminal of `locallab chat`: input lines, slash commands, streamed Markdown."""

@@ -1,4 +1,4 @@
-"""A conversation with a model on a server: what was said, and what is asked next."""
+"""A conversation with a model on a server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Message = dict[str, str]
 
 
 class Talk:
-    """`messages` are those of the user and the model in turns; `sampling` goes with every question."""
+    """A conversation: `messages` are those of the user and the model in turns, `sampling` is sent with each request."""
 
     def __init__(self, server: ApiClient, model: str, system: str = "", sampling: Mapping[str, Any] | None = None) -> None:
         self._server = server
@@ -23,43 +23,45 @@ class Talk:
 
     @property
     def conversation(self) -> list[Message]:
-        """The messages, the system's first if there is one."""
+        """The messages, after the system message if there is one."""
         return [*([_message("system", self.system)] if self.system else []), *self.messages]
 
     def ask(self, text: str) -> Generator[Piece, None, None]:
-        """The answer to `text`, piece by piece. What came of it is kept, however the loop is left; where nothing came, the
-        question is forgotten too."""
-        said = ""
+        """Yield the answer to `text`.
+
+        Closing the generator keeps the answer so far, and drops the question if there is none.
+        """
+        answer = ""
         self.messages.append(_message("user", text))
         try:
             for piece in self._server.chat(self.model, self.conversation, self.sampling):
-                said += piece.text
+                answer += piece.text
                 yield piece
         finally:
-            if said.strip():
-                self.messages.append(_message("assistant", said))
+            if answer.strip():
+                self.messages.append(_message("assistant", answer))
             else:
                 self.messages.pop()
 
-    def change(self, name: str, tell: Callable[[str], None]) -> None:
-        """Goes on with another model, which is loaded first. Raises UnknownModel, ServerError."""
+    def change(self, name: str, report: Callable[[str], None]) -> None:
+        """Switch to another model, after loading it. Raises UnknownModel, ServerError."""
         model = self._server.model_id(name)
         if not self._server.get(f"/models/status/{model}")["loaded"]:
-            tell(f"loading {model} ...")
+            report(f"loading {model} ...")
             self._server.post("/models/load", {"model_id": model})
         self.model = model
 
     def models(self) -> list[str]:
-        """The models there are."""
+        """Return the names of the server's models."""
         return [model["name"] for model in self._server.models()]
 
     @functools.cached_property
     def known(self) -> list[str]:
-        """The models there were when this was asked first."""
+        """The names of the server's models at first use."""
         return self.models()
 
     def markdown(self) -> str:
-        """The conversation as a document."""
+        """Return the conversation as a Markdown document."""
         headings = {"system": "System", "user": "You", "assistant": self.model}
         return "\n".join(f"## {headings[each['role']]}\n\n{each['content'].strip()}\n" for each in self.conversation)
 

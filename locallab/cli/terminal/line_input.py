@@ -1,4 +1,4 @@
-"""What a person types in `locallab chat`: lines, edited with readline, and the messages they make."""
+"""Input of `locallab chat`: lines, edited with readline, and the messages they form."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ QUOTES = '"""'
 FIRST, NEXT = ">>> ", "... "
 
 
-class Gathered:
-    '''A message of one or more lines: """ up to """, or each but the last with a backslash at its end. Pure.'''
+class MessageBuffer:
+    '''The lines of a message: one, several between """ and """, or several of which all but the last end in a backslash.'''
 
     def __init__(self) -> None:
         self._lines: list[str] = []
@@ -19,16 +19,16 @@ class Gathered:
 
     @property
     def begun(self) -> bool:
-        """Whether more lines are to come."""
+        """True while more lines belong to the message."""
         return self._quoted or bool(self._lines)
 
     @property
     def text(self) -> str:
-        """What there is so far."""
+        """The text of the lines so far."""
         return "\n".join(self._lines)
 
     def feed(self, line: str) -> str | None:
-        """The next line; returns the message once it is complete, and is then ready for the next."""
+        """Add a line. Returns the message once it is complete, and clears the buffer."""
         if not self.begun and line.lstrip().startswith(QUOTES):
             self._quoted = True
             line = line.lstrip().removeprefix(QUOTES)
@@ -39,58 +39,57 @@ class Gathered:
                 self._lines.append(line)
                 return None
             line = line.rstrip().removesuffix(QUOTES)
-            return self._end([line] if line else [])
-        if line.endswith("\\"):
+            last = [line] if line else []
+        elif line.endswith("\\"):
             self._lines.append(line[:-1])
             return None
-        return self._end([line])
-
-    def _end(self, last: Sequence[str]) -> str:
+        else:
+            last = [line]
         message = "\n".join([*self._lines, *last])
         self._lines, self._quoted = [], False
         return message
 
 
 class Lines:
-    """Reads messages from stdin. On a terminal lines can be edited, earlier ones come back, and Tab completes by `complete`,
-    which is given the line up to the cursor and returns what the whole of it may become."""
+    """Messages from stdin. On a terminal readline edits them, recalls earlier ones, and completes on Tab.
+
+    `complete` receives the line up to the cursor, and returns complete lines.
+    """
 
     def __init__(self, complete: Callable[[str], Sequence[str]]) -> None:
         self.typed = sys.stdin.isatty() and sys.stdout.isatty()
-        """Whether a person types them."""
-        self._complete = complete
-        if self.typed:
-            self._edit()
+        """True if a person types the messages."""
+        if not self.typed:
+            return
+
+        def match(text: str, state: int) -> str | None:
+            found = complete(text)
+            return found[state] if state < len(found) else None
+
+        with contextlib.suppress(ImportError):  # without readline the terminal edits the line
+            import readline
+
+            readline.set_completer(match)
+            readline.set_completer_delims("")
+            readline.parse_and_bind("tab: complete")
 
     def read(self) -> str | None:
-        """The next message; None at the end. Raises KeyboardInterrupt."""
-        gathered = Gathered()
+        """Return the next message, None at the end of input. Raises KeyboardInterrupt."""
+        buffer = MessageBuffer()
         while True:
             try:
-                line = input((NEXT if gathered.begun else FIRST) if self.typed else "")
+                line = input((NEXT if buffer.begun else FIRST) if self.typed else "")
             except EOFError:
-                return None if self.typed or not gathered.begun else gathered.text
-            message = gathered.feed(line)
+                return None if self.typed or not buffer.begun else buffer.text
+            message = buffer.feed(line)
             if message is not None:
                 return message
 
     @property
     def left(self) -> str:
-        """What stood in the line when it was interrupted."""
+        """The text of an interrupted line."""
         with contextlib.suppress(ImportError):
             import readline
 
             return readline.get_line_buffer()
         return ""
-
-    def _edit(self) -> None:
-        with contextlib.suppress(ImportError):  # a Python without readline: lines come as the terminal edits them
-            import readline
-
-            readline.set_completer(self._matching)
-            readline.set_completer_delims("")
-            readline.parse_and_bind("tab: complete")
-
-    def _matching(self, text: str, state: int) -> str | None:
-        found = self._complete(text)
-        return found[state] if state < len(found) else None

@@ -1,4 +1,4 @@
-"""Shows an answer while it comes: on a terminal as Markdown, block by block; elsewhere as it is."""
+"""The view of a streamed answer: Markdown, block by block, on a terminal; plain text elsewhere."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ if TYPE_CHECKING:
     from rich.segment import Segment
 
 EVERY = 1 / 12
-"""Seconds between two drawings."""
+"""Seconds between refreshes."""
 
 MARGIN = 2
-"""Lines of the terminal that a block still growing leaves free."""
+"""Lines of the terminal that an unfinished block leaves free."""
 
 _CONTROLS = dict.fromkeys({*range(32), *range(127, 160)} - {ord("\n"), ord("\t")})
 
 
 class Writer(Protocol):
-    """Is given the pieces of one answer."""
+    """A view of one answer."""
 
     def think(self, text: str) -> None:
-        """What the model says to itself."""
+        """Show a piece of the reasoning."""
 
     def write(self, text: str) -> None:
-        """What it answers."""
+        """Show a piece of the answer."""
 
 
 @contextlib.contextmanager
 def writing() -> Iterator[Writer]:
-    """A Writer on stdout. On leaving all is shown that came, whatever the reason."""
+    """Yield a Writer on stdout. On exit, also by an exception, everything received is shown."""
     if sys.stdout.isatty():
         from rich.console import Console
 
@@ -52,7 +52,7 @@ def writing() -> Iterator[Writer]:
 
 @contextlib.contextmanager
 def plain() -> Iterator[Writer]:
-    """As `writing`, without Markdown wherever it goes."""
+    """Yield a Writer like `writing`, but always of plain text."""
     writer = _Plain()
     try:
         yield writer
@@ -61,24 +61,24 @@ def plain() -> Iterator[Writer]:
 
 
 def harmless(text: str) -> str:
-    """The text without control characters: no model shall send commands to a terminal."""
+    """Return the text without control characters, so that a model cannot control the terminal."""
     return text.translate(_CONTROLS)
 
 
 def parts(text: str) -> list[str]:
-    """The blocks of Markdown: paragraphs, lists and so on; joined they are the text. Pure."""
+    """Split Markdown into blocks, such as paragraphs and lists; joined they are the text. Pure."""
     from markdown_it import MarkdownIt
 
-    tokens = MarkdownIt().enable("strikethrough").enable("table").parse(text)  # as rich reads it
+    tokens = MarkdownIt().enable("strikethrough").enable("table").parse(text)  # the dialect of rich
     starts = [token.map[0] for token in tokens if token.level == 0 and token.map]
-    lines = io.StringIO(text).readlines()  # at line feeds only, as Markdown does
+    lines = io.StringIO(text).readlines()  # only line feeds end a line of Markdown
     return ["".join(lines[start:end]) for start, end in pairwise([0, *starts[1:], len(lines)])]
 
 
 def settled(text: str) -> int:
-    """How many characters of Markdown that is still growing can be shown for good: all blocks but the last. Pure.
+    """Return the length of the final blocks of streamed Markdown: all but the last one. Pure.
 
-    Only whole lines count: "2" may go on as "2." and belong to the list above it.
+    Only whole lines count: "2" may become "2." and belong to the list above it.
     """
     whole = text[: text.rfind("\n") + 1]
     return len(whole) - len(parts(whole)[-1])
@@ -90,7 +90,7 @@ class _Plain:
         self._terminal = sys.stdout.isatty()
 
     def think(self, text: str) -> None:
-        """Not shown: it is no part of the answer."""
+        """Show nothing: reasoning is not part of the answer."""
 
     def write(self, text: str) -> None:
         self._last = text or self._last
@@ -102,8 +102,10 @@ class _Plain:
 
 
 class _Formatted:
-    """What still grows is drawn again and again, from a thread of its own, below what is set. `_lock` is held for whatever
-    reaches the terminal: rich's own thread and its print can come between each other."""
+    """Markdown whose unfinished end is redrawn by a thread, below the final blocks.
+
+    `_lock` guards the terminal: rich's refresh and print can otherwise interleave.
+    """
 
     def __init__(self, console: Console) -> None:
         from rich.live import Live
@@ -112,7 +114,7 @@ class _Formatted:
         self._console = console
         self._lock = threading.RLock()
         self._thought = self._text = ""
-        self._apart = False  # whether an empty line goes before the next block
+        self._apart = False  # True if an empty line precedes the next block
         self._waiting = Spinner("dots", style="dim")
         self._live = Live(console=console, transient=True, auto_refresh=False, get_renderable=self._growing)
         self._stopped = threading.Event()
@@ -127,7 +129,7 @@ class _Formatted:
         self._stopped.set()
         self._thread.join()
         self._live.stop()
-        self._set(len(self._text))
+        self._settle(len(self._text))
 
     def think(self, text: str) -> None:
         with self._lock:
@@ -137,15 +139,15 @@ class _Formatted:
         with self._lock:
             self._text += harmless(text)
         if "\n" in text and (complete := settled(self._text)):
-            self._set(complete)
+            self._settle(complete)
 
     def _draw(self) -> None:
         while not self._stopped.wait(EVERY):
             with self._lock:
                 self._live.refresh()
 
-    def _set(self, length: int) -> None:
-        """Shows so many characters for good."""
+    def _settle(self, length: int) -> None:
+        """Print the first `length` characters of the text as final."""
         from rich.segment import SegmentLines
 
         with self._lock:
@@ -160,7 +162,7 @@ class _Formatted:
         return [[]] if self._apart else []
 
     def _lines(self, block: RenderableType) -> list[list[Segment]]:
-        """As drawn, without the empty lines that rich puts around some blocks and not around others."""
+        """Render a block without the empty lines that rich puts around some blocks only."""
         lines = self._console.render_lines(block, pad=False)
         full = [
             index
@@ -170,7 +172,7 @@ class _Formatted:
         return lines[full[0] : full[-1] + 1] if full else []
 
     def _growing(self) -> RenderableType:
-        """The end of what is not set yet, as far as the terminal has room: what rich cannot take back it would show twice."""
+        """Render the unfinished blocks, cut to the terminal's height: rich cannot erase lines that scrolled away."""
         from rich.segment import SegmentLines
 
         with self._lock:
@@ -184,7 +186,7 @@ class _Formatted:
 
 
 def _blocks(thought: str, text: str) -> list[RenderableType]:
-    """What there is of both, each as it is shown."""
+    """Return the renderables of reasoning and answer."""
     from rich.markdown import Markdown
     from rich.text import Text
 

@@ -26,7 +26,7 @@ def prompts(served: Served) -> list[str]:
 
 
 def ask(shown: Terminal, question: str, answer: str) -> str:
-    """Types a question at the prompt; returns what is shown of the answer up to the end of `answer`."""
+    """Type a question at the prompt, and return the output up to the end of `answer`."""
     shown.expect(">>> ")
     shown.type(f"{question}\r")
     shown.expect("\n")
@@ -118,12 +118,12 @@ def test_commands(serve: Serve, tmp_path: Path) -> None:
     with serve() as served, terminal("chat", "--url", served.url) as shown:
         served.script(*say("Yes."))
         ask(shown, "/help", "/save FILE")
-        ask(shown, "/system Be kind.", "system message from now on")
+        ask(shown, "/system Be kind.", "the system message is set")
         ask(shown, "Really?", "Yes.")
         ask(shown, f"/save {document}", "saved to")
         ask(shown, f"/save {messages}", "saved to")
         ask(shown, f"/save {messages}", "File exists")
-        ask(shown, "/clear", "a new conversation")
+        ask(shown, "/clear", "started a new conversation")
         ask(shown, "/sustem x", "did you mean /system?")
         ask(shown, "/model", "* tiny:1b")
         ask(shown, "/model nobody", "unknown model 'nobody'")
@@ -136,7 +136,7 @@ def test_commands(serve: Serve, tmp_path: Path) -> None:
     assert [each["role"] for each in json.loads(messages.read_text())] == ["system", "user", "assistant"]
 
 
-def test_what_goes_wrong_is_told_and_the_conversation_goes_on(served: Served) -> None:
+def test_an_error_is_shown_and_the_conversation_continues(served: Served) -> None:
     with terminal("chat", "--url", served.url) as shown:
         served.engine.full = True
         ask(shown, "first", "the server is busy")
@@ -151,7 +151,7 @@ def test_what_goes_wrong_is_told_and_the_conversation_goes_on(served: Served) ->
 
 def test_an_answer_cut_short_says_so(served: Served) -> None:
     with terminal("chat", "--url", served.url, "--max-tokens", "5") as shown:
-        ask(shown, "hello", "(cut off: ")
+        ask(shown, "hello", "(truncated: ")
 
 
 def test_a_model_sends_no_commands_to_the_terminal(served: Served) -> None:
@@ -202,7 +202,7 @@ def test_a_model_is_loaded_where_no_server_runs(model_path: Path, nowhere: str) 
     options = {"LOCALLAB_CONTEXT": "512", "LOCALLAB_THREADS": "1"}
     with terminal("chat", str(model_path), "--temperature", "0", "--max-tokens", "3", **options) as shown:
         shown.expect(f"No server at {nowhere}; loading")
-        ask(shown, "Say hello.", "(cut off: ")
+        ask(shown, "Say hello.", "(truncated: ")
         shown.expect(">>> ")
         shown.type("/exit\r")
         assert shown.end() == 0

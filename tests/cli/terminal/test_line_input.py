@@ -4,12 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from locallab.cli.terminal.line_input import QUOTES, Gathered
+from locallab.cli.terminal.line_input import QUOTES, MessageBuffer
 
 
 def messages(text: str) -> list[str]:
-    gathered = Gathered()
-    return [message for line in text.split("\n") if (message := gathered.feed(line)) is not None]
+    buffer = MessageBuffer()
+    return [message for line in text.split("\n") if (message := buffer.feed(line)) is not None]
 
 
 @pytest.mark.parametrize(
@@ -32,13 +32,13 @@ def test_messages(typed: str, expected: list[str]) -> None:
     assert messages(typed) == expected
 
 
-def test_what_is_not_complete_yet() -> None:
-    gathered = Gathered()
-    assert not gathered.begun
-    assert gathered.feed('"""one') is None
-    assert gathered.begun and gathered.text == "one"
-    assert gathered.feed('"""') == "one"
-    assert not gathered.begun and gathered.text == ""
+def test_an_incomplete_message() -> None:
+    buffer = MessageBuffer()
+    assert not buffer.begun
+    assert buffer.feed('"""one') is None
+    assert buffer.begun and buffer.text == "one"
+    assert buffer.feed('"""') == "one"
+    assert not buffer.begun and buffer.text == ""
 
 
 LINE = st.text(st.characters(exclude_characters='\n\\"', exclude_categories=("Cs",)))

@@ -29,7 +29,7 @@ DOCUMENTS = st.lists(st.sampled_from(BLOCKS), min_size=1, max_size=5).map("\n\n"
 
 
 def blocks(text: str) -> list[str]:
-    """The top-level blocks as they are read."""
+    """Return the parsed top-level blocks."""
     found: list[str] = []
     for token in MarkdownIt().enable("strikethrough").enable("table").parse(text):
         if token.level == 0 and token.nesting >= 0:
@@ -93,7 +93,7 @@ def show(pieces: list[str]) -> str:
 
 
 def drawn(pieces: list[str], thoughts: list[str] | None = None, then: list[str] | None = None) -> tuple[str, str]:
-    """What is sent to a terminal, and what stands on it in the end."""
+    """Return the output to a terminal, and the final screen."""
     file = io.StringIO()
     console = Console(file=file, force_terminal=True, width=60, height=10, color_system="standard", legacy_windows=False)
     with markdown_view._Formatted(console) as writer:
@@ -107,7 +107,7 @@ def drawn(pieces: list[str], thoughts: list[str] | None = None, then: list[str] 
 
 
 def on_screen(raw: str) -> str:
-    """What a terminal that never scrolls would show."""
+    """Return the screen of a terminal that never scrolls."""
     lines, row, column = [""], 0, 0
     for code, character in re.findall(r"\x1b\[([0-9;?]*[A-Za-z])|((?s:.))", raw):
         if code.endswith("A"):
