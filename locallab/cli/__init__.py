@@ -1,6 +1,6 @@
-"""The `locallab` command. One file per subcommand; a failure is one line on stderr and an exit status.
+"""The `locallab` command, one file per subcommand. A failure is one line on stderr and an exit status.
 
-0: done, or stopped as asked. 2: a flag, setting, model name or registry entry is wrong. 130: interrupted. 1: anything else.
+0: success, or stopped on request. 2: a flag, setting, model name or registry entry is wrong. 130: interrupted. 1: other errors.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 class _Group(click.Group):
     def list_commands(self, context: click.Context) -> list[str]:
-        """In the order in which people need them."""
+        """Return the commands in the order of `COMMANDS`, not by name."""
         return list(self.commands)
 
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
-        """Runs the command and exits. Unlike click's own, tells a failure in one line."""
+        """Run the command and exit. Unlike click's own, report a failure in one line."""
         extra["standalone_mode"] = False
         try:
             sys.exit(super().main(args, prog_name or "locallab", **extra))
@@ -63,10 +63,10 @@ def _fail(message: str, status: int) -> NoReturn:
 @click.version_option(__version__, prog_name="locallab", message="%(prog)s %(version)s")
 @click.pass_context
 def main(context: click.Context) -> None:
-    """A private, fast, OpenAI-style endpoint on a machine of your own.
+    """A private, fast, OpenAI-style endpoint on your own machine.
 
-    Exit status: 0 when it is done, or was stopped as asked; 2 when a flag, a setting, a model's name or an entry of the
-    registry is wrong; 130 when Ctrl-C interrupted it; 1 when anything else went wrong. What went wrong is one line on stderr.
+    Exit status: 0 when the command succeeds or is stopped on request; 2 when a flag, a setting, a model name or a registry
+    entry is wrong; 130 when Ctrl-C interrupts it; 1 for any other error. The error is one line on stderr.
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())

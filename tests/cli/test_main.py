@@ -79,7 +79,7 @@ def test_as_a_module() -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    """What answers a wrong flag must not first load numpy, llama.cpp or the web framework."""
+    """A wrong flag must be reported without loading numpy, llama.cpp or the web framework."""
     heavy = {"llama_cpp", "numpy", "starlette", "huggingface_hub", "rich", "httpx", "jinja2"}
     code = f"import sys, locallab.cli; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""`locallab completion`: what makes a shell complete commands, options and model names."""
+"""`locallab completion`: scripts with which a shell completes commands, options and model names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ VARIABLE = "_LOCALLAB_COMPLETE"
 _BASH = """\
 %(complete_func)s() {
     local IFS=$'\\n' line="${COMP_LINE:0:COMP_POINT}" word before="" answer kind value
-    # The line as it stands: bash cuts words at the colon that names of models have, and completes what is behind it.
+    # The whole line: bash splits words at the colons of model names, and completes only the part after the last one.
     answer=$(env COMP_WORDS="$line" %(complete_var)s=bash_complete "$1")
     word="${line##*[[:space:]]}"
     [[ "$COMP_WORDBREAKS" == *:* && "$word" == *:* ]] && before="${word%%"${word##*:}"}"
@@ -33,13 +33,13 @@ complete -o nosort -F %(complete_func)s %(prog_name)s
 
 @add_completion_class
 class Bash(BashComplete):
-    """As click's, for words with colons."""
+    """Completion in bash, as by click, but for words with colons."""
 
     source_template = _BASH
 
     @staticmethod
     def _check_version() -> None:
-        """Says nothing: bash 4.4 is ten years old."""
+        """Skip click's check, which starts a bash: version 4.4 is of 2016."""
 
     def get_completion_args(self) -> tuple[list[str], str]:
         line = os.environ["COMP_WORDS"]
@@ -53,8 +53,8 @@ class Bash(BashComplete):
 def command(context: click.Context, shell: str) -> None:
     """Print a shell's completion script.
 
-    It completes commands, options and the names of models. bash: put eval "$(locallab completion bash)" into ~/.bashrc. zsh:
-    the same with zsh into ~/.zshrc, below compinit. fish: locallab completion fish > ~/.config/fish/completions/locallab.fish
+    It completes commands, options and model names. bash: add eval "$(locallab completion bash)" to ~/.bashrc. zsh: add the
+    same with zsh to ~/.zshrc, after compinit. fish: locallab completion fish > ~/.config/fish/completions/locallab.fish
     """
     kind = get_completion_class(shell)
     assert kind is not None, "click knows all three"

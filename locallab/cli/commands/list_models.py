@@ -1,4 +1,4 @@
-"""`locallab list`: the models of the registry, and which of them are on disk."""
+"""`locallab list`: the models of the registry and those on disk."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from locallab import settings
-from locallab.cli.settings_options import layers
+from locallab.cli.settings_options import server_settings
 from locallab.cli.tables import table
 from locallab.errors import ConfigError
-from locallab.settings import ServerSettings
 
 if TYPE_CHECKING:
     from locallab.models import ModelSpec, Registry, Store
@@ -21,17 +19,26 @@ if TYPE_CHECKING:
 @click.command("list")
 @click.option("--json", "as_json", is_flag=True, help="print a list of objects")
 def command(as_json: bool) -> None:
-    """List the models there are.
+    """List the available models.
 
-    Those of the registry, and those fetched as hf:owner/repo. Any other of the Hub can be named like that too.
+    These are the models of the registry and those fetched as hf:owner/repo, which works for any model of the Hub.
     """
     from locallab.models import Registry, Store
     from locallab.units import decimal_bytes
 
-    given = settings.resolve(ServerSettings, *layers(ServerSettings, {}))
-    registry, store = Registry.discover(given.registry), Store()
-    named = [(spec.id, spec) for spec in registry]
-    entries = [_entry(name, spec, store) for name, spec in [*named, *fetched(registry, store)]]
+    registry, store = Registry.discover(server_settings().registry), Store()
+    entries: list[dict[str, Any]] = [
+        {
+            "id": name,
+            "aliases": list(spec.aliases),
+            "size": store.size(spec) or spec.size,
+            "on_disk": store.has(spec),
+            "context": spec.context,
+            "description": spec.description,
+            "recommended": spec.recommended,
+        }
+        for name, spec in [*((spec.id, spec) for spec in registry), *fetched(registry, store)]
+    ]
     if as_json:
         click.echo(json.dumps(entries))
         return
@@ -49,7 +56,7 @@ def command(as_json: bool) -> None:
 
 
 def fetched(registry: Registry, store: Store) -> Iterator[tuple[str, ModelSpec]]:
-    """The models on disk that no registry has, by the names under which they were fetched."""
+    """Yield the models on disk that the registry lacks, with the names under which they were fetched."""
     from locallab.models import HubSource, adhoc
 
     known = {store.folder(spec) for spec in registry}
@@ -65,15 +72,3 @@ def fetched(registry: Registry, store: Store) -> Iterator[tuple[str, ModelSpec]]
             continue
         if store.folder(spec) == folder and store.has(spec):
             yield name, spec
-
-
-def _entry(name: str, spec: ModelSpec, store: Store) -> dict[str, Any]:
-    return {
-        "id": name,
-        "aliases": list(spec.aliases),
-        "size": store.size(spec) or spec.size,
-        "on_disk": store.has(spec),
-        "context": spec.context,
-        "description": spec.description,
-        "recommended": spec.recommended,
-    }

@@ -1,4 +1,4 @@
-"""`locallab ps`: what the running server has loaded."""
+"""`locallab ps`: the loaded models of a running server."""
 
 from __future__ import annotations
 
@@ -17,15 +17,20 @@ from locallab.cli.tables import table
 @api_client.options
 @click.option("--json", "as_json", is_flag=True, help="print an object of url, version, uptime_seconds and models")
 def command(url: str | None, api_key: str | None, as_json: bool) -> None:
-    """List what a running server has loaded.
-
-    Of each model: the memory it took, where it is computed, its requests, and since when it is there.
-    """
+    """List the loaded models of a running server, with their memory, device, requests and age."""
     from locallab.units import duration
 
     with api_client.ApiClient(url, api_key) as server:
         info = server.get("/system/info")
-    models = [_entry(model) for model in info["models"]]
+    models = [
+        {
+            "id": model["name"],
+            **{name: model[name] for name in ("type", "device", "context", "kv_tokens", "loaded_at")},
+            **model["memory"],
+            **{name: model["stats"][name] for name in ("running", "waiting", "completion_tokens")},
+        }
+        for model in info["models"]
+    ]
     if as_json:
         kept = {name: info[name] for name in ("version", "uptime_seconds", "public_url")}
         click.echo(json.dumps({"url": server.url, **kept, "models": models}))
@@ -34,31 +39,16 @@ def command(url: str | None, api_key: str | None, as_json: bool) -> None:
     table(("model", "memory", "device", "context", "running", "waiting", "loaded"), map(_row, models))
 
 
-def _entry(model: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "id": model["name"],
-        **{name: model[name] for name in ("type", "device", "context", "kv_tokens", "loaded_at")},
-        **model["memory"],
-        **{name: model["stats"][name] for name in ("running", "waiting", "completion_tokens")},
-    }
-
-
 def _row(model: Mapping[str, Any]) -> tuple[str, ...]:
-    from locallab.units import duration
+    from locallab.units import decimal_bytes, duration
 
+    memory = {"RAM": model["ram_bytes"], "VRAM": model["vram_bytes"]}
     return (
         model["id"],
-        _memory(model),
+        " + ".join(f"{decimal_bytes(size)} {kind}" for kind, size in memory.items() if size) or "-",
         model["device"],
         f"{model['context']:,}",
         str(model["running"]),
         str(model["waiting"]),
         f"{duration(max(0, time.time() - model['loaded_at']))} ago",
     )
-
-
-def _memory(model: Mapping[str, Any]) -> str:
-    from locallab.units import decimal_bytes
-
-    used = {"RAM": model["ram_bytes"], "VRAM": model["vram_bytes"]}
-    return " + ".join(f"{decimal_bytes(size)} {kind}" for kind, size in used.items() if size) or "-"

@@ -1,6 +1,6 @@
-"""`locallab serve`: fetches and loads the model, then answers until told to stop.
+"""`locallab serve`: the server, with its model fetched and loaded first.
 
-What is slow to import is imported where it is used, so that a wrong flag, or a port in use, is told at once.
+Slow imports stand where they are needed, so that a wrong flag or a port in use is reported at once.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from locallab import logs, settings
-from locallab.cli.settings_options import Layer, layers, options, unknown
-from locallab.errors import LocalLabError
+from locallab.cli.llama_library import loading_llama
+from locallab.cli.settings_options import Layer, layers, options, server_settings, unknown
 from locallab.keys import Keyring, KeyStore, ensure_key
 from locallab.settings import EngineSettings, ServerSettings
 from locallab.version import __version__
@@ -33,15 +33,15 @@ log = logging.getLogger(__name__)
 def command(**flags: Any) -> int:
     """Serve a model over HTTP.
 
-    --model also takes hf:owner/repo:Q4_K_M and the path of a .gguf file. Every option can be given as an environment
-    variable too: --kv-type as LOCALLAB_KV_TYPE. LOCALLAB_HOME is where models are kept.
+    --model also takes hf:owner/repo:Q4_K_M and the path of a .gguf file. Every option is also an environment variable:
+    --kv-type is LOCALLAB_KV_TYPE. LOCALLAB_HOME is the folder of the models.
     """
-    server = settings.resolve(ServerSettings, *layers(ServerSettings, flags))
+    server = server_settings(**flags)
     engine = layers(EngineSettings, flags)
     settings.resolve(EngineSettings, *engine)
     with logs.configured(server.log_level, server.log_format), _stoppable():
         for name in unknown(os.environ, ServerSettings, EngineSettings):
-            log.warning("the environment variable %s is no setting", name)
+            log.warning("the environment variable %s is not a setting", name)
         return _serve(server, engine)
 
 
@@ -51,23 +51,21 @@ def _serve(server: ServerSettings, engine: Sequence[Layer]) -> int:
 
     registry = Registry.discover(server.registry)
     if server.model:
-        registry.resolve(server.model)  # a wrong name is told at once
+        registry.resolve(server.model)  # reports a wrong name at once
     with contextlib.closing(runner.bind(server.host, server.port)) as sock:
         from locallab.cli.download_progress import progress
 
-        try:
+        with loading_llama():
             from locallab.inprocess.launch import choose, warn_of_idle_gpu
             from locallab.pool import Pool
-        except (OSError, RuntimeError) as error:  # what llama-cpp-python raises when a library it was built with is missing
-            raise LocalLabError(f"llama.cpp cannot be loaded: {error}; install llama-cpp-python again") from error
         from locallab.server.app import create_app
         from locallab.tunnel import announcement, wanted
 
         def announce(address: str) -> None:
-            click.echo(announcement(address, loaded.spec.id, made or server.api_key))
+            click.echo(announcement(address, loaded.spec.id, new_key or server.api_key))
 
         def ready() -> None:
-            click.echo(banner(loaded, runner.url(sock), made, asks))
+            click.echo(banner(loaded, runner.url(sock), new_key, keyring.required))
             if tunnel is not None:
                 tunnel.start()
 
@@ -76,13 +74,12 @@ def _serve(server: ServerSettings, engine: Sequence[Layer]) -> int:
         try:
             store = KeyStore()
             keyring = Keyring(server, store, public=runner.is_public(sock) or tunnel is not None)
-            app = create_app(pool, server, keyring, tunnel)  # before the model loads, for it tells what is wrong with a setting
+            app = create_app(pool, server, keyring, tunnel)  # before the model loads, as it checks the settings
             warn_of_idle_gpu()
             spec = choose(registry, server.model, engine)
             with progress(spec) as report:
                 loaded = pool.load_now(spec.id, report)
-            made = ensure_key(server, store, keyring.public)
-            asks = keyring.required
+            new_key = ensure_key(server, store, keyring.public)
             return runner.serve(app, sock, server, ready)
         finally:
             if tunnel is not None:
@@ -92,7 +89,7 @@ def _serve(server: ServerSettings, engine: Sequence[Layer]) -> int:
 
 @contextlib.contextmanager
 def _stoppable() -> Iterator[None]:
-    """While nothing is served yet, SIGINT and SIGTERM end the command as asked: status 0; a second one ends it at once."""
+    """Until the server runs, exit with status 0 on SIGINT or SIGTERM, and at once on a second one."""
 
     def stop(number: int, frame: object) -> None:
         for each in before:
@@ -109,20 +106,22 @@ def _stoppable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def banner(loaded: Loaded, base: str, made: str | None = None, asks: bool = False) -> str:
-    """What is printed once the server is up: what it serves, and two ways to try it. `made` is a key to show this once;
-    `asks` says that the server wants one, be it that or another."""
+def banner(loaded: Loaded, base: str, new_key: str | None = None, needs_key: bool = False) -> str:
+    """Return the text printed once the server is up: the model, and two ways to try it.
+
+    `new_key` was just created and is shown once; `needs_key` tells that requests need a key, that or another.
+    """
     info, model = loaded.engine.info, loaded.spec.id
     messages = [{"role": "user", "content": "Hello!"}]
     body = json.dumps({"model": model, "messages": messages})
-    shown = f"\n  key      {made} (shown only now; `locallab keys` makes and revokes others)" if made else ""
-    key = made or ("YOUR_KEY" if asks else "none")
-    header = f" -H 'Authorization: Bearer {key}'" if asks else ""
+    key_line = f"\n  key      {new_key} (shown only now; `locallab keys` creates and revokes keys)" if new_key else ""
+    key = new_key or ("YOUR_KEY" if needs_key else "none")
+    header = f" -H 'Authorization: Bearer {key}'" if needs_key else ""
     return f"""\
 LocalLab {__version__} listens on {base}
   model    {model} ({info.description})
   device   {info.device}
-  context  {info.context:,} tokens a request; the KV pool holds {info.kv_tokens:,}{shown}
+  context  {info.context:,} tokens per request; the KV pool holds {info.kv_tokens:,}{key_line}
 
 Try it:
   curl {base}/v1/chat/completions{header} -H 'Content-Type: application/json' -d '{body}'

@@ -1,4 +1,4 @@
-"""`locallab show`: everything known of one model: its entry in the registry, and what its file says."""
+"""`locallab show`: the registry entry and the file metadata of a model."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from locallab import settings
-from locallab.cli.settings_options import layers, model_names
+from locallab.cli.settings_options import model_names, server_settings
 from locallab.cli.tables import facts
-from locallab.settings import ServerSettings
-from locallab.units import count
+from locallab.units import count, decimal_bytes
 
 if TYPE_CHECKING:
-    from locallab.models import ModelSpec, Source, Store
+    from locallab.models import ModelSpec, Store
     from locallab.models.gguf import Header
 
 FIM_KEYS = ("fim_mid_token_id", "fim_middle_token_id", "middle_token_id")
@@ -25,17 +23,12 @@ FIM_KEYS = ("fim_mid_token_id", "fim_middle_token_id", "middle_token_id")
 
 @click.command("show")
 @click.argument("model", shell_complete=model_names)
-@click.option("--json", "as_json", is_flag=True, help="print an object, with the whole chat template")
+@click.option("--json", "as_json", is_flag=True, help="print an object, with the complete chat template")
 def command(model: str, as_json: bool) -> None:
-    """Show what is known of MODEL.
-
-    Its entry in the registry and, once it is on disk, what its file says.
-    """
+    """Show MODEL: its registry entry and, once it is on disk, the metadata of its file."""
     from locallab.models import Registry, Store
 
-    given = settings.resolve(ServerSettings, *layers(ServerSettings, {}))
-    spec = Registry.discover(given.registry).resolve(model)
-    entry = describe(spec, Store())
+    entry = describe(Registry.discover(server_settings().registry).resolve(model), Store())
     if as_json:
         click.echo(json.dumps(entry))
     else:
@@ -43,8 +36,14 @@ def command(model: str, as_json: bool) -> None:
 
 
 def describe(spec: ModelSpec, store: Store) -> dict[str, Any]:
-    """All of it as plain values; `file` is None while the model is not on disk."""
+    """Return the entry and the metadata in values of JSON; `file` is None while the model is not on disk."""
+    import msgspec
+
     from locallab.models import gguf
+
+    def known(source: object) -> dict[str, Any]:
+        values = msgspec.to_builtins(source, enc_hook=str)
+        return {name: value for name, value in values.items() if value is not None}
 
     path = store.path(spec)
     return {
@@ -52,7 +51,7 @@ def describe(spec: ModelSpec, store: Store) -> dict[str, Any]:
         "description": spec.description,
         "aliases": list(spec.aliases),
         "recommended": spec.recommended,
-        "source": {part: _source(source) for part, source in spec.parts.items()},
+        "source": {part: known(source) for part, source in spec.parts.items()},
         "size": store.size(spec) or spec.size,
         "context": spec.context,
         "settings": dict(spec.settings),
@@ -62,7 +61,7 @@ def describe(spec: ModelSpec, store: Store) -> dict[str, Any]:
 
 
 def header_facts(header: Header, sees: bool = False) -> dict[str, Any]:
-    """What a model's file says; `sees`: it has a projector for pictures."""
+    """Return the metadata of a model's file; `sees`: the model has a projector for images."""
     from locallab.models.quants import label
 
     types = Counter[str]()
@@ -86,7 +85,7 @@ def header_facts(header: Header, sees: bool = False) -> dict[str, Any]:
 
 
 def capabilities(header: Header, sees: bool) -> list[str]:
-    """What the model was made for, as far as its file tells: where there is no chat template, it completes text only."""
+    """Return what the model was trained for, as far as its file tells."""
     from locallab.chat.reasoning import tags_of
 
     template = str(header.metadata.get("tokenizer.chat_template", ""))
@@ -102,39 +101,27 @@ def capabilities(header: Header, sees: bool) -> list[str]:
     return [name for name, has in found.items() if has]
 
 
-def _source(source: Source) -> dict[str, Any]:
-    import msgspec
-
-    known: dict[str, Any] = msgspec.to_builtins(source, enc_hook=str)
-    return {name: value for name, value in known.items() if value is not None}
-
-
 def _lines(entry: Mapping[str, Any]) -> Iterable[tuple[str, str | None]]:
-    from locallab.units import decimal_bytes
-
     yield "id", entry["id"]
     yield "about", entry["description"]
     yield "aliases", ", ".join(entry["aliases"]) or None
     for part, source in entry["source"].items():
         yield "source" if part == "model" else part, " ".join(str(value) for name, value in source.items() if name != "sha256")
     yield "size", decimal_bytes(entry["size"]) if entry["size"] else None
-    yield "context", f"{entry['context']:,} tokens a request" if entry["context"] else None
+    yield "context", f"{entry['context']:,} tokens per request" if entry["context"] else None
     yield "settings", ", ".join(f"{name}={value}" for name, value in entry["settings"].items()) or None
     if entry["file"] is None:
         yield "on disk", f"no: `locallab pull {entry['id']}` fetches it"
-    else:
-        yield from _file_lines(entry["file"])
-
-
-def _file_lines(file: Mapping[str, Any]) -> Iterable[tuple[str, str | None]]:
+        return
+    file = entry["file"]
     total = sum(file["tensor_bytes"].values()) or 1
     shares = [f"{kind} {size / total:.0%}" for kind, size in file["tensor_bytes"].items() if size / total >= 0.005]
     trained, template = file["trained_context"], file["chat_template"]
     yield "file", file["path"]
     yield "name", file["name"]
-    yield "architecture", f"{file['architecture']}, {file['layers']} layers, {file['vocabulary']:,} tokens in its vocabulary"
+    yield "architecture", f"{file['architecture']}, {file['layers']} layers, vocabulary of {file['vocabulary']:,} tokens"
     yield "parameters", count(file["parameters"])
-    yield "quantization", f"{file['quantization']} (of its bytes: {', '.join(shares)})"
+    yield "quantization", f"{file['quantization']} (by bytes: {', '.join(shares)})"
     yield "trained context", f"{trained:,} tokens" if trained else None
     yield "chat template", f"{len(template):,} characters (--json prints it)" if template else "none"
-    yield "can do", ", ".join(file["capabilities"])
+    yield "capabilities", ", ".join(file["capabilities"])

@@ -1,4 +1,4 @@
-"""`locallab version`: what is installed here."""
+"""`locallab version`: the installed versions."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from locallab.version import __version__
 @click.command("version")
 @click.option("--json", "as_json", is_flag=True, help="print an object of locallab, python, platform and llama_cpp")
 def command(as_json: bool) -> None:
-    """Print what is installed.
+    """Print the versions of LocalLab, llama-cpp-python and Python, and the build options of llama.cpp."""
+    build: dict[str, Any]
+    try:
+        from locallab.engine import build_features
 
-    The versions of LocalLab, llama-cpp-python and Python, and what llama.cpp was built with.
-    """
-    build = _build()
+        build = {**build_features()}
+    except (ImportError, OSError, RuntimeError) as error:
+        build = {"error": f"cannot be loaded: {error}"}
     if as_json:
         known = {"locallab": __version__, "python": platform.python_version(), "platform": platform.platform()}
         click.echo(json.dumps({**known, "llama_cpp": build}))
@@ -34,15 +37,6 @@ def command(as_json: bool) -> None:
             ("platform", platform.platform()),
         ]
     )
-
-
-def _build() -> dict[str, Any]:
-    """What `build_features` tells, or {"error": why llama.cpp cannot be loaded}."""
-    try:
-        from locallab.engine import build_features
-    except (ImportError, OSError, RuntimeError) as error:
-        return {"error": f"cannot be loaded: {error}"}
-    return build_features()
 
 
 def _gpu(build: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ ENDINGS = {
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Where a shell finds `locallab`."""
+    """A folder for PATH with `locallab`."""
     script = tmp_path / "locallab"
     script.write_text(f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{sys.executable}" -m locallab "$@"\n')
     script.chmod(0o755)
@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def bash(folder: Path, line: str) -> list[str]:
-    """What bash would complete `line` to, as it cuts it at colons."""
+    """Return bash's completions of `line`, which it splits at colons."""
     code = f"""
         eval "$(locallab completion bash)"
         COMP_WORDBREAKS=$' \\t\\n"><=;|&(:' COMP_LINE={line!r} COMP_POINT={len(line)}
@@ -62,13 +62,13 @@ def test_scripts(shell: str) -> None:
 
 
 @pytest.mark.parametrize(("shell", "word"), [("zsh", "2"), ("fish", "smollm2:13")])
-def test_the_other_shells_are_given_models(shell: str, word: str) -> None:
+def test_models_in_the_other_shells(shell: str, word: str) -> None:
     environ = {"COMP_WORDS": "locallab show smollm2:13", "COMP_CWORD": word, "_LOCALLAB_COMPLETE": f"{shell}_complete"}
     done = CliRunner().invoke(cli.main, [], env=environ, prog_name="locallab")
     assert "135m" in done.stdout and "SmolLM2 135M Instruct" in done.stdout
 
 
-def test_a_broken_registry_is_not_told_in_the_middle_of_a_word(tmp_path: Path) -> None:
+def test_a_broken_registry_is_not_reported_by_completion(tmp_path: Path) -> None:
     broken = tmp_path / "broken.yaml"
     broken.write_text("models: 1")
     environ = {"COMP_WORDS": "locallab show smol", "COMP_CWORD": "2", "_LOCALLAB_COMPLETE": "zsh_complete"}

@@ -50,7 +50,7 @@ def test_a_file(path: Path) -> None:
     assert "5 layers with the output, trained with a context of 512" in done.stdout
     assert "free here: 8.0 GiB of RAM; no GPU" in done.stdout
     assert "chosen: on the CPU, context 512, KV f16, 64 requests at once: takes " in done.stdout
-    assert "approximately" not in done.stdout
+    assert "estimated" not in done.stdout
 
 
 def test_what_scripts_get(path: Path) -> None:
@@ -71,7 +71,7 @@ def test_a_model_that_is_not_on_disk_is_judged_by_its_size() -> None:
     assert found["weights_bytes"] == pytest.approx(4683073536, rel=0.001)
     assert found["chosen"]["context"] == 16384
     assert {row["context"] for row in found["table"]} == {2048, 4096, 8192, 16384, 32768}
-    assert "not on disk: judged by its size, approximately" in fit("qwen2.5-coder:7b").stdout
+    assert "not on disk: estimated from its size" in fit("qwen2.5-coder:7b").stdout
 
 
 def test_the_table_has_a_row_for_each_context_and_a_column_for_each_kv_type() -> None:
@@ -116,7 +116,7 @@ def test_what_does_not_fit_is_no_success(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(hardware, "available_memory", lambda: GIB)
     done = fit("qwen2.5-coder:14b")
     assert done.exit_code == 1
-    assert "no way: does not fit: even on the CPU, context 512" in done.stdout
+    assert "does not fit: even on the CPU, context 512" in done.stdout
     assert not report("qwen2.5-coder:14b")["chosen"]["fits"]
 
 

@@ -35,7 +35,7 @@ def blob() -> Path:
 
 
 def test_nothing_to_import() -> None:
-    assert run().stdout == "No models of other programs were found.\n"
+    assert run().stdout == "No models of other programs found.\n"
     assert json.loads(run("--json").stdout) == []
 
 
@@ -74,9 +74,9 @@ def test_an_id_of_ones_own(blob: Path) -> None:
     ("arguments", "message"),
     [
         (["llama3.2"], "unknown model 'llama3.2'; did you mean llama3.2:3b?"),
-        (["llama3.2:3b", "--id", "a/b"], "--id: 'a/b': letters, digits"),
-        (["llama3.2:3b", "--id", "qwen2.5-coder:7b"], "--id: 'qwen2.5-coder:7b' is taken already by qwen2.5-coder:7b-q4_k_m"),
-        (["--id", "mine"], "--id: name the model that shall get this id"),
+        (["llama3.2:3b", "--id", "a/b"], "--id: 'a/b': an id has letters, digits"),
+        (["llama3.2:3b", "--id", "qwen2.5-coder:7b"], "--id: 'qwen2.5-coder:7b' is already taken by qwen2.5-coder:7b-q4_k_m"),
+        (["--id", "mine"], "--id: requires the NAME of a model"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

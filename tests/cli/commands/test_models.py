@@ -43,7 +43,7 @@ def run(*arguments: str, **options: Any) -> Result:
 
 
 def keep(spec: ModelSpec, content: bytes) -> Path:
-    """Puts a file into the store as a fetch does."""
+    """Store a file like a fetch does."""
     store = Store()
     source = spec.source
     assert isinstance(source, HubSource)
@@ -104,7 +104,7 @@ def test_rm_frees_what_it_says() -> None:
 def test_rm_asks(tmp_path: Path) -> None:
     path = keep(own(), b"x" * 1234)
     done = run("rm", "own:1b", input="y\n")
-    assert (done.exit_code, done.stderr) == (2, "locallab: nobody can be asked here: give --yes to remove it\n")
+    assert (done.exit_code, done.stderr) == (2, "locallab: cannot ask for confirmation without a terminal: pass --yes\n")
     for answer, status, text in (("n", 1, "nothing was removed"), (None, 130, "interrupted"), ("y", 0, "bytes freed")):
         assert path.exists()
         with terminal("rm", "own:1b") as shown:
@@ -117,7 +117,7 @@ def test_rm_asks(tmp_path: Path) -> None:
 
 def test_rm_of_what_is_not_there_or_not_ours(registry: Path, tmp_path: Path) -> None:
     done = run("rm", "own:1b", "--yes")
-    assert (done.exit_code, done.stderr) == (1, "locallab: own:1b is not on disk: there is nothing to remove\n")
+    assert (done.exit_code, done.stderr) == (1, "locallab: own:1b is not on disk: nothing to remove\n")
     file = tmp_path / "mine.gguf"
     file.write_bytes(b"GGUF")
     done = run("rm", str(file), "--yes")

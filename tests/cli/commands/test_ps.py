@@ -20,7 +20,7 @@ def test_what_is_loaded(serve: Serve) -> None:
         while not served.engine.submitted:
             assert not answer.done()
         shown = CliRunner().invoke(cli.main, ["ps", "--url", served.url])
-        told = json.loads(CliRunner().invoke(cli.main, ["ps", "--url", served.url, "--json"]).stdout)
+        report = json.loads(CliRunner().invoke(cli.main, ["ps", "--url", served.url, "--json"]).stdout)
         gate.set()
         assert answer.result().status_code == 200
     assert shown.stderr.startswith(f"LocalLab {__version__} at {served.url}, up for ")
@@ -28,8 +28,8 @@ def test_what_is_loaded(serve: Serve) -> None:
     assert heading == ["model", "memory", "device", "context", "running", "waiting", "loaded"]
     assert (first[0], second[0]) == ("other:2b", "tiny:1b")
     assert first[1:4] == ["100", "MB", "RAM"]
-    assert (told["url"], told["version"], told["models"][0]["id"]) == (served.url, __version__, "other:2b")
-    assert [(model["running"], model["ram_bytes"]) for model in told["models"]] == [(1, 10**8), (0, 10**8)]
+    assert (report["url"], report["version"], report["models"][0]["id"]) == (served.url, __version__, "other:2b")
+    assert [(model["running"], model["ram_bytes"]) for model in report["models"]] == [(1, 10**8), (0, 10**8)]
 
 
 def test_nothing_is_loaded(serve: Serve) -> None:

@@ -17,7 +17,7 @@ NAME = "hf:acme/tiny:Q4_0"
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
-    """A Hub on the loopback: the one of tests/models, which are no package."""
+    """A Hub on a loopback address."""
     import importlib.util
 
     spec = importlib.util.spec_from_file_location("hub_server", HUB)
@@ -41,7 +41,7 @@ def test_a_model_of_the_hub_is_fetched_once(hub) -> None:  # type: ignore[no-unt
     assert path and hashlib.sha256(path.read_bytes()).digest() == hashlib.sha256(WEIGHTS).digest()
     assert (first.returncode, first.stdout) == (0, f"acme--tiny:Q4_0 is on disk: 16.4 kB at {path}\n")
     assert "fetching acme--tiny:Q4_0: 16.4 kB of 16.4 kB" in first.stderr
-    assert (again.returncode, again.stdout) == (0, f"acme--tiny:Q4_0 was on disk already: 16.4 kB at {path}\n")
+    assert (again.returncode, again.stdout) == (0, f"acme--tiny:Q4_0 was already on disk: 16.4 kB at {path}\n")
     assert again.stderr == "" and len(hub.gets) == 1
 
 

@@ -60,12 +60,12 @@ def test_tasks(serve: Serve, task: str) -> None:
 
 def test_as_json(served: Served) -> None:
     served.script(*say("Yes."))
-    told = json.loads(invoke(served, "tiny:1b", "Really?", "--json").stdout)
-    assert (told["model"], told["response"], told["finish_reason"]) == ("tiny:1b", "Yes.", "stop")
-    assert told["usage"]["completion_tokens"] == 4
+    report = json.loads(invoke(served, "tiny:1b", "Really?", "--json").stdout)
+    assert (report["model"], report["response"], report["finish_reason"]) == ("tiny:1b", "Yes.", "stop")
+    assert report["usage"]["completion_tokens"] == 4
     served.script(*say("```python\nx\n```"))
-    told = json.loads(invoke(served, "tiny:1b", "def x", "--task", "refactor", "--json").stdout)
-    assert (told["task"], told["code"], told["model"]) == ("refactor", "x", "tiny:1b")
+    report = json.loads(invoke(served, "tiny:1b", "def x", "--task", "refactor", "--json").stdout)
+    assert (report["task"], report["code"], report["model"]) == ("refactor", "x", "tiny:1b")
 
 
 @pytest.mark.parametrize(
@@ -75,8 +75,8 @@ def test_as_json(served: Served) -> None:
         (["tiny:1b", "  "], 2, "prompt: is missing"),
         (["bogus", "hello"], 2, "unknown model 'bogus'"),
         (["tiny:1b", "hello", "--task", "dance"], 2, "'dance' is not one of"),
-        (["tiny:1b", "hello", "--language", "python"], 2, "--language: goes with --task"),
-        (["tiny:1b", "hello", "--task", "chat", "--system", "x"], 2, "--system: does not go with --task"),
+        (["tiny:1b", "hello", "--language", "python"], 2, "--language: requires --task"),
+        (["tiny:1b", "hello", "--task", "chat", "--system", "x"], 2, "--system: cannot be combined with --task"),
         (["tiny:1b", "hello", "--max-tokens", "0"], 2, "--max-tokens"),
         (["tiny:1b", "hello", "--temperature", "101"], 1, "temperature: must be at least 0 and at most 100"),
         (["tiny:1b", "word " * 600], 1, "maximum context length is 512"),

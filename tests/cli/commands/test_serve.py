@@ -128,10 +128,10 @@ def test_a_signal_while_loading_ends_with_status_0(monkeypatch: pytest.MonkeyPat
 
     class LoadingPool:
         def __init__(self, *arguments: Any, **options: Any) -> None:
-            """Takes what Pool takes."""
+            """Accept the arguments of Pool."""
 
         def each(self, *arguments: Any) -> None:
-            """Nothing is loaded."""
+            """Do nothing: no model is loaded."""
 
         def load_now(self, *arguments: Any) -> None:
             signal.raise_signal(signal.SIGTERM)
@@ -149,7 +149,7 @@ def test_a_signal_while_loading_ends_with_status_0(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_broken_llama_library_is_named() -> None:
-    """Run with a llama_cpp that fails as one does whose libraries are missing."""
+    """Run with a llama_cpp that fails like one with missing libraries."""
     code = """if True:
         import sys
         class Broken:
@@ -173,4 +173,4 @@ def test_banner() -> None:
     assert "listens on http://127.0.0.1:8000\n" in text
     assert "smollm2:135m (llama 135M Q4_1)" in text
     assert "CPU (2 threads)" in text
-    assert "8,192 tokens a request; the KV pool holds 16,384" in text
+    assert "8,192 tokens per request; the KV pool holds 16,384" in text

@@ -36,7 +36,7 @@ def banner(made: str | None, asks: bool) -> str:
 
 def test_the_banner_shows_a_new_key_and_uses_it() -> None:
     text = banner("ll-new", True)
-    assert "  key      ll-new (shown only now; `locallab keys` makes and revokes others)\n" in text
+    assert "  key      ll-new (shown only now; `locallab keys` creates and revokes keys)\n" in text
     assert "-H 'Authorization: Bearer ll-new' -H" in text and 'api_key="ll-new"' in text
 
 
@@ -77,13 +77,13 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("arguments", "reason"), WRONG.values(), ids=WRONG)
-def test_wrong_settings_are_told_before_the_model_loads(arguments: list[str], reason: str) -> None:
+def test_wrong_settings_are_reported_before_the_model_loads(arguments: list[str], reason: str) -> None:
     status, err = failed("--port", "0", *arguments)
     assert (status, err.count("\n")) == (2, 1)
     assert err.startswith(f"locallab: {reason}")
 
 
-def test_damaged_keys_are_told_before_the_model_loads() -> None:
+def test_damaged_keys_are_reported_before_the_model_loads() -> None:
     KeyStore().path.write_text("{")
     status, err = failed("--port", "0")
     assert (status, err.count("\n")) == (2, 1)

@@ -26,7 +26,7 @@ def ngrok(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeNgrok:
 
 
 def said(process: subprocess.Popen[str], until: Callable[[str], object]) -> str:
-    """What the command prints, up to the line that `until` accepts."""
+    """Return the output of the command up to the line that `until` accepts."""
     assert process.stdout
     text = ""
     for line in process.stdout:

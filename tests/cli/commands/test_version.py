@@ -21,9 +21,9 @@ def test_versions() -> None:
 
 
 def test_as_json() -> None:
-    told = json.loads(CliRunner().invoke(cli.main, ["version", "--json"]).stdout)
-    assert (told["locallab"], told["python"]) == (__version__, platform.python_version())
-    assert {"llama_cpp_python", "cuda", "gpu_offload", "system_info"} <= set(told["llama_cpp"])
+    report = json.loads(CliRunner().invoke(cli.main, ["version", "--json"]).stdout)
+    assert (report["locallab"], report["python"]) == (__version__, platform.python_version())
+    assert {"llama_cpp_python", "cuda", "gpu_offload", "system_info"} <= set(report["llama_cpp"])
 
 
 def test_a_llama_cpp_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
