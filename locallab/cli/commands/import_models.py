@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 def command(name: str | None, model_id: str | None, as_json: bool) -> None:
     """List the models of the Hugging Face cache and of Ollama, or add NAME to your own registry.
 
-    Nothing is copied: the file is used in place, and is lost when that program deletes it. HF_HOME and OLLAMA_MODELS name
-    unusual folders.
+    Nothing is copied: the file is used in place, and is lost when that program deletes it. HF_HOME and
+    OLLAMA_MODELS override the usual folders.
     """
     from locallab.models import Registry
     from locallab.models.other_stores import scan

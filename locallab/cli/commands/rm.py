@@ -16,7 +16,7 @@ from locallab.errors import ConfigError, LocalLabError
 def command(model: str, yes: bool) -> None:
     """Remove the weights of MODEL from disk.
 
-    The model stays in the registry and can be fetched again. A model that is a file of yours is not removed.
+    The model stays in the registry and can be fetched again. A model whose entry names your own file is not removed.
     """
     from locallab.models import FileSource, Registry, Store
     from locallab.units import decimal_bytes
