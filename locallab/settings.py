@@ -111,9 +111,7 @@ class ServerSettings:
         str | None,
         Meta(description="comma-separated web origins that may call; *: any; default: this machine's, * with a key"),
     ] = None
-    templates: Annotated[
-        str | None, Meta(description="file of assistant templates that override the shipped ones; see the README")
-    ] = None
+    templates: Annotated[str | None, Meta(description="YAML file of assistant templates that override the shipped ones")] = None
     tunnel: Annotated[bool, Meta(description="open a public ngrok tunnel; requires an API key")] = False
     ngrok_token: Annotated[
         str | None,
