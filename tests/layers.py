@@ -18,13 +18,14 @@ PARTS: Mapping[str, frozenset[str]] = {
     "hardware": frozenset(),
     "units": frozenset(),
     "version": frozenset(),
+    "memory_model": frozenset(),
     "logs": frozenset(),
-    "engine": frozenset(),
+    "engine": frozenset({"memory_model"}),
     "chat": frozenset({"engine"}),
     "models": frozenset(),
     "keys": frozenset(),
     "tunnel": frozenset(),
-    "fit": frozenset({"models"}),
+    "fit": frozenset({"models", "memory_model"}),
     "pool": frozenset({"engine", "chat", "models", "fit"}),  # chat: a loaded model carries its template
     "server": frozenset({"engine", "chat", "pool", "models", "keys", "tunnel", "logs"}),  # logs: the id of the request at hand
     "inprocess": frozenset(

@@ -8,17 +8,8 @@ from collections.abc import Sequence
 from locallab.engine import llama
 from locallab.engine.cache import UNLIMITED
 from locallab.errors import ModelLoadError
+from locallab.memory_model import DEFAULT_CONTEXT, default_pool, slots, whole_cells
 from locallab.settings import EngineSettings
-
-DEFAULT_CONTEXT = 8192
-"""Default context, for models trained for at least as much."""
-
-DEFAULT_POOL = 16384
-"""Default tokens of the KV pool, or two contexts if that is more, as far as a quarter of the free memory allows."""
-
-CACHED_SEQUENCES = 64
-"""Maximum llama sequence ids for finished requests in the pool; no more than for running ones where each takes memory for a
-running state."""
 
 CPU_TILE = 64
 """Minimum tokens of a batch for which ggml's CPU flash attention works in tiles (GGML_FA_TILE_Q)."""
@@ -74,8 +65,8 @@ def limits(model: llama.Model, settings: EngineSettings, free: int, on_gpu: bool
     """Return the limits of `model` with `free` bytes for its KV pool. Raises ModelLoadError when it does not fit."""
     context = context_length(model, settings)
     per_token = max(1, model.kv_bytes_per_token(settings.kv_type))
-    room = max(context, min(max(2 * context, DEFAULT_POOL), free // (4 * per_token)))
-    cells = -(-(settings.kv_tokens or min(room, settings.parallel * context)) // 256) * 256
+    room = max(context, min(default_pool(context), free // (4 * per_token)))
+    cells = whole_cells(settings.kv_tokens or min(room, settings.parallel * context))
     if cells * per_token > free:
         raise ModelLoadError(
             model.path,
@@ -93,12 +84,6 @@ def limits(model: llama.Model, settings: EngineSettings, free: int, on_gpu: bool
         rewind_limit=0 if model.keeps_state else window - 1 if window else UNLIMITED,
         tile=0 if on_gpu else CPU_TILE,
     )
-
-
-def slots(parallel: int, keeps_state: bool) -> int:
-    """Return the number of llama sequence ids, for running requests and for finished ones that stay in the pool."""
-    cached = min(parallel, CACHED_SEQUENCES) if keeps_state else CACHED_SEQUENCES
-    return min(llama.MAX_SEQUENCES, parallel + cached)
 
 
 def idle_cells(limits: Limits, token_seconds: float, walk_seconds: float) -> int:

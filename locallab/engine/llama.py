@@ -23,11 +23,9 @@ import llama_cpp
 from locallab.engine import amx, llama_log
 from locallab.engine.request import FimTokens
 from locallab.errors import EngineFailure, ModelLoadError
+from locallab.memory_model import KV_BYTES, STEP
 
 KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
-KV_BYTES = {"f32": 4.0, "f16": 2.0, "q4_0": 18 / 32, "q8_0": 34 / 32, "bf16": 2.0}
-MAX_SEQUENCES = 256
-"""LLAMA_MAX_SEQ of this llama.cpp: the number of sequence ids."""
 
 NO_ROOM = 1
 """Result of llama_decode when it finds no KV slot; nothing has changed then."""
@@ -239,7 +237,7 @@ class Context:
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = n_ctx
         params.n_batch = n_batch
-        params.n_ubatch = min(512, n_batch)
+        params.n_ubatch = min(STEP, n_batch)
         params.n_seq_max = n_sequences
         params.n_outputs_max = n_sequences
         params.n_threads = params.n_threads_batch = threads

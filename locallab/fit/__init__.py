@@ -1,6 +1,6 @@
-"""What of a model fits this machine, and how: from a GGUF header and the free memory to settings. Decides; loads nothing."""
+"""Fitting models to this machine: from a GGUF header and the free memory to settings. Loads nothing."""
 
-from locallab.fit.choice import Fit, Wishes, choose, layer
+from locallab.fit.choice import Fit, Wishes, choose
 from locallab.fit.estimates import Estimate, Load, estimate
 from locallab.fit.fit_model import fit_model, fitted, model_shape
 from locallab.fit.machine import Gpu, Machine
@@ -22,7 +22,6 @@ __all__ = [
     "estimate",
     "fit_model",
     "fitted",
-    "layer",
     "model_shape",
     "offered",
     "pick",

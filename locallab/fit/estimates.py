@@ -1,27 +1,23 @@
-"""How much memory a model will take, from its shape. Pure. Checked against what llama.cpp takes: tests/fit."""
+"""Memory estimates from a model's shape. Pure. Checked against llama.cpp's own figures: tests/fit."""
 
 from __future__ import annotations
 
 import dataclasses
 
-from locallab.fit.model_shape import KV_BYTES, Layer, Shape
+from locallab.fit.model_shape import Shape
+from locallab.memory_model import KV_BYTES, MASK_BYTES, STEP, slots
 from locallab.settings import KvType
 
-STEP = 512
-"""Tokens that llama.cpp computes in one go at most (n_ubatch)."""
-
 TOKEN_BYTES, MERGE_BYTES = 160, 150
-"""What llama.cpp keeps in RAM of a token of the vocabulary, and of a pair of tokens that the tokenizer joins (measured)."""
-
-TABLE_BYTES = 6
-"""Of one entry in the table that says which token of a whole text sees which other one."""
+"""Bytes of RAM that llama.cpp takes for each token of the vocabulary and for each tokenizer merge (measured)."""
 
 FLOAT = 4
+"""Bytes of a number in a buffer."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """How a model is loaded: `gpu_layers` as llama.cpp counts them, the output being one; `kv_tokens` the KV pool's cells."""
+    """A way to load a model. `gpu_layers` as llama.cpp counts them, the output being one; `kv_tokens`: cells of the KV pool."""
 
     gpu_layers: int
     context: int
@@ -34,7 +30,7 @@ class Load:
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
     """Bytes that a model takes. `weights`, `kv`, `state` (of recurrent layers) and `compute` (buffers and vocabulary) add up
-    to `total`, and so do `gpu` and `ram`; `gpu_weights` are those of the weights that are on GPUs."""
+    to `total`, and so do `gpu` and `ram`; `gpu_weights` is the part of the weights on GPUs."""
 
     weights: int
     kv: int
@@ -50,8 +46,8 @@ class Estimate:
 
 
 def estimate(shape: Shape, load: Load, gpus: int = 1) -> Estimate:
-    """What a model of this shape takes when it is loaded so. Of several GPUs each computes its own layers, and room for a part
-    of a layer stays empty on each but the last."""
+    """Estimate the memory of a model of this shape loaded like this. Each of several GPUs computes its own layers, and on all
+    but the last, space for less than a layer stays empty."""
     on_gpu = layers_on_gpu(shape, load.gpu_layers)
     below, above = shape.layers[: len(shape.layers) - on_gpu], shape.layers[len(shape.layers) - on_gpu :]
     gpu, ram = _Sum(), _Sum()
@@ -62,13 +58,18 @@ def estimate(shape: Shape, load: Load, gpus: int = 1) -> Estimate:
     ram.weights += shape.embeddings
     if load.gpu_layers:
         gpu.weights += shape.output + shape.rest
-        gpu.compute += gpus * (_graph(shape, load) + _converted(above, load))
+        # A GPU widens a layer's compressed KV cache before the attention over a long prompt.
+        widened = 0 if load.kv_type in ("f16", "bf16") else 2 * max((layer.kv for layer in above), default=0) * load.kv_tokens
+        gpu.compute += gpus * (_graph(shape, load) + widened)
         gpu.compute += (gpus - 1) * max((layer.weights for layer in above), default=0)
-        ram.compute += _inputs(shape, load) if not below else _graph(shape, load)
+        inputs = _masks(shape, load) + FLOAT * _tokens(shape, load) * shape.width
+        ram.compute += _graph(shape, load) if below else inputs
     else:
         ram.weights += shape.rest + (0 if shape.tied else shape.output)
         ram.compute += _graph(shape, load)
-    ram.compute += _logits(shape, load) + vocabulary(shape)
+    # Where texts are computed as a whole, llama.cpp keeps logits for every token, though none is read.
+    rows = load.kv_tokens if shape.whole else sequences(shape, load.parallel)
+    ram.compute += FLOAT * shape.n_vocab * rows + vocabulary(shape)
     return Estimate(
         weights=gpu.weights + ram.weights,
         kv=gpu.kv + ram.kv,
@@ -81,25 +82,23 @@ def estimate(shape: Shape, load: Load, gpus: int = 1) -> Estimate:
 
 
 def layers_on_gpu(shape: Shape, gpu_layers: int) -> int:
-    """How many of the model's own layers are on the GPU: the first that goes there is the output."""
+    """Return how many of the model's own layers are on the GPU; the output is the first to go there."""
     return len(shape.layers) if gpu_layers < 0 else min(len(shape.layers), max(0, gpu_layers - 1))
 
 
 def sequences(shape: Shape, parallel: int) -> int:
-    """Sequences that the engine makes room for: those that run, and finished ones that stay in the KV pool."""
-    if shape.embeds:
-        return parallel
-    return min(256, parallel + (min(parallel, 64) if shape.keeps_state else 64))
+    """Return the number of sequences that the engine allocates: running ones, and finished ones kept in the KV pool."""
+    return parallel if shape.embeds else slots(parallel, shape.keeps_state)
 
 
 def vocabulary(shape: Shape) -> int:
-    """Bytes of RAM that the tokenizer's tables take."""
+    """Return the bytes of RAM of the tokenizer's tables."""
     return TOKEN_BYTES * shape.n_vocab + MERGE_BYTES * shape.n_merges
 
 
 @dataclasses.dataclass(slots=True)
 class _Sum:
-    """What comes together in one place."""
+    """The bytes in one place, RAM or GPUs."""
 
     weights: int = 0
     kv: int = 0
@@ -112,52 +111,36 @@ class _Sum:
 
 
 def _tokens(shape: Shape, load: Load) -> int:
-    """Tokens of the largest step that llama.cpp makes room for: as many for each sequence."""
+    """Return the tokens of the largest step that llama.cpp allocates for, the same number for each sequence."""
     if shape.whole:
         return load.kv_tokens
-    slots = sequences(shape, load.parallel)
-    return -(-min(STEP, load.batch, load.kv_tokens) // slots) * slots
+    count = sequences(shape, load.parallel)
+    return -(-min(STEP, load.batch, load.kv_tokens) // count) * count
 
 
 def _graph(shape: Shape, load: Load) -> int:
-    """The largest moment of a step: in a feed-forward, in the experts, in a recurrent layer, or at the logits.
+    """Return the peak bytes of a step: in a feed-forward, in the experts, in a recurrent layer, or at the logits.
 
-    Each keeps the residual, its input and its output beside what it computes.
+    Each keeps the residual, its input and its output beside its intermediate results.
     """
-    tokens, slots = _tokens(shape, load), sequences(shape, load.parallel)
+    tokens, count = _tokens(shape, load), sequences(shape, load.parallel)
     state = max((layer.state for layer in shape.layers), default=0)
     moments = [
         3 * shape.feed_forward + shape.heads_width if not shape.experts_used else 0,
         3 * shape.experts_used * shape.expert_width + shape.heads_width,
         shape.experts_used * (2 * shape.width + shape.expert_width),
-        7 * shape.inner - 3 * shape.width + state * slots // max(1, tokens) if shape.inner else 0,
+        7 * shape.inner - 3 * shape.width + state * count // max(1, tokens) if shape.inner else 0,
     ]
     inside = _masks(shape, load) + FLOAT * tokens * (3 * shape.width + max(moments))
     if shape.embeds:
         return inside
-    at_logits = FLOAT * (shape.width * (tokens + slots) + shape.n_vocab * min(slots, tokens))
+    at_logits = FLOAT * (shape.width * (tokens + count) + shape.n_vocab * min(count, tokens))
     return max(inside, at_logits)
 
 
 def _masks(shape: Shape, load: Load) -> int:
-    """What each token of a step may see: once for all layers with attention, once more for those with a window."""
+    """Return the bytes of the attention masks of a step: one for layers with full attention, one for those with a window."""
     if shape.whole:
-        return TABLE_BYTES * load.kv_tokens * load.kv_tokens
+        return MASK_BYTES * load.kv_tokens * load.kv_tokens
     kinds = {layer.sliding for layer in shape.layers if layer.kv}
     return 2 * _tokens(shape, load) * load.kv_tokens * len(kinds)
-
-
-def _inputs(shape: Shape, load: Load) -> int:
-    """What the CPU prepares for a GPU that computes everything."""
-    return _masks(shape, load) + FLOAT * _tokens(shape, load) * shape.width
-
-
-def _logits(shape: Shape, load: Load) -> int:
-    """Where texts are read as a whole, there is an output for every token, though none is looked at."""
-    return FLOAT * shape.n_vocab * (load.kv_tokens if shape.whole else sequences(shape, load.parallel))
-
-
-def _converted(layers: tuple[Layer, ...], load: Load) -> int:
-    """A GPU widens a layer's compressed KV cache before long prompts look at it."""
-    widest = max((layer.kv for layer in layers), default=0)
-    return 0 if load.kv_type in ("f16", "bf16") else 2 * widest * load.kv_tokens

@@ -1,4 +1,4 @@
-"""Says in one line how a model is loaded, and why not better. Pure."""
+"""The explanation of a fit in one line: how the model is loaded, and what did not fit. Pure."""
 
 from __future__ import annotations
 
@@ -11,20 +11,27 @@ Tried = tuple[Load, Estimate]
 
 
 def reason(shape: Shape, machine: Machine, fits: bool, chosen: Tried, first: Tried) -> str:
-    """`chosen` is what is done, or what does not fit either; `first` what was wanted most."""
+    """Explain the choice. `chosen` is the one made, or the last to be rejected; `first` the preferred one."""
     load, needs = chosen
     if not fits:
         return f"does not fit: even {_described(shape, load)} would take {_takes(needs)}; {_usable(machine)} can be used"
     text = f"{_described(shape, load)}: takes {_takes(needs)}; {_usable(machine)} can be used"
     if load != first[0]:
-        text += f"; {_differences(shape, load, first[0])} would take {_takes(first[1])}"
+        wanted = first[0]
+        differences = [
+            *([place(shape, wanted.gpu_layers)] if wanted.gpu_layers != load.gpu_layers else []),
+            *([f"context {wanted.context:,}"] if wanted.context != load.context else []),
+            *([f"KV {wanted.kv_type}"] if wanted.kv_type != load.kv_type else []),
+            *([_requests(wanted)] if wanted.parallel != load.parallel else []),
+        ]
+        text += f"; {', '.join(differences) or f'a KV pool of {wanted.kv_tokens:,} tokens'} would take {_takes(first[1])}"
     if machine.gpus and not machine.gpu_build:
         text += "; the GPU is not used, because this llama.cpp was built without CUDA"
     return text
 
 
 def place(shape: Shape, gpu_layers: int) -> str:
-    """Where the layers are."""
+    """Describe the place of the layers."""
     total = len(shape.layers) + 1
     if not gpu_layers:
         return "on the CPU"
@@ -44,22 +51,8 @@ def _takes(needs: Estimate) -> str:
 
 
 def _usable(machine: Machine) -> str:
-    """What is free and need not be left alone."""
+    """Describe the free memory less the margins."""
     own = machine.has_gpu and not machine.shared
     return (
         f"{f'{binary_bytes(machine.usable_vram)} of GPU memory and ' if own else ''}{binary_bytes(machine.usable_ram)} of RAM"
     )
-
-
-def _differences(shape: Shape, load: Load, wanted: Load) -> str:
-    """What was wanted and is not done."""
-    found = []
-    if wanted.gpu_layers != load.gpu_layers:
-        found.append(place(shape, wanted.gpu_layers))
-    if wanted.context != load.context:
-        found.append(f"context {wanted.context:,}")
-    if wanted.kv_type != load.kv_type:
-        found.append(f"KV {wanted.kv_type}")
-    if wanted.parallel != load.parallel:
-        found.append(_requests(wanted))
-    return ", ".join(found) or f"a KV pool of {wanted.kv_tokens:,} tokens"

@@ -1,19 +1,16 @@
-"""What of this machine models may use, as plain figures."""
+"""The memory and processors of this machine that models may use, as plain figures."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 from locallab import hardware
 
 RAM_MARGIN = 256 << 20
-"""Bytes of the free RAM that stay free at least; a tenth of it if that is more."""
+"""Bytes of free RAM left unused, or a tenth of it if that is more."""
 
 GPU_MARGIN = 512 << 20
-"""Bytes of each GPU's free memory that CUDA itself takes, and what comes and goes while it computes; a twentieth if that is
-more."""
+"""Bytes of each GPU's free memory left for CUDA itself and temporary buffers, or a twentieth of it if that is more."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -26,7 +23,7 @@ class Gpu:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Machine:
-    """Free bytes of RAM, and the GPUs. `gpu_build` is whether the installed llama.cpp can use a GPU at all."""
+    """Free bytes of RAM, and the GPUs. `gpu_build` says that the installed llama.cpp can use a GPU."""
 
     ram: int
     gpus: tuple[Gpu, ...] = ()
@@ -35,21 +32,27 @@ class Machine:
 
     @classmethod
     def here(cls, gpu_build: bool, ram: int | None = None, vram: int = 0) -> Machine:
-        """This machine as it is now, or with so much RAM free, and so much GPU memory more."""
+        """Return this machine as it is now, or with `ram` bytes of free RAM and `vram` more bytes of free GPU memory."""
         found = hardware.gpus()
-        gpus = tuple(Gpu(str(gpu["name"] or "GPU"), _free(gpu, vram // len(found))) for gpu in found)
+        gpus = tuple(
+            Gpu(
+                str(gpu["name"] or "GPU"),
+                None if gpu["free_bytes"] is None else min(gpu["total_bytes"], gpu["free_bytes"] + vram // len(found)),
+            )
+            for gpu in found
+        )
         if gpu_build and not gpus:
-            gpus = (Gpu("GPU", None),)  # of another maker, or a part of the processor: nobody tells how much memory it has
+            gpus = (Gpu("GPU", None),)  # of another maker, or integrated: its memory is unknown
         return cls(hardware.available_memory() if ram is None else ram, gpus, hardware.threads(), gpu_build)
 
     @property
     def has_gpu(self) -> bool:
-        """Whether layers can go on a GPU."""
+        """True if layers can be put on a GPU."""
         return self.gpu_build and bool(self.gpus)
 
     @property
     def shared(self) -> bool:
-        """Whether what is on the GPU takes from the RAM."""
+        """True if the GPU takes its memory from the RAM."""
         return self.has_gpu and any(gpu.free is None for gpu in self.gpus)
 
     @property
@@ -59,7 +62,7 @@ class Machine:
 
     @property
     def usable_vram(self) -> int:
-        """Bytes that a model may take of all GPUs together."""
+        """Bytes of GPU memory that a model may take, over all GPUs."""
         if not self.has_gpu:
             return 0
         if self.shared:
@@ -67,24 +70,18 @@ class Machine:
         return sum(max(0, gpu.free - max(GPU_MARGIN, gpu.free // 20)) for gpu in self.gpus if gpu.free)
 
     def free_for(self, ram: int, vram: int) -> tuple[int, int]:
-        """Bytes of RAM, and of GPU memory, that must be free so that so much fits."""
+        """Return the bytes of RAM and of GPU memory that must be free for `ram` and `vram` bytes to fit."""
         if self.shared:
             ram, vram = ram + vram, 0
         return _with_margin(ram, RAM_MARGIN, 10), _with_margin(vram, GPU_MARGIN * len(self.gpus), 20) if vram else 0
 
     def holds(self, ram: int, vram: int) -> bool:
-        """Whether so much fits at the same time."""
+        """Return whether `ram` and `vram` bytes fit together."""
         if self.shared:
             return ram + vram <= self.usable_ram
         return ram <= self.usable_ram and vram <= self.usable_vram
 
 
-def _free(gpu: Mapping[str, Any], more: int) -> int | None:
-    """Bytes of the GPU's memory that are free when `more` is given back; None where it shares the RAM."""
-    free: int | None = gpu["free_bytes"]
-    return None if free is None else min(gpu["total_bytes"], free + more)
-
-
 def _with_margin(size: int, least: int, share: int) -> int:
-    """The bytes of which `size` are left when `least`, or one in `share` if that is more, stays free."""
+    """Return the bytes of which `size` remain usable if `least`, or a `share`-th if that is more, stays free."""
     return max(size + least, -(-size * share // (share - 1)))

@@ -1,15 +1,13 @@
-"""What a model's header says about the memory it takes, layer by layer. Pure; follows how llama.cpp lays its memory out."""
+"""The shape of a model: the figures of its header that determine its memory. Pure; follows llama.cpp's layout."""
 
 from __future__ import annotations
 
 import dataclasses
 
 from locallab.errors import ModelLoadError
+from locallab.memory_model import KV_BYTES
 from locallab.models.gguf import ENCODERS, Header
 from locallab.settings import KvType
-
-KV_BYTES: dict[KvType, float] = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
-"""Bytes of one number in the KV cache."""
 
 SLIDING = {
     **dict.fromkeys(("gemma2", "gpt-oss"), 2),
@@ -17,28 +15,28 @@ SLIDING = {
     "gemma3n": 5,
     "gemma3": 6,
 }
-"""Architectures of which every so-manieth layer looks at everything, and the others through a window."""
+"""Sliding-window architectures: every n-th layer has full attention."""
 
 ALWAYS_SLIDING = frozenset({"exaone-moe", "gemma2", "llama4"})
-"""Those that have a window even where the file says none."""
+"""Architectures that have a window even if the file declares none."""
 
 BY_THE_LAST = (3, 4)
-"""Pooling types for which the last token of a text says it all: llama.cpp's LAST and RANK."""
+"""Pooling types that use only the last token of a text: llama.cpp's LAST and RANK."""
 
 MOST_LAYERS = 512
 
 SHARED_KV = {"gemma3n": 20}
-"""Layers with a KV cache of their own where the file does not say; those above use theirs."""
+"""Default number of layers with a KV cache of their own; the layers above share it."""
 
 RECURRENT = frozenset({"mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7"})
 BOTH = frozenset({"falcon-h1"})
-"""Architectures whose every layer has a state, instead of a KV cache or beside it."""
+"""Architectures with a state in every layer, instead of a KV cache or beside it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Layer:
-    """One layer: bytes of its weights, numbers in its KV cache for one token, whether it looks through a window, numbers of
-    the state it keeps for one sequence."""
+    """One layer: bytes of its weights, numbers in its KV cache per token, whether its attention has a window, numbers in its
+    state per sequence."""
 
     weights: int
     kv: int
@@ -48,9 +46,9 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Shape:
-    """The model as its memory sees it. `embeddings` and `output` are bytes, one tensor if `tied`; `rest` are the bytes of what
-    belongs to no layer otherwise; the other figures are numbers of a vector, or counts. `compressible`: the KV cache can be of
-    a type that comes in blocks. `embeds`: it makes no text, but a row of numbers; `whole`: of a text that it reads at once."""
+    """The figures of a model that determine its memory. `embeddings` and `output` are bytes, one tensor if `tied`; `rest` is
+    the bytes of other tensors outside the layers; the other figures are vector widths or counts. `compressible`: the KV cache
+    may have a block type. `embeds`: it makes embeddings or scores, no text; `whole`: each text must be computed in one step."""
 
     layers: tuple[Layer, ...]
     embeddings: int
@@ -72,28 +70,29 @@ class Shape:
 
     @property
     def weights(self) -> int:
-        """Bytes of all weights; tied ones count once."""
+        """Bytes of all weights, tied ones counted once."""
         return sum(layer.weights for layer in self.layers) + self.embeddings + self.rest + (0 if self.tied else self.output)
 
     def kv_bytes(self, kv_type: KvType) -> int:
-        """Bytes of the KV cache of one token."""
+        """Return the bytes of KV cache per token."""
         return int(sum(layer.kv for layer in self.layers) * KV_BYTES[kv_type])
 
     @property
     def keeps_state(self) -> bool:
-        """Whether every sequence there may be takes memory of its own."""
+        """True if every sequence takes memory for a state of its own."""
         return any(layer.state for layer in self.layers)
 
 
 def shape(header: Header) -> Shape:
-    """The shape of a model; what its header leaves out counts as llama.cpp counts it. Raises ModelLoadError for figures that
-    cannot be."""
+    """Return the shape of a model, with llama.cpp's defaults for missing keys. Raises ModelLoadError for impossible figures."""
     layers = _layers(header)
     width = header.number("embedding_length") or 0
     by_name = {tensor.name: tensor.size for tensor in header.tensors}
     embeddings, output = by_name.get("token_embd.weight", 0), by_name.get("output.weight", 0)
     outside = sum(tensor.size for tensor in header.tensors if tensor.layer is None)
     key, value = _head(header, "")
+    # A text can be computed in parts only if no token looks ahead and the last token alone counts.
+    ahead = header.architecture in ENCODERS or header.metadata.get(f"{header.architecture}.attention.causal") is False
     return Shape(
         layers=layers,
         embeddings=embeddings,
@@ -111,12 +110,12 @@ def shape(header: Header) -> Shape:
         n_ctx_train=header.number("context_length") or 0,
         compressible=key % 32 == 0 and value % 32 == 0,
         embeds=header.embeds,
-        whole=_whole(header),
+        whole=header.embeds and (ahead or header.number("pooling_type") not in BY_THE_LAST),
     )
 
 
 def approximate(size: int, n_ctx_train: int = 0) -> Shape:
-    """What a model of so many bytes of weights usually looks like: one of 7 or 8 billion weights of about 4.7 GB, scaled."""
+    """Return the usual shape for `size` bytes of weights: a model of 7 or 8 billion weights in about 4.7 GB, scaled."""
     scale = size / 4.7e9
     width = max(256, int(4096 * scale**0.35 / 256) * 256)
     layers = max(8, int(32 * scale**0.2))
@@ -141,14 +140,8 @@ def approximate(size: int, n_ctx_train: int = 0) -> Shape:
     )
 
 
-def _whole(header: Header) -> bool:
-    """Only where nothing looks ahead, and the last token says it all, can a text be read in parts."""
-    ahead = header.architecture in ENCODERS or header.metadata.get(f"{header.architecture}.attention.causal") is False
-    return header.embeds and (ahead or header.number("pooling_type") not in BY_THE_LAST)
-
-
 def _layers(header: Header) -> tuple[Layer, ...]:
-    # What predicts further tokens at once (nextn) is not loaded.
+    # The layers for multi-token prediction (nextn) are not loaded.
     count = max(0, (header.number("block_count") or 0) - (header.number("nextn_predict_layers") or 0))
     if count > MOST_LAYERS:
         raise ModelLoadError(header.path, f"block_count: llama.cpp computes up to {MOST_LAYERS} layers, the file says {count}")
@@ -161,7 +154,8 @@ def _layers(header: Header) -> tuple[Layer, ...]:
     if header.architecture in ENCODERS:
         kv_heads = (0,) * count
     sliding, recurrent = _sliding(header, count), _recurrent(header, kv_heads)
-    with_kv = _with_kv(header, count)
+    shared = header.number("attention.shared_kv_layers")
+    with_kv = SHARED_KV.get(header.architecture, count) if shared is None else count - shared
     state = _state(header)
     return tuple(
         Layer(
@@ -176,16 +170,16 @@ def _layers(header: Header) -> tuple[Layer, ...]:
 
 
 def _head(header: Header, kind: str) -> tuple[int, int]:
-    """Numbers of a key and of a value in one head; `kind` "_swa" for layers with a window."""
+    """Return the widths of a key and a value in one head; `kind` is "_swa" for layers with a window."""
     each = (header.number("embedding_length") or 0) // max(1, header.number("attention.head_count") or 1)
     key, value = (header.number(f"attention.{name}_length", each) or 0 for name in ("key", "value"))
     key = header.number(f"attention.key_length{kind}", key) or 0
     value = header.number(f"attention.value_length{kind}", value) or 0
-    return key, 0 if header.number("attention.key_length_mla") else value  # MLA keeps one vector for both
+    return key, 0 if header.number("attention.key_length_mla") else value  # MLA: one vector for both
 
 
 def _sliding(header: Header, count: int) -> tuple[bool, ...]:
-    """Which layers look through a window. The engine keeps as much of the KV cache for them as for the others."""
+    """Return for each layer whether its attention has a window. The engine keeps full KV caches for these layers too."""
     name = "attention.sliding_window_pattern"
     period = SLIDING.get(header.architecture, 0)
     if not header.number("attention.sliding_window") and header.architecture not in ALWAYS_SLIDING:
@@ -196,14 +190,8 @@ def _sliding(header: Header, count: int) -> tuple[bool, ...]:
     return tuple(index % period < period - 1 if period else False for index in range(count))
 
 
-def _with_kv(header: Header, count: int) -> int:
-    """How many layers, from the first on, have a KV cache of their own."""
-    shared = header.number("attention.shared_kv_layers")
-    return SHARED_KV.get(header.architecture, count) if shared is None else count - shared
-
-
 def _recurrent(header: Header, kv_heads: tuple[int, ...]) -> tuple[bool, ...]:
-    """Which layers keep a state."""
+    """Return for each layer whether it keeps a state."""
     if header.architecture in RECURRENT | BOTH:
         return (True,) * len(kv_heads)
     if f"{header.architecture}.attention.recurrent_layers" in header.arrays:
@@ -212,13 +200,13 @@ def _recurrent(header: Header, kv_heads: tuple[int, ...]) -> tuple[bool, ...]:
         return tuple((index + 1) % every != 0 for index in range(len(kv_heads)))
     mixes = header.each_layer("feed_forward_length", len(kv_heads)) if header.architecture.startswith("nemotron_h") else None
     return tuple(
-        heads == 0 and bool(_state(header)) and not (mixes and mixes[index])  # Nemotron-H: some layers only feed forward
+        heads == 0 and bool(_state(header)) and not (mixes and mixes[index])  # Nemotron-H has layers with only a feed-forward
         for index, heads in enumerate(kv_heads)
     )
 
 
 def _state(header: Header) -> int:
-    """Numbers of the state that one recurrent layer keeps for one sequence, all of 4 bytes."""
+    """Return how many numbers, of 4 bytes each, a recurrent layer keeps per sequence."""
     width, number = header.number("embedding_length") or 0, header.number
     if wkv := number("wkv.head_size"):
         return width * wkv + width * (number("token_shift_count") or 2)

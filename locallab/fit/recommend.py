@@ -1,4 +1,4 @@
-"""Which model to serve when nobody names one. Pure, but for asking whether the Hub can be reached, if it comes to that."""
+"""The choice of a model to serve when none is named. Pure, except for testing whether the Hub is reachable."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from locallab.models.spec import HubSource, ModelSpec
 from locallab.models.store import Store
 
 PER_THREAD = 600 * 10**6
-"""Bytes of weights that a CPU thread reads well within the time in which a person reads some words: a tenth of a second."""
+"""Most bytes of weights per CPU thread: it reads them in a tenth of a second, faster than a person reads a word."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Offer:
-    """A model of the registry: whether its files are on disk, and how it would be loaded here."""
+    """A model of the registry, whether it is on disk, and its fit to this machine."""
 
     spec: ModelSpec
     on_disk: bool
@@ -31,7 +31,7 @@ class Offer:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Choice:
-    """The model to serve, and why, in a line."""
+    """The model to serve, and the reason in a line."""
 
     spec: ModelSpec
     reason: str
@@ -40,9 +40,9 @@ class Choice:
 def offered(
     specs: Iterable[ModelSpec], find: Callable[[ModelSpec], Path | None], machine: Machine, layers: Layers = ()
 ) -> list[Offer]:
-    """The recommended models of the registry as `pick` wants them; `find` says where a model's file is, None if not on disk.
+    """Return the recommended models as offers for `pick`; `find` returns the path of a model's file, None if not on disk.
 
-    What cannot be judged, because its file is damaged or nobody says its size, is not among them.
+    Models whose file is damaged or whose size is unknown are left out.
     """
     found = []
     for spec in specs:
@@ -54,14 +54,20 @@ def offered(
 
 
 def unnamed(registry: Registry, store: Store, machine: Machine, layers: Layers = ()) -> Choice:
-    """The model to serve when nobody names one, of this registry on this machine."""
+    """Choose the model of this registry to serve on this machine when none is named."""
     return pick(offered(registry, store.path, machine, layers), registry.default, machine, hub_status.hub_reachable)
 
 
 def pick(offers: Iterable[Offer], default: ModelSpec, machine: Machine, hub_reachable: Callable[[], bool]) -> Choice:
-    """The largest recommended model that fits and is quick enough: 1. of those on disk, 2. of those on the Hub, if it can be
-    reached, 3. else `default`. Only 2. asks `hub_reachable`."""
-    suited = [offer for offer in offers if offer.spec.recommended and _suits(offer, machine)]
+    """Pick the largest recommended model that fits and is fast enough: 1. of those on disk, 2. of those on the Hub, if it is
+    reachable, 3. else `default`. Only 2. calls `hub_reachable`."""
+    suited = [
+        offer
+        for offer in offers
+        if offer.spec.recommended
+        and offer.fit.fits
+        and (offer.fit.load.gpu_layers != 0 or offer.fit.estimate.weights <= PER_THREAD * machine.threads)
+    ]
     here = [offer for offer in suited if offer.on_disk]
     if here:
         best = max(here, key=_rank)
@@ -77,9 +83,3 @@ def pick(offers: Iterable[Offer], default: ModelSpec, machine: Machine, hub_reac
 
 def _rank(offer: Offer) -> int:
     return offer.fit.estimate.weights
-
-
-def _suits(offer: Offer, machine: Machine) -> bool:
-    """Whether it fits, and somebody would wait for its answers."""
-    on_cpu = offer.fit.load.gpu_layers == 0
-    return offer.fit.fits and (not on_cpu or offer.fit.estimate.weights <= PER_THREAD * machine.threads)

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from locallab.fit import Fit, Gpu, Machine, Shape, Wishes, approximate, choose, estimate, layer
-from locallab.fit.choice import CONTEXT, FLOOR, LEAST
+from locallab.fit import Fit, Gpu, Machine, Shape, Wishes, approximate, choose, estimate, shape
+from locallab.fit.choice import FLOOR, LEAST
 from locallab.fit.model_shape import Layer
+from locallab.memory_model import DEFAULT_CONTEXT
 from locallab.models import gguf
 from locallab.settings import EngineSettings, resolve
 from tests.support import tiny_gguf
@@ -34,19 +35,19 @@ def summary(fit: Fit) -> tuple[int, int, str, int]:
 
 
 CASES = {
-    "ample RAM": (machine(64), (0, CONTEXT, "f16", 64)),
-    "ample GPU": (machine(64, 24), (-1, CONTEXT, "f16", 64)),
-    "a smaller pool": (machine(64, 6.5), (-1, CONTEXT, "f16", 64)),
-    "a compressed cache": (machine(64, 5.9), (-1, CONTEXT, "q8_0", 64)),
+    "ample RAM": (machine(64), (0, DEFAULT_CONTEXT, "f16", 64)),
+    "ample GPU": (machine(64, 24), (-1, DEFAULT_CONTEXT, "f16", 64)),
+    "a smaller pool": (machine(64, 6.5), (-1, DEFAULT_CONTEXT, "f16", 64)),
+    "a compressed cache": (machine(64, 5.9), (-1, DEFAULT_CONTEXT, "q8_0", 64)),
     "less context": (machine(64, 5.4), (-1, FLOOR, "q8_0", 64)),
-    "a part of the layers": (machine(64, 4.5), (25, CONTEXT, "q8_0", 64)),
-    "a GPU too small to help": (machine(64, 1), (0, CONTEXT, "f16", 64)),
-    "two GPUs": (machine(64, 5, 5), (-1, CONTEXT, "f16", 64)),
-    "no CUDA": (machine(64, 24, build=False), (0, CONTEXT, "f16", 64)),
-    "little RAM": (machine(6.1), (0, CONTEXT, "q8_0", 64)),
+    "a part of the layers": (machine(64, 4.5), (25, DEFAULT_CONTEXT, "q8_0", 64)),
+    "a GPU too small to help": (machine(64, 1), (0, DEFAULT_CONTEXT, "f16", 64)),
+    "two GPUs": (machine(64, 5, 5), (-1, DEFAULT_CONTEXT, "f16", 64)),
+    "no CUDA": (machine(64, 24, build=False), (0, DEFAULT_CONTEXT, "f16", 64)),
+    "little RAM": (machine(6.1), (0, DEFAULT_CONTEXT, "q8_0", 64)),
     "less RAM": (machine(5.5), (0, FLOOR, "q8_0", 64)),
     "the least": (machine(5.15), (0, LEAST, "q8_0", 16)),
-    "shared memory": (Machine(16 * GIB, (Gpu("Orin", None),), 8, True), (-1, CONTEXT, "f16", 64)),
+    "shared memory": (Machine(16 * GIB, (Gpu("Orin", None),), 8, True), (-1, DEFAULT_CONTEXT, "f16", 64)),
 }
 
 
@@ -121,9 +122,9 @@ def test_the_layer_is_all_that_was_chosen() -> None:
 
 def test_a_layer_for_a_file(tmp_path: Path) -> None:
     header = gguf.read(tiny_gguf.write(tmp_path / "tiny.gguf", "llama"))
-    assert layer(header, machine(4), {"parallel": 3, "batch": 64})["context"] == tiny_gguf.CONTEXT
-    assert layer(header, machine(4), {"parallel": 3, "batch": 64})["parallel"] == 3
-    assert layer(header, machine(4), {}, usual_context=256)["context"] == 256
+    found = choose(shape(header), machine(4), Wishes.of({"parallel": 3, "batch": 64, "threads": 2})).layer
+    assert (found["context"], found["parallel"]) == (tiny_gguf.CONTEXT, 3)
+    assert choose(shape(header), machine(4), Wishes.of({}, usual_context=256)).layer["context"] == 256
 
 
 amounts = st.floats(0, 40)

@@ -9,7 +9,7 @@ import pytest
 from locallab.engine.limits import slots
 from locallab.fit import Load, Shape, estimate, estimates, shape
 from locallab.fit.estimates import sequences
-from locallab.fit.model_shape import KV_BYTES
+from locallab.memory_model import KV_BYTES
 from locallab.models import gguf
 from locallab.settings import EngineSettings
 from tests.support.brute_force_fit import measured, rehearsed

@@ -11,14 +11,12 @@ import numpy.typing as npt
 from locallab.engine import llama_log
 from locallab.engine.llama import KV_TYPES, Batch, Model
 from locallab.errors import EngineFailure, ModelLoadError
+from locallab.memory_model import STEP
 
 Rows = npt.NDArray[np.float32]
 
 UNSPECIFIED, NONE, MEAN, LAST, RANK = -1, 0, 1, 3, 4
 """llama.cpp's pooling types; 2 is CLS."""
-
-STEP = 512
-"""Tokens computed at once (n_ubatch) where a sequence may be computed in parts."""
 
 _WPM = 3
 """LLAMA_VOCAB_TYPE_WPM: the token that closes a text separates a pair too."""

@@ -6,18 +6,9 @@ import dataclasses
 
 from locallab.engine import llama
 from locallab.engine.embedding.context import in_steps
-from locallab.engine.limits import DEFAULT_CONTEXT
 from locallab.errors import ModelLoadError
+from locallab.memory_model import DEFAULT_CONTEXT, EMBEDDING_BATCH, MASK_BYTES, MAX_SEQUENCES, OUTPUT_BYTES
 from locallab.settings import EngineSettings
-
-CPU_BATCH = 512
-"""Maximum tokens of a batch on a CPU, which gains nothing from more: each would pass all the others in its attention."""
-
-OUTPUT_BYTES = 512 << 20
-"""Maximum memory for a batch's outputs: llama.cpp keeps one as wide as the vocabulary for every token, though none is read."""
-
-MASK_BYTES = 6
-"""Memory for one entry of the attention mask, which has one for each pair of tokens in a batch."""
 
 LEAST_CONTEXT = 512
 """Tokens below which a default context is not reduced."""
@@ -49,10 +40,10 @@ def limits(model: llama.Model, settings: EngineSettings, free: int, on_gpu: bool
     elif not on_gpu and (cost := _cost(model, settings, context)) > free:
         needs = f"{cost / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
         raise ModelLoadError(model.path, f"a context of {context} tokens needs {needs}; set a smaller context")
-    batch = settings.batch if on_gpu else min(settings.batch, CPU_BATCH)
+    batch = settings.batch if on_gpu else min(settings.batch, EMBEDDING_BATCH)
     if not in_steps(model):
         batch = min(batch, OUTPUT_BYTES // _output_bytes(model))
-    return EmbedLimits(context=context, batch=batch, sequences=min(settings.parallel, llama.MAX_SEQUENCES))
+    return EmbedLimits(context=context, batch=batch, sequences=min(settings.parallel, MAX_SEQUENCES))
 
 
 def _cost(model: llama.Model, settings: EngineSettings, tokens: int) -> int:
