@@ -1,4 +1,4 @@
-"""Which models are loaded: load on demand, swap, keep several, unload. `plan` decides, `pool` acts."""
+"""The loaded models: loading on demand, swapping, keeping several, unloading. `plan` decides, `pool` acts."""
 
 from locallab.pool.lease import Lease
 from locallab.pool.loaded import Loaded, PoolStats

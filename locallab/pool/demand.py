@@ -1,4 +1,4 @@
-"""What the plan reasons about: models in memory, those who wait for one, and what it has decided to do."""
+"""The terms of the plan: models in memory, the callers waiting for one, and the actions decided."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ Policy = Literal["swap", "keep", "refuse"]
 
 @dataclasses.dataclass(eq=False, slots=True)
 class Resident:
-    """A model in memory. `used` is when its last request ended. `leaving`: to be closed when idle, taken back if asked for;
-    `unloading`: to be closed in any case, with `forced` even while it is used."""
+    """A model in memory. `used` is when its last request ended. `leaving`: closed once idle, unless it is requested before;
+    `unloading`: closed in any case, with `forced` even while in use."""
 
     id: str
     use: MemoryUse
@@ -28,8 +28,10 @@ class Resident:
 
 @dataclasses.dataclass(eq=False)
 class Ticket:
-    """Somebody who waits for a model: to use it, or (`leases` false) to know that it is loaded. `named` is false for one who
-    takes whichever model there is, rather one of this `kind`."""
+    """A caller's place in the queue for one model: to lease it, or with `leases` False to learn that it is loaded.
+
+    `named` is False for a caller that accepts any model, preferably one of this `kind`. `resident` is set while leased.
+    """
 
     leases: bool = True
     named: bool = True
@@ -40,8 +42,8 @@ class Ticket:
 
 @dataclasses.dataclass(eq=False, slots=True)
 class Demand:
-    """Those who wait for one model. `kept`: to be loaded even when nobody waits any more. `need` is known once its file is
-    here."""
+    """All tickets waiting for one model; the demands form the queue. `kept`: the model is loaded even if every ticket is
+    withdrawn. `need` is None until its file has been fetched."""
 
     id: str
     tickets: list[Ticket] = dataclasses.field(default_factory=list)
@@ -67,7 +69,7 @@ class Close:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Granted:
-    """The ticket's model is there; one that leases holds it until `release`."""
+    """The ticket's model is loaded; a ticket that leases holds it until `Plan.release`."""
 
     ticket: Ticket
     resident: Resident

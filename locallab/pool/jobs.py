@@ -1,4 +1,4 @@
-"""The slow work of the pool, in threads of its own: fetching files, several at once; loading and closing, one at a time."""
+"""The slow work of the pool, in its own threads: fetches, several at once; loads and closes, one at a time."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from locallab.models.sources import Progress
 from locallab.models.spec import ModelSpec
 from locallab.models.store import Store
 from locallab.pool.loaded import Loaded, OpenEngine, open_model
-from locallab.pool.memory import Layers, Memory, MemoryUse, Need, settings_of
+from locallab.pool.memory import Layers, Memory, MemoryUse, Suited, settings_of
 
 FetchFile = Callable[[ModelSpec, Store, Progress], Path]
 
 FETCHES = 4
-"""Downloads at once."""
+"""Concurrent downloads."""
 
 STOPPING = "the server is stopping"
 
@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 
 
 class Jobs:
-    """Every job ends in one call of its `tell`, in the job's thread, with the outcome and the memory that is free then."""
+    """Runs jobs: a job is one fetch, load or close of a model. It ends with one call of its `done`, in the job's thread, with
+    the outcome and the memory free afterwards."""
 
     def __init__(self, store: Store, layers: Layers, engine: OpenEngine, fetch: FetchFile, memory: Memory) -> None:
         self._store = store
@@ -43,47 +44,68 @@ class Jobs:
         spec: ModelSpec,
         progress: Progress,
         held: Callable[[], MemoryUse],
-        tell: Callable[[Need | Exception, MemoryUse], None],
+        done: Callable[[Suited | Exception, MemoryUse], None],
     ) -> None:
-        """Has the model's file fetched, if it is not here, and judged: `held` is what other models could give back."""
-        self._fetches.submit(self._run_fetch, spec, progress, held, tell)
+        """Fetch the model's file unless it is stored, and fit it to this machine; `held` returns the memory that closing other
+        models would free."""
+
+        def run() -> None:
+            outcome: Suited | Exception
+            try:
+                settings_of(spec, self._layers)  # wrong settings fail before the download
+                path = self._file(spec, progress)
+                outcome = self._memory.suit(spec, path, self._layers, held())
+            except Exception as error:
+                outcome = error
+            done(outcome, self._memory.room())
+
+        self._fetches.submit(run)
 
     def pull(self, spec: ModelSpec, progress: Progress) -> Future[Path]:
-        """Has the model's file fetched for its own sake."""
+        """Fetch the model's file without loading it."""
         return self._fetches.submit(self._file, spec, progress)
 
-    def load(self, spec: ModelSpec, path: Path, tell: Callable[[Loaded | Exception, MemoryUse], None]) -> None:
-        self._loads.submit(self._run_load, spec, path, tell)
+    def load(self, spec: ModelSpec, suited: Suited, done: Callable[[Loaded | Exception, MemoryUse], None]) -> None:
+        """Load the model as it was fitted after its fetch, unless the free memory now allows more or less."""
 
-    def close(self, loaded: Loaded, grace: float, tell: Callable[[MemoryUse], None]) -> None:
-        """Frees the model and gives its memory back to the system."""
+        def run() -> None:
+            outcome: Loaded | Exception
+            try:
+                self._check()
+                now = self._memory.suit_again(suited, spec, self._layers)
+                log.info("%s: %s", spec.id, now.reason)
+                outcome = open_model(spec, now, self._engine, self._memory)
+            except Exception as error:
+                outcome = error
+                self._memory.give_back()
+            done(outcome, self._memory.room())
+
+        self._loads.submit(run)
+
+    def close(self, loaded: Loaded, grace: float, done: Callable[[MemoryUse], None]) -> None:
+        """Close the engine and return its memory to the system."""
         self.closing = loaded
-        self._loads.submit(self._run_close, grace, tell)
+
+        def run() -> None:
+            try:
+                if self.closing is not None:
+                    self.closing.engine.close(grace)
+            except Exception:
+                log.exception("a model could not be closed cleanly")
+            self.closing = None  # the last reference: its memory is returned below
+            self._memory.give_back()
+            done(self._memory.room())
+
+        self._loads.submit(run)
 
     def stop(self) -> None:
-        """Fetches end as soon as they can; what has not begun fails."""
+        """Make running fetches fail at their next progress report, and jobs that have not begun immediately."""
         self._stopped = True
 
     def shutdown(self) -> None:
-        """Waits for what runs."""
+        """Wait for the running jobs."""
         self._fetches.shutdown()
         self._loads.shutdown()
-
-    def _run_fetch(
-        self,
-        spec: ModelSpec,
-        progress: Progress,
-        held: Callable[[], MemoryUse],
-        tell: Callable[[Need | Exception, MemoryUse], None],
-    ) -> None:
-        outcome: Need | Exception
-        try:
-            settings_of(spec, self._layers)  # what is wrong with them is told before anything is fetched
-            path = self._file(spec, progress)
-            outcome = self._memory.suit(spec, path, self._layers, held()).need
-        except Exception as error:
-            outcome = error
-        tell(outcome, self._memory.room())
 
     def _file(self, spec: ModelSpec, progress: Progress) -> Path:
         def report(done: int, total: int | None) -> None:
@@ -92,28 +114,6 @@ class Jobs:
 
         self._check()
         return self._fetch(spec, self._store, report)
-
-    def _run_load(self, spec: ModelSpec, path: Path, tell: Callable[[Loaded | Exception, MemoryUse], None]) -> None:
-        outcome: Loaded | Exception
-        try:
-            self._check()
-            suited = self._memory.suit(spec, path, self._layers)
-            log.info("%s: %s", spec.id, suited.reason)
-            outcome = open_model(spec, path, suited.settings, self._engine, self._memory)
-        except Exception as error:
-            outcome = error
-            self._memory.give_back()
-        tell(outcome, self._memory.room())
-
-    def _run_close(self, grace: float, tell: Callable[[MemoryUse], None]) -> None:
-        try:
-            if self.closing is not None:
-                self.closing.engine.close(grace)
-        except Exception:
-            log.exception("a model could not be closed in good order")
-        self.closing = None  # before its memory is given back: it holds some
-        self._memory.give_back()
-        tell(self._memory.room())
 
     def _check(self) -> None:
         if self._stopped:

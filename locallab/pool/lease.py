@@ -1,4 +1,4 @@
-"""The right to use a loaded model for as long as one request runs."""
+"""The right to use a loaded model for the duration of one request."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Result = TypeVar("Result")
 
 
 class Lease:
-    """Made by `Pool.lease`. While it is held its model is not unloaded, unless by force; `release` may be called at any time.
+    """A request's right to use a model, made by `Pool.lease`. While it is held the model is unloaded only by force.
 
-    `async with` waits for the model, and releases it at the end.
+    `async with` waits for the model and releases it at the end; `release` may be called at any time.
     """
 
     def __init__(self, model: Future[Loaded], release: Callable[[], None]) -> None:
@@ -25,14 +25,14 @@ class Lease:
 
     @property
     def ready(self) -> bool:
-        """Whether `wait` returns, or raises, at once."""
+        """True if `wait` returns or raises immediately."""
         return self._model.done()
 
     async def wait(self) -> Loaded:
-        """The model, once it is loaded. Raises ModelLoadError, SourceError, ConfigError, EngineClosed."""
+        """Return the model once it is loaded. Raises ModelLoadError, SourceError, ConfigError, EngineClosed."""
         if self._model.done():
             return self._model.result()
-        return await unharmed(asyncio.wrap_future(self._model))
+        return await shielded(asyncio.wrap_future(self._model))
 
     async def __aenter__(self) -> Loaded:
         try:
@@ -47,7 +47,7 @@ class Lease:
         self.release()
 
 
-async def unharmed(work: asyncio.Future[Result]) -> Result:
-    """What `work` comes to. A caller that is cancelled does not stop it; that it fails then is no news for the log."""
+async def shielded(work: asyncio.Future[Result]) -> Result:
+    """Await `work`, which goes on if the caller is cancelled; its failure is then not logged as unretrieved."""
     work.add_done_callback(lambda done: done.cancelled() or done.exception())
     return await asyncio.shield(work)

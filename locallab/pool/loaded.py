@@ -1,4 +1,4 @@
-"""From a file to a model that answers: its settings, its engine, its chat template, what memory it took."""
+"""A loaded model: its engine, its chat template and the memory it took."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from locallab.chat.templates import ChatTemplate
 from locallab.engine import Embedder, Engine
 from locallab.engine.post import Post
 from locallab.errors import ModelError, ModelLoadError
-from locallab.models import gguf
+from locallab.models.gguf import Header
 from locallab.models.spec import ModelSpec
-from locallab.pool.memory import Memory, MemoryUse
+from locallab.pool.memory import Memory, MemoryUse, Suited
 from locallab.settings import EngineSettings
 
 EngineFactory = Callable[[Path, EngineSettings, Post], Engine]
-OpenEngine = Callable[[Path, EngineSettings], Engine]
+OpenEngine = Callable[[Path, EngineSettings, Header | None], Engine]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model that answers. `created` is when it was loaded, in seconds since the epoch; `memory` what the load was measured
-    to take; `seconds` how long it took; `markup` finds the model's control tokens in a text."""
+    """A model ready to answer. `created` is the time of the load in seconds since the epoch, `memory` the measured use,
+    `seconds` the duration of the load; `markup` matches the model's control tokens in a text."""
 
     spec: ModelSpec
     engine: Engine
@@ -36,19 +36,16 @@ class Loaded:
     markup: re.Pattern[str] | None = None
 
 
-def open_engine(path: Path, settings: EngineSettings, post: Post) -> Engine:
-    """Loads the file: as an Embedder, if its header says that it makes vectors or scores. Raises ModelLoadError."""
-    try:
-        embeds = gguf.read(path).embeds
-    except ModelLoadError:  # llama.cpp says better what is wrong
-        embeds = False
-    return Embedder(path, settings) if embeds else Engine(path, settings, post)
+def open_engine(path: Path, settings: EngineSettings, post: Post, header: Header | None = None) -> Engine:
+    """Load the file, as an Embedder if `header` describes an embedding model or a reranker. Raises ModelLoadError."""
+    return Embedder(path, settings) if header and header.embeds else Engine(path, settings, post)
 
 
-def open_model(spec: ModelSpec, path: Path, settings: EngineSettings, engine: OpenEngine, memory: Memory) -> Loaded:
-    """Loads the file; blocks for seconds. Raises ModelLoadError."""
+def open_model(spec: ModelSpec, suited: Suited, engine: OpenEngine, memory: Memory) -> Loaded:
+    """Load the file; blocks for seconds. Raises ModelLoadError."""
     before, began = memory.reading(), time.perf_counter()
-    made = engine(path, settings)
+    path = suited.need.path
+    made = engine(path, suited.settings, suited.header)
     try:
         template = ChatTemplate(made.info.chat_template, made.info.bos, made.info.eos)
     except ModelError as error:
@@ -61,7 +58,7 @@ def open_model(spec: ModelSpec, path: Path, settings: EngineSettings, engine: Op
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PoolStats:
-    """Counts since the start, `load_seconds` of all loads together; `loading` models are fetched, loaded or wait for that."""
+    """Counts since the start; `load_seconds` is the sum over all loads, `loading` the number of models in the queue."""
 
     loads: int = 0
     failures: int = 0

@@ -1,4 +1,4 @@
-"""Memory that models take: what is free, what this process holds, what a model will need, giving it back."""
+"""The memory of models: how much is free, how much this process holds, how much a model needs, and returning it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import psutil
 from locallab import hardware
 from locallab.errors import ModelLoadError
 from locallab.fit import Fit, Machine, fit_model, fitted
+from locallab.models import gguf
 from locallab.models.spec import ModelSpec
 from locallab.settings import EngineSettings, resolve
 
@@ -23,7 +24,7 @@ Layers = Sequence[tuple[str, Mapping[str, Any]]]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MemoryUse:
-    """Bytes of this machine's memory, and of its GPUs' where they have one of their own."""
+    """Bytes of RAM, and of GPU memory on GPUs that do not share the RAM."""
 
     ram: int = 0
     vram: int = 0
@@ -43,7 +44,7 @@ NO_MEMORY = MemoryUse()
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Need:
-    """What the model at `path` will take: its weights at `least`, and `likely` all that it wants, with some to spare."""
+    """Memory for the model at `path`: `least` for its weights alone, `likely` for all of it with the margins of `fit`."""
 
     path: Path
     least: MemoryUse
@@ -52,17 +53,22 @@ class Need:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Suited:
-    """How a model is to be loaded, what that will take, and why so, in a line."""
+    """The settings to load a model with, the memory it needs, and the reason for them in a line.
+
+    `header` and `fit` are what they come from; `fit` is None where the header could not be used.
+    """
 
     settings: EngineSettings
     need: Need
     reason: str
+    header: gguf.Header | None = None
+    fit: Fit | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Reading:
-    """What this process holds at one moment. `own` are bytes of GPU memory that the driver counts to it, None where the
-    driver does not know its processes (in a container); `device` are those that everybody together holds."""
+    """Bytes this process holds at one moment. `own` is its GPU memory by the driver's count, None where the driver cannot
+    attribute it (in a container); `device` is the GPU memory in use by all processes."""
 
     ram: int
     own: int | None = None
@@ -74,45 +80,66 @@ class Reading:
 
 
 class Memory:
-    """The machine's memory, as the pool asks for it. `gpu`: whether llama.cpp puts models on a GPU."""
+    """The machine's memory as the pool sees it. `gpu` says that llama.cpp puts models on a GPU."""
 
     def __init__(self, gpu: bool = False) -> None:
         self._gpu_build = gpu
         self.gpu = gpu and any(each["free_bytes"] is not None for each in hardware.gpus())
 
     def room(self) -> MemoryUse:
-        """What a further model could take now."""
-        # Weights are mapped files, which the system counts as memory it can have back: not while they are in use.
+        """Return the memory free for another model."""
+        # Weights are mapped files, which the system counts as available; it cannot reclaim them while they are in use.
         mapped = psutil.Process().memory_info().shared
         vram = sum(gpu["free_bytes"] or 0 for gpu in hardware.gpus()) if self.gpu else 0
         return MemoryUse(max(0, hardware.available_memory() - mapped), vram)
 
     def reading(self) -> Reading:
-        """What this process holds now."""
+        """Measure the memory of this process."""
         ram = psutil.Process().memory_info().rss
         if not self.gpu:
             return Reading(ram)
         device = sum(gpu["total_bytes"] - gpu["free_bytes"] for gpu in hardware.gpus() if gpu["free_bytes"] is not None)
         return Reading(ram, hardware.own_vram(), device)
 
-    def suit(self, spec: ModelSpec, path: Path, layers: Layers, held: MemoryUse = NO_MEMORY) -> Suited:
-        """How the model at `path` is loaded here when `held` is free too, and what it will take.
+    def suit(
+        self,
+        spec: ModelSpec,
+        path: Path,
+        layers: Layers,
+        held: MemoryUse = NO_MEMORY,
+        header: gguf.Header | None = None,
+    ) -> Suited:
+        """Fit the model at `path` to the free memory and `held` together. Its header is read unless it is passed.
 
-        Raises ModelLoadError when it does not fit, ConfigError.
+        Raises ModelLoadError if it does not fit, ConfigError.
         """
         machine = Machine.here(self._gpu_build, (self.room() + held).ram, held.vram)
         try:
-            fit = fit_model(spec, path, machine, layers)
-        except ModelLoadError:  # llama.cpp may know what we do not, and says better what is wrong
-            size = path.stat().st_size
-            fit = fit_model(msgspec.structs.replace(spec, size=size), None, machine, layers)
-            return Suited(settings_of(spec, layers), _need(path, fit, machine), "its header cannot be read")
+            header = header or gguf.read(path)
+            fit = fit_model(spec, header, machine, layers)
+        except ModelLoadError:  # llama.cpp may accept the file, and explains better what is wrong with it
+            guess = fit_model(msgspec.structs.replace(spec, size=path.stat().st_size), None, machine, layers)
+            need = _need(path, guess, machine)
+            return Suited(settings_of(spec, layers), need, "its header cannot be read", header)
         if not fit.fits:
             raise ModelLoadError(path, fit.reason)
-        return Suited(fitted(spec, fit, layers), _need(path, fit, machine), fit.reason)
+        return Suited(fitted(spec, fit, layers), _need(path, fit, machine), fit.reason, header, fit)
+
+    def suit_again(self, suited: Suited, spec: ModelSpec, layers: Layers) -> Suited:
+        """Return `suited` if fitting the model to the memory free now would change nothing, else a new fit.
+
+        Raises ModelLoadError if the model no longer fits, ConfigError.
+        """
+        fit = suited.fit
+        if fit is None:
+            return suited
+        machine = Machine.here(self._gpu_build, self.room().ram)
+        if fit.full and machine.holds(fit.estimate.ram + (fit.cache_ram_mib << 20), fit.estimate.gpu):
+            return suited
+        return self.suit(spec, suited.need.path, layers, header=suited.header)
 
     def give_back(self) -> None:
-        """Returns what was freed to the system: glibc keeps it otherwise."""
+        """Return freed memory to the system; glibc keeps it otherwise."""
         gc.collect()
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
@@ -120,12 +147,11 @@ class Memory:
 
 
 def settings_of(spec: ModelSpec, layers: Layers) -> EngineSettings:
-    """What is fixed of the settings of this model, whatever the machine is. Raises ConfigError."""
+    """Return the model's settings before any fit to the machine. Raises ConfigError."""
     return resolve(EngineSettings, (f"models.yaml: {spec.id}", spec.engine_settings), *layers)
 
 
 def _need(path: Path, fit: Fit, machine: Machine) -> Need:
-    """What was chosen takes this, and so much has to be free for it to be chosen again."""
     weights, needs = fit.estimate.gpu_weights, fit.estimate
     likely = MemoryUse(*machine.free_for(needs.ram + (fit.cache_ram_mib << 20), needs.gpu))
     if machine.shared:

@@ -1,20 +1,18 @@
-"""Which model to fetch, load, close or hand out next. Decides and remembers; touches no engine, no file and no clock.
+"""The scheduling of models: decides which to fetch, load, close or grant next. Touches no engine, no file and no clock.
 
-Who waits for a model holds a ticket. Tickets for one model make one demand, and demands are a queue: a request for the model
-that is there queues too, once another model waits for it to go, so nobody starves and the models do not change places for
-every single request. The pool tells what happened (`ask`, `release`, `loaded`, ...) and then carries out what `decide` says.
+Demands are a queue. A request for a loaded model queues too once another model waits for its memory, so nobody starves and
+models are not swapped for every single request. The pool reports events (`ask`, `release`, `loaded`, ...) and then carries
+out the actions that `decide` returns.
 
-1. A demand whose model is there, and need not make room for the first one, is handed out at once.
-2. The file of every other demanded model is fetched, without disturbing what runs.
-3. The first demand whose file is here is next. "keep" makes room by closing the models least recently used; "swap" and
+1. A demand is granted immediately if its model is loaded and need not make room for an earlier demand.
+2. The files of all other demands are fetched, without disturbing running requests.
+3. The first demand whose file is fetched is next. "keep" makes room by closing the least recently used models; "swap" and
    "refuse" close all others, unless there is memory to load the new one first.
-4. A model that must make room gets no new requests; it is closed when the last running one has ended, or now if forced.
-5. One load or close at a time.
+4. A model that must make room gets no new requests; it is closed after its last running request, or immediately if forced.
+5. One load or close runs at a time.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 from locallab.engine.request import Kind
 from locallab.errors import ModelLoadError
@@ -23,7 +21,7 @@ from locallab.pool.memory import MemoryUse, Need
 
 
 class Plan:
-    """`residents` by id, `queue` the demands in order, `default` the model for requests that name none."""
+    """The plan's state: `residents` by id, `queue` the demands in order, `default` the model of requests that name none."""
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
@@ -39,25 +37,25 @@ class Plan:
     # ---- questions
 
     def current(self) -> Resident | None:
-        """The model that answers requests naming none: the default one, else the last one used."""
+        """Return the model for requests that name none: the default one, else the last one used."""
         found = [resident for resident in self.residents.values() if not resident.unloading]
         return max(found, key=self._rank, default=None)
 
     def choose(self, kind: Kind | None = None) -> str | None:
-        """The id for somebody who names no model: of this kind, if such a one is there. None when nothing is loaded, nor on its
-        way, nor to be brought back."""
+        """Return the id for a request that names no model, of this kind if one is loaded. None if no model is loaded, queued or
+        the default."""
         there = sorted(filter(self._takes, self.residents.values()), key=self._rank, reverse=True)
         able = [resident.id for resident in there if kind in (None, resident.kind)]
         return next(iter([*able, *self.queue, *filter(None, [self.default]), *(resident.id for resident in there)]), None)
 
     def allows(self, id: str) -> bool:
-        """Whether a request may ask for this model: with "refuse" only for one that is there, awaited, or brought back."""
+        """Return whether requests may name this model; with "refuse", only one that is loaded, queued or the default."""
         resident = self.residents.get(id)
         there = resident is not None and self._takes(resident)
         return self.policy != "refuse" or there or id in self.queue or id == self.default
 
     def held(self) -> MemoryUse:
-        """What could be given back for another model, with what is about to be taken or given back at the moment."""
+        """Return the memory that closing all models would free, with that of the running load or close."""
         uses = [resident.use for resident in self.residents.values()]
         match self.job:
             case Close(resident):
@@ -66,10 +64,10 @@ class Plan:
                 uses.append(need.likely)
         return sum(uses, MemoryUse())
 
-    # ---- what happens outside
+    # ---- events
 
     def ask(self, ticket: Ticket, id: str, *, force: bool = False) -> None:
-        """A ticket that does not lease makes a demand that stays when it is withdrawn; `force` lets nobody wait before it."""
+        """Queue the ticket. One that does not lease keeps its demand even when withdrawn; `force` puts the demand first."""
         demand = self.queue.setdefault(id, Demand(id))
         demand.tickets.append(ticket)
         demand.kept |= not ticket.leases
@@ -79,7 +77,7 @@ class Plan:
             self.queue = {id: demand, **self.queue}
 
     def release(self, ticket: Ticket, now: float) -> None:
-        """The holder of the ticket does not want the model any more, or gives up waiting for it."""
+        """End the ticket's lease, or withdraw the ticket from the queue."""
         if ticket.resident is not None:
             ticket.resident.leases -= 1
             ticket.resident.used = now
@@ -93,7 +91,7 @@ class Plan:
             del self.queue[demand.id]
 
     def unload(self, id: str, *, force: bool = False) -> None:
-        """The model is to go, with `force` without waiting for its requests; nothing brings it back but being asked for."""
+        """Mark the model to be closed, with `force` without waiting for its requests, and no longer the default."""
         resident = self.residents.get(id)
         if resident is not None:
             resident.unloading = True
@@ -101,14 +99,14 @@ class Plan:
         if self.default == id:
             self.default = None
 
-    def let_go(self, id: str) -> None:
-        """The model goes if nobody uses it, as one does that expires."""
+    def release_idle(self, id: str) -> None:
+        """Mark the model to be closed if it is idle, as `expire` does."""
         resident = self.residents.get(id)
         if resident is not None and not resident.leases:
             resident.leaving = True
 
     def expire(self, now: float, keep_alive: float) -> float | None:
-        """Lets go of models unused for `keep_alive` seconds; returns when the next one is due."""
+        """Mark models idle for `keep_alive` seconds to be closed; return the time when the next one is due."""
         idle = [each for each in self.residents.values() if not (each.leases or each.leaving or each.unloading)]
         for resident in idle:
             resident.leaving = now - resident.used >= keep_alive
@@ -124,10 +122,11 @@ class Plan:
         self.job = None
         self._room = room
         self.residents[id] = Resident(id, use, now, kind=kind)
-        self._hand_out(self.queue[id], self.residents[id])
+        self._grant(self.queue[id], self.residents[id])
 
     def failed(self, id: str, error: Exception, room: MemoryUse | None = None) -> None:
-        """The fetch or the load failed. Who named no model gets another one; if there is none, the one before comes back."""
+        """Record that the fetch or load failed. Tickets that name no model get another one; if nothing else is loaded or
+        queued, the default model is queued again."""
         self._fetching.discard(id)
         if self.job == Load(id):
             self.job = None
@@ -147,7 +146,7 @@ class Plan:
         self._room = room
 
     def stop(self, error: Exception) -> None:
-        """Nothing is loaded any more, and nobody waits."""
+        """Refuse all tickets and forget all models."""
         for demand in self.queue.values():
             self._actions += [Refused(ticket, error) for ticket in demand.tickets]
         self.queue.clear()
@@ -157,11 +156,11 @@ class Plan:
     # ---- decisions
 
     def decide(self) -> list[Action]:
-        """What to do now, in this order; the plan counts on it being done."""
+        """Return the actions to carry out now, in order; the plan relies on all of them being carried out."""
         moved = True
         while moved:
             before = self._making_room
-            moved = self._serve() or self._begin() or self._making_room != before
+            moved = self._grant_next() or self._begin_job() or self._making_room != before
         for demand in self.queue.values():
             if demand.need is None and demand.id not in self.residents and demand.id not in self._fetching:
                 self._fetching.add(demand.id)
@@ -173,27 +172,19 @@ class Plan:
         return resident.id == self.default, not resident.leaving, resident.leases > 0, resident.used
 
     def _takes(self, resident: Resident) -> bool:
-        """Whether new requests may have it at once."""
+        """Return whether new requests may use it immediately."""
         return not (resident.leaving or resident.unloading or resident.id in self._making_room)
 
-    def _serve(self) -> bool:
-        """Hands out one demanded model that is there, unless it must make room for a demand before."""
+    def _grant_next(self) -> bool:
+        """Grant the first demand whose model is loaded and need not make room; return False if there is none."""
         for demand in self.queue.values():
             resident = self.residents.get(demand.id)
             if resident is not None and not resident.unloading and resident.id not in self._making_room:
-                self._hand_out(demand, resident)
+                self._grant(demand, resident)
                 return True
         return False
 
-    def _first(self) -> Demand | None:
-        """The first demand that can go on: its model is there and stays, or its file is here."""
-        for demand in self.queue.values():
-            resident = self.residents.get(demand.id)
-            if (resident is None and demand.need is not None) or (resident is not None and not resident.unloading):
-                return demand
-        return None
-
-    def _hand_out(self, demand: Demand, resident: Resident) -> None:
+    def _grant(self, demand: Demand, resident: Resident) -> None:
         del self.queue[demand.id]
         resident.leaving = False
         for ticket in demand.tickets:
@@ -207,24 +198,36 @@ class Plan:
             for other in self.residents.values():
                 other.leaving = other is not resident
 
-    def _begin(self) -> bool:
-        """Starts a close or a load, if none runs and one is due."""
+    def _begin_job(self) -> bool:
+        """Begin a close or a load if none runs and one is due; return whether the plan has changed."""
         if self.job is not None:
             return False
         self._making_room = frozenset()
-        leaver = next(self._leavers(), None)
-        if leaver is not None:
-            return self._close(leaver)
-        demand = self._first()
-        if demand is None or demand.id in self.residents or demand.need is None:
+        for resident in self.residents.values():
+            if (resident.leaving or resident.unloading) and (resident.forced or not resident.leases):
+                return self._close(resident)
+        demand = self._first_ready()
+        if demand is None or demand.need is None or demand.id in self.residents:
             return False
-        if self._is_hopeless(demand.need):
-            self.failed(demand.id, _too_large(demand.need))
+        least = demand.need.least
+        if self.residents and not least.fits(sum((each.use for each in self.residents.values()), self._room)):
+            # Closing everything would not help. With nothing loaded there is nothing to lose, and it is tried.
+            size = f"{max(least.ram, least.vram) / 2**30:.1f} GiB of memory"
+            reason = f"its weights need {size}, more than unloading all others would free"
+            self.failed(demand.id, ModelLoadError(demand.need.path, reason))
             return True
-        return self._make_room(demand, demand.need)
+        return self._load(demand, demand.need)
 
-    def _make_room(self, demand: Demand, need: Need) -> bool:
-        """Loads the model if there is room, else closes one of those in its way that may be closed."""
+    def _first_ready(self) -> Demand | None:
+        """Return the first demand whose model is loaded and stays, or whose file is fetched."""
+        for demand in self.queue.values():
+            resident = self.residents.get(demand.id)
+            if (resident is None and demand.need is not None) or (resident is not None and not resident.unloading):
+                return demand
+        return None
+
+    def _load(self, demand: Demand, need: Need) -> bool:
+        """Begin the load if there is room, else the close of a model in its way; return False if all of those are in use."""
         in_the_way = self._in_the_way(need)
         if not in_the_way:
             self.job = Load(demand.id)
@@ -251,23 +254,8 @@ class Plan:
             room += resident.use
         return found
 
-    def _is_hopeless(self, need: Need) -> bool:
-        """Whether it cannot fit, and so nothing should be closed for it. Without anything to lose it may try."""
-        room = sum((each.use for each in self.residents.values()), self._room)
-        return bool(self.residents) and not need.least.fits(room)
-
-    def _leavers(self) -> Iterator[Resident]:
-        for resident in self.residents.values():
-            if (resident.leaving or resident.unloading) and (resident.forced or not resident.leases):
-                yield resident
-
     def _close(self, resident: Resident) -> bool:
         del self.residents[resident.id]
         self.job = Close(resident)
         self._actions.append(self.job)
         return True
-
-
-def _too_large(need: Need) -> ModelLoadError:
-    size = max(need.least.ram, need.least.vram) / 2**30
-    return ModelLoadError(need.path, f"its weights need {size:.1f} GiB of memory, more than unloading all others would free")

@@ -1,4 +1,4 @@
-"""Loads, hands out and unloads models as the plan decides: its threads, its timer, its doors for callers."""
+"""The pool of models: carries out what the plan decides, with the threads, the timer and the interface for callers."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Literal
 
-from locallab.engine import LoopPost, build_features
+from locallab.engine import Engine, LoopPost, build_features
 from locallab.engine.request import Kind
 from locallab.errors import EngineClosed, LocalLabError, ModelNotLoaded, UnknownModel
+from locallab.models.gguf import Header
 from locallab.models.registry import Registry
 from locallab.models.sources import Progress, fetch
 from locallab.models.spec import ModelSpec
 from locallab.models.store import Store
 from locallab.pool.demand import Action, Close, Fetch, Granted, Load, Policy, Refused, Resident, Ticket
 from locallab.pool.jobs import STOPPING, FetchFile, Jobs
-from locallab.pool.lease import Lease, unharmed
+from locallab.pool.lease import Lease, shielded
 from locallab.pool.loaded import EngineFactory, Loaded, PoolStats, open_engine
-from locallab.pool.memory import Layers, Memory, MemoryUse, Need
+from locallab.pool.memory import Layers, Memory, MemoryUse, Suited
 from locallab.pool.plan import Plan
+from locallab.settings import EngineSettings
 
 Status = Literal["ready", "loading", "unloaded", "error"]
 
@@ -36,7 +38,7 @@ NOTHING = "no model is loaded; POST /models/load loads one"
 
 
 class _Waiter(Ticket):
-    """A ticket, and the future that its answer goes to."""
+    """A ticket with the future that receives its model or error."""
 
     def __init__(self, *, leases: bool = True, named: bool = True, kind: Kind | None = None) -> None:
         super().__init__(leases, named, kind=kind)
@@ -44,12 +46,12 @@ class _Waiter(Ticket):
 
 
 class Pool:
-    """The models of `registry` and which of them are loaded. Every method may be called from any thread.
+    """The loaded models of `registry`. Every method may be called from any thread.
 
-    `layers` are (origin, values) pairs for `settings.resolve`, which come after the model's own entry: the environment, the
-    flags. `on_demand` and `keep_alive` are as in ServerSettings. What runs on a model that is unloaded by force gets `grace`
-    seconds to finish; otherwise it is waited for. Engines hand their events to the event loop that `start` names; before
-    that, to the caller's listeners directly.
+    `layers` are (origin, values) pairs for `settings.resolve` that override the model's own entry: the environment, the flags.
+    `on_demand` and `keep_alive` are as in ServerSettings. Requests on a model that is unloaded by force get `grace` seconds to
+    finish; otherwise they are awaited. `engine` replaces the class that a file calls for. Listeners are called in the event
+    loop passed to `start`, before that in the engine's thread.
     """
 
     def __init__(
@@ -61,39 +63,40 @@ class Pool:
         grace: float = 10.0,
         on_demand: Policy = "swap",
         keep_alive: float = -1,
-        engine: EngineFactory = open_engine,
+        engine: EngineFactory | None = None,
         fetch: FetchFile = fetch,
         memory: Memory | None = None,
     ) -> None:
         self.registry = registry
         self.store = store
         self.memory = memory or Memory(gpu=bool(build_features()["gpu_offload"]))
-        self._jobs = Jobs(store, layers, lambda path, settings: engine(path, settings, self._post), fetch, self.memory)
+        self._post = LoopPost()
+        self._engine = engine
+        self._jobs = Jobs(store, layers, self._open_engine, fetch, self.memory)
         self._grace = grace
         self.keep_alive = keep_alive
-        self._post = LoopPost()
         self._lock = threading.RLock()  # over everything below
         self._plan = Plan(on_demand)
         self._models: dict[str, Loaded] = {}
         self._gone: dict[Resident, Future[None]] = {}
-        self._needs: dict[str, Need] = {}
+        self._suited: dict[str, Suited] = {}  # from the end of the fetch to the end of the load
         self._watching: dict[str, Progress] = {}
         self._errors: dict[str, str] = {}
-        self._seers: list[Callable[[Loaded], None]] = []
+        self._on_loaded: list[Callable[[Loaded], None]] = []
         self._stats = PoolStats()
         self._timer: threading.Timer | None = None
         self._closed = False
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """From now on listeners are called in `loop`, all those of one engine step in one callback."""
+        """Call listeners in `loop` from now on, all those of one engine step in one callback."""
         self._post.loop = loop
 
-    def each(self, see: Callable[[Loaded], None]) -> None:
-        """Calls `see` with every model that is loaded, now and later on, before it answers; from any thread."""
+    def on_loaded(self, callback: Callable[[Loaded], None]) -> None:
+        """Call `callback` with every model loaded now or later, before it answers; in any thread."""
         with self._lock:
-            self._seers.append(see)
+            self._on_loaded.append(callback)
             for loaded in self._models.values():
-                see(loaded)
+                callback(loaded)
 
     # ---- questions
 
@@ -103,31 +106,31 @@ class Pool:
 
     @property
     def current(self) -> Loaded | None:
-        """The model that answers requests naming none."""
+        """The model of requests that name none, if it is loaded."""
         with self._lock:
             resident = self._plan.current()
             return self._models[resident.id] if resident else None
 
     @property
     def default(self) -> ModelSpec | None:
-        """The model that answers requests naming none, or that the next one of them brings back."""
+        """The model of requests that name none, which the next one of them loads if necessary."""
         with self._lock:
             chosen = self._plan.choose()
             return self.registry.get(chosen) if chosen else None
 
     @property
     def loaded(self) -> list[Loaded]:
-        """Every model that answers, last used first."""
+        """The loaded models, most recently used first."""
         with self._lock:
             found = sorted(self._plan.residents.values(), key=lambda each: (each.leases > 0, each.used), reverse=True)
             return [self._models[resident.id] for resident in found]
 
     def get(self, model_id: str) -> Loaded | None:
-        """The model of this id or alias if it is loaded. Raises UnknownModel."""
+        """Return the model of this id or alias if it is loaded. Raises UnknownModel."""
         return self._models.get(self.registry.get(model_id).id)
 
     def status(self, model_id: str) -> Status:
-        """How the model of this id stands. Raises UnknownModel."""
+        """Return the status of the model of this id or alias. Raises UnknownModel."""
         id = self.registry.get(model_id).id
         with self._lock:
             if id in self._models:
@@ -137,11 +140,11 @@ class Pool:
             return "error" if id in self._errors else "unloaded"
 
     def error(self, model_id: str) -> str | None:
-        """Why the last load of this model failed, None if it did not."""
+        """Return the reason why the last load of this model failed, None if it did not. Raises UnknownModel."""
         return self._errors.get(self.registry.get(model_id).id)
 
     def seconds_left(self, model_id: str) -> float | None:
-        """Seconds until the model is unloaded if nobody asks it any more; None: never, or it is not loaded."""
+        """Return the seconds until the model is unloaded unless requested; None: never, or it is not loaded."""
         with self._lock:
             resident = self._plan.residents.get(self.registry.get(model_id).id)
             if resident is None or self.keep_alive < 0:
@@ -153,16 +156,20 @@ class Pool:
         with self._lock:
             return dataclasses.replace(self._stats, loading=len(self._plan.queue))
 
-    # ---- doors
+    # ---- requests
 
     def lease(self, model_id: str | None, *, strict: bool, kind: Kind | None = None) -> Lease:
-        """Asks for the right to use a model, by its id or an alias; None or "", or unless `strict` a name that the registry
-        does not know, is the current one: of this `kind`, if there is one. To be entered (`async with`), or released by the
-        caller.
+        """Request a model by id or alias. None, "" and, unless `strict`, unknown names stand for the current model, of this
+        `kind` if one is loaded. The caller enters the lease (`async with`) or releases it.
 
-        Raises UnknownModel, ModelNotLoaded, EngineClosed at once; waiting for it raises why a load failed.
+        Raises UnknownModel, ModelNotLoaded, EngineClosed immediately; `Lease.wait` raises why a load failed.
         """
-        spec = self._spec(model_id, strict)
+        try:
+            spec = self.registry.get(model_id) if model_id else None
+        except UnknownModel:
+            if strict:
+                raise
+            spec = None
         with self._changing():
             chosen = spec.id if spec else self._plan.choose(kind)
             if chosen is None:
@@ -171,23 +178,29 @@ class Pool:
                 raise ModelNotLoaded(chosen)
             waiter = _Waiter(named=spec is not None, kind=kind)
             self._plan.ask(waiter, chosen)
-        return Lease(waiter.model_future, lambda: self._release(waiter))
+
+        def release() -> None:
+            with self._lock:
+                self._plan.release(waiter, time.monotonic())
+                self._decide()
+
+        return Lease(waiter.model_future, release)
 
     async def load(self, model_id: str, *, force: bool = False) -> Loaded:
-        """As `load_now`, without blocking the event loop; a caller that is cancelled does not stop the load."""
-        return await unharmed(asyncio.wrap_future(self._load_on_purpose(model_id, None, force)))
+        """Load as `load_now` without blocking the event loop; cancelling the caller does not stop the load."""
+        return await shielded(asyncio.wrap_future(self._load_explicitly(model_id, None, force)))
 
     def load_now(self, model_id: str, progress: Progress | None = None, *, force: bool = False) -> Loaded:
-        """Fetches and loads the model, which then answers requests that name none. Blocks; waits for the requests of a
-        model that must make room, with `force` for no longer than the grace. Where there is room enough, and with the
-        policy "keep", what is loaded stays until the load has succeeded.
+        """Fetch and load the model, which becomes the one for requests that name none. Blocks; waits for the requests of
+        models that must make room, with `force` at most for the grace. Where memory allows, and with the policy "keep", other
+        models stay loaded until the load has succeeded.
 
         Raises UnknownModel, ConfigError, SourceError, ModelLoadError, EngineClosed.
         """
-        return self._load_on_purpose(model_id, progress, force).result()
+        return self._load_explicitly(model_id, progress, force).result()
 
     def pull(self, model_id: str, progress: Progress) -> Future[Path]:
-        """Has the model's file fetched, and loads nothing. What `progress` raises ends that.
+        """Fetch the model's file without loading it. An exception of `progress` ends the fetch.
 
         Raises UnknownModel, EngineClosed; the future raises SourceError, EngineClosed.
         """
@@ -196,20 +209,35 @@ class Pool:
             return self._jobs.pull(spec, progress)
 
     async def unload(self, model_id: str, *, force: bool = False) -> None:
-        """Unloads the model once its requests have ended, with `force` after the grace at the latest. One that is being
-        loaded is waited for; one that is not loaded stays so. Raises UnknownModel."""
-        await unharmed(asyncio.ensure_future(self._unload(self.registry.get(model_id).id, force)))
+        """Unload the model once its requests have ended, with `force` after the grace at the latest. A running load is
+        awaited first; if the model is not loaded, nothing happens. Cancelling the caller does not stop the unload. Raises
+        UnknownModel."""
+        id = self.registry.get(model_id).id
 
-    def let_go(self, model_id: str) -> None:
-        """Unloads the model if nobody uses it, without waiting for that; the next request brings it back.
+        async def unload() -> None:
+            with self._changing():
+                load = _Waiter(leases=False) if self._plan.job == Load(id) else None
+                if load is not None:
+                    self._plan.ask(load, id)
+            if load is not None:
+                with contextlib.suppress(Exception):
+                    await shielded(asyncio.wrap_future(load.model_future))
+            with self._changing():
+                self._plan.unload(id, force=force)
+                resident = self._plan.residents.get(id)
+                gone = self._gone.setdefault(resident, Future()) if resident else None
+            if gone is not None:
+                await shielded(asyncio.wrap_future(gone))
 
-        Raises UnknownModel.
-        """
+        await shielded(asyncio.ensure_future(unload()))
+
+    def release_idle(self, model_id: str) -> None:
+        """Unload the model if it is idle, without waiting for that; the next request reloads it. Raises UnknownModel."""
         with contextlib.suppress(EngineClosed), self._changing():
-            self._plan.let_go(self.registry.get(model_id).id)
+            self._plan.release_idle(self.registry.get(model_id).id)
 
     def close(self, grace: float = 0.0) -> None:
-        """Ends what runs after `grace` seconds, frees every model and loads no other. Blocks; may be called again."""
+        """End running requests after `grace` seconds and free all models for good. Blocks; may be called again."""
         with self._lock:
             self._closed = True
             self._jobs.stop()
@@ -226,15 +254,7 @@ class Pool:
             wait([closing.submit(loaded.engine.close, grace) for loaded in live])
         self._jobs.shutdown()
 
-    def _spec(self, model_id: str | None, strict: bool) -> ModelSpec | None:
-        try:
-            return self.registry.get(model_id) if model_id else None
-        except UnknownModel:
-            if strict:
-                raise
-            return None
-
-    def _load_on_purpose(self, model_id: str, progress: Progress | None, force: bool) -> Future[Loaded]:
+    def _load_explicitly(self, model_id: str, progress: Progress | None, force: bool) -> Future[Loaded]:
         id = self.registry.get(model_id).id
         waiter = _Waiter(leases=False)
         with self._changing():
@@ -243,31 +263,11 @@ class Pool:
             self._plan.ask(waiter, id, force=force)
         return waiter.model_future
 
-    async def _unload(self, id: str, force: bool) -> None:
-        with self._changing():
-            load = _Waiter(leases=False) if self._plan.job == Load(id) else None
-            if load is not None:
-                self._plan.ask(load, id)
-        if load is not None:
-            with contextlib.suppress(Exception):
-                await unharmed(asyncio.wrap_future(load.model_future))
-        with self._changing():
-            self._plan.unload(id, force=force)
-            resident = self._plan.residents.get(id)
-            gone = self._gone.setdefault(resident, Future()) if resident else None
-        if gone is not None:
-            await unharmed(asyncio.wrap_future(gone))
-
-    def _release(self, waiter: _Waiter) -> None:
-        with self._lock:
-            self._plan.release(waiter, time.monotonic())
-            self._decide()
-
-    # ---- what the plan decides
+    # ---- carrying out the plan
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
-        """Holds the lock over a change of the plan and carries out what follows from it. Raises EngineClosed."""
+        """Hold the lock over a change of the plan and carry out the actions it causes. Raises EngineClosed."""
         with self._lock:
             if self._closed:
                 raise EngineClosed(STOPPING)
@@ -278,8 +278,18 @@ class Pool:
         if self._closed:
             return
         if self.keep_alive >= 0:
-            self._expire()
+            now = time.monotonic()
+            due = self._plan.expire(now, self.keep_alive)
+            if due is not None and self._timer is None:
+                self._timer = threading.Timer(due - now, self._on_timer)
+                self._timer.daemon = True
+                self._timer.start()
         self._carry_out(self._plan.decide())
+
+    def _on_timer(self) -> None:
+        with self._lock:
+            self._timer = None
+            self._decide()
 
     def _carry_out(self, actions: Iterable[Action]) -> None:
         for action in actions:
@@ -289,33 +299,23 @@ class Pool:
                 case Refused(_Waiter() as waiter, error):
                     waiter.model_future.set_exception(error)
                 case Fetch(id):
-                    progress = functools.partial(self._tell, id)
-                    tell = functools.partial(self._after_fetch, id)
-                    self._jobs.fetch(self.registry.get(id), progress, self._held, tell)
+                    progress = functools.partial(self._report, id)
+                    done = functools.partial(self._after_fetch, id)
+                    self._jobs.fetch(self.registry.get(id), progress, self._held, done)
                 case Load(id):
-                    path = self._needs[id].path
-                    self._jobs.load(self.registry.get(id), path, functools.partial(self._after_load, id))
+                    self._jobs.load(self.registry.get(id), self._suited[id], functools.partial(self._after_load, id))
                 case Close(resident):
                     grace = self._grace if resident.leases else 0.0
                     self._jobs.close(self._models.pop(resident.id), grace, functools.partial(self._after_close, resident))
 
-    def _expire(self) -> None:
-        """Lets idle models go; one timer at most waits for the next."""
-        now = time.monotonic()
-        due = self._plan.expire(now, self.keep_alive)
-        if due is not None and self._timer is None:
-            self._timer = threading.Timer(due - now, self._ring)
-            self._timer.daemon = True
-            self._timer.start()
+    # ---- called by the jobs, in their threads
 
-    def _ring(self) -> None:
-        with self._lock:
-            self._timer = None
-            self._decide()
+    def _open_engine(self, path: Path, settings: EngineSettings, header: Header | None) -> Engine:
+        if self._engine is not None:
+            return self._engine(path, settings, self._post)
+        return open_engine(path, settings, self._post, header)
 
-    # ---- what the jobs tell, in their threads
-
-    def _tell(self, id: str, done: int, total: int | None) -> None:
+    def _report(self, id: str, done: int, total: int | None) -> None:
         if watcher := self._watching.get(id):
             watcher(done, total)
 
@@ -323,24 +323,34 @@ class Pool:
         with self._lock:
             return self._plan.held()
 
-    def _after_fetch(self, id: str, outcome: Need | Exception, room: MemoryUse) -> None:
+    def _after_fetch(self, id: str, outcome: Suited | Exception, room: MemoryUse) -> None:
         with self._lock:
             self._watching.pop(id, None)
             if isinstance(outcome, Exception):
                 self._fail(id, outcome, room)
             else:
-                self._needs[id] = outcome
-                self._plan.fetched(id, outcome, room)
+                self._suited[id] = outcome
+                self._plan.fetched(id, outcome.need, room)
             self._decide()
 
     def _after_load(self, id: str, outcome: Loaded | Exception, room: MemoryUse) -> None:
         with self._lock:
+            suited = self._suited.pop(id)
             if isinstance(outcome, Exception):
                 self._fail(id, outcome, room)
             elif not self._closed:
-                self._put_in_place(outcome)
-                # Pages that no request has touched yet are not in the measured figure.
-                use = outcome.memory.at_least(self._needs[id].least)
+                self._models[id] = outcome
+                self._errors.pop(id, None)
+                for callback in self._on_loaded:
+                    callback(outcome)
+                memory = max(outcome.memory.ram, outcome.memory.vram) / 1e6
+                log.info("loaded %s in %.1f s; it takes %.0f MB", id, outcome.seconds, memory)
+                stats = self._stats
+                self._stats = dataclasses.replace(
+                    stats, loads=stats.loads + 1, load_seconds=stats.load_seconds + outcome.seconds
+                )
+                # The measured figure lacks pages that no request has touched yet.
+                use = outcome.memory.at_least(suited.need.least)
                 self._plan.loaded(id, use, room, time.monotonic(), outcome.engine.info.kind)
             self._decide()
         if self._closed and isinstance(outcome, Loaded):
@@ -354,16 +364,6 @@ class Pool:
                 gone.set_result(None)
             self._plan.closed(room)
             self._decide()
-
-    def _put_in_place(self, loaded: Loaded) -> None:
-        self._models[loaded.spec.id] = loaded
-        self._errors.pop(loaded.spec.id, None)
-        for see in self._seers:
-            see(loaded)
-        memory = max(loaded.memory.ram, loaded.memory.vram) / 1e6
-        log.info("loaded %s in %.1f s; it takes %.0f MB", loaded.spec.id, loaded.seconds, memory)
-        before = self._stats
-        self._stats = dataclasses.replace(before, loads=before.loads + 1, load_seconds=before.load_seconds + loaded.seconds)
 
     def _fail(self, id: str, error: Exception, room: MemoryUse) -> None:
         expected = isinstance(error, LocalLabError)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from locallab.engine import Embedder, Engine, Kind
-from locallab.engine.embedding.limits import CPU_BATCH
 from locallab.fit import Fit, Machine, fit_model
+from locallab.memory_model import EMBEDDING_BATCH
 from locallab.models import FileSource, ModelSpec, Registry, Store
 from locallab.models.gguf import read
 from locallab.pool import Pool
@@ -47,7 +47,7 @@ KINDS: dict[str, Kind] = {
 
 @pytest.mark.parametrize("name", KINDS)
 def test_a_file_gets_the_engine_it_needs(files: dict[str, Path], name: str) -> None:
-    engine = open_engine(files[name], SETTINGS, lambda events: None)
+    engine = open_engine(files[name], SETTINGS, lambda events: None, read(files[name]))
     try:
         assert engine.info.kind == KINDS[name]
         assert type(engine) is (Engine if name == "chat" else Embedder)
@@ -60,7 +60,7 @@ def test_a_file_gets_the_engine_it_needs(files: dict[str, Path], name: str) -> N
 def test_a_model_that_makes_no_text_is_fitted_too(files: dict[str, Path], name: str) -> None:
     spec = ModelSpec(id=name, source=FileSource(files[name]), description="made", context=2000)
     suited = Memory().suit(spec, files[name], [("flags", {"threads": 1, "gpu_layers": 0})])
-    engine = open_engine(files[name], suited.settings, lambda events: None)
+    engine = open_engine(files[name], suited.settings, lambda events: None, suited.header)
     try:
         assert engine.info.context == min(suited.settings.context or 0, engine.info.n_ctx_train)
     finally:
@@ -73,7 +73,7 @@ def test_what_makes_no_text_keeps_no_more_than_a_batch(files: dict[str, Path]) -
         return fit_model(spec, files[name], Machine(8 << 30))
 
     encoder, decoder = fitted("encoder", 64), fitted("decoder", 1024)
-    assert (encoder.estimate.kv, encoder.load.kv_tokens) == (0, CPU_BATCH)
+    assert (encoder.estimate.kv, encoder.load.kv_tokens) == (0, EMBEDDING_BATCH)
     assert (decoder.estimate.kv, decoder.load.kv_tokens) == (1024 * 2 * 2 * 32 * 2, 1024)
     growth = fitted("encoder", 4096).estimate.compute - fitted("encoder", 2048).estimate.compute
     assert growth >= 3 * 2048**2 * 6, "every token of a text sees every other one"

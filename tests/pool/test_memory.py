@@ -14,8 +14,9 @@ import pytest
 from locallab import hardware
 from locallab.errors import ModelLoadError
 from locallab.fit.machine import GPU_MARGIN
-from locallab.models import FileSource, ModelSpec
-from locallab.pool.memory import Memory, MemoryUse, Need, Reading
+from locallab.models import FileSource, ModelSpec, Registry, Store, gguf
+from locallab.pool import Pool
+from locallab.pool.memory import NO_MEMORY, Layers, Memory, MemoryUse, Need, Reading, Suited
 from locallab.settings import EngineSettings
 from tests.support import tiny_gguf
 
@@ -116,6 +117,53 @@ def test_a_file_that_cannot_be_read_is_left_to_the_engine(tmp_path: Path) -> Non
     assert suited.settings == EngineSettings(context=300, parallel=3)
     assert suited.need.least.ram == pytest.approx(10 * MIB, rel=0.01)
     assert Roomy(MIB).suit(spec(), path, ()).settings == EngineSettings()
+
+
+class Counting(Roomy):
+    """Memory whose free RAM changes once, when the model has been fitted to it; keeps the outcomes of `suit`."""
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__(before)
+        self._after = after
+        self.suited: list[Suited] = []
+
+    def suit(
+        self, spec: ModelSpec, path: Path, layers: Layers, held: MemoryUse = NO_MEMORY, header: gguf.Header | None = None
+    ) -> Suited:
+        self.suited.append(super().suit(spec, path, layers, held, header))
+        self._ram = self._after
+        return self.suited[-1]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "fits"),
+    [
+        (4 << 30, 4 << 30, 1),
+        (4 << 30, 8 << 30, 1),
+        (4 << 30, 400 * MIB, 2),
+        (400 * MIB, 4 << 30, 2),
+    ],
+    ids=["the same memory", "more than it wants", "less than it wants", "at last enough"],
+)
+def test_one_load_reads_the_header_once_and_fits_once(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, before: int, after: int, fits: int
+) -> None:
+    """A second fit, by the same header, is made only where the memory that is free by then makes a difference."""
+    reads: list[Path] = []
+    read = gguf.read
+    monkeypatch.setattr(gguf, "read", lambda path: reads.append(path) or read(path))
+    memory, registry = Counting(before, after), Registry()
+    registry.add("a test", ModelSpec(id="x", source=FileSource(tiny), description="made", context=1 << 20))
+    flags = {"threads": 1, "gpu_layers": 0, "parallel": 1}
+    pool = Pool(registry, Store(tiny.parent / "store"), [("flags", flags)], memory=memory)
+    try:
+        loaded = pool.load_now("x")
+    finally:
+        pool.close()
+    assert (reads, len(memory.suited)) == ([tiny], fits)
+    settings = memory.suited[-1].settings
+    assert loaded.engine.info.kv_tokens == settings.kv_tokens
+    assert (settings.context == 1 << 20) == (after >= 4 << 30)
 
 
 GPU = {"name": "a GPU", "total_bytes": 16 << 30, "free_bytes": 10 << 30}

@@ -388,10 +388,10 @@ def test_stats(made: Made) -> None:
     assert (stats.loads, stats.failures, stats.loading) == (2, 1, 0) and stats.load_seconds > 0
 
 
-def test_each(made: Made) -> None:
+def test_on_loaded(made: Made) -> None:
     seen: list[str] = []
     made.pool.load_now("tiny:1b")
-    made.pool.each(lambda loaded: seen.append(loaded.spec.id))
+    made.pool.on_loaded(lambda loaded: seen.append(loaded.spec.id))
     made.pool.load_now("other:2b")
     assert seen == ["tiny:1b", "other:2b"]
 
@@ -585,7 +585,7 @@ def test_any_crowd(tmp_path: Path, policy: str, room: int, seed: int) -> None:
     options: dict[str, Any] = {"names": names, "room": room, "on_demand": policy, "keep_alive": dice.choice([-1, 0])}
     with making(tmp_path, **options) as made:
 
-        def make(path: Path, settings: EngineSettings) -> Any:
+        def make(path: Path, settings: EngineSettings, header: Any) -> Any:
             assert made.loading.acquire(blocking=False), "two loads at once"
             try:
                 made.engines.append(Watched(path, settings, made.pool._post))

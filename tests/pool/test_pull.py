@@ -59,21 +59,21 @@ def test_closing_ends_a_pull(tmp_path: Path) -> None:
 def test_a_model_that_nobody_uses_goes_and_comes_back(tmp_path: Path) -> None:
     with making(tmp_path) as made:
         made.pool.load_now("tiny:1b")
-        made.pool.let_go("first")
+        made.pool.release_idle("first")
         until(lambda: made.pool.status("tiny:1b") == "unloaded")
         assert made.pool.default is not None and asyncio.run(made.answer(None)) == "tiny:1b"
-        made.pool.let_go("other:2b")  # which is not loaded
+        made.pool.release_idle("other:2b")  # which is not loaded
         with pytest.raises(UnknownModel):
-            made.pool.let_go("tinny")
+            made.pool.release_idle("tinny")
 
 
 def test_a_model_in_use_stays(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with made.asking("tiny:1b") as lease:
             await lease.wait()
-            made.pool.let_go("tiny:1b")
+            made.pool.release_idle("tiny:1b")
         assert made.pool.status("tiny:1b") == "ready"
-        made.pool.let_go("tiny:1b")
+        made.pool.release_idle("tiny:1b")
         await soon(lambda: made.pool.status("tiny:1b") == "unloaded")
 
     with making(tmp_path) as made:

@@ -25,6 +25,7 @@ from locallab.engine.request import (
 )
 from locallab.engine.text_stream import TextStream
 from locallab.errors import ContextLengthExceeded, EngineClosed, InvalidField, ModelLoadError, Overloaded
+from locallab.models.gguf import Header
 from locallab.models.registry import Registry
 from locallab.models.spec import ModelSpec
 from locallab.pool.memory import NO_MEMORY, Layers, Memory, MemoryUse, Need, Reading, Suited, settings_of
@@ -273,7 +274,9 @@ class FakeMemory(Memory):
     def reading(self) -> Reading:
         return Reading(sum(self._size for engine in self._engines() if engine.closed_with is None))
 
-    def suit(self, spec: ModelSpec, path: Path, layers: Layers, held: MemoryUse = NO_MEMORY) -> Suited:
+    def suit(
+        self, spec: ModelSpec, path: Path, layers: Layers, held: MemoryUse = NO_MEMORY, header: Header | None = None
+    ) -> Suited:
         """Every model is of the same size and gets what is fixed for it; that it cannot fit is left to the plan."""
         need = Need(path, MemoryUse(ram=self._size), MemoryUse(ram=self._size))
         return Suited(settings_of(spec, layers), need, "a fake")

@@ -130,7 +130,7 @@ def test_a_signal_while_loading_ends_with_status_0(monkeypatch: pytest.MonkeyPat
         def __init__(self, *arguments: Any, **options: Any) -> None:
             """Accept the arguments of Pool."""
 
-        def each(self, *arguments: Any) -> None:
+        def on_loaded(self, *arguments: Any) -> None:
             """Do nothing: no model is loaded."""
 
         def load_now(self, *arguments: Any) -> None:

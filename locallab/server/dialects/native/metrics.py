@@ -61,7 +61,7 @@ class Metrics(Collector):
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
-        pool.each(self.see)
+        pool.on_loaded(self.see)
 
     def see(self, loaded: Loaded) -> None:
         """A model has been loaded: what it does counts from now on, even when it has gone before anybody asks."""

@@ -103,5 +103,5 @@ class OllamaEmbed:
         name = untagged(self._pool.registry, model) if model else None
         loaded = await lease(request, self._pool, name, strict=self._settings.strict_models, kind="embedding")
         if leaves:
-            afterwards(request, lambda: self._pool.let_go(loaded.spec.id))
+            afterwards(request, lambda: self._pool.release_idle(loaded.spec.id))
         return loaded

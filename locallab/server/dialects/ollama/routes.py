@@ -96,7 +96,7 @@ class Ollama:
         name = untagged(self._pool.registry, body.model) if body.model else None
         loaded = await lease(request, self._pool, name, strict=self._settings.strict_models)
         if body.leaves:
-            afterwards(request, lambda: self._pool.let_go(loaded.spec.id))
+            afterwards(request, lambda: self._pool.release_idle(loaded.spec.id))
         return loaded
 
     async def _only_load(self, request: Request, body: OllamaBody, piece: dict[str, Any]) -> ASGIApp:
