@@ -1,4 +1,4 @@
-"""Which weights exist (registry), where they come from (sources) and where they lie (store)."""
+"""Models: the known ones (registry), where they come from (sources) and where their files are kept (store)."""
 
 from locallab.models.registry import Registry, default_path, user_path
 from locallab.models.sources import Progress, fetch

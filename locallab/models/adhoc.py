@@ -1,4 +1,4 @@
-"""Entries made on the fly: `hf:owner/repo:Q4_K_M` and the path of a .gguf file. Fetches nothing."""
+"""Entries for models named on the fly: `hf:owner/repo:Q4_K_M` and the path of a .gguf file. Fetches nothing."""
 
 from __future__ import annotations
 
@@ -15,25 +15,23 @@ _HUB = re.compile(rf"{HUB}({_REPO})/({_REPO})(?::([A-Za-z0-9][A-Za-z0-9._/+!-]*)
 
 
 def is_adhoc(name: str) -> bool:
-    """Whether `name` says itself where the model comes from, so that no registry needs to know it."""
+    """Return whether `name` contains its own source, so that no registry entry is needed."""
     return name.lower().startswith(HUB) or name.lower().endswith(".gguf") or os.sep in name
 
 
 def spec(name: str) -> ModelSpec:
-    """The entry that `name` stands for. Raises ConfigError that says what would be right."""
-    return _on_hub(name) if name.lower().startswith(HUB) else _on_disk(name)
-
-
-def _on_hub(name: str) -> ModelSpec:
+    """Return the entry for `name`. Raises ConfigError with the expected form."""
+    if not name.lower().startswith(HUB):
+        return _on_disk(name)
     found = _HUB.fullmatch(name)
     if found is None:
         raise ConfigError(f"model: {name!r}: expected hf:owner/repo, hf:owner/repo:QUANTIZATION or hf:owner/repo:file.gguf")
     owner, repo, which = found.groups()
     is_file = (which or "").lower().endswith(".gguf")
     if which and not is_file:
-        which = which.upper()  # one spelling, since ids are one in any case
+        which = which.upper()  # one spelling, since ids are case-insensitive
     source = HubSource(f"{owner}/{repo}", file=which if is_file else None, quantization=None if is_file else which)
-    # Two dashes, which the Hub allows in no name: no two repositories get the same id, hence the same place on disk.
+    # Two dashes, which the Hub forbids in names: no two repositories share an id and thus a place on disk.
     tag = re.sub("[^A-Za-z0-9._-]", "-", Path(which).with_suffix("").as_posix() if is_file else which) if which else ""
     model_id = f"{owner}--{repo}:{tag}" if tag else f"{owner}--{repo}"
     return ModelSpec(id=model_id, source=source, description=f"{which or 'a model'} of {owner}/{repo} on the Hugging Face Hub")

@@ -1,7 +1,7 @@
-"""Reads the header of a GGUF file (version 2 or 3): what the model is and how large each tensor is. Loads no weights.
+"""The header of a GGUF file (version 2 or 3): metadata and tensor sizes, without the weights.
 
-Written here because the `gguf` package makes an array of every string it passes: for a vocabulary of 150,000 tokens it takes
-seconds, and this takes some hundredths of one. What is not needed, the vocabulary above all, is stepped over.
+The `gguf` package makes an array of every string: for a vocabulary of 150,000 tokens it takes seconds. This reader skips the
+vocabulary and takes a few hundredths of a second.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import mmap
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,10 @@ Scalar = int | float | bool | str
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _KEPT = 1024
-"""Longest array that is kept: a figure for each layer. A longer one counts only by its length."""
+"""Longest array that is kept: one number per layer. Of longer ones only the length is kept."""
 
 _MOST = 1 << 24
-"""No model has so many tensors, keys or tokens: a count beyond it is damage."""
+"""A larger count of tensors, keys or tokens means that the file is damaged."""
 
 ENCODERS = frozenset(
     {
@@ -34,14 +34,14 @@ ENCODERS = frozenset(
         *("gemma-embedding", "t5encoder"),
     }
 )
-"""Architectures that read a whole text at once, and cannot write one."""
+"""Architectures that encode a whole text at once and cannot generate."""
 
 _LAYER = re.compile(r"blk\.(\d+)\.")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Tensor:
-    """One tensor: its name, ggml type, dimensions (innermost first) and bytes."""
+    """A tensor: its name, ggml type, dimensions (innermost first) and size in bytes."""
 
     name: str
     type: str
@@ -50,15 +50,15 @@ class Tensor:
 
     @property
     def layer(self) -> int | None:
-        """The layer it belongs to; None for the embeddings, the output and what all layers share."""
+        """Its layer; None for the embeddings, the output and tensors shared by all layers."""
         found = _LAYER.match(self.name)
         return int(found[1]) if found else None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Header:
-    """What a model's file, or its parts together, says of itself. `lengths` has the length of every array of the metadata;
-    `arrays` the numbers of the short ones."""
+    """The header of a model's file, or the merged ones of a split model. `lengths` has the lengths of all metadata arrays,
+    `arrays` the values of the short numeric ones."""
 
     path: Path
     metadata: Mapping[str, Scalar]
@@ -73,21 +73,17 @@ class Header:
 
     @property
     def n_vocab(self) -> int:
-        """Tokens of the vocabulary."""
+        """Number of tokens in the vocabulary."""
         return self.lengths.get("tokenizer.ggml.tokens") or self.number("vocab_size") or 0
 
     @property
     def embeds(self) -> bool:
-        """Whether the model makes one row of numbers of a text, a vector or a score, and no text."""
+        """True for an embedding model or a reranker: it makes one row of numbers per text."""
         return self.architecture in ENCODERS or bool(self.number("pooling_type"))
 
     @property
-    def has_chat_template(self) -> bool:
-        return "tokenizer.chat_template" in self.metadata
-
-    @property
     def tokenizer(self) -> str | None:
-        """The kind of tokenizer: "gpt2", "llama", ...; None when the file has none."""
+        """The kind of tokenizer: "gpt2", "llama", ...; None if the file has none."""
         found = self.metadata.get("tokenizer.ggml.model")
         return None if found is None else str(found)
 
@@ -97,13 +93,13 @@ class Header:
         return sum(tensor.size for tensor in self.tensors)
 
     def number(self, key: str, default: int | None = None) -> int | None:
-        """The architecture's figure of this name; of a short array the largest one."""
+        """Return the architecture's number of this name; of a short array the largest."""
         name = f"{self.architecture}.{key}"
         found = [each for each in (self.metadata.get(name), *self.arrays.get(name, ())) if isinstance(each, int)]
         return max(found, default=default)
 
     def each_layer(self, key: str, layers: int, default: int = 0) -> tuple[int, ...]:
-        """The architecture's figure of this name for each of the layers, of which the file may give one or one for each."""
+        """Return the architecture's number of this name per layer; the file may have one for all layers or one for each."""
         found = self.arrays.get(f"{self.architecture}.{key}")
         if found is None:
             return (self.number(key, default) or 0,) * layers
@@ -111,47 +107,48 @@ class Header:
 
 
 def read(path: Path) -> Header:
-    """The header of the model at `path`; for a model in several files that of all of them, `path` being the first.
+    """Return the header of the model at `path`; for a split model the merged one of all files, `path` being the first.
 
-    Raises ModelLoadError that says what is wrong: no such file, not a GGUF file, damaged, cut short, a part missing.
+    Raises ModelLoadError naming the reason: no such file, not a GGUF file, damaged, cut short, a part missing.
     """
-    first = _read(path)
+    first = _read_file(path)
+    headers = [first]
     count = first.metadata.get("split.count", 1)
-    headers = [first, *(_read(part) for part in _others(path, count))] if isinstance(count, int) and count > 1 else [first]
+    if isinstance(count, int) and count > 1:
+        names = shards(path.name)
+        if len(names) != count:
+            raise ModelLoadError(path, f"it is one of {count} files, which must be named like model-00001-of-{count:05}.gguf")
+        if path.name != names[0]:
+            raise ModelLoadError(path, f"it is one of {count} files; name the first, {names[0]}")
+        for number, name in enumerate(names[1:], 2):
+            part = path.with_name(name)
+            if not part.is_file():
+                raise ModelLoadError(path, f"part {number} of {count} is missing: {name}")
+            headers.append(_read_file(part))
     if not isinstance(first.metadata.get("general.architecture"), str):
         raise ModelLoadError(path, "it does not say its architecture")
     tensors = tuple(tensor for header in headers for tensor in header.tensors)
     return dataclasses.replace(first, tensors=tensors, parts=tuple(header.path for header in headers))
 
 
-def _others(path: Path, count: int) -> Iterator[Path]:
-    """The further files of a model in `count` files, of which `path` is the first."""
-    names = shards(path.name)
-    if len(names) != count:
-        raise ModelLoadError(path, f"it is one of {count} files, which must be named like model-00001-of-{count:05}.gguf")
-    if path.name != names[0]:
-        raise ModelLoadError(path, f"it is one of {count} files; name the first, {names[0]}")
-    for number, name in enumerate(names[1:], 2):
-        part = path.with_name(name)
-        if not part.is_file():
-            raise ModelLoadError(path, f"part {number} of {count} is missing: {name}")
-        yield part
-
-
-def _read(path: Path) -> Header:
+def _read_file(path: Path) -> Header:
     try:
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
                 raise ModelLoadError(path, "this is not a GGUF file")
             with contextlib.closing(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) as data:
-                return _Reader(path, data).header()
+                reader = _Reader(path, data)
+                try:
+                    return reader.header()
+                except (struct.error, OverflowError):
+                    raise reader.damaged() from None
     except OSError as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
         raise ModelLoadError(path, reason) from None
 
 
 class _Reader:
-    """Goes through one file from front to back. `_at` is the byte it has come to, `_doing` what it reads there."""
+    """Reads one file from front to back. `_at` is the position in bytes, `_doing` the item read there, for error messages."""
 
     def __init__(self, path: Path, data: mmap.mmap) -> None:
         self._path = path
@@ -160,12 +157,7 @@ class _Reader:
         self._doing = "the version"
 
     def header(self) -> Header:
-        try:
-            return self._header()
-        except (struct.error, OverflowError):
-            raise self._damaged() from None
-
-    def _header(self) -> Header:
+        """Read the header. Raises ModelLoadError, and struct.error or OverflowError for a damaged file."""
         version = self._int("I")
         if version not in (2, 3):
             known = f"its version is {version}" if version < 1 << 16 else "it is big-endian"
@@ -185,14 +177,26 @@ class _Reader:
         tensors = self._tensors(n_tensors, metadata.get("general.alignment", 32))
         return Header(self._path, metadata, {k: v for k, v in arrays.items() if v}, lengths, tensors, (self._path,))
 
+    def damaged(self) -> ModelLoadError:
+        return ModelLoadError(self._path, f"the file is damaged or cut short at byte {self._at:,}, in {self._doing}")
+
     def _tensors(self, count: int, alignment: Scalar) -> tuple[Tensor, ...]:
         found = []
         end = 0
         for index in range(1, count + 1):
             self._doing = f"tensor {index} of {count}"
-            tensor, offset = self._tensor()
-            found.append(tensor)
-            end = max(end, offset + tensor.size)
+            name = self._doing = self._string()
+            if not 1 <= (dimensions := self._int("I")) <= 4:
+                raise self.damaged()
+            shape = tuple(self._int("Q") for _ in range(dimensions))
+            kind, offset = self._int("I"), self._int("Q")
+            if kind not in TYPES:
+                raise ModelLoadError(self._path, f"{name} is of the unknown type {kind}; a newer version may know it")
+            label, block, size = TYPES[kind]
+            if shape[0] % block:
+                raise self.damaged()
+            found.append(Tensor(name, label, shape, math.prod(shape) // block * size))
+            end = max(end, offset + found[-1].size)
         if not isinstance(alignment, int) or alignment < 1:
             raise ModelLoadError(self._path, f"general.alignment must be a positive number, it is {alignment!r}")
         missing = -(-self._at // alignment) * alignment + end - len(self._data)
@@ -200,57 +204,40 @@ class _Reader:
             raise ModelLoadError(self._path, f"the file is cut short: {missing:,} bytes of its tensors are missing")
         return tuple(found)
 
-    def _tensor(self) -> tuple[Tensor, int]:
-        """A tensor, and where its data begins after the header."""
-        name = self._doing = self._string()
-        if not 1 <= (dimensions := self._int("I")) <= 4:
-            raise self._damaged()
-        shape = tuple(self._int("Q") for _ in range(dimensions))
-        kind, offset = self._int("I"), self._int("Q")
-        if kind not in TYPES:
-            raise ModelLoadError(self._path, f"{name} is of the unknown type {kind}; a newer version may know it")
-        label, block, size = TYPES[kind]
-        if shape[0] % block:
-            raise self._damaged()
-        return Tensor(name, label, shape, math.prod(shape) // block * size), offset
-
     def _array(self) -> tuple[int, tuple[Scalar, ...]]:
-        """How many values there are, and the values if they are few numbers."""
+        """Read an array; return its length, and its values if they are few numbers."""
         kind, count = self._int("I"), self._count()
+        start = self._at
         if kind == _STRING:
-            self._skip_strings(count)
-            return count, ()
-        code = self._code(kind)
-        start, self._at = self._at, self._at + count * struct.calcsize(f"<{code}")
+            data, at, length = self._data, self._at, struct.Struct("<Q").unpack_from
+            for _ in range(count):  # a vocabulary: the hot loop
+                at += 8 + length(data, at)[0]
+            self._at = at
+        else:
+            code = self._code(kind)
+            self._at += count * struct.calcsize(f"<{code}")
         if self._at > len(self._data):
-            raise self._damaged()
-        return count, struct.unpack_from(f"<{count}{code}", self._data, start) if count <= _KEPT else ()
-
-    def _skip_strings(self, count: int) -> None:
-        """Steps over a vocabulary: the one loop here that runs often."""
-        data, at, length = self._data, self._at, struct.Struct("<Q").unpack_from
-        for _ in range(count):
-            at += 8 + length(data, at)[0]
-        self._at = at
-        if at > len(data):
-            raise self._damaged()
+            raise self.damaged()
+        if kind == _STRING or count > _KEPT:
+            return count, ()
+        return count, struct.unpack_from(f"<{count}{code}", self._data, start)
 
     def _code(self, kind: int) -> str:
         if kind not in _SCALARS:
-            raise self._damaged()
+            raise self.damaged()
         return _SCALARS[kind]
 
     def _count(self) -> int:
         count = self._int("Q")
         if count > _MOST:
-            raise self._damaged()
+            raise self.damaged()
         return count
 
     def _string(self) -> str:
         length = self._int("Q")
         start, self._at = self._at, self._at + length
         if self._at > len(self._data):
-            raise self._damaged()
+            raise self.damaged()
         return self._data[start : self._at].decode("utf-8", "replace")
 
     def _int(self, code: str) -> int:
@@ -261,9 +248,6 @@ class _Reader:
         (value,) = struct.unpack_from(f"<{code}", self._data, start)
         self._at = start + struct.calcsize(f"<{code}")
         return value
-
-    def _damaged(self) -> ModelLoadError:
-        return ModelLoadError(self._path, f"the file is damaged or cut short at byte {self._at:,}, in {self._doing}")
 
 
 TYPES: Mapping[int, tuple[str, int, int]] = {
@@ -302,4 +286,4 @@ TYPES: Mapping[int, tuple[str, int, int]] = {
     40: ("NVFP4", 64, 36),
     41: ("Q1_0", 128, 18),
 }
-"""Tensor types of ggml by number: name, values in a block, bytes of a block."""
+"""Tensor types by ggml number: name, values per block, bytes per block."""

@@ -1,4 +1,4 @@
-"""Whether the Hub, or the mirror that HF_ENDPOINT names, can be reached, and whether it takes the user's token."""
+"""The status of the Hub, or of the mirror named by HF_ENDPOINT: its reachability, and the validity of a token."""
 
 from __future__ import annotations
 
@@ -12,54 +12,55 @@ import urllib.request
 
 HUB = "https://huggingface.co"
 TIMEOUT = 3.0
-"""Seconds to wait for an answer."""
+"""Seconds to wait for a response."""
 
 
 def endpoint() -> str:
-    """Where the Hub is."""
+    """Return the URL of the Hub."""
     return (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
 
 
 def offline() -> bool:
-    """Whether the user forbids to ask the Hub for anything."""
+    """Return whether the user forbids requests to the Hub."""
     return any(
         os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
     )
 
 
 def hub_problem(timeout: float = TIMEOUT) -> str | None:
-    """Why the Hub cannot be used now; None if it answers. Asks nobody when the user works offline."""
+    """Return why the Hub cannot be used now, None if it can. Sends no request when the user works offline."""
     if offline():
         return "HF_HUB_OFFLINE is set"
-    answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    threading.Thread(target=lambda: answers.put(_problem(timeout)), daemon=True).start()
+    problems: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def probe() -> None:
+        problem = None
+        try:
+            _request("HEAD", "/", timeout)
+        except urllib.error.HTTPError as error:
+            error.close()
+            problem = f"it answers with HTTP {error.code}" if error.code >= 500 else None
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            problem = _readable(error)
+        problems.put(problem)
+
+    threading.Thread(target=probe, daemon=True).start()
     try:
-        return answers.get(timeout=2 * timeout)  # a name may be looked up for much longer
+        return problems.get(timeout=2 * timeout)  # a name lookup may take much longer than the timeout
     except queue.Empty:
         return "no answer"
 
 
-def _problem(timeout: float) -> str | None:
-    try:
-        _ask("HEAD", "/", timeout)
-    except urllib.error.HTTPError as error:
-        error.close()
-        return f"it answers with HTTP {error.code}" if error.code >= 500 else None
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        return _readable(error)
-    return None
-
-
 def hub_reachable(timeout: float = TIMEOUT) -> bool:
-    """Whether the Hub answers."""
+    """Return whether the Hub answers."""
     return hub_problem(timeout) is None
 
 
 def token_owner(token: str, timeout: float = TIMEOUT) -> str | None:
-    """The name of the account that `token` belongs to, None if the Hub does not know the token. Raises OSError when the Hub
-    does not say."""
+    """Return the name of the account that `token` belongs to, None if the Hub rejects it. Raises OSError if the Hub gives no
+    usable answer."""
     try:
-        answer = _ask("GET", "/api/whoami-v2", timeout, token)
+        answer = _request("GET", "/api/whoami-v2", timeout, token)
         name = json.loads(answer)["name"]
     except urllib.error.HTTPError as error:
         error.close()
@@ -67,17 +68,17 @@ def token_owner(token: str, timeout: float = TIMEOUT) -> str | None:
             return None
         raise OSError(f"HTTP {error.code}") from None
     except (ValueError, KeyError, TypeError, http.client.HTTPException) as error:
-        raise OSError(f"an answer that cannot be read: {_readable(error)}") from None
+        raise OSError(f"an unreadable answer: {_readable(error)}") from None
     return str(name)
 
 
-def _ask(method: str, path: str, timeout: float, token: str | None = None) -> bytes:
+def _request(method: str, path: str, timeout: float, token: str | None = None) -> bytes:
     url = endpoint() + path
     if not url.lower().startswith(("http://", "https://")):
         raise ValueError(f"HF_ENDPOINT must be an http:// or https:// address, it is {endpoint()!r}")
     request = urllib.request.Request(url, method=method, headers={"User-Agent": "locallab"})
     if token:
-        request.add_unredirected_header("Authorization", f"Bearer {token}")  # for nobody whom the Hub names instead
+        request.add_unredirected_header("Authorization", f"Bearer {token}")  # not sent to hosts that the Hub redirects to
     with urllib.request.urlopen(request, timeout=timeout) as response:
         data: bytes = response.read(1 << 20)
         return data

@@ -1,4 +1,4 @@
-"""Weights that other programs keep on this machine: the Hugging Face cache and Ollama's store. Read only, never changed."""
+"""Models in the stores of other programs on this machine: the Hugging Face cache and Ollama's store. Read-only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -21,12 +21,13 @@ log = logging.getLogger(__name__)
 Keeper = Literal["huggingface", "ollama"]
 PROGRAMS: dict[Keeper, str] = {"huggingface": "the Hugging Face cache", "ollama": "Ollama"}
 OLLAMA_LAYERS = {"application/vnd.ollama.image.model": "model", "application/vnd.ollama.image.projector": "mmproj"}
-SERVICE = Path("/usr/share/ollama/.ollama/models")  # where Ollama keeps models when it runs as a service
+SERVICE = Path("/usr/share/ollama/.ollama/models")
+"""Ollama's store when it runs as a service."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Importable:
-    """A model that another program has here. `name` is what that program calls it; `files` are all of a split model's."""
+    """A model in another program's store. `name` is that program's name for it; `files` are all files of a split model."""
 
     name: str
     keeper: Keeper
@@ -42,7 +43,7 @@ class Importable:
         return sum(file.stat().st_size for file in self.files)
 
     def spec(self, model_id: str) -> ModelSpec:
-        """An entry for it: the files are used where they lie."""
+        """Return a registry entry that uses the files in place."""
         return ModelSpec(
             id=model_id,
             source=FileSource(self.path),
@@ -53,13 +54,13 @@ class Importable:
 
     @property
     def model_id(self) -> str:
-        """An id that fits it: its name with the characters that no id may have replaced."""
+        """Its name as an id, with characters not allowed in ids replaced."""
         words = [re.sub(r"[^A-Za-z0-9._-]+", "-", word).strip("._-") for word in self.name.split(":", 1)]
         return ":".join(filter(None, words)) or "model"
 
 
 def scan() -> list[Importable]:
-    """The models that other programs have here, by name."""
+    """Return the models in the stores of other programs, sorted by name."""
     return sorted([*_scan_hub(), *_scan_ollama()], key=lambda each: (each.name.lower(), each.keeper))
 
 
@@ -67,21 +68,28 @@ def scan() -> list[Importable]:
 
 
 def found(source: HubSource) -> tuple[Path, ...]:
-    """The files of this source in the Hugging Face cache, all of them and as their digests say, else none. No network."""
-    snapshot = _snapshot(source)
-    if snapshot is None:
-        return ()
+    """Return the files of this source in the Hugging Face cache if all are there and match their digests, else (). Sends no
+    request."""
+    repo = _hub_cache() / f"models--{source.repo.replace('/', '--')}"
+    revision = source.revision or "main"
+    with contextlib.suppress(OSError):  # a commit, or not cached
+        revision = (repo / "refs" / revision).read_text().strip()
+    snapshot = repo / "snapshots" / revision
     names = [file.relative_to(snapshot).as_posix() for file in snapshot.rglob("*.gguf") if file.is_file()]
     try:
         chosen = shards(source.file) if source.file else quants.choose(names, source.quantization)
     except quants.NoChoice:
         return ()
-    files = tuple(snapshot / name for name in chosen if name in names)
-    return files if len(files) == len(chosen) and all(map(_is_whole, files)) else ()
+    if not set(chosen) <= set(names):
+        return ()
+    files = tuple(snapshot / name for name in chosen)
+    # A blob is named by its SHA-256; a file that is no blob cannot be checked.
+    blobs = [file.resolve() for file in files]
+    return files if all(re.fullmatch("[0-9a-f]{64}", blob.name) and _matches(blob, blob.name) for blob in blobs) else ()
 
 
 def _hub_cache() -> Path:
-    """As huggingface_hub finds it, but by the environment as it is now."""
+    """Return the cache folder as huggingface_hub does, but by the current environment."""
     from huggingface_hub import constants  # imports slowly
 
     if named := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
@@ -89,21 +97,6 @@ def _hub_cache() -> Path:
     if home := os.environ.get("HF_HOME"):
         return Path(os.path.expandvars(home)).expanduser() / "hub"
     return Path(constants.HF_HUB_CACHE)
-
-
-def _snapshot(source: HubSource) -> Path | None:
-    repo = _hub_cache() / f"models--{source.repo.replace('/', '--')}"
-    revision = source.revision or "main"
-    with contextlib.suppress(OSError):  # a commit, or nothing that is cached
-        revision = (repo / "refs" / revision).read_text().strip()
-    snapshot = repo / "snapshots" / revision
-    return snapshot if snapshot.is_dir() else None
-
-
-def _is_whole(file: Path) -> bool:
-    """Whether the file is what the name of its blob, its SHA-256, says. A file that is no blob cannot be checked."""
-    blob = file.resolve()
-    return bool(re.fullmatch("[0-9a-f]{64}", blob.name)) and _is(blob, blob.name)
 
 
 def _scan_hub() -> Iterator[Importable]:
@@ -116,31 +109,28 @@ def _scan_hub() -> Iterator[Importable]:
     for repo in repos:
         newest: dict[str, Importable] = {}
         for revision in sorted(repo.revisions, key=lambda each: each.last_modified):
-            names = {file.file_path.relative_to(revision.snapshot_path).as_posix() for file in revision.files}
-            newest |= {each.name: each for each in _offered(repo.repo_id, revision.snapshot_path, names)}
+            snapshot = revision.snapshot_path
+            offers = quants.offers(file.file_path.relative_to(snapshot).as_posix() for file in revision.files)
+            labels = [offer.label for offer in offers]
+            for offer in offers:
+                files = tuple(snapshot / name for name in offer.files)
+                # By the quantization where it is unambiguous.
+                which = offer.label if offer.label and labels.count(offer.label) == 1 else Path(offer.name).stem
+                if _is_gguf(files[0]):
+                    name = f"{repo.repo_id}:{which}"
+                    newest[name] = Importable(name, "huggingface", files)
         yield from newest.values()
-
-
-def _offered(repo: str, snapshot: Path, names: Iterable[str]) -> Iterator[Importable]:
-    """The models of one snapshot, called by their quantization where that says which is meant."""
-    offers = quants.offers(names)
-    labels = [offer.label for offer in offers]
-    for offer in offers:
-        files = tuple(snapshot / name for name in offer.files)
-        which = offer.label if offer.label and labels.count(offer.label) == 1 else Path(offer.name).stem
-        if _is_gguf(files[0]):
-            yield Importable(f"{repo}:{which}", "huggingface", files)
 
 
 # ---- Ollama
 
 
 def blob(sha256: str | None, size: int | None) -> Path | None:
-    """The file of this digest in Ollama's store, if it is there and whole."""
+    """Return the file of this digest in Ollama's store if it is there and intact."""
     for root in _ollama_roots() if sha256 else ():
         for name in (f"sha256-{sha256}", f"sha256:{sha256}"):
             path = root / "blobs" / name
-            if path.is_file() and path.stat().st_size == size and sha256 and _is(path, sha256):
+            if path.is_file() and path.stat().st_size == size and sha256 and _matches(path, sha256):
                 return path
     return None
 
@@ -155,45 +145,38 @@ def _scan_ollama() -> Iterator[Importable]:
     for root in _ollama_roots():
         for manifest in sorted(root.glob("manifest*/*/*/*/*")):
             layers = _layers(root, manifest)
-            name = _ollama_name(manifest.parts[-4:])
+            host, namespace, model, tag = manifest.parts[-4:]
+            name = f"{model}:{tag}"  # as Ollama writes it: without its defaults
+            if host not in ("registry.ollama.ai", "ollama.com"):
+                name = f"{host}/{namespace}/{name}"
+            elif namespace != "library":
+                name = f"{namespace}/{name}"
             if "model" in layers and name not in seen:
                 seen.add(name)
                 yield Importable(name, "ollama", (layers["model"],), layers.get("mmproj"))
 
 
 def _layers(root: Path, manifest: Path) -> dict[str, Path]:
-    """The GGUF files of a model by part, as its manifest says; none for a file that is no manifest."""
+    """Return the GGUF files of a model by part, by its manifest; {} for a file that is no manifest."""
     try:
         layers = json.loads(manifest.read_bytes())["layers"]
         named = {OLLAMA_LAYERS[layer["mediaType"]]: layer for layer in layers if layer["mediaType"] in OLLAMA_LAYERS}
-        return {
-            part: path
-            for part, layer in named.items()
-            for path in _blobs(root, layer["digest"])
-            if path.stat().st_size == layer["size"] and _is_gguf(path)
-        }
+        found = {}
+        for part, layer in named.items():
+            blobs = [root / "blobs" / layer["digest"].replace(":", mark) for mark in "-:"]
+            path = next(filter(Path.is_file, blobs), None)
+            if path is not None and path.stat().st_size == layer["size"] and _is_gguf(path):
+                found[part] = path
+        return found
     except (OSError, ValueError, KeyError, TypeError):
         return {}
-
-
-def _blobs(root: Path, digest: str) -> Iterable[Path]:
-    places = (root / "blobs" / digest.replace(":", mark) for mark in "-:")
-    return [place for place in places if place.is_file()][:1]
-
-
-def _ollama_name(parts: Sequence[str]) -> str:
-    """host, namespace, model and tag as Ollama writes them: without what it takes for granted."""
-    host, namespace, model, tag = parts
-    if host not in ("registry.ollama.ai", "ollama.com"):
-        return f"{host}/{namespace}/{model}:{tag}"
-    return f"{model}:{tag}" if namespace == "library" else f"{namespace}/{model}:{tag}"
 
 
 # ---- both
 
 
-def _is(path: Path, sha256: str) -> bool:
-    """Reads the whole file; says so, since a large one takes seconds."""
+def _matches(path: Path, sha256: str) -> bool:
+    """Check the file's digest. Reads the whole file, which is logged because a large one takes seconds."""
     log.info("checking %s against its digest", path)
     digest = hashlib.sha256()
     try:

@@ -1,4 +1,4 @@
-"""A registry file as entries, each with where it stands. What is wrong is named by file, line, entry and key."""
+"""Reading and extending registry files. Errors name the file, the line, the entry and the key."""
 
 from __future__ import annotations
 
@@ -22,12 +22,16 @@ KINDS = {"file": FileSource, "hub": HubSource, "pypi": PypiSource}
 
 
 def read(path: Path) -> Iterator[tuple[str, ModelSpec]]:
-    """Yields where each entry stands, for messages, and the entry. Raises ConfigError."""
+    """Yield each entry with its place in the file, for error messages. Raises ConfigError."""
     loader, nodes = _parse(path)
     for index, node in enumerate(nodes):
         if not isinstance(node, yaml.MappingNode):
             raise ConfigError(f"{path}:{node.start_mark.line + 1}: models[{index}]: must be a mapping, got {node.value!r}")
-        yield _Entry(path, index, node, _construct(path, loader, node)).read()
+        try:
+            entry: dict[str, Any] = loader.construct_document(node)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path}:{node.start_mark.line + 1}: not valid YAML: {error}") from None
+        yield _Entry(path, index, node, entry).read()
 
 
 def _parse(path: Path) -> tuple[yaml.SafeLoader, list[yaml.Node]]:
@@ -46,16 +50,8 @@ def _parse(path: Path) -> tuple[yaml.SafeLoader, list[yaml.Node]]:
     return loader, pairs[0][1].value
 
 
-def _construct(path: Path, loader: yaml.SafeLoader, node: yaml.Node) -> dict[str, Any]:
-    try:
-        entry: dict[str, Any] = loader.construct_document(node)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}:{node.start_mark.line + 1}: not valid YAML: {error}") from None
-    return entry
-
-
 class _Entry:
-    """One entry while it is checked; knows the line of each of its keys."""
+    """One entry being checked, with the line of each of its keys."""
 
     def __init__(self, path: Path, index: int, node: yaml.MappingNode, entry: dict[str, Any]) -> None:
         self._path = path
@@ -64,35 +60,33 @@ class _Entry:
         self._name = entry.get("id", f"models[{index}]")
 
     def read(self) -> tuple[str, ModelSpec]:
-        for keys in _doubled(self._node, ()):
-            raise self._error(keys, "is given twice")
+        """Return the entry's place in the file and the entry. Raises ConfigError."""
+        for keys in _duplicates(self._node, ()):
+            raise self._error(keys, "appears twice")
         if isinstance(self._entry.get("size"), str):
             self._entry["size"] = self._bytes(self._entry["size"])
         try:
             spec = msgspec.convert(self._entry, ModelSpec, dec_hook=self._place)
         except msgspec.ValidationError as error:
             raise self._error(*_readable(str(error))) from None
-        self._check(spec)
-        return self._where(()), spec
-
-    def _check(self, spec: ModelSpec) -> None:
         for part, source in spec.parts.items():
             if isinstance(source, HubSource) and source.file and source.quantization:
                 key = "source" if part == "model" else part
                 raise self._error((key, "quantization"), "the file is named already: leave out one of the two")
         if "context" in spec.settings:
-            raise self._error(("settings", "context"), "say it once, as the entry's own context")
+            raise self._error(("settings", "context"), "set it once, as the entry's own context")
         for name, value in spec.settings.items():
             resolve(EngineSettings, (f"{self._where(('settings', name))}: settings", {name: value}))
+        return self._where(()), spec
 
     def _place(self, kind: type, value: Any) -> Path:
-        """A relative path starts at the folder of the registry file."""
+        """Decode a path, relative to the folder of the registry file."""
         if not value or not isinstance(value, str):
             raise TypeError(f"Expected a path, got {value!r}")
         return self._path.parent / Path(value).expanduser()
 
     def _bytes(self, text: str) -> int:
-        """98, 98 MB, 4.7 GB or 1.5 GiB as bytes."""
+        """Parse 98, 98 MB, 4.7 GB or 1.5 GiB as bytes."""
         found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
         unit = UNITS.get(found[2].upper() or "B") if found else None
         if found is None or unit is None:
@@ -103,7 +97,7 @@ class _Entry:
         return ConfigError(f"{self._where(keys)}: {'.'.join(keys)}: {reason}")
 
     def _where(self, keys: tuple[str, ...]) -> str:
-        """File, line and entry; the line is that of the last of `keys` that is there."""
+        """Return file, line and entry as text; the line is that of the last existing one of the nested `keys`."""
         node: yaml.Node = self._node
         line = node.start_mark.line
         for key in keys:
@@ -111,22 +105,22 @@ class _Entry:
             found = [(name, value) for name, value in pairs if name.value == key.partition("[")[0]]
             if not found:
                 break
-            line, node = found[-1][0].start_mark.line, found[-1][1]  # of two the second, which is one too many
+            line, node = found[-1][0].start_mark.line, found[-1][1]  # of duplicates the second
         return f"{self._path}:{line + 1}: {self._name}"
 
 
-def _doubled(node: yaml.Node, above: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """Yields each key that a mapping below `node` has twice: YAML's reader would silently take the second."""
+def _duplicates(node: yaml.Node, above: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Yield each key that appears twice in a mapping below `node`; the YAML reader would silently take the second."""
     seen = set()
     for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
         if key.value in seen:
             yield (*above, str(key.value))
         seen.add(key.value)
-        yield from _doubled(value, (*above, str(key.value)))
+        yield from _duplicates(value, (*above, str(key.value)))
 
 
 def _readable(message: str) -> tuple[tuple[str, ...], str]:
-    """The key that a message of msgspec is about, and what is wrong with it."""
+    """Split an error message of msgspec into the key it concerns and the problem."""
     found = re.fullmatch(r"(.*) - at `\$\.?(.*)`", message)
     reason, path = (found[1], found[2]) if found else (message, "")
     keys = tuple(path.split(".")) if path else ()
@@ -143,9 +137,9 @@ NEW = "# Models of your own; the models.yaml that comes with LocalLab documents 
 
 
 def append(path: Path, spec: ModelSpec) -> None:
-    """Writes `spec` as the last entry of the file, which is made if there is none; readers see the old file or the new one.
+    """Append `spec` to the file, which is created if missing; readers see either the old file or the new one.
 
-    Raises ConfigError, and changes nothing, if the file cannot be read or written, or is not laid out one entry below another.
+    Raises ConfigError, leaving the file unchanged, if it cannot be read or written, or does not list one entry below another.
     """
     try:
         text = path.read_text() if path.exists() else NEW
@@ -155,38 +149,33 @@ def append(path: Path, spec: ModelSpec) -> None:
     if any(spec.id.lower() == other.id.lower() for _, other in before):
         raise ConfigError(f"{path}: the id {spec.id!r} is taken already")
     try:
-        _replace(path, with_entry(text, spec), len(before) + 1)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".models-") as folder:
+            new = Path(folder) / path.name
+            new.write_text(with_entry(text, spec))
+            if not _has_entries(new, len(before) + 1):
+                raise ConfigError(
+                    f"{path}: write the list of models one entry below another, each after a dash; nothing was changed"
+                )
+            os.replace(new, path)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from None
 
 
 def with_entry(text: str, spec: ModelSpec) -> str:
-    """The text of a registry file with one more entry at its end. Pure."""
+    """Return the text of a registry file with `spec` appended. Pure."""
     root: Any = yaml.compose(text, yaml.SafeLoader)
     listed = root.value[0][1]
     column = listed.start_mark.column if isinstance(listed, yaml.SequenceNode) else 2
-    entry = yaml.safe_dump([_plain(spec)], sort_keys=False, allow_unicode=True, default_flow_style=None, width=10**6)
+    keys: dict[str, Any] = msgspec.to_builtins(spec, enc_hook=str)
+    first = {key: keys.pop(key) for key in ("id", "description")}
+    written = {**first, **{key: value for key, value in keys.items() if value}}
+    entry = yaml.safe_dump([written], sort_keys=False, allow_unicode=True, default_flow_style=None, width=10**6)
     return text + ("" if text.endswith("\n") else "\n") + textwrap.indent(entry, " " * column)
 
 
-def _plain(spec: ModelSpec) -> dict[str, Any]:
-    """The keys of an entry that say something."""
-    said: dict[str, Any] = msgspec.to_builtins(spec, enc_hook=str)
-    first = {key: said.pop(key) for key in ("id", "description")}
-    return {**first, **{key: value for key, value in said.items() if value}}
-
-
-def _replace(path: Path, text: str, count: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".models-") as folder:
-        new = Path(folder) / path.name
-        new.write_text(text)
-        try:
-            whole = len(list(read(new))) == count
-        except ConfigError:
-            whole = False
-        if not whole:
-            raise ConfigError(
-                f"{path}: write the list of models one entry below another, each after a dash; nothing was changed"
-            )
-        os.replace(new, path)
+def _has_entries(path: Path, count: int) -> bool:
+    try:
+        return len(list(read(path))) == count
+    except ConfigError:
+        return False

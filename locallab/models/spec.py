@@ -1,4 +1,4 @@
-"""What one entry of a registry says: a model, its files' sources, its settings."""
+"""A registry entry: a model, the sources of its files, its settings."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-# No slash: an id is one part of a URL's path, and some clients refuse one.
+# No slash: an id is one segment of a URL path, and some clients reject slashes.
 ModelId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(:[A-Za-z0-9][A-Za-z0-9._-]*)?$")]
 Text = Annotated[str, Meta(min_length=1)]
-Word = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/+!-]*$")]  # never taken for an option of a command
+Word = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/+!-]*$")]  # never mistaken for a command-line option
 Part = Literal["model", "mmproj", "draft"]
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.gguf)", re.IGNORECASE)
 
 
 class HubSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="hub"):
-    """A file of a model repository on the Hugging Face Hub: the one named, or the one of that quantization, or with
-    neither the most usual quantization there is. `revision` None is the main branch."""
+    """A file of a model repository on the Hugging Face Hub: by name, by quantization, or with neither the first of
+    `quants.ORDER` that the repository has. `revision` None is the main branch."""
 
     repo: Word
     file: Word | None = None
@@ -39,7 +39,7 @@ class PypiSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fi
 
 
 class FileSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="file"):
-    """A file that lies on this machine already; it is used where it lies."""
+    """A file on this machine, used in place."""
 
     path: Path
 
@@ -48,8 +48,8 @@ Source = HubSource | PypiSource | FileSource
 
 
 class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One entry of the registry. `size` is bytes, None where nobody said; `context` is tokens one request may use unless a
-    setting says otherwise; None leaves it to the engine."""
+    """One registry entry. `size` is the bytes of the model, None if unknown; `context` the default tokens of one request, None
+    for the engine's default."""
 
     id: ModelId
     source: Source
@@ -69,20 +69,20 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     @property
     def parts(self) -> dict[Part, Source]:
-        """Where each part of the model comes from; all of them are fetched together, the model itself first."""
+        """The source of each part of the model, which are fetched together, the model itself first."""
         named: dict[Part, Source | None] = {"model": self.source, "mmproj": self.mmproj, "draft": self.draft}
         return {part: source for part, source in named.items() if source is not None}
 
     @property
     def engine_settings(self) -> dict[str, Any]:
-        """What this entry says about EngineSettings: a layer for `settings.resolve`."""
+        """The entry's values for EngineSettings, as a layer for `settings.resolve`."""
         return {"context": self.context, **self.settings}
 
 
 def shards(name: str) -> tuple[str, ...]:
-    """All files of the model that `name` belongs to, in order; only `name` itself if the model is not split.
+    """Return the files of the model that `name` belongs to, in order; only `name` itself if the model is not split.
 
-    A split model is model-00001-of-00003.gguf and so on; llama.cpp is given the first and opens the others beside it.
+    A split model is model-00001-of-00003.gguf and so on; llama.cpp opens the first and finds the others beside it.
     """
     found = _SHARD.fullmatch(name)
     if found is None or not int(found["count"]):
@@ -92,6 +92,6 @@ def shards(name: str) -> tuple[str, ...]:
 
 
 def unsharded(name: str) -> str:
-    """The name without what marks one file of a split model."""
+    """Return the name without the suffix of a split model's file."""
     found = _SHARD.fullmatch(name)
     return found["stem"] + found["suffix"] if found else name

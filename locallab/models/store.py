@@ -1,7 +1,7 @@
-"""Where weights lie: <home>/models/<id>/, for mmproj and draft one folder below.
+"""The store of model files: <home>/models/<id>/, with subfolders for mmproj and draft.
 
-A part of a model is there once its record is: the record is written last, and says what was fetched from where and how large
-each file is. A file that is shorter than its record says is not there.
+A part of a model is stored once its record is: the record is written last, with the source, the commit and the size of each
+file. A file of another size counts as missing.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from locallab.models.spec import FileSource, HubSource, ModelSpec, Part, PypiSou
 from locallab.settings import home
 
 RECORD = ".files.json"
-LOOK = 1.0  # seconds between two looks at a lock that another holds
+LOOK = 1.0
+"""Seconds between two attempts to take a lock."""
 
 
 class Kept(msgspec.Struct, frozen=True):
-    """A file of the record: its name beside the record, or its whole path if it lies elsewhere."""
+    """A file of a record. `path` is its name beside the record, or its absolute path if it is elsewhere."""
 
     path: str
     size: int
@@ -33,7 +34,7 @@ class Kept(msgspec.Struct, frozen=True):
 
 
 class Record(msgspec.Struct, frozen=True):
-    """What a part of a model was fetched from, at which commit of a repository, and its files in order."""
+    """The source of a part of a model, the commit of its repository, and its files in order."""
 
     source: HubSource | PypiSource
     files: tuple[Kept, ...]
@@ -41,63 +42,80 @@ class Record(msgspec.Struct, frozen=True):
 
 
 class Store:
-    """The models on this machine. `root` None is the models folder of `settings.home()`; it is made when first needed."""
+    """The models on this machine. `root` defaults to the models folder of `settings.home()`; it is created on first use."""
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = home() / "models" if root is None else root
 
     def path(self, spec: ModelSpec, part: Part = "model") -> Path | None:
-        """The file to open for this part if all its files are there and complete, else None. Changes nothing."""
+        """Return the file to open for this part, None unless all its files are complete. Changes nothing."""
         return next(iter(self.files(spec, part)), None)
 
     def has(self, spec: ModelSpec) -> bool:
-        """Whether every part of the model is there and complete. Changes nothing."""
+        """Return whether all parts of the model are complete. Changes nothing."""
         return all(self.files(spec, part) for part in spec.parts)
 
     def size(self, spec: ModelSpec) -> int | None:
-        """Bytes of the model's own files, None if they are not there. Changes nothing."""
+        """Return the bytes of the model part's files, None unless they are complete. Changes nothing."""
         files = self.files(spec)
         return sum(path.stat().st_size for path in files) if files else None
 
     def files(self, spec: ModelSpec, part: Part = "model") -> tuple[Path, ...]:
-        """All files of a part, in order, if they are there and complete, else none. Changes nothing."""
+        """Return the files of a part in order, () unless all are complete. Changes nothing."""
         source = spec.parts.get(part)
         if isinstance(source, FileSource):
             beside = tuple(source.path.with_name(name) for name in shards(source.path.name))
             return beside if all(_size(path) for path in beside) else ()
         record = self.record(spec, part)
         if record is None:
-            return self._unrecorded(spec, part)
+            # A single file put there without a record counts if it has exactly the registry's size.
+            name = getattr(source, "file", None)
+            if part != "model" or not name or len(shards(name)) > 1:
+                return ()
+            path = self.folder(spec) / PurePosixPath(name).name
+            return (path,) if spec.size is not None and _size(path) == spec.size else ()
         paths = tuple(self.folder(spec, part) / kept.path for kept in record.files)
         whole = all(_size(path) == kept.size for path, kept in zip(paths, record.files, strict=True))
         return paths if whole and record.source == source else ()
 
     def record(self, spec: ModelSpec, part: Part = "model") -> Record | None:
-        """What was fetched for this part, None if nothing was or the record cannot be read. Changes nothing."""
+        """Return the record of this part, None if there is none or it is unreadable. Changes nothing."""
         return self.record_in(self.folder(spec, part))
 
     def record_in(self, folder: Path) -> Record | None:
-        """As `record`, for a folder of which nobody knows the model. Changes nothing."""
+        """Return the record in a folder whose model is unknown. Changes nothing."""
         try:
             return msgspec.json.decode((folder / RECORD).read_bytes(), type=Record)
         except (OSError, msgspec.DecodeError):
             return None
 
     def folder(self, spec: ModelSpec, part: Part = "model") -> Path:
-        """Where this part's files lie once they are there, unless its source is a file. Changes nothing."""
+        """Return the folder for this part's files, which is unused if its source is a file. Changes nothing."""
         folder = self.root / _folder(spec)
         return folder if part == "model" else folder / part
 
     def adopt(self, spec: ModelSpec, part: Part, files: Sequence[tuple[Path, Kept]], commit: str | None = None) -> Path:
-        """Moves complete files to their places, each to the name its record gives, and returns the first.
+        """Move complete files into the folder of the part, under their names in `Kept`, and return the first one's path.
 
-        Nobody sees a part of a file, or some files of a part. What was there before is replaced.
+        Readers never see an incomplete file or an incomplete part. Previous files are replaced. Raises OSError.
         """
         folder = self.folder(spec, part)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / RECORD).unlink(missing_ok=True)
         for file, kept in files:
-            self._move(file, folder / kept.path, spec)
+            place = folder / kept.path
+            _sync(file)
+            try:
+                os.replace(file, place)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                with self.scratch(spec) as scratch:
+                    copy = scratch / place.name
+                    shutil.copyfile(file, copy)
+                    _sync(copy)
+                    os.replace(copy, place)
+                file.unlink()
         keeping = {RECORD, *(kept.path for _, kept in files)}
         for old in folder.iterdir():
             if old.name not in keeping and old.is_file():
@@ -105,7 +123,7 @@ class Store:
         return self.refer(spec, part, [kept for _, kept in files], commit)
 
     def refer(self, spec: ModelSpec, part: Part, files: Sequence[Kept], commit: str | None = None) -> Path:
-        """Records the files of a part that lie in their places already, or elsewhere on this machine. Returns the first."""
+        """Record files that are in the part's folder already or elsewhere on this machine; return the first one's path."""
         source = spec.parts[part]
         assert not isinstance(source, FileSource), "a file source has no record"
         folder = self.folder(spec, part)
@@ -118,21 +136,21 @@ class Store:
         return folder / files[0].path
 
     def remove(self, spec: ModelSpec) -> int:
-        """Removes what the store holds of the model, half-fetched files too; files elsewhere stay. Returns the bytes freed."""
+        """Remove the model's files in the store, including partial ones, but not files elsewhere. Return the bytes freed."""
         freed = self.held(spec)
         for folder in (self.folder(spec), self._partials(spec)):
             shutil.rmtree(folder, ignore_errors=True)
         return freed
 
     def held(self, spec: ModelSpec) -> int:
-        """Bytes that `remove` would free. Changes nothing."""
+        """Return the bytes that `remove` would free. Changes nothing."""
         folders = (self.folder(spec), self._partials(spec))
         return sum(_size(path) for folder in folders for path in folder.rglob("*") if not path.is_symlink())
 
     @contextlib.contextmanager
     def lock(self, spec: ModelSpec, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Holds the model against other processes and threads that fetch it; while it waits for them it calls `waiting`."""
-        # Imports slowly; unlike a plain FileLock it also works on file systems without flock, as a mounted cloud drive.
+        """Lock the model against fetches in other processes and threads; calls `waiting` repeatedly until the lock is free."""
+        # Slow to import. Unlike a plain FileLock it also works on file systems without flock, such as mounted cloud drives.
         from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
         locks = self.root / ".locks"
@@ -148,21 +166,21 @@ class Store:
 
     @contextlib.contextmanager
     def scratch(self, spec: ModelSpec) -> Iterator[Path]:
-        """A new folder for half-made files, on the store's file system; it is gone afterwards."""
+        """Create a temporary folder on the store's file system."""
         parts = self.root / ".parts"
         parts.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=parts, prefix=f"{_folder(spec)}-", ignore_cleanup_errors=True) as folder:
             yield Path(folder)
 
     def sweep(self, spec: ModelSpec) -> None:
-        """Removes what a killed fetch of this model left in scratch folders. Only for the holder of its lock."""
+        """Remove scratch folders of this model left by killed fetches. Only for the holder of its lock."""
         for left in (self.root / ".parts").glob(f"{_folder(spec)}-????????"):
             shutil.rmtree(left, ignore_errors=True)
 
     def partial(self, spec: ModelSpec, part: Part, names: Sequence[str]) -> list[Path]:
-        """The places of half-fetched files, which outlive the process; others of this part are removed.
+        """Return paths for partial files, which outlive the process, and remove this part's other partial files.
 
-        Only for the holder of the model's lock, as is `drop_partial`.
+        Only for the holder of the model's lock, like `drop_partial`.
         """
         folder = self._partials(spec) / part
         folder.mkdir(parents=True, exist_ok=True)
@@ -172,54 +190,31 @@ class Store:
         return [folder / name for name in names]
 
     def drop_partial(self, spec: ModelSpec, part: Part) -> None:
-        """Removes the half-fetched files of a part."""
+        """Remove the partial files of a part."""
         shutil.rmtree(self._partials(spec) / part, ignore_errors=True)
 
     def partial_size(self, spec: ModelSpec) -> int:
-        """Bytes of half-fetched files of this model. Changes nothing."""
+        """Return the bytes of this model's partial files. Changes nothing."""
         return sum(_size(path) for path in self._partials(spec).rglob("*"))
 
     def _partials(self, spec: ModelSpec) -> Path:
         return self.root / ".partial" / _folder(spec)
 
-    def _unrecorded(self, spec: ModelSpec, part: Part) -> tuple[Path, ...]:
-        """The one file of a model put there without a record, if it is exactly as long as the registry says."""
-        source = spec.parts.get(part)
-        name = getattr(source, "file", None)
-        if part != "model" or not name or len(shards(name)) > 1:
-            return ()
-        path = self.folder(spec) / PurePosixPath(name).name
-        return (path,) if spec.size is not None and _size(path) == spec.size else ()
-
-    def _move(self, file: Path, place: Path, spec: ModelSpec) -> None:
-        _sync(file)
-        try:
-            os.replace(file, place)
-        except OSError as error:
-            if error.errno != errno.EXDEV:
-                raise
-            with self.scratch(spec) as scratch:
-                copy = scratch / place.name
-                shutil.copyfile(file, copy)
-                _sync(copy)
-                os.replace(copy, place)
-            file.unlink()
-
 
 def _folder(spec: ModelSpec) -> str:
-    """The id as one readable part of a path; no two ids share one."""
+    """Return the id as a readable and unique path component."""
     return quote(spec.id.lower(), safe=":").replace(":", "@")
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file, 0 for what is none."""
+    """Return the bytes of a file, 0 if it is none."""
     try:
         return path.stat().st_size if path.is_file() else 0
-    except OSError:  # it vanished, or may not be seen
+    except OSError:  # removed meanwhile, or not accessible
         return 0
 
 
 def _sync(path: Path) -> None:
-    """Writes the file out before it is renamed, so that a power cut cannot leave a complete name on an empty file."""
+    """Flush the file to disk before it is renamed, so that a power cut cannot leave an empty file under the final name."""
     with path.open("rb") as file:
         os.fsync(file.fileno())

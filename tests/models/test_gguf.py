@@ -53,7 +53,7 @@ def test_the_tensors_are_those_the_reference_reads(tiny: Path) -> None:
 def test_the_facts(tmp_path: Path) -> None:
     header = gguf.read(tiny_gguf.write(tmp_path / "tiny.gguf", "llama"))
     assert (header.architecture, header.n_vocab) == ("llama", tiny_gguf.N_VOCAB)
-    assert (header.tokenizer, header.has_chat_template) == ("llama", False)
+    assert (header.tokenizer, "tokenizer.chat_template" in header.metadata) == ("llama", False)
     assert (header.number("block_count"), header.number("context_length"), header.number("nothing")) == (
         4,
         tiny_gguf.CONTEXT,
@@ -75,7 +75,7 @@ def test_figures_that_differ_from_layer_to_layer(tmp_path: Path) -> None:
 def test_a_real_model(model_path: Path) -> None:
     header = gguf.read(model_path)
     assert header.n_vocab > 1000
-    assert header.has_chat_template
+    assert "tokenizer.chat_template" in header.metadata
     assert 0 < header.size <= model_path.stat().st_size
 
 
@@ -93,7 +93,7 @@ def test_long_arrays_are_stepped_over(tmp_path: Path) -> None:
     assert header.n_vocab == 5000
     assert header.lengths["tokenizer.ggml.scores"] == 5000
     assert header.arrays == {"llama.few": (1, 2)}
-    assert header.has_chat_template
+    assert "tokenizer.chat_template" in header.metadata
     assert header.tensors == (gguf.Tensor("blk.12.x", "F32", (3, 2), 24),)
     assert header.tensors[0].layer == 12
 

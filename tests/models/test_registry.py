@@ -73,10 +73,10 @@ WRONG = {
         "models.yaml:7: tiny:1m: draft.quantization: the file is named already",
     ),
     "wrong-mmproj": (ENTRY + "    mmproj: {kind: hub}\n", "models.yaml:7: tiny:1m: mmproj.repo: is missing"),
-    "key-twice": (ENTRY + "    context: 256\n", "models.yaml:7: tiny:1m: context: is given twice"),
+    "key-twice": (ENTRY + "    context: 256\n", "models.yaml:7: tiny:1m: context: appears twice"),
     "source-key-twice": (
         ENTRY.replace("file: tiny.gguf", "file: tiny.gguf, repo: acme/other"),
-        "models.yaml:4: tiny:1m: source.repo: is given twice",
+        "models.yaml:4: tiny:1m: source.repo: appears twice",
     ),
     "unknown-setting": (
         ENTRY + "    settings: {layers: 3}\n",
@@ -86,7 +86,7 @@ WRONG = {
         ENTRY + "    settings:\n      kv_type: f16\n      gpu_layers: few\n",
         "models.yaml:9: tiny:1m: settings: gpu_layers: Expected `int`",
     ),
-    "context-twice": (ENTRY + "    settings: {context: 3}\n", "models.yaml:7: tiny:1m: settings.context: say it once"),
+    "context-twice": (ENTRY + "    settings: {context: 3}\n", "models.yaml:7: tiny:1m: settings.context: set it once"),
     "same-id": (ENTRY + ENTRY.lstrip("\n"), "models.yaml:7: tiny:1m: the name 'tiny:1m' is taken already by tiny:1m"),
     "same-id-other-case": (
         ENTRY + ENTRY.lstrip("\n").replace("tiny:1m", "Tiny:1M"),

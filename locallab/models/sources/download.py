@@ -1,5 +1,5 @@
-"""One file of the Hub onto the disk: goes on where an earlier attempt stopped, in this process or a killed one, and checks
-what came against the digest that the Hub gives."""
+"""The download of one file from the Hub: resumes interrupted attempts, even of killed processes, and checks the digest that
+the Hub announces."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Remote:
-    """A file of a repository at one commit. `etag` is its SHA-256, or git's SHA-1 of it, or something of a mirror's own."""
+    """A file of a repository at one commit. `etag` is its SHA-256, its git SHA-1, or some other value of a mirror."""
 
     file: str
     url: str
@@ -33,7 +33,7 @@ class Remote:
         return self.etag if re.fullmatch("[0-9a-f]{64}", self.etag) else None
 
     def digest(self) -> Any:
-        """What the whole file must be fed to for `hexdigest` to give its etag; None if that cannot be checked."""
+        """Return a new hash object whose `hexdigest` over the whole file is the etag; None if the etag is no digest."""
         if self.sha256:
             return hashlib.sha256()
         if self.size is not None and re.fullmatch("[0-9a-f]{40}", self.etag):
@@ -42,19 +42,19 @@ class Remote:
 
 
 class WrongContent(Exception):
-    """What came is not what the Hub said it would send; it was thrown away."""
+    """The downloaded file differs from what the Hub announced; it has been discarded."""
 
 
 @cache
 def http_error() -> type[Exception]:
-    """What the HTTP client of the installed huggingface_hub raises, which differs from version to version."""
+    """Return the base error class of huggingface_hub's HTTP client, which depends on its version."""
     from huggingface_hub import errors
 
     return next(base for base in errors.HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
 
 
 def patiently(what: str, call: Callable[[], Any], alive: Callable[[], None]) -> Any:
-    """`call()`, called again after a while when the Hub is busy. A Hub that cannot be reached at all is told at once."""
+    """Return `call()`, retrying while the Hub is busy. An unreachable Hub is an error immediately."""
     from huggingface_hub import errors
 
     failures = 0
@@ -67,7 +67,7 @@ def patiently(what: str, call: Callable[[], Any], alive: Callable[[], None]) -> 
 
 
 def download(remote: Remote, path: Path, report: Callable[[int], None]) -> None:
-    """Fetches the file to `path`, beginning with what is there. Blocks; tells `report` how many bytes are there.
+    """Download the file to `path`, resuming from its present bytes. Blocks; calls `report` with the bytes present.
 
     Raises WrongContent, the HTTP client's errors, or OSError for the disk.
     """
@@ -83,11 +83,11 @@ def download(remote: Remote, path: Path, report: Callable[[int], None]) -> None:
             if not resumed:
                 path.unlink()
                 raise WrongContent(reason)
-            resumed = False  # what lay there may have been damaged: once more from the beginning
+            resumed = False  # the old bytes may have been damaged: start over once
 
 
 def _complete(remote: Remote, growing: _Growing, report: Callable[[int], None]) -> None:
-    """Asks until all has come, as long as each few attempts bring something."""
+    """Send requests until the file is complete; gives up after TRIES attempts in a row without a byte."""
     failures = 0
     while not growing.is_complete():
         before = growing.size
@@ -99,11 +99,12 @@ def _complete(remote: Remote, growing: _Growing, report: Callable[[int], None]) 
         if growing.is_complete() or (error is None and remote.size is None):
             return
         failures = 1 if growing.size > before else failures + 1
-        _pause(remote.file, error or _broken(remote, growing), failures, lambda: report(growing.size))
+        error = error or http_error()(f"the connection ended after {growing.size} of {remote.size} bytes")
+        _pause(remote.file, error, failures, lambda: report(growing.size))
 
 
 def _receive(remote: Remote, growing: _Growing, report: Callable[[int], None]) -> None:
-    """Sends one request for what is missing, and keeps what comes of it."""
+    """Send one request for the missing bytes and write the response."""
     from huggingface_hub import constants, get_session
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
@@ -113,7 +114,7 @@ def _receive(remote: Remote, growing: _Growing, report: Callable[[int], None]) -
     with get_session().stream("GET", remote.url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
         hf_raise_for_status(response)
         if growing.size and response.status_code != 206:
-            growing.restart()  # a server that knows no ranges
+            growing.restart()  # a server without range requests
         for chunk in response.iter_bytes():
             growing.write(chunk)
             report(growing.size)
@@ -122,7 +123,7 @@ def _receive(remote: Remote, growing: _Growing, report: Callable[[int], None]) -
 
 
 def _pause(what: str, error: Exception, failures: int, alive: Callable[[], None]) -> None:
-    """Waits before the next attempt, or raises `error` when there shall be none."""
+    """Wait before the next attempt, or raise `error` if there is to be none."""
     response = getattr(error, "response", None)
     wanted = retry_after(response.headers, datetime.datetime.now(datetime.timezone.utc)) if response is not None else None
     seconds = delay(failures, response.status_code if response is not None else None, wanted)
@@ -133,12 +134,8 @@ def _pause(what: str, error: Exception, failures: int, alive: Callable[[], None]
     wait(seconds, alive)
 
 
-def _broken(remote: Remote, growing: _Growing) -> Exception:
-    return http_error()(f"the connection ended after {growing.size} of {remote.size} bytes")
-
-
 class _Growing:
-    """A half-fetched file, and the digest of what it holds."""
+    """A partial file and the digest of its bytes."""
 
     def __init__(self, file: Any, remote: Remote) -> None:
         self._file = file
@@ -149,14 +146,14 @@ class _Growing:
     @classmethod
     @contextlib.contextmanager
     def open(cls, path: Path, remote: Remote) -> Iterator[_Growing]:
-        with path.open("ab", buffering=0) as file:  # unbuffered: what came outlives a process that is killed
+        with path.open("ab", buffering=0) as file:  # unbuffered: the bytes survive a killed process
             growing = cls(file, remote)
             if path.is_file():
                 growing.read(path)
             yield growing
 
     def read(self, path: Path) -> None:
-        """Counts what is there already."""
+        """Count the bytes that are present already."""
         with path.open("rb") as file:
             while chunk := file.read(1 << 20):
                 self._count(chunk)
@@ -168,13 +165,13 @@ class _Growing:
         self._count(chunk)
 
     def restart(self) -> None:
-        """Throws away what is there."""
+        """Discard the bytes."""
         self._file.truncate(0)
         self.size = 0
         self._digest = self._remote.digest()
 
     def is_complete(self) -> bool:
-        """Whether nothing more is to come; more than was announced is wrong, but complete."""
+        """Return whether all announced bytes are present; too many count as complete, and fail `is_right`."""
         return self._remote.size is not None and self.size >= self._remote.size
 
     def is_right(self) -> bool:
@@ -193,19 +190,21 @@ class _Growing:
 
 
 TRIES = 5
-"""Times in a row that a request may be sent again without a byte having come."""
+"""Retries in a row without a byte received."""
 
 LONGEST = 300.0
-"""The longest time, in seconds, that the Hub may ask us to wait; its rate limits count in windows of this length."""
+"""Longest wait, in seconds, that the Hub may request; its rate limits have windows of this length."""
 
-LOOK = 0.5  # seconds between two calls of what may end the wait
+LOOK = 0.5
+"""Seconds between two calls of `alive` during a wait."""
+
 STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 def delay(failures: int, status: int | None, asked: float | None) -> float | None:
-    """Seconds to wait after this many failures in a row, None to give up.
+    """Return the seconds to wait after this many failures in a row, None to give up.
 
-    `status` None is a connection that broke; `asked` is what the answer asks for.
+    `status` is None for a broken connection; `asked` is the wait requested by the response.
     """
     if failures > TRIES or (status is not None and status not in STATUSES):
         return None
@@ -215,7 +214,7 @@ def delay(failures: int, status: int | None, asked: float | None) -> float | Non
 
 
 def retry_after(headers: Mapping[str, str], now: datetime.datetime) -> float | None:
-    """Seconds that an answer asks to wait: its Retry-After, in either form, or else the window of its rate limit."""
+    """Return the wait in seconds that a response requests, by Retry-After in either form, else by its rate limit's window."""
     after = headers.get("retry-after", "").strip()
     if after.isdigit():
         return float(after)
@@ -229,7 +228,7 @@ def retry_after(headers: Mapping[str, str], now: datetime.datetime) -> float | N
 
 
 def wait(seconds: float, alive: Callable[[], None]) -> None:
-    """Waits; calls `alive` all the while, which may raise to end it."""
+    """Wait, calling `alive` regularly, which may raise to end the wait."""
     left = seconds
     while left > 0:
         alive()

@@ -93,7 +93,7 @@ def test_wrong_content_is_thrown_away(hub: Hub, hub_spec: ModelSpec, store: Stor
     hub.wrong = 1
     with pytest.raises(SourceError) as caught:
         fetch(hub_spec, store)
-    assert f"what came of {hub.url}/acme/tiny is wrong and was thrown away: expected sha256 {etag(WEIGHTS)}" in str(
+    assert f"the download from {hub.url}/acme/tiny is corrupt and was discarded: expected sha256 {etag(WEIGHTS)}" in str(
         caught.value
     )
     assert not partial(store).exists()

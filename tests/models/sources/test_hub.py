@@ -216,15 +216,13 @@ def test_offline_mode_is_named(hub: Hub, hub_spec: ModelSpec, store: Store, monk
 
 def test_what_is_not_a_hub_is_named(hub: Hub, hub_spec: ModelSpec, store: Store) -> None:
     hub.commit = None
-    with pytest.raises(
-        SourceError, match=r"tiny\.gguf of .* cannot be fetched: what answered there is not a Hub; .*HF_ENDPOINT"
-    ):
+    with pytest.raises(SourceError, match=r"tiny\.gguf of .* cannot be fetched: the server there is not a Hub; .*HF_ENDPOINT"):
         fetch(hub_spec, store)
 
 
 def test_an_empty_file_is_refused(hub: Hub, hub_spec: ModelSpec, store: Store) -> None:
     hub.repos["acme/tiny"].files["tiny.gguf"] = b""
-    with pytest.raises(SourceError, match="tiny:hub: the source gave an empty file"):
+    with pytest.raises(SourceError, match="tiny:hub: the source has an empty file"):
         fetch(hub_spec, store)
     assert store.path(hub_spec) is None
 
@@ -244,7 +242,7 @@ def test_a_disk_that_fills_up_meanwhile_keeps_nothing(hub: Hub, hub_spec: ModelS
     """The half-fetched file is the kernel's own full disk."""
     (place,) = store.partial(hub_spec, "model", [etag(WEIGHTS)])
     place.symlink_to("/dev/full")
-    with pytest.raises(SourceError, match=r"the disk of .* became full when 16\.4 kB were missing; 16\.4 kB are needed"):
+    with pytest.raises(SourceError, match=r"the disk of .* became full with 16\.4 kB missing; 16\.4 kB are needed"):
         fetch(hub_spec, store)
     assert left(store) == []
     assert not place.is_symlink()
