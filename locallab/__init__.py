@@ -1,4 +1,4 @@
-"""LocalLab: a private, fast, OpenAI-style inference endpoint on a machine of your own.
+"""LocalLab: a private, fast, OpenAI-style inference endpoint on your own machine.
 
 with locallab.start(model="smollm2:135m") as server:      # a server in the background
     server.openai().chat.completions.create(...)
@@ -18,7 +18,7 @@ __all__ = ["Answer", "Engine", "Server", "__version__", "start"]
 
 
 def __getattr__(name: str) -> object:
-    """What needs llama.cpp and the server is imported when it is used first: `import locallab` alone stays quick."""
+    """Import the public names on first use: they need llama.cpp and the server, and `import locallab` stays fast."""
     if name not in __all__:
         raise AttributeError(f"module 'locallab' has no attribute {name!r}")
     from locallab import inprocess

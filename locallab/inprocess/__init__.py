@@ -1,4 +1,4 @@
-"""LocalLab inside a Python program: a server in the background (`start`), or a model without one (`Engine`)."""
+"""LocalLab inside a Python program: a server in the background (`start`), or a model without a server (`Engine`)."""
 
 from locallab.inprocess.engine import Engine
 from locallab.inprocess.requests import Answer

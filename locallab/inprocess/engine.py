@@ -1,4 +1,4 @@
-"""A model inside a program, without HTTP: one prompt or many at once, whole answers or streams, blocking or not."""
+"""A model inside a program, without HTTP: single prompts or batches, whole answers or streams, blocking or async."""
 
 from __future__ import annotations
 
@@ -11,21 +11,20 @@ from typing import Any, overload
 
 from locallab.engine import ModelInfo
 from locallab.engine.request import TokenEvent
-from locallab.inprocess.launch import check, engine_layers
+from locallab.inprocess.launch import check, engine_layers, open_pool
 from locallab.inprocess.requests import Answer, Messages, Requests, failure
-from locallab.models import Progress, Registry, Store
-from locallab.pool import Pool
-from locallab.settings import EngineSettings
+from locallab.models import Progress, Registry
+from locallab.settings import EngineSettings, ServerSettings
 
 WHERE = "Engine()"
 ANY_NUMBER = 1_000_000
-"""Requests that may wait: a list of prompts is as long as its caller wants."""
+"""Maximum queued requests: a list of prompts may be of any length."""
 
 
 class Engine:
-    """One loaded model. `sampling` is what SamplingParams takes: temperature, top_p, max_tokens, seed, stop, ...
+    """One loaded model. `sampling` are fields of SamplingParams: temperature, top_p, max_tokens, seed, stop, ...
 
-    To be used in a `with` statement, or closed with `close`. From any thread; requests that overlap are computed together.
+    Use it in a `with` statement, or end it with `close`. Callable from any thread; overlapping requests are batched.
     """
 
     def __init__(
@@ -36,12 +35,12 @@ class Engine:
         progress: Progress | None = None,
         **options: Any,
     ) -> None:
-        """Fetches and loads `model`: an id of the registry, hf:owner/repo:Q4_K_M or the path of a .gguf file. `options` are
+        """Fetch and load `model`: an id of the registry, hf:owner/repo:Q4_K_M or the path of a .gguf file. `options` are
         EngineSettings. Raises ConfigError, UnknownModel, SourceError, ModelLoadError."""
         check(WHERE, options, EngineSettings)
         known = Registry.discover(registry)
         spec = known.resolve(model)
-        self._pool = Pool(known, Store(), engine_layers(WHERE, options, {"queue": ANY_NUMBER}))
+        self._pool = open_pool(known, ServerSettings(), engine_layers(WHERE, options, {"queue": ANY_NUMBER}))
         try:
             self._loaded = self._pool.load_now(spec.id, progress)
         except BaseException:
@@ -60,7 +59,7 @@ class Engine:
         return self._loaded.engine.info
 
     def close(self) -> None:
-        """Ends what runs and frees the memory. May be called again."""
+        """End running requests and free the memory. May be called again."""
         self._pool.close()
 
     @overload
@@ -68,7 +67,7 @@ class Engine:
     @overload
     def generate(self, prompt: Sequence[str], **sampling: Any) -> list[Answer]: ...
     def generate(self, prompt: str | Sequence[str], **sampling: Any) -> Answer | list[Answer]:
-        """Completes a text as it stands; a list of texts together, into a list in the same order."""
+        """Complete a text without a template; a list of texts is batched and returned in the same order."""
         prompts, single = ([prompt], True) if isinstance(prompt, str) else (prompt, False)
         with Requests(self._loaded, prompts, sampling) as requests:
             answers = [each.result() for each in requests.answers]
@@ -79,7 +78,7 @@ class Engine:
     @overload
     async def agenerate(self, prompt: Sequence[str], **sampling: Any) -> list[Answer]: ...
     async def agenerate(self, prompt: str | Sequence[str], **sampling: Any) -> Answer | list[Answer]:
-        """As `generate`, without blocking the event loop; cancelling it ends the answers."""
+        """Complete as `generate` without blocking the event loop; cancelling it ends the requests."""
         prompts, single = ([prompt], True) if isinstance(prompt, str) else (prompt, False)
         with Requests(self._loaded, prompts, sampling) as requests:
             answers = await asyncio.gather(*map(asyncio.wrap_future, requests.answers))
@@ -90,7 +89,7 @@ class Engine:
     @overload
     def chat(self, messages: Sequence[Messages], **sampling: Any) -> list[Answer]: ...
     def chat(self, messages: Messages | Sequence[Messages], **sampling: Any) -> Answer | list[Answer]:
-        """Answers a conversation through the model's chat template; a list of conversations together."""
+        """Answer a conversation through the model's chat template; a list of conversations is batched."""
         conversations, single = _conversations(messages)
         with Requests(self._loaded, conversations, sampling) as requests:
             answers = [each.result() for each in requests.answers]
@@ -101,14 +100,14 @@ class Engine:
     @overload
     async def achat(self, messages: Sequence[Messages], **sampling: Any) -> list[Answer]: ...
     async def achat(self, messages: Messages | Sequence[Messages], **sampling: Any) -> Answer | list[Answer]:
-        """As `chat`, without blocking the event loop; cancelling it ends the answers."""
+        """Answer as `chat` without blocking the event loop; cancelling it ends the requests."""
         conversations, single = _conversations(messages)
         with Requests(self._loaded, conversations, sampling) as requests:
             answers = await asyncio.gather(*map(asyncio.wrap_future, requests.answers))
         return answers[0] if single else answers
 
     def stream(self, prompt: str | Messages, **sampling: Any) -> Iterator[str]:
-        """The pieces of one answer as they are computed, to a text or a conversation. Leaving the loop ends the answer."""
+        """Yield the pieces of the answer to a text or a conversation. Leaving the loop ends the request."""
         events: queue.SimpleQueue[TokenEvent] = queue.SimpleQueue()
         with Requests(self._loaded, [prompt], sampling, events.put):
             while True:
@@ -121,11 +120,11 @@ class Engine:
                     return
 
     async def astream(self, prompt: str | Messages, **sampling: Any) -> AsyncIterator[str]:
-        """As `stream`, without blocking the event loop."""
+        """Yield as `stream` without blocking the event loop."""
         loop, events = asyncio.get_running_loop(), asyncio.Queue[TokenEvent]()
 
         def hear(event: TokenEvent) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to read
+            with contextlib.suppress(RuntimeError):  # the loop is closed: no reader is left
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
         with Requests(self._loaded, [prompt], sampling, hear):
@@ -140,6 +139,6 @@ class Engine:
 
 
 def _conversations(messages: Any) -> tuple[list[Any], bool]:
-    """The conversations, and whether it is one alone. An empty list is an empty conversation, which is refused as one."""
-    alone = all(isinstance(each, Mapping) for each in messages)
-    return ([messages] if alone else list(messages)), alone
+    """Return the list of conversations, and whether `messages` is a single one; an empty list is one, rejected later."""
+    single = all(isinstance(each, Mapping) for each in messages)
+    return ([messages] if single else list(messages)), single

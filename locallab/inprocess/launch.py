@@ -1,44 +1,70 @@
-"""The start of a server or an engine: settings given as keyword arguments, the model, and the pool."""
+"""The start-up that `locallab serve`, `start` and `Engine` share: settings as keyword arguments, the model, pool and app."""
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from starlette.applications import Starlette
 
 from locallab import hardware, settings
 from locallab.engine.llama import supports_gpu
 from locallab.errors import ConfigError
 from locallab.fit import Machine, unnamed
+from locallab.keys import Keyring
 from locallab.models import ModelSpec, Registry, Store
-from locallab.settings import EngineSettings
+from locallab.pool import Pool
+from locallab.server.app import create_app
+from locallab.settings import EngineSettings, ServerSettings
+from locallab.tunnel import Tunnel
 
 log = logging.getLogger(__name__)
 
 Layers = Sequence[tuple[str, Mapping[str, Any]]]
 
 
-def choose(registry: Registry, name: str | None, layers: Layers) -> ModelSpec:
-    """The model of this name; without one, the best recommended one for this machine: the log says which, and why.
+def open_pool(registry: Registry, server: ServerSettings, layers: Layers) -> Pool:
+    """Return a pool with nothing loaded; `layers` are the configured engine settings."""
+    return Pool(registry, Store(), layers, grace=server.grace, on_demand=server.on_demand, keep_alive=server.keep_alive)
 
-    `layers` are the engine settings that are fixed. Raises ConfigError, UnknownModel.
+
+@contextlib.contextmanager
+def open_app(
+    registry: Registry, server: ServerSettings, layers: Layers, keyring: Keyring, tunnel: Tunnel | None
+) -> Iterator[tuple[Pool, Starlette, ModelSpec]]:
+    """Yield a server's pool, its app and the model to load into the pool, which is closed at the end.
+
+    Nothing is loaded before the app is made, because that checks the settings. Raises ConfigError, UnknownModel.
+    """
+    with contextlib.closing(open_pool(registry, server, layers)) as pool:
+        app = create_app(pool, server, keyring, tunnel)
+        warn_of_idle_gpu()
+        yield pool, app, choose(registry, server.model, layers)
+
+
+def choose(registry: Registry, name: str | None, layers: Layers) -> ModelSpec:
+    """Return the model of this name; without one, the best recommended one for this machine, which is logged with the reason.
+
+    `layers` are the configured engine settings. Raises ConfigError, UnknownModel.
     """
     if name:
         return registry.resolve(name)
     choice = unnamed(registry, Store(), Machine.here(supports_gpu()), layers)
-    log.info("no model is named: %s it is, %s", choice.spec.id, choice.reason)
+    log.info("no model is named: using %s, %s", choice.spec.id, choice.reason)
     return choice.spec
 
 
 def warn_of_idle_gpu() -> None:
-    """Logs how to install what would use this machine's GPU, if nothing does."""
+    """Log how to install GPU support if this machine has an unused GPU."""
     if hint := hardware.cuda_hint(supports_gpu()):
         log.warning("%s", hint)
 
 
 def layers(cls: type, where: str, values: Mapping[str, Any], first: Mapping[str, Any] | None = None) -> Layers:
-    """For `settings.resolve`: `first`, the environment, then those of `values` that are settings of `cls`."""
+    """Return layers for `settings.resolve`: `first`, the environment, then those of `values` that are settings of `cls`."""
     known = {name for name, _, _ in settings.fields(cls)}
     mine = {name: value for name, value in values.items() if name in known}
     environment = [(settings.variable(name), {name: value}) for name, value in settings.environment(cls).items()]
@@ -46,7 +72,7 @@ def layers(cls: type, where: str, values: Mapping[str, Any], first: Mapping[str,
 
 
 def check(where: str, values: Mapping[str, Any], *classes: type) -> None:
-    """Raises ConfigError for what is no setting of `classes`, with the nearest that are."""
+    """Raise ConfigError for names that are no settings of `classes`, with the nearest ones."""
     known = [name for cls in classes for name, _, _ in settings.fields(cls)]
     for name in values:
         if name not in known:
@@ -56,7 +82,7 @@ def check(where: str, values: Mapping[str, Any], *classes: type) -> None:
 
 
 def engine_layers(where: str, values: Mapping[str, Any], first: Mapping[str, Any] | None = None) -> Layers:
-    """As `layers`, for EngineSettings, checked: a wrong value is told before anything is loaded."""
+    """Return `layers` for EngineSettings, after checking the values. Raises ConfigError."""
     found = layers(EngineSettings, where, values, first)
     settings.resolve(EngineSettings, *found)
     return found

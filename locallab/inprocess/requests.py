@@ -1,4 +1,4 @@
-"""Prompts that are computed together: from text or messages to tokens, from events to answers."""
+"""Batches of prompts: from text or messages to tokens, from events to answers."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from locallab.pool import Loaded
 from locallab.server.inference.prompt import tokenize
 
 Messages = Sequence[Mapping[str, Any]]
-"""A conversation as OpenAI's API takes it: [{"role": "user", "content": "Hello!"}]."""
+"""A conversation in the format of OpenAI's API: [{"role": "user", "content": "Hello!"}]."""
 
 LONGEST = 512
-"""Tokens of the answer to a plain text, unless `max_tokens` says otherwise. A chat goes on until the model ends it."""
+"""Default `max_tokens` for a plain text. A chat answer runs until the model ends it."""
 
 
 class Answer(str):
-    """An answer's text; besides, why it ended ("stop" or "length") and its token counts; with the keyword `logprobs` how
-    likely its tokens were, with `prompt_logprobs` those of its prompt but the first."""
+    """An answer's text with its finish reason ("stop" or "length") and token counts; with the keyword `logprobs` also the
+    logprobs of its tokens, with `prompt_logprobs` those of the prompt's tokens except the first."""
 
     finish_reason: str
     usage: Usage
@@ -33,17 +33,18 @@ class Answer(str):
 
     @classmethod
     def of(cls, events: Sequence[TokenEvent]) -> Answer:
-        """From all its events."""
+        """Build the answer from all its events."""
         end = events[-1]
         answer = cls("".join(event.text for event in events))
         answer.finish_reason, answer.usage = end.finish_reason or "stop", end.usage or Usage(0, 0, 0)
-        answer.logprobs = tuple(told for event in events for told in event.logprobs)
-        answer.prompt_logprobs = tuple(told for event in events for told in event.prompt_logprobs)
+        answer.logprobs = tuple(each for event in events for each in event.logprobs)
+        answer.prompt_logprobs = tuple(each for event in events for each in event.prompt_logprobs)
         return answer
 
 
 class Requests:
-    """Submits every prompt, or none; `answers` are their results in the same order. Leaving it cancels what is unfinished.
+    """Submits all prompts, or none on an error; `answers` are the results in the same order. On exit, unfinished requests are
+    cancelled.
 
     Raises InvalidField, ContextLengthExceeded, Overloaded, EngineClosed. `hear` is called with each event, in another thread.
     """
@@ -75,13 +76,16 @@ class Requests:
 
     def _submit(self, prompt: list[int], how: SamplingParams) -> None:
         answer: Future[Answer] = Future()
-        answer.set_running_or_notify_cancel()  # from now on nobody but the engine ends it
+        answer.set_running_or_notify_cancel()  # from now on only the engine ends it
         events: list[TokenEvent] = []
 
         def listen(event: TokenEvent) -> None:
             events.append(event)
             if event.finish_reason is not None:
-                _settle(answer, events)
+                if error := failure(event):
+                    answer.set_exception(error)
+                else:
+                    answer.set_result(Answer.of(events))
             self._hear(event)
 
         self._ids.append(self._engine.submit(prompt, how, listen))
@@ -94,7 +98,7 @@ class Requests:
 
 
 def tokens(loaded: Loaded, prompt: str | Messages) -> list[int]:
-    """Of a text as it stands, where markup counts, or of a conversation, where what people wrote is never taken for markup."""
+    """Return the tokens of a text, whose control tokens count, or of a conversation, where those in contents are plain text."""
     if isinstance(prompt, str):
         return tokenize(loaded.engine, [prompt])
     messages = guarded(normalize(list(prompt)), loaded.markup)
@@ -102,21 +106,24 @@ def tokens(loaded: Loaded, prompt: str | Messages) -> list[int]:
 
 
 def params(sampling: Mapping[str, Any], plain: bool) -> SamplingParams:
-    """Keyword arguments as SamplingParams; None counts as not given. The engine checks the ranges."""
+    """Convert keyword arguments to SamplingParams; None is the default. Raises InvalidField; the engine checks the ranges."""
     known = [field.name for field in dataclasses.fields(SamplingParams)]
     for name in sampling:
         if name not in known:
             raise InvalidField(name, f"unknown; known: {', '.join(known)}")
-    given = {name: _frozen(value) for name, value in sampling.items() if value is not None}
-    if isinstance(given.get("stop"), str):
-        given["stop"] = (given["stop"],)
-    if given.get("max_tokens", 1) < 1:
-        raise InvalidField("max_tokens", f"must be at least 1, got {given['max_tokens']}")
-    return SamplingParams(**({"max_tokens": LONGEST} if plain else {}) | given)
+    options: dict[str, Any] = {"max_tokens": LONGEST} if plain else {}
+    for name, value in sampling.items():
+        if value is not None:
+            options[name] = _frozen(value)
+    if isinstance(options.get("stop"), str):
+        options["stop"] = (options["stop"],)
+    if options.get("max_tokens", 1) < 1:
+        raise InvalidField("max_tokens", f"must be at least 1, got {options['max_tokens']}")
+    return SamplingParams(**options)
 
 
 def failure(event: TokenEvent) -> Exception | None:
-    """What ended the answer before its time, if anything did."""
+    """Return the error that ended the answer early, if any."""
     if event.finish_reason == "error":
         return event.error or EngineFailure("the engine failed")
     if event.finish_reason == "cancelled":
@@ -124,15 +131,8 @@ def failure(event: TokenEvent) -> Exception | None:
     return None
 
 
-def _settle(answer: Future[Answer], events: Sequence[TokenEvent]) -> None:
-    if error := failure(events[-1]):
-        answer.set_exception(error)
-    else:
-        answer.set_result(Answer.of(events))
-
-
 def _frozen(value: Any) -> Any:
-    """Lists and dicts as SamplingParams holds them."""
+    """Convert lists and dicts to the tuples of SamplingParams."""
     if isinstance(value, Mapping):
         return tuple(value.items())
     return tuple(value) if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""A whole server in the background of a notebook or script."""
+"""A server in the background of a notebook or script."""
 
 from __future__ import annotations
 
@@ -13,60 +13,68 @@ from typing import TYPE_CHECKING, Any
 
 from locallab import settings
 from locallab.errors import LocalLabError, TunnelError
-from locallab.inprocess.launch import check, choose, engine_layers, layers, warn_of_idle_gpu
+from locallab.inprocess.launch import check, engine_layers, layers, open_app
 from locallab.inprocess.status import Status
 from locallab.keys import Keyring, KeyStore, new_secret
-from locallab.models import Progress, Registry, Store
-from locallab.pool import Pool
+from locallab.models import Progress, Registry
 from locallab.server import runner
-from locallab.server.app import create_app
 from locallab.settings import EngineSettings, ServerSettings
-from locallab.tunnel import announcement, wanted
+from locallab.tunnel import announcement, configured_tunnel
 
 if TYPE_CHECKING:
     from openai import OpenAI
 
 WHERE = "start()"
 WIDTH = 130
-"""Columns of the status line: a shorter one is filled up, to cover the one before."""
+"""Columns of the status line, padded to cover the previous one."""
 
 log = logging.getLogger(__name__)
 
 
 def start(model: str | None = None, *, tunnel: bool | None = None, progress: Progress | None = None, **options: Any) -> Server:
-    """Loads `model` and serves it from a thread of this program; returns when it answers, with `tunnel` from everywhere.
+    """Load `model` and serve it from a thread of this program; returns once it answers, with `tunnel` at a public address.
 
-    None is the best recommended model that fits this machine and can be had, else one that runs everywhere.
-    `options` are settings of `locallab serve` by their names, such as `context=8192`; they go before LOCALLAB_* variables.
-    The port is any free one unless given. `progress` is called with the bytes fetched and all bytes (None: not known).
-    Raises ConfigError, UnknownModel, SourceError, ModelLoadError, TunnelError; nothing is left running then.
+    Without a model it is the best recommended one that fits this machine and is available, else one that runs everywhere.
+    `options` are settings of `locallab serve` by name, such as `context=8192`; they override LOCALLAB_* variables.
+    The port defaults to any free one. `progress` is called with the fetched and the total bytes (None: unknown).
+    Raises ConfigError, UnknownModel, SourceError, ModelLoadError, TunnelError; then nothing is left running.
     """
     return Server({**options, "model": model, "tunnel": tunnel}, progress)
 
 
 class Server:
-    """A running server; `start` makes one. To be used in a `with` statement, or stopped with `stop`.
+    """A running server, made by `start`. Use it in a `with` statement, or end it with `stop`.
 
     `model` is the id of the model it was started with, `local_url` its address on this machine, and `api_key` the key that
-    clients must send: None where none is asked for, and made for this server only unless one was given.
+    clients must send: None if none is required; created for this server only unless configured.
     """
 
-    def __init__(self, given: Mapping[str, Any], progress: Progress | None = None) -> None:
-        check(WHERE, given, ServerSettings, EngineSettings)
-        server = settings.resolve(ServerSettings, *layers(ServerSettings, WHERE, given, {"port": 0}))
-        engine = engine_layers(WHERE, given)
+    def __init__(self, options: Mapping[str, Any], progress: Progress | None = None) -> None:
+        check(WHERE, options, ServerSettings, EngineSettings)
+        server = settings.resolve(ServerSettings, *layers(ServerSettings, WHERE, options, {"port": 0}))
+        engine = engine_layers(WHERE, options)
         registry = Registry.discover(server.registry)
-        warn_of_idle_gpu()
-        self.model = choose(registry, server.model, engine).id
+        if server.model:
+            registry.resolve(server.model)  # a wrong name fails first
+
+        def announce(url: str) -> None:
+            log.warning("the public address is %s", url)
+
+        def complain(error: TunnelError) -> None:
+            log.error("no public address: %s", error)
+
         with contextlib.ExitStack() as running:
             sock = running.enter_context(contextlib.closing(runner.bind(server.host, server.port)))
             self.local_url = runner.url(sock)
-            self._tunnel = wanted(server, self.local_url, self._moved, self._complain)
-            server, keyring = _with_key(server, runner.is_public(sock) or self._tunnel is not None)
+            self._tunnel = configured_tunnel(server, self.local_url, announce, complain)
+            public = runner.is_public(sock) or self._tunnel is not None
+            keyring = Keyring(server, KeyStore(), public)
+            if keyring.required and server.api_key is None:  # of stored keys only the hashes are known
+                server = dataclasses.replace(server, api_key=new_secret())
+                keyring = Keyring(server, KeyStore(), public)
             self.api_key = server.api_key
-            self._pool = _pool(registry, server, engine)
-            running.callback(self._pool.close)
-            app = create_app(self._pool, server, keyring, self._tunnel)
+            self._pool, app, spec = running.enter_context(open_app(registry, server, engine, keyring, self._tunnel))
+            self.model = spec.id
             self._pool.load_now(self.model, progress)
             running.callback(runner.Background(app, sock, server).stop)
             if self._tunnel is not None:
@@ -83,7 +91,7 @@ class Server:
         self.stop()
 
     def __repr__(self) -> str:
-        return f"<locallab server of {self.model} at {self.url}>"  # notebooks show it: no key
+        return f"<locallab server of {self.model} at {self.url}>"  # shown in notebooks: without the key
 
     @property
     def url(self) -> str:
@@ -91,7 +99,7 @@ class Server:
         return (self._tunnel.url if self._tunnel else None) or self.local_url
 
     def openai(self, **options: Any) -> OpenAI:
-        """A client of the openai package for this server, by its local address. `options` go to the client."""
+        """Return a client of the openai package for this server's local address. `options` go to the client."""
         try:
             from openai import OpenAI
         except ImportError:
@@ -99,15 +107,15 @@ class Server:
         return OpenAI(base_url=f"{self.local_url}/v1", api_key=self.api_key or "none", **options)
 
     def announcement(self) -> str:
-        """The address, as a QR code too, the key, and how clients use both."""
+        """Return the address, as text and as a QR code, the key, and client examples."""
         return announcement(self.url, self.model, self.api_key or "none")
 
     def status(self) -> Status:
-        """How it is doing now."""
+        """Return the current status."""
         return Status.of(self._pool, self._tunnel.facts() if self._tunnel else None, time.monotonic())
 
     def watch(self, seconds: float = float("inf"), every: float = 5.0) -> None:
-        """Prints a line about what is going on, over and over in the same place, until interrupted."""
+        """Print the status every `every` seconds, in place, until interrupted or for `seconds`."""
         deadline, before = time.monotonic() + seconds, self.status()
         with contextlib.suppress(KeyboardInterrupt):
             while (left := deadline - time.monotonic()) > 0:
@@ -118,26 +126,6 @@ class Server:
         print()
 
     def stop(self) -> None:
-        """Lets what runs finish for `grace` seconds, closes the tunnel and frees the memory. May be called again."""
+        """Close the tunnel, let running requests finish for `grace` seconds and free the memory. May be called again."""
         atexit.unregister(self.stop)
         self._running.close()
-
-    def _moved(self, url: str) -> None:
-        log.warning("the public address is %s", url)
-
-    def _complain(self, error: TunnelError) -> None:
-        log.error("no public address: %s", error)
-
-
-def _with_key(server: ServerSettings, public: bool) -> tuple[ServerSettings, Keyring]:
-    """The settings with a key if one is asked for: of the keys on this machine only the hashes are known."""
-    keyring = Keyring(server, KeyStore(), public)
-    if keyring.required and server.api_key is None:
-        server = dataclasses.replace(server, api_key=new_secret())
-        keyring = Keyring(server, KeyStore(), public)
-    return server, keyring
-
-
-def _pool(registry: Registry, server: ServerSettings, engine: Any) -> Pool:
-    options: Any = {"grace": server.grace, "on_demand": server.on_demand, "keep_alive": server.keep_alive}
-    return Pool(registry, Store(), engine, **options)

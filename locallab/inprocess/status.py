@@ -1,4 +1,4 @@
-"""How a server is doing, as one line."""
+"""The status of a server, and its one-line form."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from locallab.tunnel import TunnelFacts
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """A snapshot. `answers` and `tokens` are those computed so far, `at` is in seconds of any clock."""
+    """A snapshot. `answers` and `tokens` are totals since the start; `at` is in seconds of any clock."""
 
     at: float
     answers: int = 0
@@ -33,9 +33,9 @@ class Status:
         )
 
     def line(self, before: Status) -> str:
-        """What is going on, with the speed since `before`."""
+        """Return the status as a line, with the speed since `before`."""
         seconds = max(self.at - before.at, 1e-9)
-        speed = max(0, self.tokens - before.tokens) / seconds  # a model that is swapped starts counting anew
+        speed = max(0, self.tokens - before.tokens) / seconds  # a swapped model restarts its count
         parts = [f"{self.answers:,} answers, {self.running} running, {self.waiting} waiting", f"{speed:.1f} tokens/s"]
         if self.tunnel is not None:
             month = self.tunnel.month

@@ -1,8 +1,8 @@
-"""A public address through ngrok: opened, tried, watched, opened again when lost, counted. `Tunnel` is its face."""
+"""A public address through ngrok: opened, tested, watched, reopened when lost, with its traffic counted."""
 
 from locallab.tunnel.announcement import announcement
 from locallab.tunnel.facts import TunnelFacts
-from locallab.tunnel.tunnel import Tunnel, wanted
+from locallab.tunnel.tunnel import Tunnel, configured_tunnel
 from locallab.tunnel.usage import Usage
 
-__all__ = ["Tunnel", "TunnelFacts", "Usage", "announcement", "wanted"]
+__all__ = ["Tunnel", "TunnelFacts", "Usage", "announcement", "configured_tunnel"]

@@ -1,4 +1,4 @@
-"""What /system/info tells of the tunnel."""
+"""The tunnel's part of /system/info."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ State = Literal["opening", "open", "lost", "failed", "closed"]
 
 
 class FreePlan(msgspec.Struct):
-    """What ngrok's free plan allows a month; of bytes only those that go out count."""
+    """Monthly limits of ngrok's free plan; only outgoing bytes count."""
 
     requests: int
     bytes_out: int
 
 
 class MonthFacts(msgspec.Struct):
-    """What went through the tunnel this calendar month (UTC)."""
+    """Traffic through the tunnel in this calendar month (UTC)."""
 
     month: str
     requests: int
     bytes_out: int
     bytes_in: int
     free_plan: FreePlan
-    free_plan_used: Annotated[float, Meta(description="part of the free plan that is gone; 1: all of it")]
+    free_plan_used: Annotated[float, Meta(description="used fraction of the free plan; 1: all of it")]
 
 
 class TunnelFacts(msgspec.Struct):
-    """The public address and how it stands."""
+    """The public address and its status."""
 
     url: str | None
     state: State
-    error: Annotated[str | None, Meta(description="why it is not open")]
-    opened: Annotated[int, Meta(description="how often it has been opened")]
-    connections: Annotated[int, Meta(description="that ngrok's agent counts since it was opened last")]
-    requests: Annotated[int, Meta(description="that ngrok's agent counts since it was opened last")]
+    error: Annotated[str | None, Meta(description="reason why it is not open")]
+    opened: Annotated[int, Meta(description="number of times it has been opened")]
+    connections: Annotated[int, Meta(description="connections since it was last opened, counted by ngrok's agent")]
+    requests: Annotated[int, Meta(description="requests since it was last opened, counted by ngrok's agent")]
     month: MonthFacts

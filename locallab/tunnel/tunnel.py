@@ -1,4 +1,4 @@
-"""The tunnel of one server: a thread that opens it, tries it, watches it, and opens it again when it is lost."""
+"""The tunnel of one server: a thread that opens it, tests it, watches it, and reopens it when it is lost."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ if TYPE_CHECKING:
 
 PATH = "/health/live"
 AGAIN = 0.5
-"""Seconds between two requests that try a tunnel."""
+"""Seconds between two test requests."""
 STEADY = 60.0
-"""Seconds after which a tunnel was a good one, and its loss begins a new count."""
+"""Seconds after which a tunnel counts as stable, so that its loss is a first failure."""
 SAVE_EVERY = 30.0
 NEARLY = 0.8
-"""The part of the free plan from which we warn."""
+"""Used fraction of the free plan that causes a warning."""
 
 log = logging.getLogger(__name__)
 
 
 def pause(failures: int) -> float:
-    """Seconds to wait after so many failures in a row."""
+    """Return the seconds to wait after this many failures in a row."""
     return float(min(60, 2 ** min(failures, 6)))
 
 
 class Tunnel:
-    """A public address for the server at `target`. `announce` gets each new address, after a request through it has come back;
-    `complain` gets why there is none. Both are called in the tunnel's own thread, which `start` starts and `close` ends.
+    """A public address for the server at `target`. `announce` is called with each new address, after a request through it has
+    succeeded; `complain` with the reason why there is none. Both run in the tunnel's own thread, between `start` and `close`.
 
-    Seconds: the agent has `patience` to come up, a request `trial` to come back; the tunnel is looked after `every` so often.
+    Seconds: `patience` for the agent to start, `trial` for test requests to succeed, `every` between two checks.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Tunnel:
         self._pause = pause
         self._thread = threading.Thread(target=self._run, name="tunnel", daemon=True)
         self._stop = threading.Event()
-        self._settled = threading.Event()  # it is open, or the first attempt has failed
+        self._settled = threading.Event()  # open, or the first attempt has failed
         self._agent: Agent | None = None
         self._url: str | None = None
         self._last: str | None = None  # the address announced last
@@ -93,42 +93,49 @@ class Tunnel:
         return self._url
 
     def start(self) -> None:
-        """Begins to open the tunnel; the server must be listening already."""
+        """Start opening the tunnel; the server must be listening already."""
         self._thread.start()
 
     def wait(self) -> str:
-        """The public address once it is open. Raises TunnelError when the first attempt fails, or when closed meanwhile."""
+        """Return the public address once it is open. Raises TunnelError if the first attempt fails or the tunnel is closed."""
         self._settled.wait()
         if self._url is not None:
             return self._url
         raise self._error or TunnelError("the tunnel is closed")
 
     def carries(self, host: bytes) -> bool:
-        """Whether a request with this Host came through the tunnel."""
+        """Return whether a request with this Host header came through the tunnel."""
         return bool(self._host) and host.lower() == self._host
 
     def facts(self) -> TunnelFacts:
-        """For /system/info; from any thread."""
+        """Return the tunnel's status for /system/info; callable from any thread."""
         error = str(self._error) if self._error and self._state != "open" else None
         return TunnelFacts(self._url, self._state, error, self._opened, **self._metrics, month=self.usage.facts())
 
     def close(self) -> None:
-        """Ends the agent and the thread; nothing of either is left. May be called again, and without `start`."""
+        """End the agent and the thread, and wait for both. May be called again, and without `start`."""
         self._stop.set()
         if self._state == "open" and self._thread.is_alive():
             self._thread.join(PARTING + 1)
         while self._thread.is_alive():
             agent = self._agent
             if agent is not None:
-                agent.kill()  # whatever it was waiting for
+                agent.kill()  # ends any wait of the thread
             self._thread.join(0.1)
 
     def _run(self) -> None:
         failures = 0
         while not self._stop.is_set():
             began = time.monotonic()
-            error = self._once()
-            if error is None or self._stop.is_set():
+            try:
+                self._hold()
+                break
+            except TunnelError as failure:
+                error = failure
+            except Exception as failure:  # a bug: callers of `wait` must learn of it too
+                log.exception("the tunnel failed")
+                error = TunnelError(f"the tunnel failed: {failure}", lasting=True)
+            if self._stop.is_set():
                 break
             failures = failures + 1 if time.monotonic() - began < STEADY else 1
             self._failed(error)
@@ -140,54 +147,40 @@ class Tunnel:
         self._settled.set()
         self._save()
 
-    def _once(self) -> TunnelError | None:
-        """Opens the tunnel and stays with it until asked to stop; gives why it could not be opened, or was lost."""
-        try:
-            self._hold()
-        except TunnelError as error:
-            return error
-        except Exception as error:  # ours: whoever waits must be told all the same
-            log.exception("the tunnel failed")
-            return TunnelError(f"the tunnel failed: {error}", lasting=True)
-        return None
-
     def _hold(self) -> None:
-        from locallab.tunnel.agent import Agent  # only with a tunnel, and not quick to import
+        """Open the tunnel and watch it until stopped. Raises TunnelError if it cannot be opened or is lost."""
+        from locallab.tunnel.agent import Agent  # slow to import, and only needed with a tunnel
 
         if not self._token:
             raise no_token()
         with Agent(self._token, self._domain, self._patience) as self._agent:
             url = self._agent.open(self._target)
             self._host = urlsplit(url).netloc.lower().encode()
-            self._try(url)
-            self._take(url)
+            self._test(url)
+            again = url == self._last
+            self._url = self._last = url
+            self._state, self._complained = "open", ""
+            self._opened += 1
+            self._settled.set()
+            if again:
+                log.info("the tunnel is open again at the same address")
+            else:
+                self._announce(url)
             while not self._stop.wait(self._every):
                 self._check(self._agent, url)
-
-    def _take(self, url: str) -> None:
-        """The tunnel works."""
-        again = url == self._last
-        self._url = self._last = url
-        self._state, self._complained = "open", ""
-        self._opened += 1
-        self._settled.set()
-        if again:
-            log.info("the tunnel is open again at the same address")
-        else:
-            self._announce(url)
 
     def _check(self, agent: Agent, url: str) -> None:
         self._metrics = agent.metrics()
         if agent.troubled():
-            self._try(url)
+            self._test(url)
         if time.monotonic() >= self._save_at:
             self._save()
         if not self._warned and self.usage.now().used >= NEARLY:
             self._warned = True
-            log.warning("the tunnel has used %.0f%% of what ngrok's free plan allows a month", 100 * self.usage.now().used)
+            log.warning("the tunnel has used %.0f%% of ngrok's free plan for this month", 100 * self.usage.now().used)
 
-    def _try(self, url: str) -> None:
-        """Sends requests through the tunnel until one comes back."""
+    def _test(self, url: str) -> None:
+        """Send requests through the tunnel until one succeeds. Raises TunnelError."""
         deadline = time.monotonic() + self._trial
         while True:
             try:
@@ -213,25 +206,25 @@ class Tunnel:
             log.warning("the tunnel's usage cannot be saved: %s", error)
 
 
-def wanted(
+def configured_tunnel(
     settings: ServerSettings, target: str, announce: Callable[[str], None], complain: Callable[[TunnelError], None]
 ) -> Tunnel | None:
-    """The tunnel that the settings ask for, if they do. Raises ConfigError for a public address without keys."""
+    """Return the tunnel that the settings call for, None if they call for none. Raises ConfigError if keys are disabled."""
     if not settings.tunnel:
         return None
     if not settings.auth:
-        raise ConfigError("tunnel: a public address needs a key; leave out --no-auth")
+        raise ConfigError("tunnel: a public address requires a key; remove --no-auth")
     token = settings.ngrok_token or os.environ.get("NGROK_AUTHTOKEN")
     return Tunnel(target, token, domain=settings.tunnel_domain, announce=announce, complain=complain)
 
 
 def reach(url: str, timeout: float) -> None:
-    """Sends a request through the tunnel and returns when this server has answered it. Raises TunnelError."""
+    """Send a request through the tunnel to this server and check that it answered. Raises TunnelError."""
     nonce = secrets.token_hex(16)
     headers = {"x-request-id": nonce, "ngrok-skip-browser-warning": "1", "user-agent": "locallab", "connection": "close"}
     try:
-        with urllib.request.urlopen(urllib.request.Request(url + PATH, headers=headers), timeout=timeout) as answer:
-            mine = answer.headers["x-request-id"] == nonce
+        with urllib.request.urlopen(urllib.request.Request(url + PATH, headers=headers), timeout=timeout) as response:
+            ours = response.headers["x-request-id"] == nonce
     except urllib.error.HTTPError as error:
         error.close()
         ours = error.headers["x-request-id"] == nonce
@@ -239,5 +232,5 @@ def reach(url: str, timeout: float) -> None:
         raise TunnelError(f"a request through {url} was answered {error.code} by {by}", lasting=ours) from None
     except (OSError, http.client.HTTPException) as error:
         raise TunnelError(f"a request through {url} did not come back: {getattr(error, 'reason', error)}") from None
-    if not mine:
+    if not ours:
         raise TunnelError(f"a request through {url} was answered by another server")

@@ -1,13 +1,12 @@
-"""What went through the tunnel this month, against what ngrok's free plan allows. One file for all servers of the user."""
+"""The tunnel's traffic this month against the limits of ngrok's free plan. One file for all servers of the user."""
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import fcntl
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -17,11 +16,11 @@ from locallab.tunnel.facts import FreePlan, MonthFacts
 
 FREE_REQUESTS = 20_000
 FREE_BYTES = 10**9
-"""Of ngrok's free plan, each calendar month; only what goes out counts."""
+"""Limits of ngrok's free plan per calendar month; only outgoing bytes count."""
 
 
 class Month(msgspec.Struct, frozen=True):
-    """Requests, and the bytes of their answers and of themselves, headers included and TLS not."""
+    """Requests, and the bytes of responses (out) and requests (in), with headers, without TLS."""
 
     month: str
     requests: int = 0
@@ -29,7 +28,7 @@ class Month(msgspec.Struct, frozen=True):
     bytes_in: int = 0
 
     def plus(self, other: Month) -> Month:
-        """Both together, in the later month: an earlier one is over."""
+        """Return the sum if the months are the same, else the later month alone."""
         if self.month != other.month:
             return max(self, other, key=lambda each: each.month)
         return Month(
@@ -41,7 +40,7 @@ class Month(msgspec.Struct, frozen=True):
 
     @property
     def used(self) -> float:
-        """The part of the free plan that is gone, whichever of its two limits is nearer: 1 is all of it."""
+        """The used fraction of the free plan, by the nearer of its two limits; 1 is all of it."""
         return max(self.requests / FREE_REQUESTS, self.bytes_out / FREE_BYTES)
 
 
@@ -50,7 +49,7 @@ def this_month() -> str:
 
 
 class Usage:
-    """Counts in memory, from any thread; `save` adds that to the file. A file that cannot be read counts as none."""
+    """Counters in memory, for any thread; `save` adds them to the file. An unreadable file counts as missing."""
 
     def __init__(self, path: Path | None = None, month: Callable[[], str] = this_month) -> None:
         self._path = path or home() / "tunnel.json"
@@ -64,16 +63,18 @@ class Usage:
             self._new = self._new.plus(Month(self._month(), requests, bytes_out, bytes_in))
 
     def now(self) -> Month:
-        """This month so far, with what other servers have saved."""
+        """Return this month so far, including the saved traffic of other servers."""
         with self._lock:
             return Month(self._month()).plus(self._saved).plus(self._new)
 
     def save(self) -> None:
-        """Adds what is new to the file. Raises OSError; then nothing is lost, and the next time it is tried again."""
+        """Add the new counts to the file. Raises OSError; the counts are then kept for the next attempt."""
         with self._lock:
             if self._new == Month(self._new.month):
                 return
-            with self._locked():
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self._path.with_suffix(".lock"), "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # against other servers
                 total = self._read().plus(self._new)
                 part = self._path.with_suffix(".part")
                 part.write_bytes(msgspec.json.encode(total))
@@ -90,11 +91,3 @@ class Usage:
             return msgspec.json.decode(self._path.read_bytes(), type=Month)
         except (OSError, msgspec.DecodeError):
             return Month("")
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Against other servers."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self._path.with_suffix(".lock"), "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield

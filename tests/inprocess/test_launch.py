@@ -27,7 +27,7 @@ def registry(folder: Path) -> Registry:
 def test_the_log_says_which_and_why(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         assert launch.choose(registry(tmp_path), None, [("--parallel", {"parallel": 3})]).id == "better"
-    assert "better it is, the best recommended model on disk that fits: " in caplog.text
+    assert "using better, the best recommended model on disk that fits: " in caplog.text
     assert "3 requests at once" in caplog.text
 
 
@@ -64,6 +64,6 @@ def test_serve_without_a_model(tmp_path: Path, model_path: Path) -> None:
         _, err = process.communicate(timeout=PATIENCE)
     assert "model    smollm2:135m (llama" in banner[1]
     assert "context  300 tokens" in banner[3]
-    assert "no model is named: smollm2:135m it is, " in err
+    assert "no model is named: using smollm2:135m, " in err
     assert "smollm2:135m: on the CPU, context 300, KV f16, 64 requests at once: takes " in err
     assert process.returncode == 0

@@ -376,6 +376,6 @@ def test_a_tunnel_that_fails_is_told_and_nothing_runs_on(ngrok: FakeNgrok, model
 
 
 def test_a_public_server_without_keys_is_refused() -> None:
-    with pytest.raises(ConfigError, match="tunnel: a public address needs a key"):
+    with pytest.raises(ConfigError, match="tunnel: a public address requires a key"):
         locallab.start("smollm2:135m", tunnel=True, auth=False)
     assert ServerSettings().auth

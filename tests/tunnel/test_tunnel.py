@@ -148,7 +148,7 @@ def test_streams_and_websockets_pass(opened: Open) -> None:
     ("behaviour", "reason", "lasting"),
     [
         ("bad token", r"ngrok does not know this token: check .* \(ERR_NGROK_105\)$", True),
-        ("old token", r"ngrok no longer takes this token.* \(ERR_NGROK_107\)$", True),
+        ("old token", r"ngrok no longer accepts this token.* \(ERR_NGROK_107\)$", True),
         ("limit", r"another agent of this ngrok account is running.* \(ERR_NGROK_108\)$", False),
         ("offline", r"ngrok's servers cannot be reached: failed to dial .* no such host$", False),
         ("mute", r"the ngrok agent failed: it does not come up$", False),
@@ -527,7 +527,7 @@ def test_the_announcement(key: str | None) -> None:
     assert command[1] == f"{url}/v1/chat/completions"
     assert f"Authorization: Bearer {key or '$LOCALLAB_API_KEY'}" in command
     assert json.loads(command[-1])["model"] == "tiny:1b"
-    program = text[text.index("or in Python:\n") :].split("\n", 1)[1].rpartition("Who has")[0]
+    program = text[text.index("or in Python:\n") :].split("\n", 1)[1].rpartition("Anyone with")[0]
     compile(textwrap.dedent(program), "snippet", "exec")
     assert f'base_url="{url}/v1"' in program
     assert sum(line.count("█") + line.count("▀") + line.count("▄") for line in lines) > 100

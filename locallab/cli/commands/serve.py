@@ -46,45 +46,39 @@ def command(**flags: Any) -> int:
 
 
 def _serve(server: ServerSettings, engine: Sequence[Layer]) -> int:
-    from locallab.models import Registry, Store
+    from locallab.models import Registry
     from locallab.server import runner
 
     registry = Registry.discover(server.registry)
     if server.model:
         registry.resolve(server.model)  # reports a wrong name at once
-    with contextlib.closing(runner.bind(server.host, server.port)) as sock:
+    with contextlib.ExitStack() as running:
+        sock = running.enter_context(contextlib.closing(runner.bind(server.host, server.port)))
         from locallab.cli.download_progress import progress
 
         with loading_llama():
-            from locallab.inprocess.launch import choose, warn_of_idle_gpu
-            from locallab.pool import Pool
-        from locallab.server.app import create_app
-        from locallab.tunnel import announcement, wanted
+            from locallab.inprocess.launch import open_app
+        from locallab.tunnel import announcement, configured_tunnel
 
         def announce(address: str) -> None:
             click.echo(announcement(address, loaded.spec.id, new_key or server.api_key))
 
         def ready() -> None:
-            click.echo(banner(loaded, runner.url(sock), new_key, keyring.required))
+            click.echo(banner(loaded, url, new_key, keyring.required))
             if tunnel is not None:
                 tunnel.start()
 
-        tunnel = wanted(server, runner.url(sock), announce, lambda error: log.error("no public address: %s", error))
-        pool = Pool(registry, Store(), engine, grace=server.grace, on_demand=server.on_demand, keep_alive=server.keep_alive)
-        try:
-            store = KeyStore()
-            keyring = Keyring(server, store, public=runner.is_public(sock) or tunnel is not None)
-            app = create_app(pool, server, keyring, tunnel)  # before the model loads, as it checks the settings
-            warn_of_idle_gpu()
-            spec = choose(registry, server.model, engine)
-            with progress(spec) as report:
-                loaded = pool.load_now(spec.id, report)
-            new_key = ensure_key(server, store, keyring.public)
-            return runner.serve(app, sock, server, ready)
-        finally:
-            if tunnel is not None:
-                tunnel.close()
-            pool.close()
+        url = runner.url(sock)
+        tunnel = configured_tunnel(server, url, announce, lambda error: log.error("no public address: %s", error))
+        store = KeyStore()
+        keyring = Keyring(server, store, public=runner.is_public(sock) or tunnel is not None)
+        pool, app, spec = running.enter_context(open_app(registry, server, engine, keyring, tunnel))
+        if tunnel is not None:
+            running.callback(tunnel.close)
+        with progress(spec) as report:
+            loaded = pool.load_now(spec.id, report)
+        new_key = ensure_key(server, store, keyring.public)
+        return runner.serve(app, sock, server, ready)
 
 
 @contextlib.contextmanager

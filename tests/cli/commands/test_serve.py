@@ -14,8 +14,8 @@ import httpx
 import pytest
 from openai import OpenAI
 
-from locallab import pool
 from locallab.cli.commands import serve
+from locallab.inprocess import launch
 from locallab.server import runner
 from tests.support.cli_process import PATIENCE, ROOT, failed, serving
 
@@ -139,7 +139,7 @@ def test_a_signal_while_loading_ends_with_status_0(monkeypatch: pytest.MonkeyPat
         def close(self) -> None:
             closed.append(True)
 
-    monkeypatch.setattr(pool, "Pool", LoadingPool)
+    monkeypatch.setattr(launch, "Pool", LoadingPool)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as ended:
         serve.command.callback(port=0, model="smollm2:135m")  # type: ignore[misc]

@@ -38,7 +38,7 @@ def said(process: subprocess.Popen[str], until: Callable[[str], object]) -> str:
 
 def test_the_address_the_key_and_the_snippet_that_is_printed_work(ngrok: FakeNgrok, model_path: Path) -> None:
     with command("--model", str(model_path), *FLAGS) as process:
-        text = said(process, lambda line: line.startswith("Who has the address"))
+        text = said(process, lambda line: line.startswith("Anyone with the address"))
         local = re.search(r"listens on (\S+)", text)
         public = re.search(r"^Public address: (\S+)$", text, re.MULTILINE)
         assert local and public and text.index("listens on") < public.start()
@@ -73,5 +73,5 @@ def test_a_tunnel_that_fails_is_one_line_and_the_server_serves(ngrok: FakeNgrok,
 
 
 def test_a_public_address_without_keys_is_refused(ngrok: FakeNgrok) -> None:
-    reason = "locallab: tunnel: a public address needs a key; leave out --no-auth\n"
+    reason = "locallab: tunnel: a public address requires a key; remove --no-auth\n"
     assert failed("--tunnel", "--no-auth", "--port", "0") == (2, reason)
