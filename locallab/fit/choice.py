@@ -102,7 +102,10 @@ def choose(shape: Shape, machine: Machine, wishes: Wishes = Wishes(), *, approxi
 
 def _loads(shape: Shape, machine: Machine, wishes: Wishes) -> Iterator[Load]:
     """Yield the loads to try, best first."""
-    contexts = _contexts(shape, wishes)
+    trained = shape.n_ctx_train if shape.n_ctx_train > 0 else DEFAULT_CONTEXT
+    contexts = [wishes.context or wishes.usual_context or min(trained, DEFAULT_CONTEXT)]
+    while contexts[-1] > LEAST and not wishes.context:
+        contexts.append(max(LEAST, contexts[-1] // 2))
     ample = [each for each in contexts if each >= min(FLOOR, contexts[0])]
     scant = contexts[len(ample) :]
     if not machine.has_gpu:
@@ -138,17 +141,6 @@ def _variants(shape: Shape, wishes: Wishes, gpu_layers: int, contexts: Iterable[
                     parallel=parallel,
                     batch=batch,
                 )
-
-
-def _contexts(shape: Shape, wishes: Wishes) -> list[int]:
-    """Return the configured context alone, else the wanted one, halved down to LEAST."""
-    if wishes.context:
-        return [wishes.context]
-    trained = shape.n_ctx_train if shape.n_ctx_train > 0 else DEFAULT_CONTEXT
-    found = [wishes.usual_context or min(trained, DEFAULT_CONTEXT)]
-    while found[-1] > LEAST:
-        found.append(max(LEAST, found[-1] // 2))
-    return found
 
 
 def _pools(shape: Shape, wishes: Wishes, context: int, parallel: int, embedding_batch: int) -> list[int]:

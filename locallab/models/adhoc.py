@@ -22,7 +22,17 @@ def is_adhoc(name: str) -> bool:
 def spec(name: str) -> ModelSpec:
     """Return the entry for `name`. Raises ConfigError with the expected form."""
     if not name.lower().startswith(HUB):
-        return _on_disk(name)
+        path = Path(name).expanduser().absolute()
+        if not path.is_file():
+            hint = f"; for a repository on the Hub write hf:{name}" if re.fullmatch(f"{_REPO}/{_REPO}", name) else ""
+            raise ConfigError(f"model: there is no file {path}{hint}")
+        files = [path.with_name(shard) for shard in shards(path.name)]
+        return ModelSpec(
+            id=re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("._-") or "model",
+            source=FileSource(files[0]),
+            size=sum(file.stat().st_size for file in files if file.is_file()) or None,
+            description=f"the file {path}",
+        )
     found = _HUB.fullmatch(name)
     if found is None:
         raise ConfigError(f"model: {name!r}: expected hf:owner/repo, hf:owner/repo:QUANTIZATION or hf:owner/repo:file.gguf")
@@ -35,17 +45,3 @@ def spec(name: str) -> ModelSpec:
     tag = re.sub("[^A-Za-z0-9._-]", "-", Path(which).with_suffix("").as_posix() if is_file else which) if which else ""
     model_id = f"{owner}--{repo}:{tag}" if tag else f"{owner}--{repo}"
     return ModelSpec(id=model_id, source=source, description=f"{which or 'a model'} of {owner}/{repo} on the Hugging Face Hub")
-
-
-def _on_disk(name: str) -> ModelSpec:
-    path = Path(name).expanduser().absolute()
-    if not path.is_file():
-        hint = f"; for a repository on the Hub write hf:{name}" if re.fullmatch(f"{_REPO}/{_REPO}", name) else ""
-        raise ConfigError(f"model: there is no file {path}{hint}")
-    files = [path.with_name(shard) for shard in shards(path.name)]
-    return ModelSpec(
-        id=re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("._-") or "model",
-        source=FileSource(files[0]),
-        size=sum(file.stat().st_size for file in files if file.is_file()) or None,
-        description=f"the file {path}",
-    )

@@ -90,7 +90,7 @@ def found(source: HubSource) -> tuple[Path, ...]:
 
 def _hub_cache() -> Path:
     """Return the cache folder as huggingface_hub does, but by the current environment."""
-    from huggingface_hub import constants  # imports slowly
+    from huggingface_hub import constants  # slow to import
 
     if named := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
         return Path(os.path.expandvars(named)).expanduser()

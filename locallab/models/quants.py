@@ -65,22 +65,15 @@ def choose(names: Iterable[str], wanted: str | None = None) -> tuple[str, ...]:
     labels = ORDER if wanted is None else (_OTHER_NAMES.get(wanted.upper(), wanted.upper()),)
     for label in (*labels, *(f"UD-{label}" for label in labels)):
         if matching := [offer for offer in found if offer.label == label]:
-            return _only(matching).files
+            # A whole file before a split one, the top folder before a subfolder.
+            rank = min((len(offer.files) > 1, offer.name.count("/")) for offer in matching)
+            best = [offer for offer in matching if (len(offer.files) > 1, offer.name.count("/")) == rank]
+            if len(best) > 1:
+                raise NoChoice(f"has several files of {label}, name one: {', '.join(offer.name for offer in best)}")
+            return best[0].files
     names_found = ", ".join(dict.fromkeys(offer.label or offer.name for offer in found))
     if wanted is not None:
         raise NoChoice(f"has no quantization {wanted}; it has {names_found}")
     if len(found) > 1:
         raise NoChoice(f"has several models, name one: {names_found}")
     return found[0].files
-
-
-def _only(matching: list[Offer]) -> Offer:
-    """Prefer a whole file to a split one, and the top folder to a subfolder. Raises NoChoice if several remain."""
-
-    def rank(offer: Offer) -> tuple[bool, int]:
-        return len(offer.files) > 1, offer.name.count("/")
-
-    best = [offer for offer in matching if rank(offer) == min(map(rank, matching))]
-    if len(best) > 1:
-        raise NoChoice(f"has several files of {best[0].label}, name one: {', '.join(offer.name for offer in best)}")
-    return best[0]

@@ -23,18 +23,6 @@ KINDS = {"file": FileSource, "hub": HubSource, "pypi": PypiSource}
 
 def read(path: Path) -> Iterator[tuple[str, ModelSpec]]:
     """Yield each entry with its place in the file, for error messages. Raises ConfigError."""
-    loader, nodes = _parse(path)
-    for index, node in enumerate(nodes):
-        if not isinstance(node, yaml.MappingNode):
-            raise ConfigError(f"{path}:{node.start_mark.line + 1}: models[{index}]: must be a mapping, got {node.value!r}")
-        try:
-            entry: dict[str, Any] = loader.construct_document(node)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{path}:{node.start_mark.line + 1}: not valid YAML: {error}") from None
-        yield _Entry(path, index, node, entry).read()
-
-
-def _parse(path: Path) -> tuple[yaml.SafeLoader, list[yaml.Node]]:
     try:
         loader = yaml.SafeLoader(path.read_bytes())
         root = loader.get_single_node()
@@ -47,7 +35,14 @@ def _parse(path: Path) -> tuple[yaml.SafeLoader, list[yaml.Node]]:
         raise ConfigError(f"{path}: must hold one key, 'models', with a list of entries")
     if not pairs[0][1].value:
         raise ConfigError(f"{path}: models: the list is empty")
-    return loader, pairs[0][1].value
+    for index, node in enumerate(pairs[0][1].value):
+        if not isinstance(node, yaml.MappingNode):
+            raise ConfigError(f"{path}:{node.start_mark.line + 1}: models[{index}]: must be a mapping, got {node.value!r}")
+        try:
+            entry: dict[str, Any] = loader.construct_document(node)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path}:{node.start_mark.line + 1}: not valid YAML: {error}") from None
+        yield _Entry(path, index, node, entry).read()
 
 
 class _Entry:
@@ -63,10 +58,20 @@ class _Entry:
         """Return the entry's place in the file and the entry. Raises ConfigError."""
         for keys in _duplicates(self._node, ()):
             raise self._error(keys, "appears twice")
-        if isinstance(self._entry.get("size"), str):
-            self._entry["size"] = self._bytes(self._entry["size"])
+        if isinstance(size := self._entry.get("size"), str):
+            found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", size.strip())
+            unit = UNITS.get(found[2].upper() or "B") if found else None
+            if found is None or unit is None:
+                raise self._error(("size",), f"expected bytes or a figure like '4.7 GB', got {size!r}")
+            self._entry["size"] = round(float(found[1]) * unit)
+
+        def decode_path(kind: type, value: Any) -> Path:
+            if not value or not isinstance(value, str):
+                raise TypeError(f"Expected a path, got {value!r}")
+            return self._path.parent / Path(value).expanduser()
+
         try:
-            spec = msgspec.convert(self._entry, ModelSpec, dec_hook=self._place)
+            spec = msgspec.convert(self._entry, ModelSpec, dec_hook=decode_path)
         except msgspec.ValidationError as error:
             raise self._error(*_readable(str(error))) from None
         for part, source in spec.parts.items():
@@ -78,20 +83,6 @@ class _Entry:
         for name, value in spec.settings.items():
             resolve(EngineSettings, (f"{self._where(('settings', name))}: settings", {name: value}))
         return self._where(()), spec
-
-    def _place(self, kind: type, value: Any) -> Path:
-        """Decode a path, relative to the folder of the registry file."""
-        if not value or not isinstance(value, str):
-            raise TypeError(f"Expected a path, got {value!r}")
-        return self._path.parent / Path(value).expanduser()
-
-    def _bytes(self, text: str) -> int:
-        """Parse 98, 98 MB, 4.7 GB or 1.5 GiB as bytes."""
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
-        unit = UNITS.get(found[2].upper() or "B") if found else None
-        if found is None or unit is None:
-            raise self._error(("size",), f"expected bytes or a figure like '4.7 GB', got {text!r}")
-        return round(float(found[1]) * unit)
 
     def _error(self, keys: tuple[str, ...], reason: str) -> ConfigError:
         return ConfigError(f"{self._where(keys)}: {'.'.join(keys)}: {reason}")
@@ -153,7 +144,11 @@ def append(path: Path, spec: ModelSpec) -> None:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".models-") as folder:
             new = Path(folder) / path.name
             new.write_text(with_entry(text, spec))
-            if not _has_entries(new, len(before) + 1):
+            try:
+                complete = len(list(read(new))) == len(before) + 1
+            except ConfigError:
+                complete = False
+            if not complete:
                 raise ConfigError(
                     f"{path}: write the list of models one entry below another, each after a dash; nothing was changed"
                 )
@@ -172,10 +167,3 @@ def with_entry(text: str, spec: ModelSpec) -> str:
     written = {**first, **{key: value for key, value in keys.items() if value}}
     entry = yaml.safe_dump([written], sort_keys=False, allow_unicode=True, default_flow_style=None, width=10**6)
     return text + ("" if text.endswith("\n") else "\n") + textwrap.indent(entry, " " * column)
-
-
-def _has_entries(path: Path, count: int) -> bool:
-    try:
-        return len(list(read(path))) == count
-    except ConfigError:
-        return False

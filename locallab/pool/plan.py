@@ -206,28 +206,23 @@ class Plan:
         for resident in self.residents.values():
             if (resident.leaving or resident.unloading) and (resident.forced or not resident.leases):
                 return self._close(resident)
-        demand = self._first_ready()
-        if demand is None or demand.need is None or demand.id in self.residents:
-            return False
-        least = demand.need.least
-        if self.residents and not least.fits(sum((each.use for each in self.residents.values()), self._room)):
-            # Closing everything would not help. With nothing loaded there is nothing to lose, and it is tried.
-            size = f"{max(least.ram, least.vram) / 2**30:.1f} GiB of memory"
-            reason = f"its weights need {size}, more than unloading all others would free"
-            self.failed(demand.id, ModelLoadError(demand.need.path, reason))
-            return True
-        return self._load(demand, demand.need)
-
-    def _first_ready(self) -> Demand | None:
-        """Return the first demand whose model is loaded and stays, or whose file is fetched."""
-        for demand in self.queue.values():
-            resident = self.residents.get(demand.id)
-            if (resident is None and demand.need is not None) or (resident is not None and not resident.unloading):
-                return demand
-        return None
+        for demand in self.queue.values():  # the first whose model is loaded and stays, or whose file is fetched
+            loaded = self.residents.get(demand.id)
+            if loaded is not None and not loaded.unloading:
+                return False
+            if loaded is None and demand.need is not None:
+                return self._load(demand, demand.need)
+        return False
 
     def _load(self, demand: Demand, need: Need) -> bool:
-        """Begin the load if there is room, else the close of a model in its way; return False if all of those are in use."""
+        """Begin the load if there is room, else the close of a model in its way; fail if the model cannot fit. Return False if
+        all models in its way are in use."""
+        if self.residents and not need.least.fits(sum((each.use for each in self.residents.values()), self._room)):
+            # Closing everything would not help. With nothing loaded there is nothing to lose, and it is tried.
+            size = f"{max(need.least.ram, need.least.vram) / 2**30:.1f} GiB of memory"
+            reason = f"its weights need {size}, more than unloading all others would free"
+            self.failed(demand.id, ModelLoadError(need.path, reason))
+            return True
         in_the_way = self._in_the_way(need)
         if not in_the_way:
             self.job = Load(demand.id)

@@ -278,18 +278,19 @@ class Pool:
         if self._closed:
             return
         if self.keep_alive >= 0:
+
+            def on_timer() -> None:
+                with self._lock:
+                    self._timer = None
+                    self._decide()
+
             now = time.monotonic()
             due = self._plan.expire(now, self.keep_alive)
             if due is not None and self._timer is None:
-                self._timer = threading.Timer(due - now, self._on_timer)
+                self._timer = threading.Timer(due - now, on_timer)
                 self._timer.daemon = True
                 self._timer.start()
         self._carry_out(self._plan.decide())
-
-    def _on_timer(self) -> None:
-        with self._lock:
-            self._timer = None
-            self._decide()
 
     def _carry_out(self, actions: Iterable[Action]) -> None:
         for action in actions:

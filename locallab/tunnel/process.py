@@ -87,18 +87,12 @@ class Process:
 def sweep(root: Path) -> None:
     """Kill the agents and remove the folders of processes that were killed."""
     for folder in root.glob("*-*"):
-        if not _has_owner(folder):
-            for process in psutil.process_iter():
-                with contextlib.suppress(psutil.Error):
-                    if str(folder / "ngrok.yml") in process.cmdline():
-                        process.kill()
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _has_owner(folder: Path) -> bool:
-    """Return whether the process that made the folder runs; a process younger than the folder only reuses its id."""
-    try:
-        owner = psutil.Process(int(folder.name.partition("-")[0]))
-        return owner.create_time() <= folder.stat().st_mtime + 1
-    except (psutil.NoSuchProcess, ValueError, FileNotFoundError):
-        return False
+        with contextlib.suppress(psutil.NoSuchProcess, ValueError, FileNotFoundError):
+            owner = psutil.Process(int(folder.name.partition("-")[0]))
+            if owner.create_time() <= folder.stat().st_mtime + 1:  # a younger process only reuses its owner's id
+                continue
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if str(folder / "ngrok.yml") in process.cmdline():
+                    process.kill()
+        shutil.rmtree(folder, ignore_errors=True)

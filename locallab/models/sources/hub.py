@@ -71,18 +71,27 @@ class _Fetching:
 
     def plan(self, alive: Callable[[], None]) -> None:
         """Query the digest and the size of each file, all at one commit."""
-        from huggingface_hub import get_hf_file_metadata, hf_hub_url
+        from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
 
+        source = self._source
         with self._explained():
-            for file in self._files(alive):
-                revision = self._commit or self._source.revision
-                url = hf_hub_url(self._source.repo, file, revision=revision, endpoint=endpoint())
+            if source.file:
+                files = shards(source.file)
+            else:
+                api = HfApi(endpoint=endpoint())
+                list_files = functools.partial(api.model_info, source.repo, revision=source.revision, timeout=PATIENCE)
+                info = patiently(source.repo, list_files, alive)
+                self._commit = info.sha
+                files = quants.choose([sibling.rfilename for sibling in info.siblings or ()], source.quantization)
+            for file in files:
+                revision = self._commit or source.revision
+                url = hf_hub_url(source.repo, file, revision=revision, endpoint=endpoint())
                 metadata = patiently(file, functools.partial(get_hf_file_metadata, url, endpoint=endpoint()), alive)
                 if not metadata.commit_hash or not metadata.etag:
                     raise ValueError("the server there is not a Hub")
                 if not self._commit:
                     self._commit = metadata.commit_hash
-                    url = hf_hub_url(self._source.repo, file, revision=self._commit, endpoint=endpoint())
+                    url = hf_hub_url(source.repo, file, revision=self._commit, endpoint=endpoint())
                 self.remotes.append(Remote(file, url, metadata.size, metadata.etag))
         self._places = self._store.partial(self._spec, self._part, [quote(each.etag, safe="") for each in self.remotes])
 
@@ -99,8 +108,18 @@ class _Fetching:
         """Download the files and move them into the store. Raises SourceError, OSError."""
         done, kept = 0, []
         for remote, place in zip(self.remotes, self._places, strict=True):
-            with self._explained(), self._roomy():
-                download(remote, place, lambda here, done=done: report(done + here))  # type: ignore[misc]
+            try:
+                with self._explained():
+                    download(remote, place, lambda here, done=done: report(done + here))  # type: ignore[misc]
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                missing = self.missing()
+                self._store.drop_partial(self._spec, self._part)  # frees the disk for the rest of the machine
+                raise SourceError(
+                    f"{self._spec.id}: the disk of {self._store.root} became full with {decimal_bytes(missing)} missing;"
+                    f" {decimal_bytes(self.size or missing)} are needed: make room, or set LOCALLAB_HOME to a larger disk"
+                ) from error
             size = place.stat().st_size
             if not size:
                 raise SourceError(f"{self._spec.id}: the source has an empty file, {remote.file} of {self._page}")
@@ -108,31 +127,6 @@ class _Fetching:
             kept.append((place, Kept(PurePosixPath(remote.file).name, size, remote.sha256)))
         self._store.adopt(self._spec, self._part, kept, self._commit)
         self._store.drop_partial(self._spec, self._part)
-
-    def _files(self, alive: Callable[[], None]) -> tuple[str, ...]:
-        if self._source.file:
-            return shards(self._source.file)
-        from huggingface_hub import HfApi
-
-        api, source = HfApi(endpoint=endpoint()), self._source
-        info = patiently(source.repo, lambda: api.model_info(source.repo, revision=source.revision, timeout=PATIENCE), alive)
-        self._commit = info.sha
-        return quants.choose([sibling.rfilename for sibling in info.siblings or ()], source.quantization)
-
-    @contextlib.contextmanager
-    def _roomy(self) -> Iterator[None]:
-        """Discard the fetched bytes when the disk is full, to free it for the rest of the machine."""
-        try:
-            yield
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            missing = self.missing()
-            self._store.drop_partial(self._spec, self._part)
-            raise SourceError(
-                f"{self._spec.id}: the disk of {self._store.root} became full with {decimal_bytes(missing)} missing;"
-                f" {decimal_bytes(self.size or missing)} are needed: make room, or set LOCALLAB_HOME to a larger disk"
-            ) from error
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
