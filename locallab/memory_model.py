@@ -26,7 +26,8 @@ EMBEDDING_BATCH = 512
 """Tokens beyond which a CPU gains nothing from larger embedding batches: each token would attend to all the others."""
 
 OUTPUT_BYTES = 512 << 20
-"""Most memory for the outputs of an embedding batch: llama.cpp keeps one as wide as the vocabulary for every token."""
+"""Most memory for the outputs of an embedding batch: llama.cpp keeps one as wide as the vocabulary for every token, though
+none is read."""
 
 MASK_BYTES = 6
 """Bytes of one entry in the attention mask of a text that is computed as a whole."""
