@@ -111,3 +111,13 @@ def test_allowed(module: str, source: str) -> None:
 @pytest.mark.parametrize(("module", "source"), FORBIDDEN.values(), ids=FORBIDDEN)
 def test_forbidden(module: str, source: str) -> None:
     assert len(violations({module: source})) == 1
+
+
+def test_tests_share_through_support_only() -> None:
+    tests = named_sources(Path(__file__).parent)
+    offenders = [
+        (importer, target)
+        for importer, target in edges(tests)
+        if target.rpartition(".")[2] == "conftest" or target.rpartition(".")[2].startswith("test_")
+    ]
+    assert offenders == []

@@ -6,8 +6,9 @@ import pytest
 
 from locallab import hardware
 from locallab.engine import Engine, llama
-from locallab.engine.limits import LEAST_CACHE, Limits, idle_cells, kv_room, slots
+from locallab.engine.limits import LEAST_CACHE, Limits, idle_cells, kv_room
 from locallab.errors import ModelLoadError
+from locallab.memory_model import slots
 from locallab.settings import EngineSettings
 from tests.support import tiny_gguf
 

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from locallab.engine.limits import slots
 from locallab.fit import Load, Shape, estimate, estimates, shape
 from locallab.fit.estimates import sequences
-from locallab.memory_model import KV_BYTES
+from locallab.memory_model import KV_BYTES, slots
 from locallab.models import gguf
 from locallab.settings import EngineSettings
 from tests.support.brute_force_fit import measured, rehearsed
@@ -200,7 +199,7 @@ def test_sequences_are_those_of_the_engine(parallel: int, keeps_state: bool, tmp
 
 
 def test_bytes_of_the_kv_types_are_those_of_the_engine() -> None:
-    from locallab.engine.llama import KV_BYTES as REAL_BYTES
+    from locallab.memory_model import KV_BYTES as REAL_BYTES
 
     assert REAL_BYTES == KV_BYTES
 

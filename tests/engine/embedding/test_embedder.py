@@ -17,9 +17,9 @@ import pytest
 
 from locallab import hardware
 from locallab.engine import Constraint, Embedder, Engine, SamplingParams
-from locallab.engine.embedding.context import STEP
 from locallab.engine.embedding.packing import Rows
 from locallab.errors import ContextLengthExceeded, EngineClosed, EngineFailure, InvalidField, ModelLoadError, Overloaded
+from locallab.memory_model import STEP
 from locallab.settings import EngineSettings
 from tests.support import tiny_embedding_gguf
 from tests.support.live_engine import PATIENCE, Answer

@@ -2,16 +2,12 @@ from __future__ import annotations
 
 import asyncio
 import re
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
-import openai
 import pytest
 
 import locallab
@@ -20,18 +16,11 @@ from locallab.errors import (
     ContextLengthExceeded,
     EngineClosed,
     InvalidField,
-    LocalLabError,
     ModelLoadError,
-    TunnelError,
     UnknownModel,
 )
 from locallab.inprocess import launch
-from locallab.inprocess.status import Status
-from locallab.keys import KeyStore
-from locallab.server.runner import bind
-from locallab.settings import EngineSettings, ServerSettings
-from locallab.tunnel import TunnelFacts, Usage
-from tests.support.fake_tunnel import TOKEN, FakeNgrok
+from locallab.settings import EngineSettings
 
 COUNTING = "Counting: 1, 2, 3, 4, 5, 6, 7,"
 LETTERS = "The alphabet: a, b, c, d, e, f, g,"
@@ -48,12 +37,6 @@ def engine(model_path: Path) -> Iterator[locallab.Engine]:
         yield engine
 
 
-@pytest.fixture(scope="module")
-def server(model_path: Path) -> Iterator[locallab.Server]:
-    with locallab.start(str(model_path), context=512, threads=2, grace=0) as server:
-        yield server
-
-
 def idle(engine: locallab.Engine) -> bool:
     """Waits until nothing runs."""
     deadline = time.monotonic() + PATIENCE
@@ -67,28 +50,6 @@ def test_logprobs(engine: locallab.Engine) -> None:
     answer = engine.generate("1, 2, 3, 4, 5, 6,", max_tokens=2, temperature=0, logprobs=1, prompt_logprobs=True)
     assert b"".join(each.piece for each in answer.logprobs).decode() == answer and answer.prompt_logprobs
     assert engine.generate("hi", max_tokens=1).logprobs == ()
-
-
-# ---- the package
-
-
-def test_the_public_names_are_these() -> None:
-    assert sorted(locallab.__all__) == ["Answer", "Engine", "Server", "__version__", "start"]
-    assert [name for name in locallab.__all__ if getattr(locallab, name).__doc__ is None] == []
-
-
-def test_no_other_name() -> None:
-    with pytest.raises(AttributeError, match="has no attribute 'Engin'"):
-        locallab.Engin  # noqa: B018
-
-
-def test_importing_the_package_loads_neither_llama_cpp_nor_the_server() -> None:
-    heavy = ("llama_cpp", "starlette", "numpy", "locallab.inprocess")
-    code = f"import sys, locallab; print([m for m in {heavy} if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
-
-
-# ---- settings as keyword arguments
 
 
 def test_an_unknown_setting_fails_by_name_with_the_nearest() -> None:
@@ -111,9 +72,6 @@ def test_keywords_go_before_the_environment_before_the_defaults(monkeypatch: pyt
     found = launch.layers(EngineSettings, "start()", {"context": 512, "port": 1, "batch": None}, {"parallel": 9, "queue": 7})
     resolved = locallab.inprocess.server.settings.resolve(EngineSettings, *found)
     assert (resolved.context, resolved.parallel, resolved.queue, resolved.batch) == (512, 3, 7, EngineSettings().batch)
-
-
-# ---- Engine
 
 
 def test_a_text_is_completed(engine: locallab.Engine) -> None:
@@ -253,129 +211,3 @@ def test_a_model_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError):
         locallab.Engine(str(broken))
     assert {thread.name for thread in threading.enumerate()} <= before
-
-
-# ---- start
-
-
-def test_a_server_answers_an_openai_client(server: locallab.Server) -> None:
-    assert server.api_key is None
-    assert server.url == server.local_url and not server.url.endswith(":8000")
-    with server.openai(max_retries=0) as client:
-        answer = client.chat.completions.create(model=server.model, messages=ASKED, max_tokens=4)  # type: ignore[arg-type]
-    assert answer.choices[0].message.content
-    assert repr(server) == f"<locallab server of {server.model} at {server.url}>"
-    assert httpx.get(f"{server.url}/system/info").json()["tunnel"] is None
-
-
-def test_two_at_once_within_a_running_event_loop_and_stopping_leaves_nothing(server: locallab.Server, model_path: Path) -> None:
-    before = {thread.name for thread in threading.enumerate()}
-
-    async def notebook() -> locallab.Server:
-        with locallab.start(str(model_path), context=512, threads=1) as other:
-            assert other.url != server.url
-            engine = other._pool.loaded[0].engine
-            async with httpx.AsyncClient() as client:
-                assert (await client.get(f"{other.url}/health/ready")).status_code == 200
-        with pytest.raises(EngineClosed):
-            engine.tokenize("a", add_special=False, parse_special=False)
-        return other
-
-    stopped = asyncio.run(notebook())
-    stopped.stop()
-    assert {thread.name for thread in threading.enumerate()} <= before
-    with pytest.raises(httpx.ConnectError):
-        httpx.get(stopped.url)
-
-
-def test_where_there_are_keys_one_is_made_for_this_server_only(model_path: Path) -> None:
-    KeyStore().create("somebody", "free")
-    with locallab.start(str(model_path), context=512, threads=1) as server:
-        assert httpx.get(f"{server.url}/v1/models").status_code == 401
-        assert server.api_key and server.api_key not in repr(server)
-        with server.openai() as client:
-            assert client.models.list().data[0].id == server.model
-    assert [key.name for key in KeyStore().read()] == ["somebody"]
-
-
-def test_errors_come_to_the_caller_and_nothing_runs_on(tmp_path: Path) -> None:
-    broken = tmp_path / "broken.gguf"
-    broken.write_bytes(b"GGUF" + bytes(100))
-    before = {thread.name for thread in threading.enumerate()}
-    with pytest.raises(ModelLoadError):
-        locallab.start(str(broken))
-    with pytest.raises(UnknownModel):
-        locallab.start("smollm2:135")
-    with bind("127.0.0.1", 0) as taken, pytest.raises(ConfigError, match="is in use"):
-        taken.listen()
-        locallab.start(str(broken), port=taken.getsockname()[1])
-    assert {thread.name for thread in threading.enumerate()} <= before
-
-
-def test_without_the_openai_package(server: locallab.Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(LocalLabError, match="pip install openai"):
-        server.openai()
-
-
-def test_watching_prints_how_it_goes(server: locallab.Server, capsys: pytest.CaptureFixture[str]) -> None:
-    server.watch(seconds=0.05, every=0.01)
-    assert re.match(r"\r\d+ answers, 0 running, 0 waiting \| 0\.0 tokens/s +\r", capsys.readouterr().out)
-
-
-def test_the_status_line() -> None:
-    facts = TunnelFacts("https://a.example", "open", None, 1, 2, 3, Usage(month=lambda: "2026-01").facts())
-    facts.month.requests, facts.month.bytes_out, facts.month.free_plan_used = 1500, 12_300_000, 0.075
-    now = Status(at=14.0, answers=1234, tokens=150, running=2, waiting=1, tunnel=facts)
-    assert now.line(Status(at=10.0, tokens=50)) == (
-        "1,234 answers, 2 running, 1 waiting | 25.0 tokens/s | "
-        "tunnel open, this month 1,500 requests, 12.3 MB out: 7.5% of ngrok's free plan"
-    )
-    assert "0.0 tokens/s" in Status(at=2.0).line(Status(at=1.0, tokens=99))
-
-
-# ---- with a tunnel
-
-
-@pytest.fixture
-def ngrok(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeNgrok:
-    return FakeNgrok(tmp_path, monkeypatch)
-
-
-def test_a_public_server(ngrok: FakeNgrok, model_path: Path) -> None:
-    with locallab.start(str(model_path), tunnel=True, ngrok_token=TOKEN, api_key="mine", context=512) as server:
-        assert server.url != server.local_url
-        assert server.api_key == "mine"
-        assert httpx.get(f"{server.url}/v1/models").status_code == 401
-        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.api_key, max_retries=0)
-        with (
-            client,
-            client.chat.completions.create(
-                model="any",
-                messages=ASKED,  # type: ignore[arg-type]
-                stream=True,
-                max_tokens=4,
-            ) as chunks,
-        ):
-            assert len(list(chunks)) >= 4
-        info = httpx.get(f"{server.local_url}/system/info", headers={"authorization": f"Bearer {server.api_key}"}).json()
-        assert server.url in server.announcement() and str(server.api_key) in server.announcement()
-    assert (info["tunnel"]["url"], info["tunnel"]["state"]) == (info["public_url"], "open")
-    assert info["tunnel"]["month"]["requests"] == 3
-    assert info["tunnel"]["month"]["bytes_out"] > 500
-    assert ngrok.running == []
-
-
-def test_a_tunnel_that_fails_is_told_and_nothing_runs_on(ngrok: FakeNgrok, model_path: Path) -> None:
-    ngrok.goes("limit")
-    before = {thread.name for thread in threading.enumerate()}
-    with pytest.raises(TunnelError, match="ERR_NGROK_108"):
-        locallab.start(str(model_path), tunnel=True, ngrok_token=TOKEN, context=512, threads=1)
-    assert {thread.name for thread in threading.enumerate()} <= before
-    assert ngrok.running == []
-
-
-def test_a_public_server_without_keys_is_refused() -> None:
-    with pytest.raises(ConfigError, match="tunnel: a public address requires a key"):
-        locallab.start("smollm2:135m", tunnel=True, auth=False)
-    assert ServerSettings().auth
