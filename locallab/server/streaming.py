@@ -1,17 +1,14 @@
-"""Streams: sends what a generation yields as bytes that are ready-made, as server-sent events or as lines of JSON.
-
-Not sse-starlette: it encodes every event as text, splits it into lines and runs four tasks a stream, on the very path that
-shares its CPU cores with the model. Here a token is one concatenation, and all tokens that are ready are one write.
-"""
+"""Streams of events that are ready-made bytes, as server-sent events or as lines of JSON."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Iterator
-from typing import ClassVar, Protocol
+import logging
+from collections.abc import AsyncIterable
+from typing import Any, Protocol
 
 import msgspec
+from sse_starlette.sse import AppStatus, EventSourceResponse, SendTimeoutError
 from starlette.types import Receive, Scope, Send
 
 from locallab.server.errors import report
@@ -20,12 +17,18 @@ from locallab.server.inference.generation import ClientGone, Generation, Item
 IDLE = 15.0
 """Seconds of silence after which a ping keeps clients and proxies from closing the connection."""
 
-DONE = b"data: [DONE]\n\n"
+SEND_TIMEOUT = 60.0
+"""Seconds after which a stream ends whose client does not read; noticed at a ping, so up to `IDLE` seconds later."""
 
-HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
+DONE = b"data: [DONE]\n\n"
 
 EVENTS = "text/event-stream"
 LINES = "application/x-ndjson"
+
+log = logging.getLogger(__name__)
+
+# How long streams may go on at a stop is for `--grace` to say.
+AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
 
 
 class Chunks(Protocol):
@@ -40,66 +43,76 @@ class Chunks(Protocol):
     def ping(self) -> bytes: ...
 
 
-class EventStream:
-    """An ASGI response. It starts with the first news, so that an error before them still has a status of its own."""
+class ByteStream(EventSourceResponse):
+    """An EventSourceResponse whose content is bytes; of its headers it has only those that a stream needs."""
 
-    content_type: ClassVar[bytes] = EVENTS.encode() + b"; charset=utf-8"
+    def __init__(self, content: AsyncIterable[Any], media_type: str = EVENTS, **options: Any) -> None:
+        super().__init__(content, media_type=media_type, send_timeout=SEND_TIMEOUT, **options)
+        content_type = f"{media_type}; charset=utf-8" if media_type == EVENTS else media_type
+        no_buffering = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
+        self.raw_headers = [(b"content-type", content_type.encode()), *no_buffering]
 
-    def __init__(self, generation: Generation, chunks: Chunks) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        except SendTimeoutError:
+            log.warning("%s %s: the client has not read for %g s", scope["method"], scope["path"], SEND_TIMEOUT)
+
+
+class EventStream(ByteStream):
+    """The answers of a generation as one stream, with a send loop that encodes nothing but new tokens.
+
+    It starts with the first items, so that an error before them has a status of its own. All items that are ready are one
+    write. Raises ClientGone when the client leaves before the start.
+    """
+
+    def __init__(self, generation: Generation, chunks: Chunks, media_type: str = EVENTS) -> None:
+        super().__init__(generation, media_type, ping=IDLE, ping_message_factory=self._wake)
         self._generation = generation
         self._chunks = chunks
         self._sent = asyncio.get_running_loop().time()
+        self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        generation = self._generation
-        with generation, generation.watching(receive), self._heartbeat():
-            items = await generation.ready()
-            headers = [(b"content-type", self.content_type), *HEADERS]
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
-            with contextlib.suppress(ClientGone):
-                try:
-                    last = await self._send_all(items, send)
-                except ClientGone:
-                    raise
-                except Exception as error:
-                    report(error, f"{scope['method']} {scope['path']}")
-                    last = self._chunks.fail(error)
-                await send({"type": "http.response.body", "body": last})
+        self._request = f"{scope['method']} {scope['path']}"
+        with self._generation:
+            await super().__call__(scope, receive, send)
+        if not (self._started or self.active):
+            raise ClientGone
 
-    async def _send_all(self, items: list[Item], send: Send) -> bytes:
-        """Sends events until the generation is done; returns the last ones unsent, to go out with the stream's end."""
-        generation, chunks = self._generation, self._chunks
-        while not generation.done:
-            body = chunks.encode(items) if items else chunks.ping()
-            if body:
-                self._sent = asyncio.get_running_loop().time()
-                await send({"type": "http.response.body", "body": body, "more_body": True})
-            items = await generation.ready()
-        return chunks.encode(items) + chunks.end()
-
-    @contextlib.contextmanager
-    def _heartbeat(self) -> Iterator[None]:
-        """Wakes the generation when nothing was sent for `IDLE` seconds, by a timer that a token never has to touch."""
-        loop = asyncio.get_running_loop()
-
-        def beat() -> None:
-            due = self._sent + IDLE
-            if loop.time() >= due:
-                self._generation.wake()
-                due = loop.time() + IDLE
-            timers[:] = [loop.call_at(due, beat)]
-
-        timers = [loop.call_later(IDLE, beat)]
+    async def _stream_response(self, send: Send) -> None:
+        generation, chunks, time = self._generation, self._chunks, asyncio.get_running_loop().time
+        async with self._send_lock:  # what the ping task sends waits for the start
+            items = await anext(generation)
+            self._started = True
+            head = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+            await self._send_with_timeout(send, head)
         try:
-            yield
-        finally:
-            timers[0].cancel()
+            while not generation.done:
+                body = chunks.encode(items) if items else chunks.ping()
+                if body:
+                    self._sent = time()
+                    await send({"type": "http.response.body", "body": body, "more_body": True})
+                items = await anext(generation)
+            last = chunks.encode(items) + chunks.end()
+        except Exception as error:
+            report(error, self._request)
+            last = chunks.fail(error)
+        async with self._send_lock:
+            self.active = False
+            await self._send_with_timeout(send, {"type": "http.response.body", "body": last, "more_body": False})
 
+    def _wake(self) -> bytes:
+        """Let the send loop ping when nothing was sent for `IDLE` seconds: only there a ping has its place among the events.
 
-class LineStream(EventStream):
-    """The same as lines of JSON."""
-
-    content_type: ClassVar[bytes] = LINES.encode()
+        Returns nothing to send; sending that still notices a client that does not read. Mutates the ping interval.
+        """
+        left = self._sent + IDLE - asyncio.get_running_loop().time()
+        if not self._started or left < 0.001:  # what is left may be rounding: uvloop counts milliseconds
+            self._generation.wake()
+            left = IDLE
+        self.ping_interval = left
+        return b""
 
 
 dumps = msgspec.json.Encoder().encode

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
+import socket
 import threading
 from typing import Any
 
 import httpx
 import openai
 import pytest
+import uvicorn
+from sse_starlette.sse import AppStatus
 
 from locallab.engine.request import SamplingParams, TokenEvent, Usage
 from locallab.errors import EngineFailure, Overloaded
@@ -226,10 +230,10 @@ def test_leaving_wins_over_what_is_ready() -> None:
         engine, wire = Held(), Wire()
         with Generation(engine, [JOB, JOB]) as generation, generation.watching(wire.receive):  # type: ignore[arg-type]
             engine.listeners[0](END)
-            assert await generation.ready() == [(0, END)]
+            assert await anext(generation) == [(0, END)]
             wire.left.set()
             with pytest.raises(ClientGone):
-                await generation.ready()
+                await anext(generation)
             assert not generation.done
         return engine
 
@@ -248,6 +252,77 @@ def test_cancelled_task_cancels_the_request() -> None:
         return engine
 
     assert asyncio.run(scenario()).cancelled == [0]
+
+
+def test_client_that_does_not_read(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(streaming, "IDLE", 0.01)
+    monkeypatch.setattr(streaming, "SEND_TIMEOUT", 0.05)
+
+    class Stalled(Wire):
+        async def send(self, message: Any) -> None:
+            if len(self.sent) == 2:
+                await self.left.wait()
+            await super().send(message)
+
+    async def scenario() -> tuple[Held, Wire]:
+        engine, wire = Held(), Stalled()
+        stream = streaming.EventStream(Generation(engine, [JOB]), NativeChunks("m"))  # type: ignore[arg-type]
+        running = asyncio.ensure_future(stream({"type": "http", "method": "POST", "path": "/"}, wire.receive, wire.send))
+        engine.listeners[0](TokenEvent("a"))
+        while len(wire.sent) < 2:
+            await asyncio.sleep(0)
+        engine.listeners[0](TokenEvent("b"))
+        await asyncio.wait_for(running, 20)
+        return engine, wire
+
+    engine, wire = asyncio.run(scenario())
+    assert engine.cancelled == [0] and len(wire.sent) == 2
+    assert "POST /: the client has not read for 0.05 s" in caplog.text
+
+
+def test_slow_client_gets_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "IDLE", 0.01)
+    monkeypatch.setattr(streaming, "SEND_TIMEOUT", 5.0)
+
+    class Slow(Wire):
+        async def send(self, message: Any) -> None:
+            await asyncio.sleep(0.05)
+            await super().send(message)
+
+    async def scenario() -> Wire:
+        engine, wire = Held(), Slow()
+        stream = streaming.EventStream(Generation(engine, [JOB]), NativeChunks("m"))  # type: ignore[arg-type]
+        running = asyncio.ensure_future(stream({"type": "http", "method": "POST", "path": "/"}, wire.receive, wire.send))
+        for event in (TokenEvent("a"), TokenEvent("b"), END):
+            engine.listeners[0](event)
+            await asyncio.sleep(0.07)
+        await running
+        return wire
+
+    sent = asyncio.run(scenario()).sent
+    assert sent[0]["type"] == "http.response.start" and [message.get("more_body") for message in sent[-1:]] == [False]
+    told = parsed(b"".join(message.get("body", b"") for message in sent).decode())
+    assert "".join(event.get("response") for event in told[:-1]) == "abc"
+
+
+def test_connection_that_is_not_read_does_not_hold_the_engine(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "IDLE", 0.02)
+    monkeypatch.setattr(streaming, "SEND_TIMEOUT", 0.1)
+    served.script(*[b"x" * 2**16] * 400, threading.Event())
+    body = b'{"prompt": "hi", "stream": true, "max_length": -1}'
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # the system would read megabytes for the client
+        client.connect((served.http.base_url.host, served.http.base_url.port))
+        client.sendall(b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        until(lambda: served.engine.cancelled != [])
+        until(lambda: served.engine.stats().running == 0)
+
+
+def test_a_stop_of_the_server_ends_no_stream_by_itself() -> None:
+    """sse-starlette would end them at once; how long they may go on is for --grace to say."""
+    server = uvicorn.Server(uvicorn.Config("none"))
+    server.handle_exit(signal.SIGTERM, None)
+    assert server.should_exit and not AppStatus.should_exit
 
 
 def test_many_clients_at_once(served: Served) -> None:

@@ -76,12 +76,17 @@ class Generation:
         """Whether every answer has ended well and been read."""
         return not self._unfinished and not self._items and self._failure is None
 
-    async def ready(self) -> list[Item]:
-        """All news that have come, in order; waits for some. Empty only after `wake`.
+    def __aiter__(self) -> Generation:
+        return self
+
+    async def __anext__(self) -> list[Item]:
+        """Return all items that have come, in order; wait for some. Empty only after `wake`.
 
         Raises ClientGone, or what ended an answer before its time.
         """
         if not self._items and self._failure is None:
+            if not self._unfinished:
+                raise StopAsyncIteration
             self._waiter = self._loop.create_future()
             await self._waiter
         if self._items:
@@ -92,7 +97,7 @@ class Generation:
         return []
 
     def wake(self) -> None:
-        """Makes a waiting `ready` return."""
+        """Make a waiting `__anext__` return."""
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
@@ -165,8 +170,8 @@ async def follow(
 ) -> None:
     """Gives all news to `take`, to the end. Raises ClientGone when the client leaves first."""
     with Generation(engine, jobs, urgent=urgent) as generation, generation.watching(receive):
-        while not generation.done:
-            take(await generation.ready())
+        async for items in generation:
+            take(items)
 
 
 async def collect(engine: Engine, jobs: Sequence[Job], receive: Receive, *, urgent: bool = False) -> list[FinishedAnswer]:

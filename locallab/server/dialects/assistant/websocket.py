@@ -204,8 +204,8 @@ class Conversation:
             asked = await prepare_question(running.question, loaded, self._templates, self._settings.completion_tokens)
             telling = AnswerReader(asked)
             with Generation(loaded.engine, [asked.job], urgent=asked.urgent) as running.generation:
-                while not running.generation.done:
-                    if text := telling.read(await running.generation.ready()):
+                async for items in running.generation:
+                    if text := telling.read(items):
                         await self._tell(running.id, token(text))
         return telling.summary()
 

@@ -17,8 +17,8 @@ from locallab.errors import SourceError
 from locallab.models.sources import Progress
 from locallab.server.dialects.ollama.errors import ollama_body
 from locallab.server.errors import report
-from locallab.server.inference.generation import ClientGone, unless_gone
-from locallab.server.streaming import HEADERS, LINES
+from locallab.server.inference.generation import unless_gone
+from locallab.server.streaming import LINES, ByteStream
 
 OFTEN = 0.1
 """Seconds between two lines about progress."""
@@ -82,31 +82,27 @@ class Pull:
         yield {"status": "success"}
 
 
-class PullStream:
-    """An ASGI response: each piece of news a line."""
+class PullStream(ByteStream):
+    """Each piece of news a line, and why it failed in the last one."""
 
     def __init__(self, pull: Pull) -> None:
+        super().__init__(_lines(pull), LINES, ping=0)
         self._pull = pull
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = [(b"content-type", LINES.encode()), *HEADERS]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        with contextlib.suppress(ClientGone):
-            await unless_gone(self._tell(scope, send), receive)
-        self._pull.stop()
-
-    async def _tell(self, scope: Scope, send: Send) -> None:
-        async for body in self._told(f"{scope['method']} {scope['path']}"):
-            await send({"type": "http.response.body", "body": dumps(body) + b"\n", "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
-
-    async def _told(self, doing: str) -> AsyncIterator[dict[str, Any]]:
         try:
-            async for body in self._pull.lines():
-                yield body
-        except Exception as error:
-            report(error, doing)
-            yield ollama_body(error)
+            await super().__call__(scope, receive, send)
+        finally:
+            self._pull.stop()
+
+
+async def _lines(pull: Pull) -> AsyncIterator[bytes]:
+    try:
+        async for body in pull.lines():
+            yield dumps(body) + b"\n"
+    except Exception as error:
+        report(error, "POST /api/pull")
+        yield dumps(ollama_body(error)) + b"\n"
 
 
 async def finished(pull: Pull, receive: Receive) -> dict[str, Any]:

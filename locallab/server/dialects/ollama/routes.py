@@ -43,7 +43,7 @@ from locallab.server.inference.generation import Generation, follow
 from locallab.server.inference.lease import afterwards, lease
 from locallab.server.inference.prompt import PreparedChat, constrained, gap_prompt, prepare_chat, text_prompt
 from locallab.server.reply import noted, reply
-from locallab.server.streaming import LINES, LineStream
+from locallab.server.streaming import LINES, EventStream
 from locallab.settings import ServerSettings
 
 
@@ -115,7 +115,7 @@ class Ollama:
             raise InvalidField("think", f"model {loaded.spec.id!r} does not support thinking; leave it out")
         notes += self._unheeded(body, loaded)
         if body.stream is not False:
-            return noted(LineStream(Generation(loaded.engine, asked.jobs, urgent=asked.urgent), chunks), notes)
+            return noted(EventStream(Generation(loaded.engine, asked.jobs, urgent=asked.urgent), chunks, LINES), notes)
         await follow(loaded.engine, asked.jobs, request.receive, chunks.take, urgent=asked.urgent)
         return noted(reply(chunks.whole()), notes)
 
