@@ -54,7 +54,7 @@ ALLOWED = {
         "locallab.server.dialects.ollama.routes",
         "from locallab.server.dialects.dialect import Dialect\nfrom ...errors import report",
     ),
-    "dialect uses its own": ("locallab.server.dialects.ollama.routes", "from .stream import OllamaChunks"),
+    "dialect uses its own": ("locallab.server.dialects.ollama.routes", "from .stream import OllamaFormatter"),
     "any dialect uses openai": (
         "locallab.server.dialects.ollama.routes",
         "from locallab.server.dialects.openai import logprobs",
@@ -85,9 +85,12 @@ FORBIDDEN = {
     "dialect imports dialect": ("locallab.server.dialects.openai.routes", "from locallab.server.dialects import ollama"),
     "dialect imports dialect's class": (
         "locallab.server.dialects.openai.routes",
-        "from locallab.server.dialects.ollama.stream import OllamaChunks",
+        "from locallab.server.dialects.ollama.stream import OllamaFormatter",
     ),
-    "dialect imports dialect, relative": ("locallab.server.dialects.openai.routes", "from ..ollama.stream import OllamaChunks"),
+    "dialect imports dialect, relative": (
+        "locallab.server.dialects.openai.routes",
+        "from ..ollama.stream import OllamaFormatter",
+    ),
     "dialect imports dialect, in a function": (
         "locallab.server.dialects.anthropic.routes",
         "def f():\n    from locallab.server.dialects.responses import items",

@@ -31,16 +31,19 @@ log = logging.getLogger(__name__)
 AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
 
 
-class Chunks(Protocol):
-    """Formats one stream in its dialect; every method gives complete events.
+class Formatter(Protocol):
+    """Formats the answers of one generation in a dialect: in a stream, where every method returns complete events, or whole.
 
-    `ping` is one that says nothing. It is no comment: there are clients that parse those, and clients that count events.
+    `ping` is an event without news. It is no comment: there are clients that parse those, and clients that count events.
+    `whole` is a JSON body, after `take` got all items.
     """
 
     def encode(self, items: list[Item]) -> bytes: ...
     def end(self) -> bytes: ...
     def fail(self, error: Exception) -> bytes: ...
     def ping(self) -> bytes: ...
+    def take(self, items: list[Item]) -> None: ...
+    def whole(self) -> object: ...
 
 
 class ByteStream(EventSourceResponse):
@@ -66,10 +69,10 @@ class EventStream(ByteStream):
     write. Raises ClientGone when the client leaves before the start.
     """
 
-    def __init__(self, generation: Generation, chunks: Chunks, media_type: str = EVENTS) -> None:
+    def __init__(self, generation: Generation, formatter: Formatter, media_type: str = EVENTS) -> None:
         super().__init__(generation, media_type, ping=IDLE, ping_message_factory=self._wake)
         self._generation = generation
-        self._chunks = chunks
+        self._formatter = formatter
         self._sent = asyncio.get_running_loop().time()
         self._started = False
 
@@ -81,7 +84,7 @@ class EventStream(ByteStream):
             raise ClientGone
 
     async def _stream_response(self, send: Send) -> None:
-        generation, chunks, time = self._generation, self._chunks, asyncio.get_running_loop().time
+        generation, formatter, time = self._generation, self._formatter, asyncio.get_running_loop().time
         async with self._send_lock:  # what the ping task sends waits for the start
             items = await anext(generation)
             self._started = True
@@ -89,15 +92,15 @@ class EventStream(ByteStream):
             await self._send_with_timeout(send, head)
         try:
             while not generation.done:
-                body = chunks.encode(items) if items else chunks.ping()
+                body = formatter.encode(items) if items else formatter.ping()
                 if body:
                     self._sent = time()
                     await send({"type": "http.response.body", "body": body, "more_body": True})
                 items = await anext(generation)
-            last = chunks.encode(items) + chunks.end()
+            last = formatter.encode(items) + formatter.end()
         except Exception as error:
             report(error, self._request)
-            last = chunks.fail(error)
+            last = formatter.fail(error)
         async with self._send_lock:
             self.active = False
             await self._send_with_timeout(send, {"type": "http.response.body", "body": last, "more_body": False})

@@ -14,10 +14,10 @@ import pytest
 
 from locallab.engine.request import SamplingParams
 from locallab.server import streaming
-from locallab.server.dialects.anthropic.stream import AnthropicChunks
-from locallab.server.dialects.ollama.stream import OllamaChunks
-from locallab.server.dialects.openai.stream import OpenAIChunks
-from locallab.server.dialects.responses.stream import ResponsesChunks
+from locallab.server.dialects.anthropic.stream import AnthropicFormatter
+from locallab.server.dialects.ollama.stream import OllamaFormatter
+from locallab.server.dialects.openai.stream import OpenAIFormatter
+from locallab.server.dialects.responses.stream import ResponsesFormatter
 from tests.support.fake_engine import TEXT, say
 from tests.support.http_server import Served
 from tests.support.sse import DONE
@@ -141,7 +141,7 @@ def slow(thinking: Served, monkeypatch: pytest.MonkeyPatch) -> Served:
 
         return watched_ping
 
-    for kind in (OpenAIChunks, AnthropicChunks, ResponsesChunks, OllamaChunks):
+    for kind in (OpenAIFormatter, AnthropicFormatter, ResponsesFormatter, OllamaFormatter):
         monkeypatch.setattr(kind, "ping", watched(kind.ping))
 
     def script(prompt: list[int], params: SamplingParams) -> list[Any]:

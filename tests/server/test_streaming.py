@@ -7,6 +7,7 @@ import logging
 import signal
 import socket
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -15,11 +16,14 @@ import pytest
 import uvicorn
 from sse_starlette.sse import AppStatus
 
+from locallab.chat.turn import Turn
 from locallab.engine.request import SamplingParams, TokenEvent, Usage
 from locallab.errors import EngineFailure, Overloaded
 from locallab.server import streaming
-from locallab.server.dialects.native.generate import NativeChunks
-from locallab.server.inference.generation import ClientGone, Generation, collect
+from locallab.server.dialects.native.generate import NativeFormatter
+from locallab.server.dialects.openai.stream import ChatFormatter, Head
+from locallab.server.inference.answer import answer
+from locallab.server.inference.generation import ClientGone, Generation
 from tests.support.fake_engine import TEXT, say
 from tests.support.http_server import Served
 from tests.support.sse import DONE, parsed
@@ -196,10 +200,19 @@ JOB = ([1], SamplingParams())
 END = TokenEvent("c", finish_reason="stop", usage=Usage(1, 3, 0))
 
 
+PLAIN = Turn("", None, (), None, (), None, False)
+
+
+async def answered(engine: Held, wire: Wire, formatter: Any, jobs: list[Any], stream: bool) -> None:
+    request, loaded = SimpleNamespace(receive=wire.receive), SimpleNamespace(engine=engine)
+    response = await answer(request, loaded, jobs, formatter, stream=stream)  # type: ignore[arg-type]
+    await response({"type": "http", "method": "POST", "path": "/"}, wire.receive, wire.send)  # type: ignore[arg-type]
+
+
 def test_what_is_ready_at_once_goes_out_in_one_write() -> None:
     async def scenario() -> list[dict[str, Any]]:
         engine, wire = Held(), Wire()
-        stream = streaming.EventStream(Generation(engine, [JOB]), NativeChunks("m"))  # type: ignore[arg-type]
+        stream = streaming.EventStream(Generation(engine, [JOB]), NativeFormatter("m"))  # type: ignore[arg-type]
         for event in (TokenEvent("a"), TokenEvent(""), TokenEvent("b"), END):
             engine.listeners[0](event)
         await stream({"type": "http", "method": "POST", "path": "/"}, wire.receive, wire.send)
@@ -213,7 +226,7 @@ def test_what_is_ready_at_once_goes_out_in_one_write() -> None:
 def test_token_without_text_sends_nothing() -> None:
     async def scenario() -> list[dict[str, Any]]:
         engine, wire = Held(), Wire()
-        stream = streaming.EventStream(Generation(engine, [JOB]), NativeChunks("m"))  # type: ignore[arg-type]
+        stream = streaming.EventStream(Generation(engine, [JOB]), NativeFormatter("m"))  # type: ignore[arg-type]
         running = asyncio.ensure_future(stream({"type": "http", "method": "POST", "path": "/"}, wire.receive, wire.send))
         for event in (TokenEvent(""), TokenEvent(""), END):
             engine.listeners[0](event)
@@ -225,16 +238,39 @@ def test_token_without_text_sends_nothing() -> None:
     assert [message["type"] for message in asyncio.run(scenario())] == ["http.response.start", "http.response.body"]
 
 
-def test_leaving_wins_over_what_is_ready() -> None:
+@pytest.mark.parametrize("stream", [False, True])
+def test_leaving_wins_over_the_answer_that_is_not_complete(stream: bool) -> None:
     async def scenario() -> Held:
         engine, wire = Held(), Wire()
-        with Generation(engine, [JOB, JOB]) as generation, generation.watching(wire.receive):  # type: ignore[arg-type]
-            engine.listeners[0](END)
-            assert await anext(generation) == [(0, END)]
-            wire.left.set()
-            with pytest.raises(ClientGone):
-                await anext(generation)
-            assert not generation.done
+        formatter = ChatFormatter(Head("x", 0, "m"), PLAIN, 2)
+        running = asyncio.ensure_future(answered(engine, wire, formatter, [JOB, JOB], stream))
+        while not engine.listeners:
+            await asyncio.sleep(0)
+        wire.left.set()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        engine.listeners[0](END)
+        with pytest.raises(ClientGone):
+            await running
+        assert wire.sent == []
+        return engine
+
+    assert asyncio.run(scenario()).cancelled == [0, 1]
+
+
+def test_leaving_cancels_only_what_is_not_complete() -> None:
+    async def scenario() -> Held:
+        engine, wire = Held(), Wire()
+        formatter = ChatFormatter(Head("x", 0, "m"), PLAIN, 2)
+        running = asyncio.ensure_future(answered(engine, wire, formatter, [JOB, JOB], True))
+        while not engine.listeners:
+            await asyncio.sleep(0)
+        engine.listeners[0](END)
+        while len(wire.sent) < 2:
+            await asyncio.sleep(0)
+        wire.left.set()
+        await running
+        assert all(message.get("more_body", True) for message in wire.sent), "there is no end for one that has left"
         return engine
 
     assert asyncio.run(scenario()).cancelled == [1]
@@ -243,7 +279,7 @@ def test_leaving_wins_over_what_is_ready() -> None:
 def test_cancelled_task_cancels_the_request() -> None:
     async def scenario() -> Held:
         engine, wire = Held(), Wire()
-        task = asyncio.ensure_future(collect(engine, [JOB], wire.receive))  # type: ignore[arg-type]
+        task = asyncio.ensure_future(answered(engine, wire, NativeFormatter("m"), [JOB], False))
         while not engine.listeners:
             await asyncio.sleep(0)
         task.cancel()
@@ -266,7 +302,7 @@ def test_client_that_does_not_read(monkeypatch: pytest.MonkeyPatch, caplog: pyte
 
     async def scenario() -> tuple[Held, Wire]:
         engine, wire = Held(), Stalled()
-        stream = streaming.EventStream(Generation(engine, [JOB]), NativeChunks("m"))  # type: ignore[arg-type]
+        stream = streaming.EventStream(Generation(engine, [JOB]), NativeFormatter("m"))  # type: ignore[arg-type]
         running = asyncio.ensure_future(stream({"type": "http", "method": "POST", "path": "/"}, wire.receive, wire.send))
         engine.listeners[0](TokenEvent("a"))
         while len(wire.sent) < 2:
@@ -291,7 +327,7 @@ def test_slow_client_gets_everything(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def scenario() -> Wire:
         engine, wire = Held(), Slow()
-        stream = streaming.EventStream(Generation(engine, [JOB]), NativeChunks("m"))  # type: ignore[arg-type]
+        stream = streaming.EventStream(Generation(engine, [JOB]), NativeFormatter("m"))  # type: ignore[arg-type]
         running = asyncio.ensure_future(stream({"type": "http", "method": "POST", "path": "/"}, wire.receive, wire.send))
         for event in (TokenEvent("a"), TokenEvent("b"), END):
             engine.listeners[0](event)

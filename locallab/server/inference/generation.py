@@ -1,18 +1,17 @@
-"""From a request to its events: submits to the engine, waits in the event loop, cancels when the client has gone."""
+"""The answers of one request while the engine computes them, read in the event loop."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from types import TracebackType
+import functools
+from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
 from starlette.types import Receive
 
 from locallab.engine import Engine
-from locallab.engine.request import Listener, SamplingParams, TokenEvent, TokenLogprob, Usage
+from locallab.engine.request import SamplingParams, TokenEvent, TokenLogprob, Usage
 from locallab.errors import EngineClosed, EngineFailure
 
 Job = tuple[Sequence[int], SamplingParams]
@@ -40,17 +39,15 @@ class FinishedAnswer:
 
 
 class Generation:
-    """The answers of one client request while they are computed, one for each job.
+    """The answers of one request while they are computed, one for each job: an iterator over lists of new items.
 
-    To be made and read in the event loop, and used as a context manager: leaving it cancels what is unfinished. Making it
-    submits every job, or none: it raises what `Engine.submit` raises. `urgent` ones go ahead of others. Events wait in one list
-    with one future to wake the reader, so a token costs no queue and no lock, and a slow reader finds all that came meanwhile
-    at once.
+    Made and read in the event loop, and used as a context manager: leaving it cancels what is unfinished. Making it submits
+    every job, or none: it raises what `Engine.submit` raises. `urgent` jobs go ahead of others. Events wait in one list with
+    one future to wake the reader, so a token costs no queue and no lock, and a slow reader gets all new items at once.
     """
 
     def __init__(self, engine: Engine, jobs: Sequence[Job], *, urgent: bool = False) -> None:
         self._engine = engine
-        self._urgent = urgent
         self._loop = asyncio.get_running_loop()
         self._items: list[Item] = []
         self._waiter: asyncio.Future[None] | None = None
@@ -60,7 +57,12 @@ class Generation:
         self._failure: Exception | None = None
         try:
             for index, (prompt, params) in enumerate(jobs):
-                self._submit(index, prompt, params)
+                take = functools.partial(self._take, index)
+                if params.max_tokens == 0 and not params.prompt_logprobs:  # a probe: the engine only checks the rest
+                    engine.check(prompt, params)
+                    take(TokenEvent("", finish_reason="length", usage=Usage(len(prompt), 0, 0)))
+                else:
+                    self._running[index] = engine.submit(prompt, params, take, urgent=urgent)
         except BaseException:
             self._cancel()
             raise
@@ -68,8 +70,9 @@ class Generation:
     def __enter__(self) -> Generation:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._cancel()
+        self._running.clear()
 
     @property
     def done(self) -> bool:
@@ -82,7 +85,7 @@ class Generation:
     async def __anext__(self) -> list[Item]:
         """Return all items that have come, in order; wait for some. Empty only after `wake`.
 
-        Raises ClientGone, or what ended an answer before its time.
+        Raises what ended an answer before its time.
         """
         if not self._items and self._failure is None:
             if not self._unfinished:
@@ -103,112 +106,68 @@ class Generation:
             waiter.set_result(None)
 
     def stop(self) -> None:
-        """Ends what runs within a step of the engine: the news to come say so, and how many tokens it has taken."""
+        """End the answers within a step of the engine: their last items say so, and how many tokens they took."""
         self._stopped = True
-        for request_id in self._running.values():
-            self._engine.cancel(request_id)
-
-    @contextlib.contextmanager
-    def watching(self, receive: Receive) -> Iterator[None]:
-        """While inside, a client that closes its connection ends the generation."""
-        watcher = self._loop.create_task(self._watch(receive))
-        try:
-            yield
-        finally:
-            watcher.cancel()
-
-    async def _watch(self, receive: Receive) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass  # the rest of a body that nobody asked for
-        self._items.clear()
-        self._fail(ClientGone())
         self._cancel()
 
-    def _submit(self, index: int, prompt: Sequence[int], params: SamplingParams) -> None:
-        if params.max_tokens == 0 and not params.prompt_logprobs:
-            self._answer_empty(index, prompt, params)
-        else:
-            self._running[index] = self._engine.submit(prompt, params, self._listener(index), urgent=self._urgent)
-
-    def _answer_empty(self, index: int, prompt: Sequence[int], params: SamplingParams) -> None:
-        """Clients probe with a limit of 0; the engine has nothing to do for them but to say whether the rest is right."""
-        self._engine.check(prompt, params)
-        self._take(index, TokenEvent("", finish_reason="length", usage=Usage(len(prompt), 0, 0)))
-
-    def _listener(self, index: int) -> Listener:
-        return lambda event: self._take(index, event)
-
     def _take(self, index: int, event: TokenEvent) -> None:
-        if event.finish_reason is None:
-            self._items.append((index, event))
-        else:
-            self._end(index, event)
-        self.wake()
-
-    def _end(self, index: int, event: TokenEvent) -> None:
-        self._running.pop(index, None)
-        self._unfinished -= 1
-        if event.finish_reason == "error":
-            self._fail(event.error or EngineFailure("the engine failed"))
-        elif event.finish_reason == "cancelled" and not self._stopped:
-            self._fail(EngineClosed("the engine was closed before the answer was complete"))
+        reason = event.finish_reason
+        if reason == "error":
+            self._failure = self._failure or event.error or EngineFailure("the engine failed")
+        elif reason == "cancelled" and not self._stopped:
+            self._failure = self._failure or EngineClosed("the engine was closed before the answer was complete")
         else:
             self._items.append((index, event))
-
-    def _fail(self, error: Exception) -> None:
-        self._failure = self._failure or error
+        if reason is not None:
+            self._running.pop(index, None)
+            self._unfinished -= 1
         self.wake()
 
     def _cancel(self) -> None:
         for request_id in self._running.values():
             self._engine.cancel(request_id)
-        self._running.clear()
 
 
-async def follow(
-    engine: Engine, jobs: Sequence[Job], receive: Receive, take: Callable[[list[Item]], None], *, urgent: bool = False
-) -> None:
-    """Gives all news to `take`, to the end. Raises ClientGone when the client leaves first."""
-    with Generation(engine, jobs, urgent=urgent) as generation, generation.watching(receive):
-        async for items in generation:
-            take(items)
+class Collector:
+    """Collects the events of `n` answers."""
 
+    def __init__(self, n: int = 1) -> None:
+        self._taken: list[list[TokenEvent]] = [[] for _ in range(n)]
 
-async def collect(engine: Engine, jobs: Sequence[Job], receive: Receive, *, urgent: bool = False) -> list[FinishedAnswer]:
-    """Every answer in full. Raises ClientGone when the client leaves first."""
-    events: list[list[TokenEvent]] = [[] for _ in jobs]
-
-    def take(items: list[Item]) -> None:
+    def take(self, items: list[Item]) -> None:
         for index, event in items:
-            events[index].append(event)
+            self._taken[index].append(event)
 
-    await follow(engine, jobs, receive, take, urgent=urgent)
-    return [_answer(each) for each in events]
-
-
-def _answer(events: Sequence[TokenEvent]) -> FinishedAnswer:
-    end = events[-1]
-    return FinishedAnswer(
-        "".join(event.text for event in events),
-        end.finish_reason or "stop",
-        end.usage or Usage(0, 0, 0),
-        end.stop,
-        tuple(token for event in events for token in event.token_ids),
-        tuple(told for event in events for told in event.logprobs),
-        tuple(told for event in events for told in event.prompt_logprobs),
-    )
+    def finished(self) -> list[FinishedAnswer]:
+        """Return every answer in full, once all have ended."""
+        return [
+            FinishedAnswer(
+                "".join(event.text for event in events),
+                events[-1].finish_reason or "stop",
+                events[-1].usage or Usage(0, 0, 0),
+                events[-1].stop,
+                tuple(token for event in events for token in event.token_ids),
+                tuple(each for event in events for each in event.logprobs),
+                tuple(each for event in events for each in event.prompt_logprobs),
+            )
+            for events in self._taken
+        ]
 
 
 Result = TypeVar("Result")
 
 
 async def unless_gone(work: Coroutine[Any, Any, Result], receive: Receive) -> Result:
-    """What `work` returns or raises. When the client leaves first, cancels it and raises ClientGone.
+    """Return or raise what `work` does. When the client leaves first, cancel it and raise ClientGone.
 
     For requests whose body has been read.
     """
-    waiting = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnect(receive))
+
+    async def disconnect() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass  # the rest of a body without meaning
+
+    waiting, gone = asyncio.ensure_future(work), asyncio.ensure_future(disconnect())
     try:
         await asyncio.wait((waiting, gone), return_when=asyncio.FIRST_COMPLETED)
         if waiting.done():
@@ -218,8 +177,3 @@ async def unless_gone(work: Coroutine[Any, Any, Result], receive: Receive) -> Re
     finally:
         waiting.cancel()
         gone.cancel()
-
-
-async def _disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass  # the rest of a body that nobody asked for

@@ -13,16 +13,14 @@ from locallab.errors import InvalidField
 from locallab.pool import Loaded, Pool
 from locallab.server.dialects.anthropic.errors import AnthropicProblem, anthropic_body
 from locallab.server.dialects.anthropic.request import MessagesBody, chat_request
-from locallab.server.dialects.anthropic.stream import AnthropicChunks, MessageAnswer, message_body
+from locallab.server.dialects.anthropic.stream import AnthropicFormatter, MessageAnswer
 from locallab.server.dialects.dialect import Dialect, Services
 from locallab.server.endpoint import Endpoint, Generating
 from locallab.server.fields.body import read
-from locallab.server.inference.generation import Generation, collect
+from locallab.server.inference.answer import answer
 from locallab.server.inference.lease import lease
 from locallab.server.inference.prompt import prepare_chat
-from locallab.server.inference.reader import read_whole
-from locallab.server.reply import noted, reply
-from locallab.server.streaming import EventStream
+from locallab.server.reply import reply
 from locallab.settings import ServerSettings
 
 
@@ -68,11 +66,8 @@ class Anthropic:
         notes: list[str] = []
         asked = await prepare_chat(loaded, chat_request(body, notes), params)
         model = body.model or loaded.spec.id
-        if body.stream:
-            chunks = AnthropicChunks(asked.turn, model, prompt_tokens=len(asked.jobs[0][0]))
-            return noted(EventStream(Generation(loaded.engine, asked.jobs), chunks), notes)
-        [answer] = await collect(loaded.engine, asked.jobs, request.receive)
-        return noted(reply(message_body(model, *read_whole(asked.turn, answer), answer.stop)), notes)
+        formatter = AnthropicFormatter(asked.turn, model, prompt_tokens=len(asked.jobs[0][0]))
+        return await answer(request, loaded, asked.jobs, formatter, stream=body.stream, notes=notes)
 
     async def count_tokens(self, request: Request) -> Response:
         """Count the tokens of a request without answering it."""

@@ -10,12 +10,12 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from locallab.chat.deltas import CallArguments, CallStart, Delta, Reasoning, Text, WholeAnswer
+from locallab.chat.deltas import CallArguments, CallStart, Delta, Reasoning, Text
 from locallab.chat.turn import Turn
 from locallab.engine.request import Usage
 from locallab.server.dialects.anthropic.errors import anthropic_body
-from locallab.server.inference.generation import Item
-from locallab.server.inference.reader import End, Reader
+from locallab.server.inference.generation import Collector, Item
+from locallab.server.inference.reader import End, Reader, read_whole
 
 dumps = msgspec.json.Encoder().encode
 
@@ -59,14 +59,6 @@ class MessageAnswer(msgspec.Struct):
     usage: MessageUsage
 
 
-def message_body(model: str, said: WholeAnswer, end: End, stop: str | None) -> dict[str, Any]:
-    """A complete message. `stop` is the stop sequence that ended it."""
-    thinking = [{"type": "thinking", "thinking": said.reasoning, "signature": ""}] if said.reasoning else []
-    text = [{"type": "text", "text": said.text}] if said.text or not said.calls else []
-    calls = [{"type": "tool_use", "id": c.id, "name": c.name, "input": _input(c.arguments)} for c in said.calls]
-    return {**_message(model, [*thinking, *text, *calls]), **_ending(end, stop), "usage": usage_body(end.usage)}
-
-
 def usage_body(usage: Usage) -> dict[str, int]:
     """This API counts cached tokens apart from the input."""
     return {
@@ -95,16 +87,27 @@ def _input(arguments: str) -> Any:
     return found if isinstance(found, dict) else {}
 
 
-class AnthropicChunks:
-    """The events of a streamed message: it starts, its blocks start, grow and stop one after the other, it stops."""
+class AnthropicFormatter(Collector):
+    """A message. In a stream it starts, its blocks start, grow and stop one after the other, and it stops."""
 
     def __init__(self, turn: Turn, model: str, *, prompt_tokens: int) -> None:
+        super().__init__()
+        self._turn = turn
         self._reader = Reader(turn)
         self._model = model
         self._prompt_tokens = prompt_tokens
         self._started = False
         self._block: str | None = None  # what is open: a type, or a call's with its index
         self._n_blocks = 0
+
+    def whole(self) -> dict[str, Any]:
+        [answer] = self.finished()
+        said, end = read_whole(self._turn, answer)
+        thinking = [{"type": "thinking", "thinking": said.reasoning, "signature": ""}] if said.reasoning else []
+        text = [{"type": "text", "text": said.text}] if said.text or not said.calls else []
+        calls = [{"type": "tool_use", "id": c.id, "name": c.name, "input": _input(c.arguments)} for c in said.calls]
+        message = _message(self._model, [*thinking, *text, *calls])
+        return {**message, **_ending(end, answer.stop), "usage": usage_body(end.usage)}
 
     def encode(self, items: list[Item]) -> bytes:
         return b"".join(self._events(items))

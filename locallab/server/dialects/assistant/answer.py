@@ -97,18 +97,24 @@ class AnswerReader:
         return {"code": result.get("code"), "result": result}
 
 
-class AssistantChunks:
+class AssistantFormatter:
     """The answer as server-sent events: `{"type": "token", "text"}`, and `{"type": "done", ...}` with all that is not text."""
 
     def __init__(self, asked: PreparedQuestion) -> None:
-        self._telling = AnswerReader(asked)
+        self._reader = AnswerReader(asked)
+
+    def take(self, items: list[Item]) -> None:
+        self._reader.read(items)
+
+    def whole(self) -> dict[str, Any]:
+        return self._reader.answer()
 
     def encode(self, items: list[Item]) -> bytes:
-        text = self._telling.read(items)
+        text = self._reader.read(items)
         return event(token(text)) if text else b""
 
     def end(self) -> bytes:
-        return event(done(self._telling.summary()))
+        return event(done(self._reader.summary()))
 
     def fail(self, error: Exception) -> bytes:
         return event(problem(error))

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 
 from locallab.pool import Pool
 from locallab.server.dialects.answer_fields import Problem
-from locallab.server.dialects.assistant.answer import AnswerReader, AssistantAnswer, AssistantChunks
+from locallab.server.dialects.assistant.answer import AssistantAnswer, AssistantFormatter
 from locallab.server.dialects.assistant.request import AssistantBody, check, prepare_question
 from locallab.server.dialects.assistant.templates import Templates, overrides
 from locallab.server.dialects.assistant.websocket import Socket
@@ -18,10 +18,9 @@ from locallab.server.dialects.dialect import Dialect, Services
 from locallab.server.endpoint import Endpoint, Generating
 from locallab.server.errors import detail_body
 from locallab.server.fields.body import read
-from locallab.server.inference.generation import Generation, collect
+from locallab.server.inference.answer import answer
 from locallab.server.inference.lease import lease
 from locallab.server.reply import reply
-from locallab.server.streaming import EventStream
 from locallab.settings import ServerSettings
 
 ROOT = "/api/v1/assistant"
@@ -101,13 +100,8 @@ class Assistant:
         question = check(await read(request, AssistantBody), task)
         loaded = await lease(request, self._pool, question.model, strict=True)
         asked = await prepare_question(question, loaded, self._templates, self._settings.completion_tokens)
-        if question.body.stream:
-            return EventStream(Generation(loaded.engine, [asked.job], urgent=asked.urgent), AssistantChunks(asked))
-        [answer] = await collect(loaded.engine, [asked.job], request.receive, urgent=asked.urgent)
-        telling = AnswerReader(asked)
-        telling.feed(answer.text, last=True)
-        telling.end(answer.finish_reason, answer.usage)
-        return reply(telling.answer())
+        formatter = AssistantFormatter(asked)
+        return await answer(request, loaded, [asked.job], formatter, stream=question.body.stream, urgent=asked.urgent)
 
 
 def routes(services: Services) -> list[BaseRoute]:

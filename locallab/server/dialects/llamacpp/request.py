@@ -17,9 +17,9 @@ from locallab.server.dialects.openai.errors import openai_body
 from locallab.server.dialects.openai.logprobs import LEAST
 from locallab.server.fields.constraint import grammar_of, schema_of
 from locallab.server.fields.sampling import Sampling
-from locallab.server.inference.generation import FinishedAnswer, Item
+from locallab.server.inference.generation import Collector, FinishedAnswer, Item
 from locallab.server.inference.prompt import File, gap_prompt, prompts, text_prompt
-from locallab.server.streaming import dumps, event
+from locallab.server.streaming import event
 
 OFF = {"mirostat": 0, "dry_multiplier": 0, "xtc_probability": 0, "dynatemp_range": 0, "n_cmpl": 1}
 """What we have not, and the value that means it is not wanted."""
@@ -29,6 +29,9 @@ IDS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0
 ONE = {"type": "array", "minItems": 1, "maxItems": 1, "items": {"anyOf": [{"type": "string"}, IDS]}}
 PROMPT = {"anyOf": [{"type": "string"}, IDS, ONE]}
 ANY_SCHEMA = {"type": ["object", "boolean", "null"]}
+
+SILENT = {"index": 0, "content": "", "tokens": [], "stop": False}
+"""An event without text."""
 
 
 class LlamaBody(Sampling, kw_only=True):
@@ -153,25 +156,6 @@ class LlamaAnswer(msgspec.Struct, kw_only=True, omit_defaults=True):
     completion_probabilities: list[TokenProbability] | msgspec.UnsetType = msgspec.UNSET
 
 
-def answer_body(answer: FinishedAnswer, model: str, told: bool) -> dict[str, Any]:
-    """A LlamaAnswer."""
-    probabilities = {"completion_probabilities": [probability(each) for each in answer.logprobs]} if told else {}
-    return {
-        "index": 0,
-        "content": answer.text,
-        "tokens": list(answer.tokens),
-        "stop": True,
-        "model": model,
-        "tokens_predicted": answer.usage.completion_tokens,
-        "tokens_evaluated": answer.usage.prompt_tokens,
-        "tokens_cached": answer.usage.cached_tokens,
-        "truncated": False,
-        "stop_type": "word" if answer.stop else STOPPED[answer.finish_reason],
-        "stopping_word": answer.stop or "",
-        **probabilities,
-    }
-
-
 def probability(told: TokenLogprob) -> dict[str, Any]:
     top = [_likely(*each) for each in told.top]
     return {**_likely(told.token, told.piece, told.logprob), "top_logprobs": top}
@@ -182,13 +166,18 @@ def _likely(token: int, piece: bytes, logprob: float) -> dict[str, Any]:
     return {"id": token, "token": text, "bytes": list(piece), "logprob": max(logprob, LEAST)}
 
 
-class LlamaChunks:
-    """An event for each piece of text; the last one has none but says how it ended."""
+class LlamaFormatter(Collector):
+    """An event for each piece of text; the last one has none but says how it ended. `scored`: with logprobs."""
 
-    def __init__(self, model: str, told: bool) -> None:
+    def __init__(self, model: str, *, scored: bool) -> None:
+        super().__init__()
         self._model = model
-        self._told = told
+        self._scored = scored
         self._last = b""
+
+    def whole(self) -> dict[str, Any]:
+        [answer] = self.finished()
+        return {**self._body(answer), **self._probabilities(answer.logprobs)}
 
     def encode(self, items: list[Item]) -> bytes:
         return b"".join(self._events(items))
@@ -200,18 +189,33 @@ class LlamaChunks:
         return event(openai_body(error))
 
     def ping(self) -> bytes:
-        return b'data: {"index":0,"content":"","tokens":[],"stop":false}\n\n'
+        return event(SILENT)
 
     def _events(self, items: list[Item]) -> Iterator[bytes]:
         for _, news in items:
             if news.progress is not None:
-                silent = {"index": 0, "content": "", "tokens": [], "stop": False}
-                yield event({**silent, "prompt_progress": progress_body(news.progress)})
+                yield event({**SILENT, "prompt_progress": progress_body(news.progress)})
             if news.text or news.logprobs:
                 piece = {"index": 0, "content": news.text, "tokens": list(news.token_ids), "stop": False}
-                told = {"completion_probabilities": [probability(each) for each in news.logprobs]} if self._told else {}
-                yield b"data: " + dumps({**piece, **told}) + b"\n\n"
+                yield event({**piece, **self._probabilities(news.logprobs)})
             if news.finish_reason is not None and news.usage is not None:
-                self._last = event(
-                    answer_body(FinishedAnswer("", news.finish_reason, news.usage, news.stop), self._model, False)
-                )
+                self._last = event(self._body(FinishedAnswer("", news.finish_reason, news.usage, news.stop)))
+
+    def _body(self, answer: FinishedAnswer) -> dict[str, Any]:
+        """Return a LlamaAnswer without its probabilities."""
+        return {
+            "index": 0,
+            "content": answer.text,
+            "tokens": list(answer.tokens),
+            "stop": True,
+            "model": self._model,
+            "tokens_predicted": answer.usage.completion_tokens,
+            "tokens_evaluated": answer.usage.prompt_tokens,
+            "tokens_cached": answer.usage.cached_tokens,
+            "truncated": False,
+            "stop_type": "word" if answer.stop else STOPPED[answer.finish_reason],
+            "stopping_word": answer.stop or "",
+        }
+
+    def _probabilities(self, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
+        return {"completion_probabilities": [probability(each) for each in logprobs]} if self._scored else {}

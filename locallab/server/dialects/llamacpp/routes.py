@@ -9,16 +9,14 @@ from starlette.types import ASGIApp
 from locallab.pool import Pool
 from locallab.server.dialects.dialect import Dialect, Services
 from locallab.server.dialects.llamacpp.props import PropsRoute
-from locallab.server.dialects.llamacpp.request import InfillBody, LlamaAnswer, LlamaChunks, LlamaCompletionBody, answer_body
+from locallab.server.dialects.llamacpp.request import InfillBody, LlamaAnswer, LlamaCompletionBody, LlamaFormatter
 from locallab.server.dialects.llamacpp.tokens import TokenRoutes
 from locallab.server.dialects.openai.errors import OpenAIProblem, openai_body
 from locallab.server.endpoint import Generating
 from locallab.server.fields.body import read
-from locallab.server.inference.generation import Generation, collect
+from locallab.server.inference.answer import answer
 from locallab.server.inference.lease import lease
 from locallab.server.inference.prompt import constrained
-from locallab.server.reply import noted, reply
-from locallab.server.streaming import EventStream
 from locallab.settings import ServerSettings
 
 
@@ -49,11 +47,8 @@ class LlamaCpp:
         params = body.sampling(loaded.engine.info.n_vocab, self._settings.completion_tokens, notes)
         params = await constrained(loaded, params, body.constraint())
         job = (await body.tokens(loaded, notes), params)
-        model, told = body.model or loaded.spec.id, params.logprobs is not None
-        if body.stream:
-            return noted(EventStream(Generation(loaded.engine, [job], urgent=urgent), LlamaChunks(model, told)), notes)
-        [answer] = await collect(loaded.engine, [job], request.receive, urgent=urgent)
-        return noted(reply(answer_body(answer, model, told)), notes)
+        formatter = LlamaFormatter(body.model or loaded.spec.id, scored=params.logprobs is not None)
+        return await answer(request, loaded, [job], formatter, stream=body.stream, notes=notes, urgent=urgent)
 
 
 def routes(services: Services) -> list[BaseRoute]:

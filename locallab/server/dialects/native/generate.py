@@ -16,18 +16,18 @@ from locallab.engine.request import Usage
 from locallab.pool import Pool
 from locallab.server.dialects.answer_fields import Created, FinishReason, ModelName, NativeChoice, UsageFigures, usage_body
 from locallab.server.dialects.openai.chat import message_body
-from locallab.server.dialects.openai.stream import ChatChunks, Head
+from locallab.server.dialects.openai.stream import ChatFormatter, Head
 from locallab.server.endpoint import Generating
 from locallab.server.errors import detail_body
 from locallab.server.fields.body import read
 from locallab.server.fields.constraint import Structured
 from locallab.server.fields.messages import MESSAGES
-from locallab.server.inference.generation import Generation, Item, collect
+from locallab.server.inference.answer import answer
+from locallab.server.inference.generation import Collector, Item
 from locallab.server.inference.lease import lease
 from locallab.server.inference.prompt import constrained, prepare_chat, text_prompt
-from locallab.server.inference.reader import News, Reader, plain_text, read_whole
-from locallab.server.reply import noted, reply
-from locallab.server.streaming import DONE, EventStream, dumps, event
+from locallab.server.inference.reader import Reader, plain_text, read_whole
+from locallab.server.streaming import DONE, dumps, event
 from locallab.settings import ServerSettings
 
 
@@ -80,12 +80,7 @@ class Native:
         else:
             params = await constrained(loaded, params, body.constraint())
             jobs = [(await text_prompt(loaded, body.prompt), params)]
-        if body.stream:
-            return EventStream(Generation(loaded.engine, jobs), NativeChunks(loaded.spec.id, turn))
-        [answer] = await collect(loaded.engine, jobs, request.receive)
-        end = {"finish_reason": answer.finish_reason, "usage": usage_body([answer.usage])}
-        text = answer.text if turn is None else read_whole(turn, answer)[0].text
-        return reply({"response": text, "model": loaded.spec.id, **end})
+        return await answer(request, loaded, jobs, NativeFormatter(loaded.spec.id, turn), stream=body.stream)
 
     async def chat(self, request: Request) -> ASGIApp:
         """Answer a conversation, through the model's chat template."""
@@ -95,16 +90,8 @@ class Native:
         notes: list[str] = []
         chat = ChatRequest(messages=normalize(body.messages, notes), answer=body.constraint())
         asked = await prepare_chat(loaded, chat, params)
-        head = Head.make("chatcmpl", loaded.spec.id)
-        if body.stream:
-            return noted(
-                EventStream(Generation(loaded.engine, asked.jobs), ChatChunks(head, asked.turn, finish_usage=True)), notes
-            )
-        [answer] = await collect(loaded.engine, asked.jobs, request.receive)
-        said, end = read_whole(asked.turn, answer)
-        choice = {"index": 0, "message": message_body(said), "finish_reason": end.finish_reason}
-        ending = {"finish_reason": end.finish_reason, "usage": usage_body([answer.usage])}
-        return noted(reply(head.body("chat.completion", [choice], **ending)), notes)
+        formatter = NativeChatFormatter(Head.make("chatcmpl", loaded.spec.id), asked.turn)
+        return await answer(request, loaded, asked.jobs, formatter, stream=body.stream, notes=notes)
 
 
 class Generated(msgspec.Struct):
@@ -128,24 +115,35 @@ class NativeChatAnswer(msgspec.Struct):
     usage: UsageFigures
 
 
-class NativeChunks:
+class NativeFormatter(Collector):
     """`{"response": text}` events; the last one has no text but the finish reason and the usage."""
 
     def __init__(self, model: str, turn: Turn | None = None) -> None:
-        """`turn` is that of a prompt sent as a message: of its answer only the text is told."""
-        self._last: dict[str, Any] = {"response": "", "model": model}
+        """`turn` is that of a prompt sent as a message: only the text of its answer is shown."""
+        super().__init__()
+        self._model = model
+        self._turn = turn
+        self._end: dict[str, Any] = {}
         self._reader = None if turn is None or turn.is_plain else Reader(turn)
+
+    def whole(self) -> dict[str, Any]:
+        [answer] = self.finished()
+        text = answer.text if self._turn is None else read_whole(self._turn, answer)[0].text
+        end = {"finish_reason": answer.finish_reason, "usage": usage_body([answer.usage])}
+        return {"response": text, "model": self._model, **end}
 
     def encode(self, items: list[Item]) -> bytes:
         for _, news in items:
             if news.finish_reason is not None:
-                usage = usage_body([news.usage or Usage(0, 0, 0)])
-                self._last.update(finish_reason=news.finish_reason, usage=usage)
-        texts = [news.text for _, news in items] if self._reader is None else map(_text, self._reader.read(items))
+                self._end = {"finish_reason": news.finish_reason, "usage": usage_body([news.usage or Usage(0, 0, 0)])}
+        if self._reader is None:
+            texts = [news.text for _, news in items]
+        else:
+            texts = [plain_text(news.deltas) for news in self._reader.read(items)]
         return b"".join([b'data: {"response":' + dumps(text) + b"}\n\n" for text in texts if text])
 
     def end(self) -> bytes:
-        return event(self._last) + DONE
+        return event({"response": "", "model": self._model, **self._end}) + DONE
 
     def fail(self, error: Exception) -> bytes:
         return event(detail_body(error))
@@ -154,5 +152,15 @@ class NativeChunks:
         return event({"response": ""})
 
 
-def _text(news: News) -> str:
-    return plain_text(news.deltas)
+class NativeChatFormatter(ChatFormatter):
+    """OpenAI's chat; the usage is in the chunk that ends the answer, and beside the choices of the whole."""
+
+    def whole(self) -> dict[str, Any]:
+        [answer] = self.finished()
+        said, end = read_whole(self.turn, answer)
+        choice = {"index": 0, "message": message_body(said), "finish_reason": end.finish_reason}
+        ending = {"finish_reason": end.finish_reason, "usage": usage_body([answer.usage])}
+        return self.head.body("chat.completion", [choice], **ending)
+
+    def last(self, index: int, finish_reason: str, usage: Usage) -> bytes:
+        return self.chunk(self.choice(index, "", finish_reason), usage=usage_body([usage]))

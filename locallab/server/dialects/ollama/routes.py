@@ -30,20 +30,20 @@ from locallab.server.dialects.ollama.request import (
 )
 from locallab.server.dialects.ollama.stream import (
     ChatAnswer,
-    ChatChunks,
+    ChatFormatter,
     Clock,
     GenerateAnswer,
-    GenerateChunks,
-    OllamaChunks,
+    GenerateFormatter,
+    OllamaFormatter,
     now,
 )
 from locallab.server.endpoint import Generating
 from locallab.server.fields.body import read
-from locallab.server.inference.generation import Generation, follow
+from locallab.server.inference.answer import answer
 from locallab.server.inference.lease import afterwards, lease
 from locallab.server.inference.prompt import PreparedChat, constrained, gap_prompt, prepare_chat, text_prompt
-from locallab.server.reply import noted, reply
-from locallab.server.streaming import LINES, EventStream
+from locallab.server.reply import reply
+from locallab.server.streaming import LINES
 from locallab.settings import ServerSettings
 
 
@@ -78,7 +78,7 @@ class Ollama:
         chat = not (body.raw or body.suffix)
         params = _params(body, loaded, None if chat else self._settings.completion_tokens)
         asked = await (prepare_chat(loaded, prompted(body), params) if chat else _completion(loaded, body, params))
-        return await self._answer(request, loaded, asked, body, GenerateChunks(asked.turn, _model(body, loaded), clock), [])
+        return await self._answer(request, loaded, asked, body, GenerateFormatter(asked.turn, _model(body, loaded), clock), [])
 
     async def chat(self, request: Request) -> ASGIApp:
         """Answer a conversation, in Ollama's shape."""
@@ -90,7 +90,7 @@ class Ollama:
         clock.loaded()
         notes: list[str] = []
         asked = await prepare_chat(loaded, conversation(body, notes), _params(body, loaded, None))
-        return await self._answer(request, loaded, asked, body, ChatChunks(asked.turn, _model(body, loaded), clock), notes)
+        return await self._answer(request, loaded, asked, body, ChatFormatter(asked.turn, _model(body, loaded), clock), notes)
 
     async def _lease(self, request: Request, body: OllamaBody) -> Loaded:
         name = untagged(self._pool.registry, body.model) if body.model else None
@@ -109,15 +109,21 @@ class Ollama:
         return reply({"model": body.model or "", "created_at": now(), **piece, "done": True, "done_reason": reason})
 
     async def _answer(
-        self, request: Request, loaded: Loaded, asked: PreparedChat, body: OllamaBody, chunks: OllamaChunks, notes: list[str]
+        self,
+        request: Request,
+        loaded: Loaded,
+        asked: PreparedChat,
+        body: OllamaBody,
+        formatter: OllamaFormatter,
+        notes: list[str],
     ) -> ASGIApp:
         if body.think and asked.turn.tags is None and not isinstance(asked.turn.format, Harmony):
             raise InvalidField("think", f"model {loaded.spec.id!r} does not support thinking; leave it out")
         notes += self._unheeded(body, loaded)
-        if body.stream is not False:
-            return noted(EventStream(Generation(loaded.engine, asked.jobs, urgent=asked.urgent), chunks, LINES), notes)
-        await follow(loaded.engine, asked.jobs, request.receive, chunks.take, urgent=asked.urgent)
-        return noted(reply(chunks.whole()), notes)
+        stream = body.stream is not False
+        return await answer(
+            request, loaded, asked.jobs, formatter, stream=stream, notes=notes, urgent=asked.urgent, media_type=LINES
+        )
 
     def _unheeded(self, body: OllamaBody, loaded: Loaded) -> Iterator[str]:
         asked, real = (body.options or Options()).num_ctx, loaded.engine.info.context

@@ -114,7 +114,7 @@ class Clock:
         }
 
 
-class OllamaChunks(abc.ABC):
+class OllamaFormatter(abc.ABC):
     """Reads one answer. A call goes out when it is complete, since its arguments are an object here; one that was cut off is
     left out, and the end says so. Logprobs come with the step that brought the token, even where its text is held back."""
 
@@ -219,12 +219,12 @@ class OllamaChunks(abc.ABC):
         return {"model": self._model, "created_at": now(), **piece, **more}
 
 
-class GenerateChunks(OllamaChunks):
+class GenerateFormatter(OllamaFormatter):
     def piece(self, text: str, **more: Any) -> dict[str, Any]:
         return {"response": text, **more}
 
 
-class ChatChunks(OllamaChunks):
+class ChatFormatter(OllamaFormatter):
     def piece(self, text: str, **more: Any) -> dict[str, Any]:
         return {"message": {"role": "assistant", "content": text, **more}}
 

@@ -1,9 +1,8 @@
-"""OpenAI's completions: what a body asks, and the choices that answer it."""
+"""OpenAI's completions: the body, its jobs, and the shape of the answer."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
@@ -14,10 +13,9 @@ from locallab.errors import InvalidField
 from locallab.pool import Loaded
 from locallab.server.dialects.answer_fields import Created, FinishReason, Logprob, ModelName, UsageFigures
 from locallab.server.dialects.openai.chat import OpenAIBody
-from locallab.server.dialects.openai.logprobs import Echo, joined, mean, text_logprobs
-from locallab.server.inference.generation import FinishedAnswer, Job
+from locallab.server.dialects.openai.logprobs import Echo
+from locallab.server.inference.generation import Job
 from locallab.server.inference.prompt import PROMPTS, gap_prompt, jobs_for, prompts, text_prompt
-from locallab.server.inference.reader import TextPosition
 
 
 class CompletionBody(OpenAIBody, kw_only=True):
@@ -80,16 +78,6 @@ async def complete(loaded: Loaded, body: CompletionBody, params: SamplingParams)
     return Completion(jobs_for(tokens, params, body.written), echoes)
 
 
-def choices(body: CompletionBody, echoes: Sequence[Echo | None], answers: Sequence[FinishedAnswer]) -> list[dict[str, Any]]:
-    """Of the answers to each prompt the n likeliest, or all as they came if that is as many."""
-    found = []
-    for at, echo in enumerate(echoes):
-        written = answers[at * body.written : (at + 1) * body.written]
-        best = sorted(written, key=mean, reverse=True)[: body.n or 1] if body.written > (body.n or 1) else written
-        found += [(echo, answer) for answer in best]
-    return [_choice(index, echo, answer, body.alternatives is not None) for index, (echo, answer) in enumerate(found)]
-
-
 async def _gap(loaded: Loaded, prompt: str | list[int], suffix: str) -> list[int]:
     if not isinstance(prompt, str):
         raise InvalidField("suffix", "works for prompts given as text only")
@@ -99,14 +87,6 @@ async def _gap(loaded: Loaded, prompt: str | list[int], suffix: str) -> list[int
 def _echo(loaded: Loaded, given: str | list[int], tokens: list[int], body: CompletionBody) -> Echo:
     text = given if isinstance(given, str) else loaded.engine.detokenize(given)
     return Echo(text, loaded.engine.pieces(tokens) if body.alternatives is not None else ())
-
-
-def _choice(index: int, echo: Echo | None, answer: FinishedAnswer, told: bool) -> dict[str, Any]:
-    text = echo.text if echo else ""
-    logprobs = text_logprobs(TextPosition(len(text)), answer.logprobs) if told else None
-    if logprobs is not None and echo is not None:
-        logprobs = joined(echo.logprobs(answer.prompt_logprobs), logprobs)
-    return {"index": index, "text": text + answer.text, "logprobs": logprobs, "finish_reason": answer.finish_reason}
 
 
 class TextLogprobs(msgspec.Struct):

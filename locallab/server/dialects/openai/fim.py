@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -12,16 +13,15 @@ from starlette.types import ASGIApp
 
 from locallab.errors import InvalidField
 from locallab.pool import Pool
-from locallab.server.dialects.answer_fields import FinishReason, UsageFigures, usage_body
+from locallab.server.dialects.answer_fields import FinishReason, UsageFigures
 from locallab.server.dialects.openai.chat import OpenAIBody
-from locallab.server.dialects.openai.stream import Head, OpenAIChunks
+from locallab.server.dialects.openai.stream import Head, OpenAIFormatter
 from locallab.server.endpoint import Generating
 from locallab.server.fields.body import first, read
-from locallab.server.inference.generation import Generation, collect
+from locallab.server.inference.answer import answer
+from locallab.server.inference.generation import FinishedAnswer
 from locallab.server.inference.lease import lease
 from locallab.server.inference.prompt import constrained, gap_prompt, jobs_for
-from locallab.server.reply import reply
-from locallab.server.streaming import EventStream
 from locallab.settings import ServerSettings
 
 
@@ -76,18 +76,12 @@ class Fim:
         params = await constrained(loaded, params, body.constraint())
         n = body.n or 1
         jobs = jobs_for([await gap_prompt(loaded, body.prompt, body.suffix or "")], params, n)
-        head = Head.make("fim", body.model or loaded.spec.id)
-        if body.stream:
-            chunks = FimChunks(head, n, n=n, include_usage=body.include_usage)
-            return EventStream(Generation(loaded.engine, jobs, urgent=True), chunks)
-        answers = await collect(loaded.engine, jobs, request.receive, urgent=True)
-        choices = [_choice(i, each.text, each.finish_reason) for i, each in enumerate(answers)]
-        usage = usage_body([each.usage for each in answers], n)
-        return reply(head.body("chat.completion", choices, usage=usage))
+        formatter = FimFormatter(Head.make("fim", body.model or loaded.spec.id), n, n=n, include_usage=body.include_usage)
+        return await answer(request, loaded, jobs, formatter, stream=body.stream, urgent=True)
 
 
-class FimChunks(OpenAIChunks):
-    """Chunks of a chat that have the text by itself too."""
+class FimFormatter(OpenAIFormatter):
+    """Chat choices that have the text by itself too."""
 
     kind = "chat.completion.chunk"
 
@@ -95,10 +89,10 @@ class FimChunks(OpenAIChunks):
         return []
 
     def choice(self, index: int, text: str, finish_reason: str | None) -> dict[str, Any]:
-        delta = {"role": "assistant", "content": text}
-        return {"index": index, "delta": delta, "text": text, "finish_reason": finish_reason}
+        return self._choice("delta", index, text, finish_reason)
 
+    def whole_choices(self, answers: Sequence[FinishedAnswer]) -> list[dict[str, Any]]:
+        return [self._choice("message", index, each.text, each.finish_reason) for index, each in enumerate(answers)]
 
-def _choice(index: int, text: str, finish_reason: str) -> dict[str, Any]:
-    message = {"role": "assistant", "content": text}
-    return {"index": index, "message": message, "text": text, "finish_reason": finish_reason}
+    def _choice(self, key: str, index: int, text: str, finish_reason: str | None) -> dict[str, Any]:
+        return {"index": index, key: {"role": "assistant", "content": text}, "text": text, "finish_reason": finish_reason}

@@ -13,20 +13,19 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
 from locallab.errors import ContextLengthExceeded, InvalidField, UnknownResponse
-from locallab.pool import Loaded, Pool
+from locallab.pool import Pool
 from locallab.server.dialects.dialect import Dialect, Services
 from locallab.server.dialects.openai.errors import OpenAIProblem, openai_body
 from locallab.server.dialects.responses.request import ResponsesBody, chat_request, echo
 from locallab.server.dialects.responses.store import Owner, ResponseStore
-from locallab.server.dialects.responses.stream import Frame, ResponsesAnswer, ResponsesChunks
+from locallab.server.dialects.responses.stream import Frame, ResponsesAnswer, ResponsesFormatter
 from locallab.server.dialects.responses.truncation import ask_fitting
 from locallab.server.endpoint import Endpoint, Generating
 from locallab.server.fields.body import read
-from locallab.server.inference.generation import Generation, follow
+from locallab.server.inference.answer import answer
 from locallab.server.inference.lease import lease
-from locallab.server.inference.prompt import PreparedChat
 from locallab.server.reply import noted, reply
-from locallab.server.streaming import EVENTS, EventStream
+from locallab.server.streaming import EVENTS
 from locallab.settings import ServerSettings
 
 ONE = "/v1/responses/{response_id}"
@@ -67,11 +66,14 @@ class Responses:
         frame = Frame.make(**echo(body, body.model or loaded.spec.id, wanted.tools, params))
         keep = functools.partial(self._keep, owner, items) if body.store is not False else _forget
         scored = params.logprobs is not None
-        chunks = ResponsesChunks(asked.turn, frame, keep, summary=body.summary, scored=scored)
-        if body.stream:
-            return noted(_stream(loaded, asked, chunks), notes)
-        await follow(loaded.engine, asked.jobs, request.receive, chunks.take)
-        return noted(reply(chunks.whole()), notes)
+        formatter = ResponsesFormatter(asked.turn, frame, keep, summary=body.summary, scored=scored)
+        try:
+            return await answer(request, loaded, asked.jobs, formatter, stream=body.stream, notes=notes)
+        except ContextLengthExceeded as error:
+            if not body.stream:
+                raise
+            # Codex looks for a prompt that is too long in the stream, and only there.
+            return noted(Response(formatter.fail(error), media_type=EVENTS), notes)
 
     async def retrieve(self, request: Request) -> Response:
         """A response that was kept, for the key that made it."""
@@ -105,14 +107,6 @@ class Responses:
 
     def _keep(self, owner: Owner, items: list[Any], body: dict[str, Any]) -> None:
         self._store.put(owner, body, items)
-
-
-def _stream(loaded: Loaded, asked: PreparedChat, chunks: ResponsesChunks) -> ASGIApp:
-    """Codex looks for a prompt that is too long in the stream, and only there."""
-    try:
-        return EventStream(Generation(loaded.engine, asked.jobs), chunks)
-    except ContextLengthExceeded as error:
-        return Response(chunks.fail(error), media_type=EVENTS)
 
 
 def _owner(request: Request) -> Owner:

@@ -110,7 +110,7 @@ class Frame:
         return {**fixed, **unset, **self.echo, "output": output, **more}
 
 
-class ResponsesChunks:
+class ResponsesFormatter:
     """Reads one answer into the items of its output, one after the other. `keep` is given the response once it has ended;
     `summary`: what the model thinks is told as a summary. `scored`: the texts come with the logprobs of their tokens."""
 

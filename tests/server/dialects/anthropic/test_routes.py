@@ -13,7 +13,7 @@ from hypothesis import given
 
 from locallab.engine.request import Constraint
 from locallab.errors import EngineFailure
-from locallab.server.dialects.anthropic.stream import AnthropicChunks
+from locallab.server.dialects.anthropic.stream import AnthropicFormatter
 from tests.support.dialect_requests import ARGUMENTS, CALL, PARAMETERS, RAW, SAID, THOUGHT, cut, cuts, named_events, news, turn
 from tests.support.fake_engine import TEXT, say
 from tests.support.http_server import Serve, Served
@@ -102,7 +102,7 @@ def blocks(stream: str) -> tuple[list[Any], list[Any]]:
 
 @given(cuts)
 def test_however_the_text_is_cut_the_stream_says_the_same(places: list[int]) -> None:
-    chunks = AnthropicChunks(turn(), "m", prompt_tokens=5)
+    chunks = AnthropicFormatter(turn(), "m", prompt_tokens=5)
     body = b"".join(chunks.encode(items) for items in news(cut(RAW, places))) + chunks.end()
     found, others = blocks(body.decode())
     assert [(block["type"], block["grown"]) for block in found[:2]] == [("thinking", THOUGHT), ("text", SAID)]

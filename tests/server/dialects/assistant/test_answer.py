@@ -11,7 +11,7 @@ from locallab.chat import ChatTemplate, Message
 from locallab.chat.turn import ChatRequest, plan
 from locallab.engine.request import SamplingParams, TokenEvent, Usage
 from locallab.errors import EngineFailure, InvalidField, Overloaded, RateLimited
-from locallab.server.dialects.assistant.answer import AnswerReader, AssistantChunks, problem
+from locallab.server.dialects.assistant.answer import AnswerReader, AssistantFormatter, problem
 from locallab.server.dialects.assistant.request import AssistantBody, PreparedQuestion, check
 from tests.support.sse import parsed
 
@@ -52,7 +52,7 @@ def test_however_an_answer_is_cut_it_is_the_same(
 
 @given(PIECES)
 def test_events_are_the_same_answer(pieces: list[str]) -> None:
-    chunks = AssistantChunks(asked())
+    chunks = AssistantFormatter(asked())
     news = [TokenEvent(piece) for piece in pieces] + [TokenEvent("", finish_reason="length", usage=USAGE)]
     *tokens, last = parsed((b"".join(chunks.encode([(0, each)]) for each in news) + chunks.end()).decode())
     _, answer = told(asked(), pieces)
@@ -88,4 +88,4 @@ ERRORS: dict[str, tuple[Exception, dict[str, Any]]] = {
 @pytest.mark.parametrize(("error", "body"), ERRORS.values(), ids=ERRORS)
 def test_errors_as_events(error: Exception, body: dict[str, Any]) -> None:
     assert problem(error) == {"type": "error", **body}
-    assert AssistantChunks(asked()).fail(error) == f"data: {json.dumps(problem(error), separators=(',', ':'))}\n\n".encode()
+    assert AssistantFormatter(asked()).fail(error) == f"data: {json.dumps(problem(error), separators=(',', ':'))}\n\n".encode()

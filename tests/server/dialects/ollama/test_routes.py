@@ -16,7 +16,7 @@ from hypothesis import given
 
 from locallab.engine.request import Constraint, SamplingParams
 from locallab.errors import EngineFailure, SourceError
-from locallab.server.dialects.ollama.stream import ChatChunks, Clock
+from locallab.server.dialects.ollama.stream import ChatFormatter, Clock
 from tests.support.dialect_requests import ARGUMENTS, CALL, PARAMETERS, RAW, SAID, TEMPLATE, THOUGHT, cut, cuts, news, turn
 from tests.support.fake_engine import FIM, TEXT, say
 from tests.support.http_server import Serve, Served
@@ -85,7 +85,7 @@ def test_a_stream_is_the_whole_answer(thinking: Served, client: ollama.Client, s
 
 @given(cuts)
 def test_however_the_text_is_cut_the_stream_says_the_same(places: list[int]) -> None:
-    streamed, taken = ChatChunks(turn(), "m", Clock()), ChatChunks(turn(), "m", Clock())
+    streamed, taken = ChatFormatter(turn(), "m", Clock()), ChatFormatter(turn(), "m", Clock())
     body = b""
     for items in news(cut(RAW, places)):
         body += streamed.encode(items)

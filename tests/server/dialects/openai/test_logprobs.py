@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from locallab.engine.request import TokenLogprob, Usage
 from locallab.server.dialects.ollama.stream import ollama_logprobs
+from locallab.server.dialects.openai.completions import CompletionBody
 from locallab.server.dialects.openai.logprobs import Echo, chat_logprobs, event_logprobs, joined, mean, text_logprobs
+from locallab.server.dialects.openai.stream import Head, ScoredCompletionFormatter
 from locallab.server.inference.generation import FinishedAnswer
 from locallab.server.inference.reader import TextPosition
 from tests.support.fake_engine import TEXT, weighed
@@ -156,10 +158,9 @@ def test_answers_are_as_described(served: Served) -> None:
 
 
 def test_an_echo_waits_for_its_logprobs_whatever_is_pinged() -> None:
-    from locallab.server.dialects.openai.stream import Head, ScoredCompletions
-
-    chunks = ScoredCompletions(Head("x", 0, "m"), [Echo("hi", [b"h", b"i"])], n=1, include_usage=False)
-    assert b'"text":""' in chunks.ping() and b"hi" not in chunks.ping()
+    echo = Echo("hi", [b"h", b"i"])
+    formatter = ScoredCompletionFormatter(Head("x", 0, "m"), CompletionBody(prompt="hi"), [echo])
+    assert b'"text":""' in formatter.ping() and b"hi" not in formatter.ping()
 
 
 @given(st.text(max_size=30), st.lists(st.integers(1, 5)), st.text(max_size=5))

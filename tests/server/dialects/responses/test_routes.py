@@ -15,7 +15,7 @@ from hypothesis import given
 from locallab.engine.request import Constraint
 from locallab.errors import EngineFailure
 from locallab.keys import KeyStore
-from locallab.server.dialects.responses.stream import Frame, ResponsesChunks
+from locallab.server.dialects.responses.stream import Frame, ResponsesFormatter
 from tests.support.dialect_requests import ARGUMENTS, CALL, PARAMETERS, RAW, SAID, THOUGHT, cut, cuts, named_events, news, turn
 from tests.support.fake_engine import TEXT, say
 from tests.support.http_server import Serve, Served
@@ -129,7 +129,7 @@ def rebuilt(events: list[dict[str, Any]]) -> list[tuple[str, str]]:
 @given(cuts)
 def test_however_the_text_is_cut_the_stream_says_the_same(places: list[int]) -> None:
     kept: list[Any] = []
-    chunks = ResponsesChunks(turn(), Frame.make(previous_response_id=None), kept.append)
+    chunks = ResponsesFormatter(turn(), Frame.make(previous_response_id=None), kept.append)
     events = named_events(
         (b"".join(chunks.encode(items) for items in news(cut(RAW, places))) + chunks.ping() + chunks.end()).decode()
     )
