@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterable
 from typing import Any, Protocol
@@ -75,12 +76,16 @@ class EventStream(ByteStream):
         self._formatter = formatter
         self._sent = asyncio.get_running_loop().time()
         self._started = False
+        self._last: bytes | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._request = f"{scope['method']} {scope['path']}"
         with self._generation:
             await super().__call__(scope, receive, send)
-        if not (self._started or self.active):
+        if self._last is not None:  # sent behind the tasks of the stream, so that the request is over for client and server
+            with contextlib.suppress(SendTimeoutError):
+                await self._send_with_timeout(send, {"type": "http.response.body", "body": self._last, "more_body": False})
+        elif not (self._started or self.active):
             raise ClientGone
 
     async def _stream_response(self, send: Send) -> None:
@@ -97,13 +102,10 @@ class EventStream(ByteStream):
                     self._sent = time()
                     await send({"type": "http.response.body", "body": body, "more_body": True})
                 items = await anext(generation)
-            last = formatter.encode(items) + formatter.end()
+            self._last = formatter.encode(items) + formatter.end()
         except Exception as error:
             report(error, self._request)
-            last = formatter.fail(error)
-        async with self._send_lock:
-            self.active = False
-            await self._send_with_timeout(send, {"type": "http.response.body", "body": last, "more_body": False})
+            self._last = formatter.fail(error)
 
     def _wake(self) -> bytes:
         """Let the send loop ping when nothing was sent for `IDLE` seconds: only there a ping has its place among the events.
