@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 from msgspec import Meta
@@ -49,10 +49,13 @@ class Sampling(msgspec.Struct, kw_only=True):
     LIMITS: ClassVar[tuple[str, ...]] = ("max_tokens",)
     """Fields that limit the answer's tokens; the first that is set counts. -1 is no limit."""
 
-    def params(self, n_vocab: int, longest: int | None) -> SamplingParams:
-        """Checked and neutral. `longest` is the limit of the answer when the request sets none."""
+    def params(self, n_vocab: int, longest: int | None, **more: Any) -> SamplingParams:
+        """Check the fields against ranges and vocabulary, and return them with `more` fields of SamplingParams; None is unset.
+
+        `longest` limits the answer when the request does not. Raises InvalidField.
+        """
         check_ranges(self)
-        given = {
+        options = {
             "temperature": 0.0 if self.do_sample is False else self.temperature,
             "top_k": None if self.top_k is None else max(0, self.top_k),
             "top_p": self.top_p,
@@ -68,8 +71,9 @@ class Sampling(msgspec.Struct, kw_only=True):
             "stop": tuple(filter(None, [self.stop] if isinstance(self.stop, str) else self.stop or ())),
             "stop_token_ids": self._stop_token_ids(n_vocab),
             "max_tokens": self._limit(longest),
+            **more,
         }
-        return SamplingParams(**{name: value for name, value in given.items() if value is not None})
+        return SamplingParams(**{name: value for name, value in options.items() if value is not None})
 
     def _limit(self, longest: int | None) -> int | None:
         value = first(*(getattr(self, name) for name in self.LIMITS), longest)

@@ -88,24 +88,26 @@ async def prepare_chat(loaded: Loaded, request: ChatRequest, params: SamplingPar
     request = dataclasses.replace(request, messages=guarded(request.messages, loaded.markup))
     turn = plan(request, loaded.template, info.control_tokens)
     prompt = await tokenized(loaded, pieces(turn.prompt))
+    await compile_constraint(loaded, turn.constraint)
     params = dataclasses.replace(
-        await constrained(loaded, params, turn.constraint),
+        params,
+        constraint=turn.constraint,
         visible=tuple(info.control_tokens[text] for text in turn.visible),
         reasoning=_budget(request, turn),
     )
     return PreparedChat(turn, jobs_for([prompt], params, n))
 
 
-async def constrained(loaded: Loaded, params: SamplingParams, constraint: Constraint | None) -> SamplingParams:
-    """The same, with the constraint compiled. Raises InvalidField for one that cannot be honoured."""
-    if constraint is None:
-        return params
-    await asyncio.to_thread(loaded.engine.prepare, constraint)
-    return dataclasses.replace(params, constraint=constraint)
+async def compile_constraint(loaded: Loaded, constraint: Constraint | None) -> None:
+    """Raises InvalidField for a constraint that cannot be enforced."""
+    if constraint is not None:
+        await asyncio.to_thread(loaded.engine.prepare, constraint)
 
 
 def jobs_for(prompts: Sequence[Sequence[int]], params: SamplingParams, n: int) -> list[Job]:
-    """`n` answers to each prompt, next to each other; of a seed each answer has its own."""
+    """Return `n` jobs for each prompt, next to each other. A seed goes up by one from answer to answer."""
+    if n == 1:
+        return [(prompt, params) for prompt in prompts]
     seeds = [None if params.seed is None else (params.seed + i) & 0xFFFFFFFF for i in range(n)]
     return [(prompt, dataclasses.replace(params, seed=seed)) for prompt in prompts for seed in seeds]
 

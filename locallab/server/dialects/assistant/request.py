@@ -58,10 +58,10 @@ class AssistantBody(Sampling, kw_only=True):
 
     DEFAULTS: ClassVar[dict[str, float]] = {"temperature": TEMPERATURE}
 
-    def params(self, n_vocab: int, longest: int | None) -> SamplingParams:
-        params = super().params(n_vocab, longest)
-        given = self.temperature is not None or self.do_sample is False
-        return params if given else dataclasses.replace(params, temperature=TEMPERATURE)
+    def params(self, n_vocab: int, longest: int | None, **more: Any) -> SamplingParams:
+        if self.temperature is None and self.do_sample is not False:
+            more["temperature"] = TEMPERATURE
+        return super().params(n_vocab, longest, **more)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, ClassVar
 
@@ -65,7 +64,8 @@ class LlamaBody(Sampling, kw_only=True):
             raise InvalidField("post_sampling_probs", "is not supported: probabilities are those before sampling")
         notes += [f"{field} is not heeded" for field in ("samplers", "n_indent", "t_max_predict_ms") if getattr(self, field)]
         progress = bool(self.stream and self.return_progress)
-        return dataclasses.replace(self.params(n_vocab, longest), logprobs=self.n_probs or None, progress=progress)
+        constraint = self.constraint()
+        return self.params(n_vocab, longest, constraint=constraint, logprobs=self.n_probs or None, progress=progress)
 
     def constraint(self) -> Constraint | None:
         """What the answer must match. Raises InvalidField."""

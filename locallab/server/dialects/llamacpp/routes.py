@@ -16,7 +16,7 @@ from locallab.server.endpoint import Generating
 from locallab.server.fields.body import read
 from locallab.server.inference.answer import answer
 from locallab.server.inference.lease import lease
-from locallab.server.inference.prompt import constrained
+from locallab.server.inference.prompt import compile_constraint
 from locallab.settings import ServerSettings
 
 
@@ -45,7 +45,7 @@ class LlamaCpp:
         loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
         notes: list[str] = []
         params = body.sampling(loaded.engine.info.n_vocab, self._settings.completion_tokens, notes)
-        params = await constrained(loaded, params, body.constraint())
+        await compile_constraint(loaded, params.constraint)
         job = (await body.tokens(loaded, notes), params)
         formatter = LlamaFormatter(body.model or loaded.spec.id, scored=params.logprobs is not None)
         return await answer(request, loaded, [job], formatter, stream=body.stream, notes=notes, urgent=urgent)

@@ -25,7 +25,7 @@ from locallab.server.fields.messages import MESSAGES
 from locallab.server.inference.answer import answer
 from locallab.server.inference.generation import Collector, Item
 from locallab.server.inference.lease import lease
-from locallab.server.inference.prompt import constrained, prepare_chat, text_prompt
+from locallab.server.inference.prompt import compile_constraint, prepare_chat, text_prompt
 from locallab.server.inference.reader import Reader, plain_text, read_whole
 from locallab.server.streaming import DONE, dumps, event
 from locallab.settings import ServerSettings
@@ -69,16 +69,15 @@ class Native:
         """Complete a prompt as it stands."""
         body = await read(request, GenerateBody)
         loaded = await lease(request, self._pool, body.model_id, strict=True)
-        params = body.params(loaded.engine.info.n_vocab, self._settings.completion_tokens)
+        constraint = body.constraint()
+        params = body.params(loaded.engine.info.n_vocab, self._settings.completion_tokens, constraint=constraint)
         turn = None
         if body.chat_template:
-            as_chat = ChatRequest(
-                messages=[Message("user", body.prompt)], answer=body.constraint(), reasoning=ReasoningOptions(False)
-            )
+            as_chat = ChatRequest(messages=[Message("user", body.prompt)], answer=constraint, reasoning=ReasoningOptions(False))
             asked = await prepare_chat(loaded, as_chat, params)
             turn, jobs = asked.turn, asked.jobs
         else:
-            params = await constrained(loaded, params, body.constraint())
+            await compile_constraint(loaded, constraint)
             jobs = [(await text_prompt(loaded, body.prompt), params)]
         return await answer(request, loaded, jobs, NativeFormatter(loaded.spec.id, turn), stream=body.stream)
 

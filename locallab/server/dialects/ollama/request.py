@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -37,12 +36,12 @@ class Options(Sampling, kw_only=True):
 
     LIMITS: ClassVar[tuple[str, ...]] = ("num_predict", "max_tokens")
 
-    def params(self, n_vocab: int, longest: int | None) -> SamplingParams:
+    def params(self, n_vocab: int, longest: int | None, **more: Any) -> SamplingParams:
         for field, off in OFF.items():
             value = getattr(self, field)
             refuse(field, value not in (None, off), f"is not supported; leave it out, or set it to {json.dumps(off)}")
         endless = self if self.num_predict != -2 else msgspec.structs.replace(self, num_predict=-1)
-        return super(Options, endless).params(n_vocab, longest)
+        return super(Options, endless).params(n_vocab, longest, **more)
 
 
 class OllamaBody(msgspec.Struct, kw_only=True):
@@ -74,9 +73,13 @@ class OllamaBody(msgspec.Struct, kw_only=True):
         """Raises InvalidField for what cannot be heeded."""
         refuse("top_logprobs", bool(self.top_logprobs and not self.logprobs), "needs logprobs: true")
 
-    def scored(self, params: SamplingParams) -> SamplingParams:
-        """The same, with the logprobs that are asked for."""
-        return dataclasses.replace(params, logprobs=self.top_logprobs or 0) if self.logprobs else params
+    def params(self, n_vocab: int, longest: int | None, constraint: Constraint | None = None) -> SamplingParams:
+        """As `Sampling.params`, of the options. Raises InvalidField."""
+        logprobs = self.top_logprobs or 0 if self.logprobs else None
+        try:
+            return (self.options or Options()).params(n_vocab, longest, constraint=constraint, logprobs=logprobs)
+        except InvalidField as error:
+            raise InvalidField(f"options.{error.field}", error.reason) from None
 
     def thinking(self) -> ReasoningOptions:
         if self.think is None or self.think == "":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +11,6 @@ from starlette.types import ASGIApp
 
 from locallab.chat.tools.formats.harmony import Harmony
 from locallab.chat.turn import Turn
-from locallab.engine.request import SamplingParams
 from locallab.errors import InvalidField
 from locallab.pool import Loaded, Pool
 from locallab.server.dialects.dialect import Dialect, Services
@@ -41,7 +39,7 @@ from locallab.server.endpoint import Generating
 from locallab.server.fields.body import read
 from locallab.server.inference.answer import answer
 from locallab.server.inference.lease import afterwards, lease
-from locallab.server.inference.prompt import PreparedChat, constrained, gap_prompt, prepare_chat, text_prompt
+from locallab.server.inference.prompt import PreparedChat, compile_constraint, gap_prompt, prepare_chat, text_prompt
 from locallab.server.reply import reply
 from locallab.server.streaming import LINES
 from locallab.settings import ServerSettings
@@ -75,9 +73,10 @@ class Ollama:
             return await self._only_load(request, body, {"response": ""})
         loaded = await self._lease(request, body)
         clock.loaded()
-        chat = not (body.raw or body.suffix)
-        params = _params(body, loaded, None if chat else self._settings.completion_tokens)
-        asked = await (prepare_chat(loaded, prompted(body), params) if chat else _completion(loaded, body, params))
+        if body.raw or body.suffix:
+            asked = await _completion(loaded, body, self._settings.completion_tokens)
+        else:
+            asked = await prepare_chat(loaded, prompted(body), body.params(loaded.engine.info.n_vocab, None))
         return await self._answer(request, loaded, asked, body, GenerateFormatter(asked.turn, _model(body, loaded), clock), [])
 
     async def chat(self, request: Request) -> ASGIApp:
@@ -89,7 +88,7 @@ class Ollama:
         loaded = await self._lease(request, body)
         clock.loaded()
         notes: list[str] = []
-        asked = await prepare_chat(loaded, conversation(body, notes), _params(body, loaded, None))
+        asked = await prepare_chat(loaded, conversation(body, notes), body.params(loaded.engine.info.n_vocab, None))
         return await self._answer(request, loaded, asked, body, ChatFormatter(asked.turn, _model(body, loaded), clock), notes)
 
     async def _lease(self, request: Request, body: OllamaBody) -> Loaded:
@@ -139,25 +138,14 @@ def _model(body: OllamaBody, loaded: Loaded) -> str:
     return body.model or loaded.spec.id
 
 
-def _params(body: OllamaBody, loaded: Loaded, longest: int | None) -> SamplingParams:
-    with _field_of("options"):
-        return body.scored((body.options or Options()).params(loaded.engine.info.n_vocab, longest))
-
-
-@contextlib.contextmanager
-def _field_of(outer: str) -> Iterator[None]:
-    try:
-        yield
-    except InvalidField as error:
-        raise InvalidField(f"{outer}.{error.field}", error.reason) from None
-
-
-async def _completion(loaded: Loaded, body: OllamaGenerateBody, params: SamplingParams) -> PreparedChat:
-    """The prompt as it stands, or what surrounds a gap: no template."""
-    params = await constrained(loaded, params, body.constraint())
+async def _completion(loaded: Loaded, body: OllamaGenerateBody, longest: int) -> PreparedChat:
+    """Prepare the prompt as it stands, or the text around a gap: no template."""
+    constraint = body.constraint()
+    params = body.params(loaded.engine.info.n_vocab, longest, constraint)
+    await compile_constraint(loaded, constraint)
     before, suffix = body.prompt or "", body.suffix
     prompt = await (gap_prompt(loaded, before, suffix) if suffix else text_prompt(loaded, before))
-    return PreparedChat(Turn(before, params.constraint, (), None, (), None, False), [(prompt, params)], urgent=bool(suffix))
+    return PreparedChat(Turn(before, constraint, (), None, (), None, False), [(prompt, params)], urgent=bool(suffix))
 
 
 def routes(services: Services) -> list[BaseRoute]:

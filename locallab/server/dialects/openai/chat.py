@@ -34,9 +34,8 @@ class OpenAIBody(Structured, kw_only=True):
     return_progress: Annotated[bool | None, Meta(description="with stream: tell how far the prompt is read")] = None
     stream_options: Annotated[StreamOptions | None, Meta(description="what a stream tells besides the answer")] = None
 
-    def told(self, params: SamplingParams) -> SamplingParams:
-        """The same, with what a stream tells besides the answer."""
-        return dataclasses.replace(params, progress=True) if self.stream and self.return_progress else params
+    def params(self, n_vocab: int, longest: int | None, **more: Any) -> SamplingParams:
+        return super().params(n_vocab, longest, progress=bool(self.stream and self.return_progress), **more)
 
     @property
     def include_usage(self) -> bool:
@@ -94,9 +93,8 @@ class ChatBody(OpenAIBody, kw_only=True):
             continues=bool(self.continue_final_message),
         )
 
-    def scored(self, params: SamplingParams) -> SamplingParams:
-        """The same, with the logprobs that are asked for."""
-        return dataclasses.replace(params, logprobs=self.top_logprobs or 0) if self.logprobs else params
+    def params(self, n_vocab: int, longest: int | None, **more: Any) -> SamplingParams:
+        return super().params(n_vocab, longest, logprobs=self.top_logprobs or 0 if self.logprobs else None, **more)
 
     def _thinking(self) -> ReasoningOptions:
         wish, given = self.reasoning or ReasoningWish(), of_switch(self.thinking)

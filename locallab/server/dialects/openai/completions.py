@@ -15,7 +15,7 @@ from locallab.server.dialects.answer_fields import Created, FinishReason, Logpro
 from locallab.server.dialects.openai.chat import OpenAIBody
 from locallab.server.dialects.openai.logprobs import Echo
 from locallab.server.inference.generation import Job
-from locallab.server.inference.prompt import PROMPTS, gap_prompt, jobs_for, prompts, text_prompt
+from locallab.server.inference.prompt import PROMPTS, compile_constraint, gap_prompt, jobs_for, prompts, text_prompt
 
 
 class CompletionBody(OpenAIBody, kw_only=True):
@@ -40,12 +40,14 @@ class CompletionBody(OpenAIBody, kw_only=True):
         """Answers to write to each prompt."""
         return self.best_of or self.n or 1
 
-    def scored(self, params: SamplingParams) -> SamplingParams:
-        """The same, with the logprobs that are asked for or needed to choose."""
-        told = self.alternatives
-        if told is None:
-            return dataclasses.replace(params, logprobs=0) if self.written > (self.n or 1) else params
-        return dataclasses.replace(params, logprobs=told, prompt_logprobs=bool(self.echo))
+    def params(self, n_vocab: int, longest: int | None, **more: Any) -> SamplingParams:
+        """As `Sampling.params`, with the constraint, and with the logprobs that are requested or needed to choose the best."""
+        alternatives = self.alternatives
+        if alternatives is not None:
+            more |= {"logprobs": alternatives, "prompt_logprobs": bool(self.echo)}
+        elif self.written > (self.n or 1):
+            more["logprobs"] = 0
+        return super().params(n_vocab, longest, constraint=self.constraint(), **more)
 
     def check(self) -> None:
         """Raises InvalidField for what cannot be served."""
@@ -67,7 +69,8 @@ class Completion:
 
 
 async def complete(loaded: Loaded, body: CompletionBody, params: SamplingParams) -> Completion:
-    """Tokenises. Raises InvalidField for what the model cannot do."""
+    """Tokenize, and compile the constraint. Raises InvalidField for what the model cannot do."""
+    await compile_constraint(loaded, params.constraint)
     given = prompts(body.prompt)
     if body.suffix:
         return Completion(

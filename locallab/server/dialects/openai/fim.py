@@ -21,7 +21,7 @@ from locallab.server.fields.body import first, read
 from locallab.server.inference.answer import answer
 from locallab.server.inference.generation import FinishedAnswer
 from locallab.server.inference.lease import lease
-from locallab.server.inference.prompt import constrained, gap_prompt, jobs_for
+from locallab.server.inference.prompt import compile_constraint, gap_prompt, jobs_for
 from locallab.settings import ServerSettings
 
 
@@ -72,8 +72,9 @@ class Fim:
             raise InvalidField("min_tokens", "is not supported; leave it out")
         loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
         body.seed = first(body.seed, body.random_seed)
-        params = body.params(loaded.engine.info.n_vocab, self._settings.completion_tokens)
-        params = await constrained(loaded, params, body.constraint())
+        constraint = body.constraint()
+        params = body.params(loaded.engine.info.n_vocab, self._settings.completion_tokens, constraint=constraint)
+        await compile_constraint(loaded, constraint)
         n = body.n or 1
         jobs = jobs_for([await gap_prompt(loaded, body.prompt, body.suffix or "")], params, n)
         formatter = FimFormatter(Head.make("fim", body.model or loaded.spec.id), n, n=n, include_usage=body.include_usage)

@@ -22,7 +22,7 @@ from locallab.server.endpoint import Endpoint, Generating
 from locallab.server.fields.body import read
 from locallab.server.inference.answer import answer
 from locallab.server.inference.lease import lease
-from locallab.server.inference.prompt import constrained, prepare_chat
+from locallab.server.inference.prompt import prepare_chat
 from locallab.server.reply import reply
 from locallab.settings import ServerSettings
 
@@ -46,7 +46,7 @@ class OpenAI:
         """Answer a conversation."""
         body = await read(request, ChatBody)
         loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
-        params = body.told(body.scored(body.params(loaded.engine.info.n_vocab, None)))
+        params = body.params(loaded.engine.info.n_vocab, None)
         notes: list[str] = []
         asked = await prepare_chat(loaded, body.request(notes), params, body.n or 1)
         formatter = ChatFormatter(
@@ -63,8 +63,8 @@ class OpenAI:
         body = await read(request, CompletionBody)
         loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
         body.check()
-        params = body.told(body.scored(body.params(loaded.engine.info.n_vocab, self._settings.completion_tokens)))
-        asked = await complete(loaded, body, await constrained(loaded, params, body.constraint()))
+        params = body.params(loaded.engine.info.n_vocab, self._settings.completion_tokens)
+        asked = await complete(loaded, body, params)
         kind = CompletionFormatter if body.alternatives is None else ScoredCompletionFormatter
         formatter = kind(Head.make("cmpl", body.model or loaded.spec.id), body, asked.echoes)
         return await answer(request, loaded, asked.jobs, formatter, stream=body.stream, urgent=bool(body.suffix))

@@ -70,10 +70,9 @@ class ResponsesBody(Sampling, kw_only=True):
         _refuse("conversation", self.conversation is not None, "is not supported: use previous_response_id")
         _refuse("prompt", self.prompt is not None, "is not supported: templates of prompts are the service's own")
 
-    def scored(self, params: SamplingParams) -> SamplingParams:
-        """The same, with the logprobs that are asked for."""
-        asked = self.top_logprobs or LOGPROBS in (self.include or ())
-        return dataclasses.replace(params, logprobs=self.top_logprobs or 0) if asked else params
+    def params(self, n_vocab: int, longest: int | None, **more: Any) -> SamplingParams:
+        scored = self.top_logprobs or LOGPROBS in (self.include or ())
+        return super().params(n_vocab, longest, logprobs=self.top_logprobs or 0 if scored else None, **more)
 
     @property
     def summary(self) -> bool:

@@ -60,7 +60,7 @@ class Responses:
         before = self._before(owner, body)
         items = [self._resolved(owner, index, item) for index, item in enumerate(body.items())]
         loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
-        params = body.scored(body.params(loaded.engine.info.n_vocab, None))
+        params = body.params(loaded.engine.info.n_vocab, None)
         wanted = chat_request(body, before, items, notes)
         asked = await ask_fitting(loaded, wanted, params, notes, truncate=body.truncation == "auto")
         frame = Frame.make(**echo(body, body.model or loaded.spec.id, wanted.tools, params))
