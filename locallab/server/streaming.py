@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -124,4 +124,16 @@ dumps = msgspec.json.Encoder().encode
 
 
 def event(body: object) -> bytes:
+    """Return a server-sent event."""
     return b"data: " + dumps(body) + b"\n\n"
+
+
+def typed_event(body: Mapping[str, Any]) -> bytes:
+    """Return a server-sent event with the name that its body has as `type`."""
+    kind: str = body["type"]
+    return b"event: " + kind.encode() + b"\n" + event(body)
+
+
+def line(body: object) -> bytes:
+    """Return a line of JSON."""
+    return dumps(body) + b"\n"

@@ -16,8 +16,7 @@ from locallab.engine.request import Usage
 from locallab.server.dialects.anthropic.errors import anthropic_body
 from locallab.server.inference.generation import Collector, Item
 from locallab.server.inference.reader import End, Reader, read_whole
-
-dumps = msgspec.json.Encoder().encode
+from locallab.server.streaming import typed_event
 
 STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
@@ -113,13 +112,13 @@ class AnthropicFormatter(Collector):
         return b"".join(self._events(items))
 
     def end(self) -> bytes:
-        return _event({"type": "message_stop"})
+        return typed_event({"type": "message_stop"})
 
     def fail(self, error: Exception) -> bytes:
-        return _event(anthropic_body(error))
+        return typed_event(anthropic_body(error))
 
     def ping(self) -> bytes:
-        return b"".join(self._start()) + _event({"type": "ping"})
+        return b"".join(self._start()) + typed_event({"type": "ping"})
 
     def _start(self) -> Iterator[bytes]:
         """What comes before all else, once."""
@@ -127,7 +126,7 @@ class AnthropicFormatter(Collector):
             self._started = True
             usage = usage_body(Usage(self._prompt_tokens, 0, 0))
             start = {**_message(self._model, []), "stop_reason": None, "stop_sequence": None, "usage": usage}
-            yield _event({"type": "message_start", "message": start})
+            yield typed_event({"type": "message_start", "message": start})
 
     def _events(self, items: list[Item]) -> Iterator[bytes]:
         yield from self._start()
@@ -155,16 +154,16 @@ class AnthropicFormatter(Collector):
             return
         yield from self._close()
         self._block = block
-        yield _event({"type": "content_block_start", "index": self._n_blocks, "content_block": content})
+        yield typed_event({"type": "content_block_start", "index": self._n_blocks, "content_block": content})
 
     def _grow(self, delta: dict[str, Any]) -> bytes:
-        return _event({"type": "content_block_delta", "index": self._n_blocks, "delta": delta})
+        return typed_event({"type": "content_block_delta", "index": self._n_blocks, "delta": delta})
 
     def _close(self) -> Iterator[bytes]:
         if self._block is not None:
             if self._block == "thinking":
                 yield self._grow({"type": "signature_delta", "signature": ""})
-            yield _event({"type": "content_block_stop", "index": self._n_blocks})
+            yield typed_event({"type": "content_block_stop", "index": self._n_blocks})
             self._n_blocks += 1
             self._block = None
 
@@ -172,9 +171,4 @@ class AnthropicFormatter(Collector):
         if self._block is None and self._n_blocks == 0:
             yield from self._open("text", {"type": "text", "text": ""})
         yield from self._close()
-        yield _event({"type": "message_delta", "delta": _ending(end, stop), "usage": usage_body(end.usage)})
-
-
-def _event(body: dict[str, Any]) -> bytes:
-    kind: str = body["type"]
-    return b"event: " + kind.encode() + b"\ndata: " + dumps(body) + b"\n\n"
+        yield typed_event({"type": "message_delta", "delta": _ending(end, stop), "usage": usage_body(end.usage)})

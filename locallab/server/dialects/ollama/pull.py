@@ -10,7 +10,6 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from starlette.types import Receive, Scope, Send
 
 from locallab.errors import SourceError
@@ -18,14 +17,12 @@ from locallab.models.sources import Progress
 from locallab.server.dialects.ollama.errors import ollama_body
 from locallab.server.errors import report
 from locallab.server.inference.generation import unless_gone
-from locallab.server.streaming import LINES, ByteStream
+from locallab.server.streaming import LINES, ByteStream, line
 
 OFTEN = 0.1
 """Seconds between two lines about progress."""
 
 Fetch = Callable[[Progress], "Future[Path]"]
-
-dumps = msgspec.json.Encoder().encode
 
 
 class Pull:
@@ -99,10 +96,10 @@ class PullStream(ByteStream):
 async def _lines(pull: Pull) -> AsyncIterator[bytes]:
     try:
         async for body in pull.lines():
-            yield dumps(body) + b"\n"
+            yield line(body)
     except Exception as error:
         report(error, "POST /api/pull")
-        yield dumps(ollama_body(error)) + b"\n"
+        yield line(ollama_body(error))
 
 
 async def finished(pull: Pull, receive: Receive) -> dict[str, Any]:

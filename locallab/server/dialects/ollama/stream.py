@@ -20,8 +20,7 @@ from locallab.server.dialects.ollama.errors import ollama_body
 from locallab.server.dialects.openai.logprobs import token_logprobs
 from locallab.server.inference.generation import Item
 from locallab.server.inference.reader import End, News, Reader
-
-dumps = msgspec.json.Encoder().encode
+from locallab.server.streaming import line
 
 Nanoseconds = Annotated[int, Meta(ge=0, description="in nanoseconds")]
 
@@ -160,16 +159,16 @@ class OllamaFormatter(abc.ABC):
         return self._object(piece, **told, **self._ending())
 
     def encode(self, items: list[Item]) -> bytes:
-        return b"".join([dumps(body) + b"\n" for news in self.read(items) for body in self._bodies(news)])
+        return b"".join([line(body) for news in self.read(items) for body in self._bodies(news)])
 
     def end(self) -> bytes:
-        return dumps(self._object(self.piece(""), **self._ending())) + b"\n"
+        return line(self._object(self.piece(""), **self._ending()))
 
     def fail(self, error: Exception) -> bytes:
-        return dumps(ollama_body(error)) + b"\n"
+        return line(ollama_body(error))
 
     def ping(self) -> bytes:
-        return dumps(self._part("")) + b"\n"
+        return line(self._part(""))
 
     def _bodies(self, news: News) -> Iterable[dict[str, Any]]:
         said = self._said(news)

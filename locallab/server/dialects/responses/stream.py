@@ -29,8 +29,7 @@ from locallab.server.dialects.responses.items import (
 from locallab.server.dialects.responses.scored_text import ScoredReader, ScoredText
 from locallab.server.inference.generation import Item
 from locallab.server.inference.reader import End, News, Reader
-
-dumps = msgspec.json.Encoder().encode
+from locallab.server.streaming import typed_event
 
 
 class CachedInput(msgspec.Struct):
@@ -233,10 +232,9 @@ class ResponsesFormatter:
             self._reasoned += len(news.event.token_ids)
 
     def _bytes(self, event: Event) -> bytes:
-        kind: str = event["type"]
-        body = {"type": kind, "sequence_number": self._sequence, **event}
+        body = {"type": event["type"], "sequence_number": self._sequence, **event}
         self._sequence += 1
-        return b"event: " + kind.encode() + b"\ndata: " + dumps(body) + b"\n\n"
+        return typed_event(body)
 
 
 def usage_body(usage: Usage, reasoned: int) -> dict[str, Any]:
