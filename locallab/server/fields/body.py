@@ -1,4 +1,4 @@
-"""Request bodies: JSON into structs. null is not set, unknown fields are ignored, a wrong value is named by its field."""
+"""JSON bodies decoded into structs: null is unset, unknown fields are ignored, errors name the field."""
 
 from __future__ import annotations
 
@@ -46,36 +46,37 @@ RANGES: Mapping[str, tuple[float, float, bool]] = {
     "n_predict": (-1, INFINITY, True),
     "num_ctx": (0, INFINITY, True),
 }
-"""Lowest and highest value of a field, and whether the lowest is allowed itself."""
+"""Lowest and highest value of a field, and whether the lowest itself is allowed."""
 
 
 async def read(request: Request, kind: type[Body]) -> Body:
-    """The request's body as `kind`. The content type is not looked at: many clients send a wrong one or none."""
+    """Decode the request's body as `kind`. The content type is ignored: many clients send a wrong one or none."""
     return parse(await request.body(), kind)
 
 
 def parse(body: bytes, kind: type[Body]) -> Body:
+    """Decode JSON as `kind`, and check the ranges of its numbers. Raises RequestError and InvalidField."""
     if not body.strip():
         raise RequestError("the body is empty: send a JSON object")
     try:
         decoded: Body = _decoder(kind).decode(body)
     except msgspec.ValidationError as error:
-        raise _wrong(str(error)) from None
+        raise _readable(str(error)) from None
     except RecursionError:
         raise RequestError("the body is nested too deeply") from None
     except ValueError as error:  # not JSON, or not UTF-8
         raise RequestError(f"the body is not valid JSON: {error}") from None
-    check_ranges(decoded)  # of every body: its description says so
+    check_ranges(decoded)  # for every body, as its description says
     return decoded
 
 
 def first(*values: Any) -> Any:
-    """The first value that is set."""
+    """Return the first value that is not None, or None."""
     return next((value for value in values if value is not None), None)
 
 
 def check_ranges(body: msgspec.Struct) -> None:
-    """Raises InvalidField for a number out of its range."""
+    """Raise InvalidField for a number out of its range."""
     for name, (low, high, closed) in RANGES.items():
         value = getattr(body, name, None)
         if value is None or (low < value <= high) or (closed and value == low):
@@ -89,8 +90,8 @@ def _decoder(kind: type[Body]) -> msgspec.json.Decoder[Body]:
     return msgspec.json.Decoder(kind)
 
 
-def _wrong(message: str) -> RequestError:
-    """msgspec's message ends in the path of what is wrong: `Expected ... - at `$.stop[0]``."""
+def _readable(message: str) -> RequestError:
+    """Convert msgspec's message, which ends in the path of the wrong value: `Expected ... - at `$.stop[0]``."""
     missing = re.fullmatch(r"Object missing required field `(\w+)`|Expected `[^`]*`, got `null` - at `\$\.(\w+)`", message)
     if missing:
         return InvalidField(missing[1] or missing[2], "is missing")

@@ -1,4 +1,4 @@
-"""What an answer must match, as clients of several dialects ask for it."""
+"""Constraints on the answer, in the forms that clients of several dialects send."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FORMATS = {
 
 
 class Structured(Sampling, kw_only=True):
-    """Fields that restrict the answer; at most one of them may be set."""
+    """Fields that constrain the answer; at most one of them may be set."""
 
     response_format: Annotated[
         Any, Meta(description="text, json_object, or json_schema with the schema", extra_json_schema=FORMATS)
@@ -37,20 +37,22 @@ class Structured(Sampling, kw_only=True):
     grammar: Annotated[
         str | None, Meta(description="a grammar in GBNF, or in Lark if it begins with %llguidance or defines start")
     ] = None
-    regex: Annotated[str | None, Meta(description="a regular expression that the whole answer matches")] = None
+    regex: Annotated[str | None, Meta(description="a regular expression that the whole answer must match")] = None
     choice: Annotated[
-        list[str] | None, Meta(description="texts of which the answer is one", extra_json_schema={"minItems": 1})
+        list[str] | None, Meta(description="strings of which the answer is one", extra_json_schema={"minItems": 1})
     ] = None
 
     def constraint(self) -> Constraint | None:
-        """What the answer must match. Raises InvalidField for what is no constraint, or for two of them."""
+        """Return the constraint, if any. Raises InvalidField for an invalid one, or for two of them."""
+        if self.choice == []:
+            raise InvalidField("choice", "is empty")
         found = [
             each
             for each in (
                 read_format(self.response_format),
                 grammar_of(self.grammar),
                 Constraint("regex", self.regex, "regex") if self.regex else None,
-                _choice(self.choice),
+                None if self.choice is None else Constraint("choice", json.dumps(self.choice), "choice"),
             )
             if each is not None
         ]
@@ -60,7 +62,7 @@ class Structured(Sampling, kw_only=True):
 
 
 def read_format(raw: object, field: str = "response_format") -> Constraint | None:
-    """OpenAI's `response_format`; the schema may also stand beside the type, as Responses and others have it."""
+    """Read OpenAI's `response_format`; the schema may also be beside the type, as in Responses. Raises InvalidField."""
     if raw is None:
         return None
     if not isinstance(raw, Mapping):
@@ -81,22 +83,15 @@ def read_format(raw: object, field: str = "response_format") -> Constraint | Non
 
 
 def schema_of(raw: object, field: str) -> Constraint:
-    """An answer of this schema, and with no properties that it does not name. Raises InvalidField."""
+    """Constrain the answer to this schema, without properties it does not name. Raises InvalidField."""
     if not isinstance(raw, Mapping | bool):
         raise InvalidField(field, "is missing" if raw is None else "expected a JSON schema")
     return Constraint("json_schema", json.dumps(closed(raw)), field)
 
 
 def grammar_of(source: str | None, field: str = "grammar") -> Constraint | None:
+    """Tell Lark from GBNF by its beginning."""
     if not source:
         return None
     is_lark = source.lstrip().startswith("%llguidance") or any(line.startswith("start:") for line in source.splitlines())
     return Constraint("lark" if is_lark else "gbnf", source, field)
-
-
-def _choice(choices: list[str] | None) -> Constraint | None:
-    if choices is None:
-        return None
-    if not choices:
-        raise InvalidField("choice", "is empty")
-    return Constraint("choice", json.dumps(choices), "choice")

@@ -1,4 +1,4 @@
-"""JSON schemas of message fields whose values are checked elsewhere."""
+"""JSON schemas of messages, for the API's description; `locallab.chat` does the checking."""
 
 from __future__ import annotations
 
@@ -20,4 +20,3 @@ MESSAGES = {
         "required": ["role"],
     },
 }
-"""What JSON schemas say of fields whose values are checked elsewhere."""

@@ -1,4 +1,7 @@
-"""How hard a model is to think, as clients of several dialects say it. No word is wrong: templates know few of them."""
+"""Reasoning effort and switches, in the forms that clients of several dialects send.
+
+Any word is accepted as an effort: templates know few of them.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +19,14 @@ SWITCH = {
         {"type": "object", "properties": {"type": {"enum": [*SWITCHES]}, "budget_tokens": BUDGET}, "required": ["type"]},
     ]
 }
-"""What `of_switch` takes, as a JSON schema."""
+"""The JSON schema of what `of_switch` reads."""
 
 WORDS = {"minimal": "low", "xhigh": "high", "max": "high"}
-"""What templates are told instead of words that some clients have and they do not."""
+"""Words that templates know, in place of those that only some clients do."""
 
 
 def of_effort(effort: str | None, budget: int | None = None) -> ReasoningOptions:
-    """None leaves it to the model, "none" is not at all."""
+    """Read an effort: None leaves it to the model, "none" turns reasoning off."""
     if effort == "none":
         return ReasoningOptions(enabled=False, effort=effort)
     if effort is None:
@@ -32,7 +35,7 @@ def of_effort(effort: str | None, budget: int | None = None) -> ReasoningOptions
 
 
 def of_switch(raw: object, field: str = "thinking") -> ReasoningOptions:
-    """`true`, `false`, or an object of a type and perhaps budget_tokens, as some services have it. Raises InvalidField."""
+    """Read `true`, `false`, or an object with a type and perhaps budget_tokens. Raises InvalidField."""
     if raw is None or isinstance(raw, bool):
         return ReasoningOptions(enabled=raw)
     kind = raw.get("type") if isinstance(raw, Mapping) else None

@@ -1,4 +1,4 @@
-"""Tools and the choice among them, as clients of several dialects write them."""
+"""Tools and tool choice, in the forms that clients of several dialects send."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ MODES = {"auto": "auto", "none": "none", "required": "required", "any": "require
 
 
 def read_tools(raw: object, notes: list[str], field: str = "tools") -> tuple[Tool, ...]:
-    """The functions among a client's tools: `{"type": "function", "function": {...}}`, or the function itself as in the shapes
-    of Responses (`parameters`) and Anthropic (`input_schema`). Tools of another type, which the client's own service would
-    run, are left out, and `notes` says so. Raises InvalidField."""
+    """Read a client's functions: `{"type": "function", "function": {...}}`, or the function itself as in the shapes of
+    Responses (`parameters`) and Anthropic (`input_schema`).
+
+    Tools of another type, which a client's own service would run, are left out and listed in `notes`. Raises InvalidField.
+    """
     if raw is None:
         return ()
     if not isinstance(raw, list):
@@ -28,7 +30,7 @@ def read_tools(raw: object, notes: list[str], field: str = "tools") -> tuple[Too
 
 
 def read_choice(raw: object, parallel: bool | None, tools: Sequence[Tool], field: str = "tool_choice") -> ToolChoice:
-    """A client's choice, in OpenAI's, Responses' or Anthropic's shape. Raises InvalidField for one that cannot be met."""
+    """Read a tool choice in OpenAI's, Responses' or Anthropic's shape. Raises InvalidField for one that cannot be met."""
     at_once = parallel is not False
     if raw is None:
         return ToolChoice(parallel=at_once)

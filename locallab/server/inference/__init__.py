@@ -1,1 +1,1 @@
-"""From a prompt to its events, for every dialect alike."""
+"""The work on a request that all dialects share: its lease, its prompt, its generation, its answer."""

@@ -1,4 +1,4 @@
-"""From texts to vectors or scores: tokenises, asks the engine, waits for as long as the client does."""
+"""Embeddings of texts, and scores of documents."""
 
 from __future__ import annotations
 
@@ -27,32 +27,46 @@ Rows = npt.NDArray[np.float32]
 Format = Literal["float", "base64"]
 
 PAUSE = 64
-"""Vectors that are written as JSON in one go, before the event loop may do something else."""
+"""Vectors written as JSON in one go, before the event loop may do something else."""
 
 _PLACES = re.compile(r"\{(query|document)\}")
 
+Dimensions = Annotated[int | None, Meta(description="number of each vector's first components to return; default: all")]
+NAME = "name of the model; an unknown name is a loaded one that makes embeddings"
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Computed:
-    """A row for each text, and how many tokens they had together."""
+class EmbeddingResult:
+    """A row for each text, and the number of tokens of all texts."""
 
     rows: Rows
     tokens: int
 
 
-async def vectors(loaded: Loaded, texts: Sequence[str | list[int]], receive: Receive, *, truncate: bool = False) -> Computed:
-    """The vector of each text; token ids are taken as they are. `truncate` cuts what is too long, which else is refused.
+async def vectors(
+    loaded: Loaded, texts: Sequence[str | list[int]], receive: Receive, *, truncate: bool = False
+) -> EmbeddingResult:
+    """Return the vector of each text; a list is token ids. `truncate` cuts texts that are too long, which else are refused.
 
     Raises ClientGone when the client leaves first, and what `Embedder.embed` raises.
     """
     engine = embedder(loaded)
+
+    def tokens() -> list[list[int]]:
+        return [engine.tokenize(t, add_special=True, parse_special=True) if isinstance(t, str) else t for t in texts]
+
     long = sum(len(text) for text in texts if isinstance(text, str)) >= LONG
-    prompts = await asyncio.to_thread(_tokens, engine, texts) if long else _tokens(engine, texts)
-    return await _compute(engine, [_cut(engine, prompt) for prompt in prompts] if truncate else prompts, receive)
+    prompts = await asyncio.to_thread(tokens) if long else tokens()
+    room = engine.info.context
+    if truncate and any(len(prompt) > room for prompt in prompts):
+        # The token that closes a text, if there is one, stays.
+        closing = engine.tokenize("", add_special=True, parse_special=False)[int(engine.info.add_bos) :]
+        prompts = [p if len(p) <= room else p[: room - len(closing)] + closing for p in prompts]
+    return await _compute(engine, prompts, receive)
 
 
-async def scores(loaded: Loaded, query: str, documents: Sequence[str], receive: Receive) -> Computed:
-    """How well each document answers the query, from 0 to 1. Raises as `vectors`."""
+async def scores(loaded: Loaded, query: str, documents: Sequence[str], receive: Receive) -> EmbeddingResult:
+    """Return how well each document answers the query, from 0 to 1. Raises as `vectors`."""
     engine = embedder(loaded)
     long = len(query) * len(documents) + sum(map(len, documents)) >= LONG
     prompts = await asyncio.to_thread(_pairs, loaded, query, documents) if long else _pairs(loaded, query, documents)
@@ -60,20 +74,20 @@ async def scores(loaded: Loaded, query: str, documents: Sequence[str], receive: 
 
 
 def embedder(loaded: Loaded) -> Embedder:
-    """The engine of a model that has been leased as one that makes vectors or scores."""
+    """Return the engine of a model that was leased for its vectors or scores."""
     assert isinstance(loaded.engine, Embedder)
     return loaded.engine
 
 
 def check_dimensions(loaded: Loaded, dimensions: int | None) -> None:
-    """Raises InvalidField for more than the model's vectors have."""
+    """Raise InvalidField for more dimensions than the model's vectors have."""
     most = loaded.engine.info.dimensions
     if dimensions is not None and dimensions > most:
         raise InvalidField("dimensions", f"must be at most {most}, which this model's vectors have, got {dimensions}")
 
 
-def shortened(rows: Rows, dimensions: int | None) -> Rows:
-    """The first `dimensions` of each vector, made as long as before."""
+def first_components(rows: Rows, dimensions: int | None) -> Rows:
+    """Return the first `dimensions` components of each vector, normalized to length 1."""
     if dimensions in (None, rows.shape[1]):
         return rows
     short = rows[:, :dimensions]
@@ -81,8 +95,8 @@ def shortened(rows: Rows, dimensions: int | None) -> Rows:
     return np.asarray(short / np.where(lengths == 0, 1, lengths), np.float32)
 
 
-async def written(rows: Rows, form: Format) -> list[Any]:
-    """The vectors as they go into JSON."""
+async def json_rows(rows: Rows, form: Format) -> list[Any]:
+    """Return the vectors ready for JSON."""
     if form == "base64":
         return [base64.b64encode(row.astype("<f4").tobytes()).decode() for row in rows]
     found = []
@@ -92,43 +106,25 @@ async def written(rows: Rows, form: Format) -> list[Any]:
     return found
 
 
-async def _compute(engine: Embedder, prompts: list[list[int]], receive: Receive) -> Computed:
+async def _compute(engine: Embedder, prompts: list[list[int]], receive: Receive) -> EmbeddingResult:
     async def wait() -> Rows:
         return await asyncio.wrap_future(engine.embed(prompts))
 
-    return Computed(await unless_gone(wait(), receive), sum(map(len, prompts)))
-
-
-def _tokens(engine: Embedder, texts: Sequence[str | list[int]]) -> list[list[int]]:
-    return [engine.tokenize(t, add_special=True, parse_special=True) if isinstance(t, str) else t for t in texts]
-
-
-def _cut(engine: Embedder, prompt: list[int]) -> list[int]:
-    """As much of the prompt as the context holds, with the token that closes a text if there is one."""
-    room = engine.info.context
-    if len(prompt) <= room:
-        return prompt
-    closing = engine.tokenize("", add_special=True, parse_special=False)[int(engine.info.add_bos) :]
-    return prompt[: room - len(closing)] + closing
+    return EmbeddingResult(await unless_gone(wait(), receive), sum(map(len, prompts)))
 
 
 def _pairs(loaded: Loaded, query: str, documents: Sequence[str]) -> list[list[int]]:
-    """What the model reads of each pair: its template, in which what people wrote stays text, or the plain pair."""
+    """Return the tokens of each pair: the model's template, filled with texts in which markup stays text, or the plain pair."""
     engine = embedder(loaded)
     template = engine.pair_template
     if template is None:
         return [engine.pair(query, document) for document in documents]
-    return [_filled(loaded, template, {"query": query, "document": document}) for document in documents]
-
-
-def _filled(loaded: Loaded, template: str, texts: dict[str, str]) -> list[int]:
-    safe = {name: guarded([Message("user", text)], loaded.markup)[0].content for name, text in texts.items()}
-    prompt = _PLACES.sub(lambda place: safe[place[1]], template)
-    engine, tokens = loaded.engine, list[int]()
-    for piece in pieces(prompt):
-        tokens += engine.tokenize(piece, add_special=False, parse_special=True)
-    return tokens
-
-
-Dimensions = Annotated[int | None, Meta(description="so many of each vector's numbers, the first ones; default: all of them")]
-NAME = "the model to ask; an unknown name is a loaded one that makes vectors"
+    found = []
+    for document in documents:
+        texts = {"query": query, "document": document}
+        safe = {name: guarded([Message("user", text)], loaded.markup)[0].content for name, text in texts.items()}
+        prompt = "".join(safe[part] if index % 2 else part for index, part in enumerate(_PLACES.split(template)))
+        found.append(
+            [token for piece in pieces(prompt) for token in engine.tokenize(piece, add_special=False, parse_special=True)]
+        )
+    return found

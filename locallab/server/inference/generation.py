@@ -15,19 +15,19 @@ from locallab.engine.request import SamplingParams, TokenEvent, TokenLogprob, Us
 from locallab.errors import EngineClosed, EngineFailure
 
 Job = tuple[Sequence[int], SamplingParams]
-"""A prompt and how to answer it."""
+"""A prompt and its parameters."""
 
 Item = tuple[int, TokenEvent]
-"""News of the answer with this index."""
+"""An event of the answer with this index."""
 
 
 class ClientGone(Exception):
-    """The client has closed its connection: nobody reads the answer."""
+    """The client has closed its connection before the answer was complete."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FinishedAnswer:
-    """One complete answer. `stop` is the stop string that ended it, if one did; logprobs are there if they were asked for."""
+    """One complete answer. `stop` is the stop string that ended it, if any; logprobs are present if requested."""
 
     text: str
     finish_reason: str

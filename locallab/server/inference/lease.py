@@ -1,4 +1,4 @@
-"""A request keeps its model until its answer has been sent in full."""
+"""Leases of models, each held until the answer of its request has been sent in full."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ CANNOT: Mapping[Kind | None, str] = {
 }
 
 HELD = "locallab.leases"
-"""Where a request's scope has the stack that releases its leases."""
+"""The key of the stack in a request's scope that releases its leases."""
 
 
 class Leases:
-    """Gives every HTTP request a stack for its leases, and releases them when the app is done with it, however that ends."""
+    """Middleware that gives every HTTP request a stack for its leases, and releases them when the app is done with it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -40,7 +40,7 @@ class Leases:
 
 
 def afterwards(request: Request, do: Callable[[], None]) -> None:
-    """Calls `do` when the answer has been sent, and the request's leases are released, whatever came of it."""
+    """Call `do` once the answer has been sent, or has failed, and the request's leases are released."""
     stack: contextlib.ExitStack = request.scope[HELD]
     before = stack.pop_all()
     stack.callback(do)
@@ -48,10 +48,10 @@ def afterwards(request: Request, do: Callable[[], None]) -> None:
 
 
 async def lease(request: Request, pool: Pool, model_id: str | None, *, strict: bool, kind: Kind | None = "text") -> Loaded:
-    """The model, as `Pool.lease` finds it, for as long as the request lasts. Call it when the body has been read.
+    """Lease the model that `Pool.lease` finds until the request ends. Call it when the body has been read.
 
     Raises ClientGone when the client leaves while the model is loaded, InvalidField when the model is not of this `kind` (None:
-    any will do), and what `Pool.lease` and `Lease.wait` raise.
+    any), and what `Pool.lease` and `Lease.wait` raise.
     """
     held = pool.lease(model_id, strict=strict, kind=kind)
     request.scope[HELD].callback(held.release)
@@ -61,7 +61,7 @@ async def lease(request: Request, pool: Pool, model_id: str | None, *, strict: b
 
 
 def require(loaded: Loaded, kind: Kind | None) -> None:
-    """Raises InvalidField unless the model is of this kind; None is any."""
+    """Raise InvalidField unless the model is of this kind; None is any."""
     found = loaded.engine.info.kind
     if kind not in (None, found):
         raise InvalidField("model", f"{loaded.spec.id!r} {DOES[found]}, {CANNOT[kind]}; load or name a model that does")

@@ -1,4 +1,4 @@
-"""Prompts: text, messages or a gap in a text to token ids, and a chat request to the jobs of its answers."""
+"""Prompts: text, messages or a gap in a text as token ids, and a chat request as jobs."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ PROMPTS = {
         {"type": "array", "minItems": 1, "items": {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}},
     ]
 }
-"""What `prompts` takes, as a JSON schema."""
+"""The JSON schema of what `prompts` reads."""
 
 LONG = 16_384
-"""Characters from which tokenizing would hold up the event loop, and goes to a thread."""
+"""Characters from which tokenizing would hold up the event loop, and so runs in a thread."""
 
 
 def prompts(raw: Any, field: str = "prompt") -> list[str | list[int]]:
-    """What a request's `field` holds: one text, texts, one list of token ids, or several such lists. Raises InvalidField."""
+    """Read a request's `field`: one text, texts, one list of token ids, or several such lists. Raises InvalidField."""
     if raw is None:
         raise InvalidField(field, "is missing")
     if isinstance(raw, str):
@@ -52,19 +52,19 @@ def _tokens(raw: Any) -> bool:
 
 
 async def text_prompt(loaded: Loaded, text: str) -> list[int]:
-    """The text as it stands; markup in it counts, and the model's opening token comes first unless the text has it already."""
+    """Tokenize a text with its markup, behind the model's opening token unless the text begins with it."""
     return await tokenized(loaded, [text])
 
 
 async def tokenized(loaded: Loaded, pieces: Sequence[str]) -> list[int]:
-    """As `text_prompt`, for a text in pieces: no token spans two of them."""
+    """Tokenize a text in pieces as `text_prompt` does; no token spans two pieces."""
     if sum(map(len, pieces)) < LONG:
         return tokenize(loaded.engine, pieces)
     return await asyncio.to_thread(tokenize, loaded.engine, pieces)
 
 
 def tokenize(engine: Engine, pieces: Sequence[str]) -> list[int]:
-    """As `tokenized`; blocks."""
+    """Tokenize as `tokenized`; blocks."""
     head, *rest = pieces or [""]
     bare = bool(engine.info.bos) and head.startswith(engine.info.bos)
     tokens = engine.tokenize(head, add_special=not bare, parse_special=True)
@@ -75,7 +75,7 @@ def tokenize(engine: Engine, pieces: Sequence[str]) -> list[int]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PreparedChat:
-    """A turn and its jobs, one for each answer that is wanted. An `urgent` one goes ahead of others."""
+    """A turn and its jobs, one for each requested answer. Urgent jobs go ahead of others."""
 
     turn: Turn
     jobs: list[Job]
@@ -83,23 +83,26 @@ class PreparedChat:
 
 
 async def prepare_chat(loaded: Loaded, request: ChatRequest, params: SamplingParams, n: int = 1) -> PreparedChat:
-    """Renders, tokenises, and compiles what has to be enforced. Raises InvalidField for what the model cannot do."""
+    """Render and tokenize the chat, and compile its constraint. Raises InvalidField for what the model cannot do."""
     info = loaded.engine.info
     request = dataclasses.replace(request, messages=guarded(request.messages, loaded.markup))
     turn = plan(request, loaded.template, info.control_tokens)
     prompt = await tokenized(loaded, pieces(turn.prompt))
     await compile_constraint(loaded, turn.constraint)
+    budget = None
+    if request.reasoning.budget is not None and turn.tags is not None:
+        budget = ReasoningBudget(request.reasoning.budget, turn.tags.opening, turn.tags.end, turn.open)
     params = dataclasses.replace(
         params,
         constraint=turn.constraint,
         visible=tuple(info.control_tokens[text] for text in turn.visible),
-        reasoning=_budget(request, turn),
+        reasoning=budget,
     )
     return PreparedChat(turn, jobs_for([prompt], params, n))
 
 
 async def compile_constraint(loaded: Loaded, constraint: Constraint | None) -> None:
-    """Raises InvalidField for a constraint that cannot be enforced."""
+    """Compile the constraint, if any. Raises InvalidField for one that cannot be enforced."""
     if constraint is not None:
         await asyncio.to_thread(loaded.engine.prepare, constraint)
 
@@ -112,22 +115,16 @@ def jobs_for(prompts: Sequence[Sequence[int]], params: SamplingParams, n: int) -
     return [(prompt, dataclasses.replace(params, seed=seed)) for prompt in prompts for seed in seeds]
 
 
-def _budget(request: ChatRequest, turn: Turn) -> ReasoningBudget | None:
-    if request.reasoning.budget is None or turn.tags is None:
-        return None
-    return ReasoningBudget(request.reasoning.budget, turn.tags.opening, turn.tags.end, turn.open)
-
-
 File = tuple[str, str]
 """A name and a text."""
 
 
 async def gap_prompt(
-    loaded: Loaded, prefix: str, suffix: str, files: Sequence[File] = (), begun: str = "", field: str = "suffix"
+    loaded: Loaded, prefix: str, suffix: str, files: Sequence[File] = (), beginning: str = "", field: str = "suffix"
 ) -> list[int]:
-    """What stands around a gap, behind other `files`, and how its filling is `begun`: all of it text, whatever markup it has.
+    """Tokenize the text around a gap, behind other `files`, and the beginning of its filling. Markup in them stays text.
 
-    Raises InvalidField, naming `field`, for a model that cannot.
+    Raises InvalidField, naming `field`, for a model that cannot fill in.
     """
     engine, fim = loaded.engine, loaded.engine.info.fim
     if fim is None:
@@ -135,6 +132,6 @@ async def gap_prompt(
     tokenize = functools.partial(engine.tokenize, add_special=False, parse_special=False)
 
     def tokens() -> list[int]:
-        return infill(fim, tokenize, prefix, suffix, files) + (tokenize(begun) if begun else [])
+        return infill(fim, tokenize, prefix, suffix, files) + (tokenize(beginning) if beginning else [])
 
     return await asyncio.to_thread(tokens)

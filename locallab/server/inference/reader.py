@@ -1,4 +1,4 @@
-"""Reads the answers of one generation: token events in, what they say out. Every chat dialect formats from this."""
+"""Readers of answers: from token events to text, reasoning and calls."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from locallab.server.inference.generation import FinishedAnswer, Item
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class End:
-    """How an answer ended. `finish_reason` is stop, length or tool_calls."""
+    """The end of an answer. `finish_reason` is stop, length or tool_calls."""
 
     finish_reason: str
     usage: Usage
@@ -22,7 +22,7 @@ class End:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class News:
-    """What one event brought for the answer with this index; `event` is the engine's own."""
+    """The content of one `event` for the answer with this index."""
 
     index: int
     deltas: list[Delta]
@@ -31,7 +31,7 @@ class News:
 
 
 class Reader:
-    """One parser for each of `n` answers to a turn."""
+    """Parses `n` answers to a turn as their events come."""
 
     def __init__(self, turn: Turn, n: int = 1) -> None:
         self._parsers = [turn.parser() for _ in range(n)]
@@ -48,14 +48,14 @@ class Reader:
 
 
 def read_whole(turn: Turn, answer: FinishedAnswer) -> tuple[WholeAnswer, End]:
-    """A complete answer."""
+    """Parse a complete answer."""
     parser = turn.parser()
     said = gather([*parser.feed(answer.text), *parser.finish()])
     return said, End(_reason(answer.finish_reason, parser.called), answer.usage)
 
 
 def plain_text(deltas: Iterable[Delta]) -> str:
-    """The text among the deltas."""
+    """Join the text among the deltas, without reasoning and calls."""
     return "".join(delta.text for delta in deltas if isinstance(delta, Text))
 
 
@@ -64,7 +64,7 @@ def _reason(reason: str, called: bool) -> str:
 
 
 class TextPosition:
-    """Counts the characters of a text as its tokens come."""
+    """The position in a text, in characters, as its tokens come."""
 
     def __init__(self, end: int = 0) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -72,11 +72,11 @@ class TextPosition:
 
     @property
     def reached(self) -> int:
-        """The end, with a character of which only a part has come."""
+        """The end, plus one for a character of which only a part has come."""
         return self.end + bool(self._decoder.getstate()[0])
 
     def passed(self, piece: bytes) -> int:
-        """Mutates: goes on behind the piece. Returns where it begins."""
+        """Move behind the piece, and return where it begins."""
         begin = self.end
         self.end += len(self._decoder.decode(piece))
         return begin

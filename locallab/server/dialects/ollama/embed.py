@@ -17,7 +17,7 @@ from locallab.server.dialects.ollama.models import untagged
 from locallab.server.dialects.ollama.request import seconds
 from locallab.server.endpoint import Endpoint
 from locallab.server.fields.body import check_ranges, read
-from locallab.server.inference.embedding import NAME, Dimensions, check_dimensions, shortened, vectors, written
+from locallab.server.inference.embedding import NAME, Dimensions, check_dimensions, first_components, json_rows, vectors
 from locallab.server.inference.lease import afterwards, lease
 from locallab.server.reply import reply
 from locallab.settings import ServerSettings
@@ -85,7 +85,7 @@ class OllamaEmbed:
         rows, tokens = [], 0
         if texts:
             computed = await vectors(loaded, texts, request.receive, truncate=body.truncate is not False)
-            rows, tokens = await written(shortened(computed.rows, body.dimensions), "float"), computed.tokens
+            rows, tokens = await json_rows(first_components(computed.rows, body.dimensions), "float"), computed.tokens
         took = {"total_duration": time.perf_counter_ns() - began, "load_duration": ready - began}
         return reply({"model": body.model or loaded.spec.id, "embeddings": rows, **took, "prompt_eval_count": tokens})
 
@@ -96,7 +96,7 @@ class OllamaEmbed:
         if not body.prompt:
             return reply({"embedding": []})
         computed = await vectors(loaded, [body.prompt], request.receive, truncate=True)
-        return reply({"embedding": (await written(computed.rows, "float"))[0]})
+        return reply({"embedding": (await json_rows(computed.rows, "float"))[0]})
 
     async def _lease(self, request: Request, model: str | None, keep_alive: float | str | None) -> Loaded:
         leaves = keep_alive is not None and seconds("keep_alive", keep_alive) == 0

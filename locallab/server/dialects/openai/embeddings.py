@@ -14,7 +14,7 @@ from locallab.pool import Pool
 from locallab.server.dialects.answer_fields import ModelName
 from locallab.server.endpoint import Endpoint
 from locallab.server.fields.body import check_ranges, read
-from locallab.server.inference.embedding import NAME, Dimensions, Format, check_dimensions, shortened, vectors, written
+from locallab.server.inference.embedding import NAME, Dimensions, Format, check_dimensions, first_components, json_rows, vectors
 from locallab.server.inference.lease import lease
 from locallab.server.inference.prompt import PROMPTS, prompts
 from locallab.server.reply import reply
@@ -79,7 +79,7 @@ class Embeddings:
         loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models, kind="embedding")
         check_dimensions(loaded, body.dimensions)
         computed = await vectors(loaded, texts, request.receive)
-        rows = await written(shortened(computed.rows, body.dimensions), body.encoding_format or "float")
+        rows = await json_rows(first_components(computed.rows, body.dimensions), body.encoding_format or "float")
         data = [{"object": "embedding", "index": index, "embedding": row} for index, row in enumerate(rows)]
         usage = {"prompt_tokens": computed.tokens, "total_tokens": computed.tokens}
         return reply({"object": "list", "data": data, "model": body.model or loaded.spec.id, "usage": usage})
