@@ -1,4 +1,4 @@
-"""The answers of the generating routes, and of every route that fails: the API's description is made from them."""
+"""Shapes of answers that several dialects share; the API's description is made from them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from msgspec import Meta
 from locallab.engine.request import Progress, Usage
 
 FinishReason = Annotated[
-    Literal["stop", "length"], Meta(description="stop: the answer came to its end; length: it reached a limit")
+    Literal["stop", "length"], Meta(description="stop: the answer is complete; length: it reached a limit")
 ]
 ModelName = Annotated[str, Meta(description="the model that answered")]
 Logprob = Annotated[float, Meta(le=0, description="the natural logarithm of a probability")]
@@ -19,11 +19,11 @@ Created = Annotated[int, Meta(description="seconds since the epoch")]
 
 
 class CachedTokens(msgspec.Struct):
-    cached_tokens: Annotated[int, Meta(ge=0, description="tokens of the prompt that the prefix cache had")]
+    cached_tokens: Annotated[int, Meta(ge=0, description="tokens of the prompt that were in the prefix cache")]
 
 
 class UsageFigures(msgspec.Struct):
-    """Tokens that the request took."""
+    """Token counts of the request."""
 
     prompt_tokens: Annotated[int, Meta(ge=0)]
     completion_tokens: Annotated[int, Meta(ge=0)]
@@ -49,7 +49,7 @@ class TopToken(msgspec.Struct):
 
 
 def usage_body(usages: Sequence[Usage], n: int = 1) -> dict[str, Any]:
-    """OpenAI's usage object for `n` answers to each prompt: a prompt counts once, every answer counts."""
+    """Return OpenAI's usage object for `n` answers to each prompt: a prompt counts once, every answer counts."""
     prompt = sum(usage.prompt_tokens for usage in usages[::n])
     answers = sum(usage.completion_tokens for usage in usages)
     cached = sum(usage.cached_tokens for usage in usages[::n])
@@ -62,12 +62,12 @@ def usage_body(usages: Sequence[Usage], n: int = 1) -> dict[str, Any]:
 
 
 def progress_body(progress: Progress) -> dict[str, int]:
-    """How far a prompt is read, as llama.cpp's server tells it; milliseconds."""
+    """Return the progress of reading a prompt in the shape of llama.cpp's server; milliseconds."""
     figures = {"total": progress.total, "cache": progress.cached, "processed": progress.processed}
     return {**figures, "time_ms": round(progress.seconds * 1000)}
 
 
 class Problem(msgspec.Struct):
-    """Why a request failed."""
+    """An error, in LocalLab's own shape."""
 
-    detail: Annotated[str, Meta(description="what went wrong, and the field it is about")]
+    detail: Annotated[str, Meta(description="the error, and the field it is about")]

@@ -1,4 +1,4 @@
-"""The record that describes a dialect to the rest of the server, and what its routes are made from."""
+"""The record of a dialect, and the services its routes are made from."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from locallab.tunnel import Tunnel
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Services:
-    """What routes may need. `tunnel` None: the server has no public address."""
+    """The objects that routes may need. `tunnel` None: the server has no public address."""
 
     pool: Pool
     settings: ServerSettings
@@ -32,10 +32,10 @@ class Dialect:
     """One HTTP API.
 
     `prefixes` are the paths at and below which it answers; the longest prefix of all dialects wins. `error_body` makes the body
-    of an error, given the field that holds the prompt, and `problem` is the shape of that body. `prompts` names that field by
-    path where it is not "messages". `tags` are the groups of its routes in the API's description, each with a sentence.
-    `areas` gives paths at and below a root to a part of the API; all others are a "dialect". `bare` are paths that clients
-    also ask for without /v1; one that ends in a slash stands for everything below it.
+    of an error from the error and the name of the prompt's field, and `problem` is the shape of that body. `prompts` has that
+    name by path where it is not "messages". `tags` are the groups of its routes in the API's description, each with a sentence.
+    `areas` maps root paths to areas of the API; all other paths are in the area "dialect". `bare` are paths that clients also
+    request without /v1; one that ends in a slash stands for everything below it.
     """
 
     name: str

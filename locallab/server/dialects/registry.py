@@ -1,4 +1,4 @@
-"""Every dialect the server speaks. A new one is a folder beside this file and a line here."""
+"""All dialects of the server. A new one is a folder beside this file and a line here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`/props`, as llama.cpp's server has it."""
+"""The properties of the server and its model, as in llama.cpp's server: /props."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from locallab.server.reply import reply
 
 
 class SettingsProps(msgspec.Struct):
-    n_ctx: Annotated[int, Meta(description="tokens that one request may use")]
+    n_ctx: Annotated[int, Meta(description="tokens one request may use")]
 
 
 class Modalities(msgspec.Struct):
@@ -35,11 +35,11 @@ class TemplateCaps(msgspec.Struct):
 
 
 class Props(msgspec.Struct):
-    """What the server and its current model are, under llama.cpp's names."""
+    """Properties of the server and its current model, under llama.cpp's names."""
 
     default_generation_settings: SettingsProps
-    total_slots: Annotated[int, Meta(description="requests that are computed at once")]
-    model_path: Annotated[str, Meta(description="the model's name: where its file lies is nobody's business")]
+    total_slots: Annotated[int, Meta(description="requests computed at once")]
+    model_path: Annotated[str, Meta(description="the model's name; the path of its file stays private")]
     model_alias: str
     chat_template: str
     chat_template_caps: TemplateCaps
@@ -59,7 +59,7 @@ class PropsRoute:
         return [Endpoint("/props", self.props, tag="llama.cpp", answer=Props, errors=(503,))]
 
     async def props(self, request: Request) -> Response:
-        """What the server and its current model are, as llama.cpp's server says it."""
+        """Show the properties of the server and its current model, as llama.cpp's server does."""
         loaded = self._pool.current
         if loaded is None:
             raise EngineClosed(NOTHING)

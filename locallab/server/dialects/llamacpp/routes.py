@@ -1,4 +1,4 @@
-"""What editors ask for while one types: /v1/fim/completions, and llama.cpp's /infill, /completion and /props."""
+"""The dialect of llama.cpp's server: /infill and /completion."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from starlette.types import ASGIApp
 from locallab.pool import Pool
 from locallab.server.dialects.dialect import Dialect, Services
 from locallab.server.dialects.llamacpp.props import PropsRoute
-from locallab.server.dialects.llamacpp.request import InfillBody, LlamaAnswer, LlamaCompletionBody, LlamaFormatter
+from locallab.server.dialects.llamacpp.request import InfillBody, LlamaCompletionBody
+from locallab.server.dialects.llamacpp.stream import LlamaAnswer, LlamaFormatter
 from locallab.server.dialects.llamacpp.tokens import TokenRoutes
 from locallab.server.dialects.openai.errors import OpenAIProblem, openai_body
 from locallab.server.endpoint import Generating
@@ -34,11 +35,11 @@ class LlamaCpp:
         ]
 
     async def infill(self, request: Request) -> ASGIApp:
-        """Fill in what is between a prefix and a suffix, as llama.cpp's server does."""
+        """Fill in the text between a prefix and a suffix, as llama.cpp's server does."""
         return await self._answer(request, await read(request, InfillBody), urgent=True)
 
     async def completion(self, request: Request) -> ASGIApp:
-        """Go on with a prompt as it stands, as llama.cpp's server does."""
+        """Complete a prompt without a template, as llama.cpp's server does."""
         return await self._answer(request, await read(request, LlamaCompletionBody), urgent=False)
 
     async def _answer(self, request: Request, body: InfillBody | LlamaCompletionBody, urgent: bool) -> ASGIApp:
@@ -63,8 +64,8 @@ LLAMACPP = Dialect(
     problem=OpenAIProblem,
     routes=routes,
     tags={
-        "llama.cpp": "The dialect of llama.cpp's server, which editors speak.",
-        "tokens": "Text to tokens and back, in the shapes of llama.cpp's server.",
+        "llama.cpp": "The API of llama.cpp's server, which editors use.",
+        "tokens": "Tokenizing and detokenizing, in the shapes of llama.cpp's server.",
     },
     prompts={"/completion": "prompt", "/infill": "input_prefix"},
 )

@@ -1,4 +1,4 @@
-"""Text to tokens and back, and messages to a prompt: in the shapes of llama.cpp's server."""
+"""Tokenizing, detokenizing, and rendering of messages, in the shapes of llama.cpp's server."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ from locallab.server.inference.prompt import LONG
 from locallab.server.reply import noted, reply
 from locallab.settings import ServerSettings
 
-Model = Annotated[str | None, Meta(description="the model whose tokens they are; an unknown name is the current one")]
+Model = Annotated[str | None, Meta(description="name of the model; an unknown name is the current one")]
 IDS = {"items": {"minimum": 0}}
 CONTENT = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"anyOf": [{"type": "string"}, {"type": "integer"}]}}]}
 
 
 class TokenizeBody(msgspec.Struct, kw_only=True):
-    content: Annotated[Any, Meta(description="a text, or texts and token ids in a row", extra_json_schema=CONTENT)]
+    content: Annotated[Any, Meta(description="a text, or a list of texts and token ids", extra_json_schema=CONTENT)]
     model: Model = None
-    add_special: Annotated[bool | None, Meta(description="with what the model wants around a text")] = None
-    parse_special: Annotated[bool | None, Meta(description="false: markup in the text is text; default: true")] = None
-    with_pieces: Annotated[bool | None, Meta(description="tell what each token stands for")] = None
+    add_special: Annotated[bool | None, Meta(description="add the special tokens the model puts around a text")] = None
+    parse_special: Annotated[bool | None, Meta(description="false: markup in the text is plain text; default: true")] = None
+    with_pieces: Annotated[bool | None, Meta(description="return the piece of each token")] = None
 
 
 class Piece(msgspec.Struct):
     id: int
-    piece: Annotated[str | list[int], Meta(description="the text, or its bytes where they are no whole characters")]
+    piece: Annotated[str | list[int], Meta(description="the text, or its bytes where they are not UTF-8")]
 
 
 class Tokenized(msgspec.Struct):
-    tokens: Annotated[list[int | Piece], Meta(description="ids; with `with_pieces` objects with the id and its piece")]
-    count: Annotated[int, Meta(description="how many there are")]
+    tokens: Annotated[list[int | Piece], Meta(description="ids; with `with_pieces`, objects with id and piece")]
+    count: Annotated[int, Meta(description="number of tokens")]
 
 
 class DetokenizeBody(msgspec.Struct, kw_only=True):
@@ -59,7 +59,7 @@ class Detokenized(msgspec.Struct):
 
 
 class Prompt(msgspec.Struct):
-    prompt: Annotated[str, Meta(description="what the model reads, markup included")]
+    prompt: Annotated[str, Meta(description="the prompt as the model reads it, markup included")]
 
 
 class TokenRoutes:
@@ -78,26 +78,32 @@ class TokenRoutes:
         ]
 
     async def tokenize(self, request: Request) -> Response:
-        """Cut a text into tokens, or count them."""
+        """Tokenize a text, or count its tokens."""
         body = await read(request, TokenizeBody)
-        parts = _parts(body.content)
+        raw = body.content
+        parts: Sequence[str | int] = [raw] if isinstance(raw, str) else raw
+        if not isinstance(raw, str | list) or not all(isinstance(part, str) or type(part) is int for part in parts):
+            reason = "is missing" if raw is None else "expected a string, or a list of strings and token ids"
+            raise InvalidField("content", reason)
         loaded = await self._lease(request, body.model, None)
         arguments = (loaded.engine, parts, bool(body.add_special), body.parse_special is not False)
         long = sum(len(part) for part in parts if isinstance(part, str)) >= LONG
         tokens = await asyncio.to_thread(_tokenized, *arguments) if long else _tokenized(*arguments)
-        listed = _pieces(loaded.engine, tokens) if body.with_pieces else tokens
-        return reply({"tokens": listed, "count": len(tokens)})
+        if not body.with_pieces:
+            return reply({"tokens": tokens, "count": len(tokens)})
+        pieces = zip(tokens, loaded.engine.pieces(tokens), strict=True)
+        return reply({"tokens": [Piece(token, _readable(piece)) for token, piece in pieces], "count": len(tokens)})
 
     async def detokenize(self, request: Request) -> Response:
-        """Put tokens together to a text."""
+        """Turn tokens into text."""
         body = await read(request, DetokenizeBody)
         loaded = await self._lease(request, body.model, None)
         return reply(Detokenized(loaded.engine.detokenize(body.tokens)))
 
     async def apply_template(self, request: Request) -> ASGIApp:
-        """Write a conversation as the model reads it, without answering it.
+        """Render a conversation as the model reads it, without answering it.
 
-        Takes what /v1/chat/completions takes: tools, a format and wishes about reasoning are part of the prompt too.
+        Takes the body of /v1/chat/completions: tools, format and reasoning options are part of the prompt too.
         """
         body, notes = await read(request, ChatBody), list[str]()
         loaded = await self._lease(request, body.model, "text")
@@ -108,25 +114,13 @@ class TokenRoutes:
         return await lease(request, self._pool, model, strict=self._settings.strict_models, kind=kind)
 
 
-def _parts(raw: Any) -> Sequence[str | int]:
-    if isinstance(raw, str):
-        return [raw]
-    if isinstance(raw, list) and all(isinstance(part, str) or type(part) is int for part in raw):
-        return raw
-    raise InvalidField("content", "is missing" if raw is None else "expected a string, or a list of strings and token ids")
-
-
 def _tokenized(engine: Engine, parts: Sequence[str | int], add_special: bool, parse_special: bool) -> list[int]:
-    """What the model wants around a text goes around the first one only."""
+    """Special tokens go around the first text only."""
     tokens: list[int] = []
     for index, part in enumerate(parts):
         special = add_special and index == 0
         tokens += engine.tokenize(part, add_special=special, parse_special=parse_special) if isinstance(part, str) else [part]
     return tokens
-
-
-def _pieces(engine: Engine, tokens: list[int]) -> list[Piece]:
-    return [Piece(token, _readable(piece)) for token, piece in zip(tokens, engine.pieces(tokens), strict=True)]
 
 
 def _readable(piece: bytes) -> str | list[int]:

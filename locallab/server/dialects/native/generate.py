@@ -32,20 +32,20 @@ from locallab.settings import ServerSettings
 
 
 class NativeBody(Structured, kw_only=True):
-    """What /generate and /chat have in common. `max_length` counts tokens of the answer, without the prompt."""
+    """Common fields of /generate and /chat. `max_length` counts tokens of the answer, without the prompt."""
 
-    model_id: Annotated[str | None, Meta(description="the model to ask, by its name or an alias")] = None
-    stream: Annotated[bool | None, Meta(description="send the answer while it is written")] = None
-    max_length: Annotated[int | None, Meta(description="most tokens of the answer; comes before max_tokens")] = None
+    model_id: Annotated[str | None, Meta(description="name or alias of the model")] = None
+    stream: Annotated[bool | None, Meta(description="stream the answer")] = None
+    max_length: Annotated[int | None, Meta(description="maximum tokens of the answer; takes precedence over max_tokens")] = None
 
     LIMITS: ClassVar[tuple[str, ...]] = ("max_length", "max_tokens")
 
 
 class GenerateBody(NativeBody, kw_only=True):
-    """`chat_template` true sends the prompt as a user's message, through the model's template."""
+    """With `chat_template`, the prompt is sent as a user's message through the model's template."""
 
-    prompt: Annotated[str, Meta(description="the text to go on from")]
-    chat_template: Annotated[bool | None, Meta(description="true: put it to the model as a user's message")] = None
+    prompt: Annotated[str, Meta(description="the text to complete")]
+    chat_template: Annotated[bool | None, Meta(description="true: send it to the model as a user's message")] = None
 
 
 class NativeChatBody(NativeBody, kw_only=True):
@@ -66,7 +66,7 @@ class Native:
         ]
 
     async def generate(self, request: Request) -> ASGIApp:
-        """Complete a prompt as it stands."""
+        """Complete a prompt without a template."""
         body = await read(request, GenerateBody)
         loaded = await lease(request, self._pool, body.model_id, strict=True)
         constraint = body.constraint()
@@ -74,23 +74,23 @@ class Native:
         turn = None
         if body.chat_template:
             as_chat = ChatRequest(messages=[Message("user", body.prompt)], answer=constraint, reasoning=ReasoningOptions(False))
-            asked = await prepare_chat(loaded, as_chat, params)
-            turn, jobs = asked.turn, asked.jobs
+            prepared = await prepare_chat(loaded, as_chat, params)
+            turn, jobs = prepared.turn, prepared.jobs
         else:
             await compile_constraint(loaded, constraint)
             jobs = [(await text_prompt(loaded, body.prompt), params)]
         return await answer(request, loaded, jobs, NativeFormatter(loaded.spec.id, turn), stream=body.stream)
 
     async def chat(self, request: Request) -> ASGIApp:
-        """Answer a conversation, through the model's chat template."""
+        """Answer a conversation through the model's chat template."""
         body = await read(request, NativeChatBody)
         loaded = await lease(request, self._pool, body.model_id, strict=True)
         params = body.params(loaded.engine.info.n_vocab, None)
         notes: list[str] = []
         chat = ChatRequest(messages=normalize(body.messages, notes), answer=body.constraint())
-        asked = await prepare_chat(loaded, chat, params)
-        formatter = NativeChatFormatter(Head.make("chatcmpl", loaded.spec.id), asked.turn)
-        return await answer(request, loaded, asked.jobs, formatter, stream=body.stream, notes=notes)
+        prepared = await prepare_chat(loaded, chat, params)
+        formatter = NativeChatFormatter(Head.make("chatcmpl", loaded.spec.id), prepared.turn)
+        return await answer(request, loaded, prepared.jobs, formatter, stream=body.stream, notes=notes)
 
 
 class Generated(msgspec.Struct):
@@ -103,7 +103,7 @@ class Generated(msgspec.Struct):
 
 
 class NativeChatAnswer(msgspec.Struct):
-    """The answer of /chat: of OpenAI's shape, with one choice."""
+    """The answer of /chat: OpenAI's shape with one choice."""
 
     id: str
     object: Literal["chat.completion"]
@@ -115,10 +115,10 @@ class NativeChatAnswer(msgspec.Struct):
 
 
 class NativeFormatter(Collector):
-    """`{"response": text}` events; the last one has no text but the finish reason and the usage."""
+    """Formats `{"response": text}`; the last event has the finish reason and the usage instead of text."""
 
     def __init__(self, model: str, turn: Turn | None = None) -> None:
-        """`turn` is that of a prompt sent as a message: only the text of its answer is shown."""
+        """`turn` is that of a prompt sent as a message: reasoning is left out of its answer."""
         super().__init__()
         self._model = model
         self._turn = turn
@@ -152,7 +152,7 @@ class NativeFormatter(Collector):
 
 
 class NativeChatFormatter(ChatFormatter):
-    """OpenAI's chat; the usage is in the chunk that ends the answer, and beside the choices of the whole."""
+    """Formats OpenAI's chat; the usage is in the chunk that ends the answer, the finish reason also beside the choices."""
 
     def whole(self) -> dict[str, Any]:
         [answer] = self.finished()

@@ -1,10 +1,10 @@
-"""What /metrics tells: read from engines, pool and traffic when somebody asks, so that a token costs nothing."""
+"""The metrics of /metrics, read from engines, pool and traffic at each scrape, so that a token costs nothing."""
 
 from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import (
@@ -34,7 +34,7 @@ NOW: Mapping[str, tuple[str, Callable[[EngineStats], int]]] = {
 
 EVER: Mapping[str, tuple[str, Callable[[Totals], int]]] = {
     "prompt_tokens": ("Tokens of prompts, from the prefix cache or computed.", lambda totals: totals.prompt_tokens),
-    "cached_tokens": ("Tokens of prompts that the prefix cache had.", lambda totals: totals.cached_tokens),
+    "cached_tokens": ("Tokens of prompts found in the prefix cache.", lambda totals: totals.cached_tokens),
     "completion_tokens": ("Tokens of answers.", lambda totals: totals.completion_tokens),
     "preemptions": ("Requests put back into the queue because the KV pool was full.", lambda totals: totals.preemptions),
 }
@@ -50,7 +50,7 @@ TIMES: Mapping[str, tuple[str, Callable[[Totals], Histogram]]] = {
 
 
 class Metrics(Collector):
-    """Every metric of one server. Counters keep what engines did that have been unloaded since."""
+    """All metrics of one server. Counters include engines that have been unloaded."""
 
     def __init__(self, pool: Pool, traffic: Traffic) -> None:
         self._pool = pool
@@ -64,23 +64,17 @@ class Metrics(Collector):
         pool.on_loaded(self.see)
 
     def see(self, loaded: Loaded) -> None:
-        """A model has been loaded: what it does counts from now on, even when it has gone before anybody asks."""
+        """Count a newly loaded model, also once it is unloaded."""
         engine = loaded.engine
         self._seen[next(self._numbers)] = (loaded.spec.id, weakref.ref(engine), engine.totals)
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
-        """The metrics, and their content type, in the format the client asks for."""
+        """Return the metrics and their content type, in the format the client accepts."""
         encode, content_type = choose_encoder(accept)
         return encode(self._registry), content_type
 
     def collect(self) -> Iterator[Metric]:
         yield InfoMetricFamily("locallab", "The server.", value={"version": __version__})
-        yield from self._requests()
-        yield from self._loads()
-        yield from self._models(self._pool.loaded)
-        yield from self._totals()
-
-    def _requests(self) -> Iterator[Metric]:
         ended = CounterMetricFamily(
             "locallab_http_requests", "Requests that have ended, by route and status.", labels=("route", "status")
         )
@@ -89,8 +83,6 @@ class Metrics(Collector):
         yield ended
         yield _gauge("http_requests_in_flight", "Requests under way.", self._traffic.requests)
         yield _gauge("websockets_open", "WebSocket connections.", self._traffic.websockets)
-
-    def _loads(self) -> Iterator[Metric]:
         stats = self._pool.stats()
         yield _gauge("models_loaded", "Models that answer.", len(self._pool.loaded))
         yield _gauge("models_loading", "Models being fetched or loaded.", stats.loading)
@@ -98,18 +90,19 @@ class Metrics(Collector):
         yield _counter("model_load_failures", "Loads that failed.", stats.failures)
         yield _counter("model_unloads", "Models unloaded.", stats.unloads)
         yield _counter("model_load_seconds", "Time spent on loading.", stats.load_seconds)
+        yield from self._models()
+        yield from self._totals()
 
-    def _models(self, loaded: Iterable[Loaded]) -> Iterator[Metric]:
-        models = [(each, each.engine.stats()) for each in loaded]
+    def _models(self) -> Iterator[Metric]:
+        models = [(each, each.engine.stats()) for each in self._pool.loaded]
         info = InfoMetricFamily("locallab_model", "A loaded model.", labels=MODEL)
         context = GaugeMetricFamily("locallab_model_context_tokens", "Tokens one request may use.", labels=MODEL)
         memory = GaugeMetricFamily("locallab_model_memory_bytes", "Memory the model takes.", labels=("model", "kind"))
         for each, _ in models:
-            about = each.engine.info
-            info.add_metric(
-                (each.spec.id,), {"architecture": about.architecture, "type": about.description, "device": about.device}
-            )
-            context.add_metric((each.spec.id,), about.context)
+            figures = each.engine.info
+            labels = {"architecture": figures.architecture, "type": figures.description, "device": figures.device}
+            info.add_metric((each.spec.id,), labels)
+            context.add_metric((each.spec.id,), figures.context)
             memory.add_metric((each.spec.id, "ram"), each.memory.ram)
             memory.add_metric((each.spec.id, "vram"), each.memory.vram)
         yield from (info, context, memory)
@@ -120,7 +113,17 @@ class Metrics(Collector):
             yield family
 
     def _totals(self) -> Iterator[Metric]:
-        totals = self._by_model()
+        """Yield counters and histograms of all engines of each model, including those that are gone."""
+        live: list[tuple[str, Totals]] = []
+        for number, (model, engine, done) in list(self._seen.items()):  # a copy: models are loaded in other threads
+            if engine() is None:
+                self._past.setdefault(model, Totals()).add(done)
+                del self._seen[number]
+            else:
+                live.append((model, done))
+        totals: dict[str, Totals] = {}
+        for model, done in (*self._past.items(), *live):
+            totals.setdefault(model, Totals()).add(done)
         for name, (text, count) in EVER.items():
             counter = CounterMetricFamily(f"locallab_{name}", text, labels=MODEL)
             for model, each in totals.items():
@@ -129,22 +132,10 @@ class Metrics(Collector):
         for name, (text, histogram) in TIMES.items():
             family = HistogramMetricFamily(f"locallab_{name}", text, labels=MODEL)
             for model, each in totals.items():
-                family.add_metric((model,), _buckets(histogram(each)), histogram(each).sum)
+                buckets = (*map(str, histogram(each).bounds), "+Inf")
+                counts = itertools.accumulate(histogram(each).counts)
+                family.add_metric((model,), list(zip(buckets, counts, strict=True)), histogram(each).sum)
             yield family
-
-    def _by_model(self) -> dict[str, Totals]:
-        """What all engines of each model have done, those that are gone included."""
-        live: list[tuple[str, Totals]] = []
-        for number, (model, engine, totals) in list(self._seen.items()):  # a copy: models are loaded in other threads
-            if engine() is None:
-                self._past.setdefault(model, Totals()).add(totals)
-                del self._seen[number]
-            else:
-                live.append((model, totals))
-        found: dict[str, Totals] = {}
-        for model, totals in (*self._past.items(), *live):
-            found.setdefault(model, Totals()).add(totals)
-        return found
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:
@@ -153,8 +144,3 @@ def _gauge(name: str, text: str, value: float) -> Metric:
 
 def _counter(name: str, text: str, value: float) -> Metric:
     return CounterMetricFamily(f"locallab_{name}", text, value)
-
-
-def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
-    bounds = (*map(str, histogram.bounds), "+Inf")
-    return list(zip(bounds, itertools.accumulate(histogram.counts), strict=True))

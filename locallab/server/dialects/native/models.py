@@ -13,7 +13,7 @@ from starlette.routing import BaseRoute
 from locallab.engine import Kind
 from locallab.errors import InvalidField
 from locallab.models.spec import ModelSpec
-from locallab.pool import Loaded, Pool, Status
+from locallab.pool import Pool, Status
 from locallab.server.endpoint import Endpoint
 from locallab.server.fields.body import parse, read
 from locallab.server.reply import reply
@@ -22,12 +22,12 @@ from locallab.units import compact_bytes
 
 class LoadBody(msgspec.Struct):
     model_id: Annotated[str, Meta(description="a name or an alias of the registry", extra_json_schema={"minLength": 1})]
-    force: Annotated[bool | None, Meta(description="end the requests of a model that must make room, after the grace")] = None
+    force: Annotated[bool | None, Meta(description="after the grace, end the requests of a model that must make room")] = None
 
 
 class UnloadBody(msgspec.Struct):
-    model_id: Annotated[str | None, Meta(description="a name or an alias of the registry; left out: the current model")] = None
-    force: Annotated[bool | None, Meta(description="end the requests that run, after the grace")] = None
+    model_id: Annotated[str | None, Meta(description="a name or an alias of the registry; default: the current model")] = None
+    force: Annotated[bool | None, Meta(description="after the grace, end the running requests")] = None
 
 
 class Models:
@@ -58,22 +58,22 @@ class Models:
         ]
 
     async def current(self, request: Request) -> Response:
-        """The model that answers requests naming none."""
+        """Show the model that answers requests naming none."""
         return reply(current(self._pool))
 
     async def available(self, request: Request) -> Response:
-        """Every model of the registry, and how it stands."""
+        """List all registered models with their status."""
         return reply(AvailableModels([available(self._pool, spec) for spec in self._pool.registry]))
 
     async def status(self, request: Request) -> Response:
-        """One model of the registry, and how it stands."""
+        """Show one registered model with its status."""
         return reply(standing(self._pool, self._pool.registry.get(request.path_params["id"])))
 
     async def load(self, request: Request) -> Response:
         """Load a model.
 
-        Its weights are fetched first where need be, and the requests of a model that must make room are waited for. The
-        answer comes when the model is ready; a client that does not wait for it stops nothing.
+        Weights that are not on disk are downloaded first, and a model that must make room finishes its requests. The
+        response comes when the model is ready; a client that disconnects does not stop the load.
         """
         body = await read(request, LoadBody)
         if not body.model_id:
@@ -84,7 +84,7 @@ class Models:
     async def unload(self, request: Request) -> Response:
         """Unload a model, and return its memory to the system.
 
-        The requests that run are waited for. A model that is not loaded stays so.
+        Running requests finish first. Nothing happens to a model that is not loaded.
         """
         body = parse(await request.body() or b"{}", UnloadBody)
         before = self._pool.current
@@ -95,12 +95,12 @@ class Models:
         return reply(standing(self._pool, self._pool.registry.get(model_id)))
 
 
-Size = Annotated[str, Meta(description="of the weights' file, such as 98MB")]
+Size = Annotated[str, Meta(description="size of the weights' file, such as 98MB")]
 Standing = Annotated[Status, Meta(description="error: the last load failed, see `error`")]
 
 
 class AvailableModel(msgspec.Struct, kw_only=True):
-    """A model of the registry, and how it stands."""
+    """A registered model with its status."""
 
     name: str
     size: Size
@@ -109,7 +109,9 @@ class AvailableModel(msgspec.Struct, kw_only=True):
     recommended: bool
     aliases: tuple[str, ...] = ()
     size_bytes: int | UnsetType | None = UNSET
-    on_disk: Annotated[bool | UnsetType, Meta(description="whether the weights are here; else loading fetches them")] = UNSET
+    on_disk: Annotated[bool | UnsetType, Meta(description="whether the weights are on disk; a load fetches missing ones")] = (
+        UNSET
+    )
     loaded: bool | UnsetType = UNSET
     status: Standing | UnsetType = UNSET
     error: Annotated[str | UnsetType, Meta(description="why the last load failed")] = UNSET
@@ -122,16 +124,16 @@ class AvailableModels(msgspec.Struct):
 
 
 class ModelStatus(msgspec.Struct, kw_only=True):
-    """One model: how it stands, and with what figures once it is loaded."""
+    """The status of a model, with its figures once it is loaded."""
 
     name: Annotated[str | None, Meta(description="null: no model is loaded")]
     size: Size | None
     loaded: bool
     vram_usage: Annotated[
-        str | None, Meta(description="GPU memory that loading it took, as measured; of RAM on a machine without a GPU")
+        str | None, Meta(description="GPU memory that the model takes, as measured; RAM on a machine without a GPU")
     ]
     status: Standing
-    usage_of: Annotated[Literal["vram", "ram"] | UnsetType, Meta(description="which memory vram_usage tells of")] = UNSET
+    usage_of: Annotated[Literal["vram", "ram"] | UnsetType, Meta(description="the memory that vram_usage refers to")] = UNSET
     usage_bytes: Annotated[int | UnsetType, Meta(description="vram_usage in bytes")] = UNSET
     error: Annotated[str | UnsetType, Meta(description="why the last load failed")] = UNSET
     size_bytes: int | UnsetType | None = UNSET
@@ -147,10 +149,10 @@ class ModelStatus(msgspec.Struct, kw_only=True):
     type: str | UnsetType = UNSET
     device: str | UnsetType = UNSET
     prefix_reuse: Annotated[
-        Literal["prefix", "whole", "none"] | UnsetType, Meta(description="what the prefix cache may share")
+        Literal["prefix", "whole", "none"] | UnsetType, Meta(description="the part of a prompt that the prefix cache can reuse")
     ] = UNSET
-    kind: Annotated[Kind | UnsetType, Meta(description="what the model makes")] = UNSET
-    dimensions: Annotated[int | UnsetType, Meta(description="numbers in a vector of an embedding model")] = UNSET
+    kind: Annotated[Kind | UnsetType, Meta(description="the kind of output")] = UNSET
+    dimensions: Annotated[int | UnsetType, Meta(description="length of an embedding model's vectors")] = UNSET
     loaded_at: Annotated[int | UnsetType, Meta(description="seconds since the epoch")] = UNSET
     load_seconds: float | UnsetType = UNSET
 
@@ -159,7 +161,7 @@ NO_MODEL = ModelStatus(name=None, size=None, loaded=False, vram_usage=None, stat
 
 
 def available(pool: Pool, spec: ModelSpec) -> AvailableModel:
-    """A model of the registry, and how it stands."""
+    """Describe a registered model with its status."""
     loaded = pool.get(spec.id)
     size = pool.store.size(spec)
     return AvailableModel(
@@ -178,27 +180,16 @@ def available(pool: Pool, spec: ModelSpec) -> AvailableModel:
 
 
 def standing(pool: Pool, spec: ModelSpec) -> ModelStatus:
-    """One model in full."""
+    """Describe a registered model with all known figures."""
     loaded = pool.get(spec.id)
     known = msgspec.structs.asdict(available(pool, spec))
-    return ModelStatus(**{**known, "vram_usage": None, **(_figures(loaded) if loaded else {})})
-
-
-def current(pool: Pool) -> ModelStatus:
-    """The model that answers requests naming none, or that the next one of them brings back."""
-    found = pool.current
-    spec = found.spec if found else pool.default
-    return standing(pool, spec) if spec else NO_MODEL
-
-
-def _figures(loaded: Loaded) -> dict[str, Any]:
-    """What is known of a model once it is loaded."""
+    if loaded is None:
+        return ModelStatus(**{**known, "vram_usage": None})
     info, memory = loaded.engine.info, loaded.memory
-    usage = memory.vram or memory.ram
-    return {
-        "vram_usage": compact_bytes(usage),
+    figures: dict[str, Any] = {
+        "vram_usage": compact_bytes(memory.vram or memory.ram),
         "usage_of": "vram" if memory.vram else "ram",
-        "usage_bytes": usage,
+        "usage_bytes": memory.vram or memory.ram,
         "trained_context": info.n_ctx_train,
         "kv_tokens": info.kv_tokens,
         "parameters": info.n_params,
@@ -207,7 +198,15 @@ def _figures(loaded: Loaded) -> dict[str, Any]:
         "device": info.device,
         "prefix_reuse": info.reuse,
         "kind": info.kind,
-        **({"dimensions": info.dimensions} if info.dimensions else {}),
+        "dimensions": info.dimensions or UNSET,
         "loaded_at": loaded.created,
         "load_seconds": round(loaded.seconds, 3),
     }
+    return ModelStatus(**{**known, **figures})
+
+
+def current(pool: Pool) -> ModelStatus:
+    """Describe the model that answers requests naming none, or that the next of them reloads."""
+    found = pool.current
+    spec = found.spec if found else pool.default
+    return standing(pool, spec) if spec else NO_MODEL

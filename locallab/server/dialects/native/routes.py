@@ -1,4 +1,4 @@
-"""LocalLab's own routes, and the record of them as a dialect."""
+"""The dialect of LocalLab's own routes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NATIVE = Dialect(
     routes=routes,
     tags={
         "native": "Text and chat, in LocalLab's own shape.",
-        "models": "Which models there are, and which are loaded.",
+        "models": "The registered models, and which are loaded.",
         "system": "The machine and the service.",
     },
     areas={
@@ -36,7 +36,7 @@ NATIVE = Dialect(
         "/health": "open",
         "/docs": "open",
         "/openapi.json": "open",
-        "/metrics": "uncounted",  # it tells what others do, so it needs a key where keys are required
+        "/metrics": "uncounted",  # it shows the activity of others, so it needs a key where keys are required
         "/generate": "native",
         "/chat": "native",
         "/models": "native",

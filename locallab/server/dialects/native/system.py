@@ -1,4 +1,4 @@
-"""The machine and the service: /, /system/info, /metrics, /health."""
+"""The routes of machine and service: /, /system/info, /metrics, /health."""
 
 from __future__ import annotations
 
@@ -60,19 +60,19 @@ class Cpu(msgspec.Struct):
     model: str
     physical_cores: int
     logical_cores: int
-    threads: Annotated[int, Meta(description="threads the engine uses by default")]
+    threads: Annotated[int, Meta(description="default number of engine threads")]
     flags: Annotated[list[str], Meta(description="instruction sets that llama.cpp has kernels for")]
 
 
 class MachineMemory(msgspec.Struct):
-    """What this process may use, within the limits of a container."""
+    """Memory this process may use, within the limits of a container."""
 
     total_bytes: Bytes
     available_bytes: Bytes
 
 
 class Gpu(msgspec.Struct):
-    """What the driver does not tell is null."""
+    """A GPU; figures that the driver does not report are null."""
 
     index: int
     name: str | None
@@ -84,7 +84,7 @@ class Gpu(msgspec.Struct):
 
 
 class Disk(msgspec.Struct):
-    path: Annotated[str, Meta(description="where weights and state lie")]
+    path: Annotated[str, Meta(description="folder of weights and state")]
     total_bytes: Bytes
     free_bytes: Bytes
 
@@ -92,7 +92,7 @@ class Disk(msgspec.Struct):
 class Machine(msgspec.Struct):
     platform: str
     python: str
-    versions: Annotated[dict[str, str | None], Meta(description="of the packages that matter")]
+    versions: Annotated[dict[str, str | None], Meta(description="versions of the packages that matter")]
     cpu: Cpu
     memory: MachineMemory
     gpus: list[Gpu]
@@ -100,33 +100,33 @@ class Machine(msgspec.Struct):
 
 
 class Build(msgspec.Struct):
-    """The llama.cpp that is loaded."""
+    """The build of llama.cpp."""
 
     llama_cpp_python: str
     gpu_offload: Annotated[bool, Meta(description="whether it can use a GPU")]
     cuda: Annotated[bool, Meta(description="whether it was built for CUDA")]
     mmap: bool
-    miscompiled_amx: Annotated[str | None, Meta(description="the compiler that got AMX wrong, which then is not used")]
+    miscompiled_amx: Annotated[str | None, Meta(description="the compiler that miscompiled AMX, which is then disabled")]
     system_info: str
 
 
 class Process(msgspec.Struct):
-    """This server."""
+    """This process."""
 
     pid: int
     threads: int
-    resident_bytes: Annotated[int, Meta(description="memory it holds, weights that are mapped files included")]
+    resident_bytes: Annotated[int, Meta(description="resident memory, including mapped weights")]
 
 
 class MemoryFigures(msgspec.Struct):
-    """Measured while the model was loaded."""
+    """Memory of a model, measured during its load."""
 
     ram_bytes: Bytes
     vram_bytes: Bytes
 
 
 class LoadedModel(msgspec.Struct):
-    """A model that answers, with the figures it really has."""
+    """A loaded model with its actual figures."""
 
     name: str
     type: str
@@ -149,18 +149,18 @@ class SystemInfo(msgspec.Struct):
     service: Literal["locallab"]
     version: str
     uptime_seconds: float
-    public_url: Annotated[str | None, Meta(description="where the server can be reached from the internet; null: nowhere")]
-    tunnel: Annotated[TunnelFacts | None, Meta(description="how the public address stands; null: none was asked for")]
+    public_url: Annotated[str | None, Meta(description="public URL of the server; null: none")]
+    tunnel: Annotated[TunnelFacts | None, Meta(description="status of the tunnel; null: no tunnel")]
     process: Process
     system: Machine
     build: Build
     model: Annotated[LoadedModel | None, Meta(description="the model that answers requests naming none")]
-    models: Annotated[list[LoadedModel], Meta(description="every loaded model, last used first")]
+    models: Annotated[list[LoadedModel], Meta(description="all loaded models, last used first")]
     loads: PoolStats
 
 
 def machine() -> Machine:
-    """Asks the system; takes milliseconds."""
+    """Query the system; takes milliseconds."""
     return msgspec.convert(hardware.facts(), Machine)
 
 
@@ -193,7 +193,7 @@ def process() -> Process:
 
 
 class System:
-    """The routes. `machine` and `build` tell about the machine and llama.cpp, `public_url` where the internet finds it."""
+    """The routes. `machine`, `build`, `public_url` and `tunnel` return the facts to report."""
 
     def __init__(
         self,
@@ -223,11 +223,11 @@ class System:
         ]
 
     async def root(self, request: Request) -> Response:
-        """What this service is."""
+        """Identify the service."""
         return reply(Root(SERVICE, __version__, self._current()))
 
     async def info(self, request: Request) -> Response:
-        """The machine, the build, and the loaded models with their figures."""
+        """Describe the machine, the build, and the loaded models with their figures."""
         pool = self._pool
         models = {each.spec.id: loaded_model(each) for each in pool.loaded}
         return reply(
@@ -247,32 +247,28 @@ class System:
         )
 
     async def metrics(self, request: Request) -> Response:
-        """Counters, gauges and histograms for Prometheus."""
+        """Export counters, gauges and histograms for Prometheus."""
         body, content_type = self._metrics.exposition(request.headers.get("accept", ""))
         return Response(body, headers={"content-type": content_type})
 
     async def health(self, request: Request) -> Response:
-        """Whether the service is up."""
+        """Report that the service is up."""
         return reply(Health("healthy", SERVICE, __version__, self._current()))
 
     async def ready(self, request: Request) -> Response:
-        """Whether a model answers, or is brought back by the next request."""
-        model = self._current() or self._resting()
+        """Report whether a model is loaded, or is reloaded by the next request."""
+        model, loading = self._current(), self._pool.stats().loading
+        if model is None and self._pool.default and not loading:
+            model = self._pool.default.id  # unloaded while idle: the next request reloads it
         if model is not None:
             return reply(Ready("ready", SERVICE, model))
-        loading = self._pool.stats().loading
         body = {"status": "not ready", "service": SERVICE, "detail": "a model is loading" if loading else "no model is loaded"}
         return reply(body, 503, {"retry-after": str(RETRY_AFTER)})
 
     async def live(self, request: Request) -> Response:
-        """Whether the process answers."""
+        """Report that the process responds."""
         return reply(Live("alive", SERVICE))
 
     def _current(self) -> str | None:
         current = self._pool.current
         return current.spec.id if current else None
-
-    def _resting(self) -> str | None:
-        """The model that was unloaded because nobody asked it."""
-        default = self._pool.default
-        return default.id if default and not self._pool.stats().loading else None

@@ -1,1 +1,1 @@
-"""OpenAI's API: chat, completions, embeddings, models, and what others have added to it (FIM, rerank)."""
+"""OpenAI's API: chat, completions, embeddings, models, and additions of others (FIM, rerank)."""

@@ -1,4 +1,4 @@
-"""OpenAI's chat completions: what a body asks, and the message that answers it."""
+"""OpenAI's chat completions: the body, and the shape of the answer."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class StreamOptions(msgspec.Struct):
 
 
 class OpenAIBody(Structured, kw_only=True):
-    """What both routes have in common. A field that would change the answer and that we cannot heed is refused, not ignored."""
+    """Common fields of chat and completions. Unsupported fields that would change the answer are refused, not ignored."""
 
-    model: Annotated[str | None, Meta(description="the model to ask; an unknown name is the current one")] = None
-    n: Annotated[int | None, Meta(description="answers to each prompt")] = None
-    stream: Annotated[bool | None, Meta(description="send the answer while it is written")] = None
-    return_progress: Annotated[bool | None, Meta(description="with stream: tell how far the prompt is read")] = None
-    stream_options: Annotated[StreamOptions | None, Meta(description="what a stream tells besides the answer")] = None
+    model: Annotated[str | None, Meta(description="name of the model; an unknown name is the current one")] = None
+    n: Annotated[int | None, Meta(description="number of answers to each prompt")] = None
+    stream: Annotated[bool | None, Meta(description="stream the answer")] = None
+    return_progress: Annotated[bool | None, Meta(description="with stream: report prompt-processing progress")] = None
+    stream_options: Annotated[StreamOptions | None, Meta(description="additional content of the stream")] = None
 
     def params(self, n_vocab: int, longest: int | None, **more: Any) -> SamplingParams:
         return super().params(n_vocab, longest, progress=bool(self.stream and self.return_progress), **more)
@@ -43,7 +43,7 @@ class OpenAIBody(Structured, kw_only=True):
 
 
 class ReasoningWish(msgspec.Struct):
-    """As some services have it."""
+    """The reasoning field of some services."""
 
     effort: str | None = None
     enabled: bool | None = None
@@ -52,14 +52,14 @@ class ReasoningWish(msgspec.Struct):
 
 class ChatBody(OpenAIBody, kw_only=True):
     messages: Annotated[Any, Meta(description="the conversation, oldest first", extra_json_schema=MESSAGES)]
-    max_completion_tokens: Annotated[int | None, Meta(description="the same as max_tokens, and comes before it")] = None
-    tools: Annotated[Any, Meta(description="functions that the model may call")] = None
+    max_completion_tokens: Annotated[int | None, Meta(description="the same as max_tokens, with precedence over it")] = None
+    tools: Annotated[Any, Meta(description="functions the model may call")] = None
     tool_choice: Annotated[Any, Meta(description="auto, none, required, or an object that names a function")] = None
-    parallel_tool_calls: Annotated[bool | None, Meta(description="false: one call at most")] = None
-    reasoning_effort: Annotated[str | None, Meta(description="how hard to think, for models that do; none: not at all")] = None
-    reasoning: Annotated[ReasoningWish | None, Meta(description="effort, enabled, max_tokens of reasoning")] = None
-    reasoning_budget: Annotated[int | None, Meta(description="most tokens of reasoning; 0: none")] = None
-    enable_thinking: Annotated[bool | None, Meta(description="whether a model that can think does")] = None
+    parallel_tool_calls: Annotated[bool | None, Meta(description="false: at most one call")] = None
+    reasoning_effort: Annotated[str | None, Meta(description="reasoning effort, for models that reason; none: off")] = None
+    reasoning: Annotated[ReasoningWish | None, Meta(description="effort, enabled, and max_tokens of the reasoning")] = None
+    reasoning_budget: Annotated[int | None, Meta(description="maximum tokens of reasoning; 0: none")] = None
+    enable_thinking: Annotated[bool | None, Meta(description="turns reasoning on or off, for models that can")] = None
     thinking: Annotated[
         Any,
         Meta(
@@ -68,11 +68,11 @@ class ChatBody(OpenAIBody, kw_only=True):
         ),
     ] = None
     continue_final_message: Annotated[
-        bool | None, Meta(description="a last message of the assistant is the beginning of the answer, which goes on behind it")
+        bool | None, Meta(description="treat a last message of the assistant as the beginning of the answer, and continue it")
     ] = None
     chat_template_kwargs: Annotated[dict[str, Any] | None, Meta(description="variables for the model's chat template")] = None
-    logprobs: Annotated[bool | None, Meta(description="tell how likely each token was")] = None
-    top_logprobs: Annotated[int | None, Meta(description="with logprobs: likeliest tokens to tell in place of each")] = None
+    logprobs: Annotated[bool | None, Meta(description="return the log probability of each token")] = None
+    top_logprobs: Annotated[int | None, Meta(description="with logprobs: number of alternatives per token")] = None
     functions: Annotated[Any, Meta(description="the older form of tools: refused, use tools")] = None
     function_call: Annotated[Any, Meta(description="the older form of tool_choice: refused")] = None
     modalities: Annotated[list[str] | None, Meta(description="only text")] = None
@@ -80,8 +80,14 @@ class ChatBody(OpenAIBody, kw_only=True):
     LIMITS: ClassVar[tuple[str, ...]] = ("max_completion_tokens", "max_tokens")
 
     def request(self, notes: list[str]) -> ChatRequest:
-        """The neutral request; `notes` gets what was mended or left out. Raises InvalidField for what cannot be served."""
-        self._refuse()
+        """Return the neutral request, and note repairs and omissions. Raises InvalidField for unsupported fields."""
+        if self.top_logprobs and not self.logprobs:
+            raise InvalidField("top_logprobs", "needs logprobs: true")
+        for field, instead in (("functions", "tools"), ("function_call", "tool_choice")):
+            if getattr(self, field) not in (None, [], "none", "auto"):
+                raise InvalidField(field, f"is no longer supported: use {instead}")
+        if any(kind != "text" for kind in self.modalities or ()):
+            raise InvalidField("modalities", "only text is supported")
         tools = read_tools(self.tools, notes)
         return ChatRequest(
             messages=normalize(self.messages, notes),
@@ -97,26 +103,16 @@ class ChatBody(OpenAIBody, kw_only=True):
         return super().params(n_vocab, longest, logprobs=self.top_logprobs or 0 if self.logprobs else None, **more)
 
     def _thinking(self) -> ReasoningOptions:
-        wish, given = self.reasoning or ReasoningWish(), of_switch(self.thinking)
-        budget = first(self.reasoning_budget, wish.max_tokens, given.budget)
-        told = of_effort(first(self.reasoning_effort, wish.effort), budget or None)
-        switch = first(
-            self.enable_thinking, wish.enabled, given.enabled, (self.chat_template_kwargs or {}).get("enable_thinking")
-        )
-        return dataclasses.replace(told, enabled=False if budget == 0 else first(switch, told.enabled))
-
-    def _refuse(self) -> None:
-        if self.top_logprobs and not self.logprobs:
-            raise InvalidField("top_logprobs", "needs logprobs: true")
-        for field, instead in (("functions", "tools"), ("function_call", "tool_choice")):
-            if getattr(self, field) not in (None, [], "none", "auto"):
-                raise InvalidField(field, f"is no longer supported: use {instead}")
-        if any(kind != "text" for kind in self.modalities or ()):
-            raise InvalidField("modalities", "only text is supported")
+        reasoning, thinking = self.reasoning or ReasoningWish(), of_switch(self.thinking)
+        budget = first(self.reasoning_budget, reasoning.max_tokens, thinking.budget)
+        options = of_effort(first(self.reasoning_effort, reasoning.effort), budget or None)
+        of_template = (self.chat_template_kwargs or {}).get("enable_thinking")
+        switch = first(self.enable_thinking, reasoning.enabled, thinking.enabled, of_template)
+        return dataclasses.replace(options, enabled=False if budget == 0 else first(switch, options.enabled))
 
 
 def message_body(said: WholeAnswer) -> dict[str, Any]:
-    """The assistant's message."""
+    """Return the assistant's message."""
     message: dict[str, Any] = {"role": "assistant", "content": said.text if said.text or not said.calls else None}
     if said.reasoning:
         message["reasoning_content"] = said.reasoning
@@ -129,11 +125,11 @@ def message_body(said: WholeAnswer) -> dict[str, Any]:
 
 
 class ChatToken(TopToken):
-    top_logprobs: Annotated[list[TopToken], Meta(description="the likeliest tokens in its place")]
+    top_logprobs: Annotated[list[TopToken], Meta(description="the likeliest tokens at its position")]
 
 
 class ChatLogprobs(msgspec.Struct):
-    """How likely the answer's tokens were; those of reasoning and of tool calls are among them."""
+    """Log probabilities of the answer's tokens, including those of reasoning and tool calls."""
 
     content: list[ChatToken]
     refusal: None

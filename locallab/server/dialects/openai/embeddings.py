@@ -1,4 +1,4 @@
-"""Vectors of texts: OpenAI's /v1/embeddings, and Ollama's /api/embed and /api/embeddings."""
+"""Embeddings: /v1/embeddings."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from locallab.settings import ServerSettings
 class EmbeddingsBody(msgspec.Struct, kw_only=True):
     input: Annotated[Any, Meta(description="a text, texts, token ids, or lists of them", extra_json_schema=PROMPTS)]
     model: Annotated[str | None, Meta(description=NAME)] = None
-    encoding_format: Annotated[Format | None, Meta(description="base64: of the numbers as little-endian floats")] = None
+    encoding_format: Annotated[Format | None, Meta(description="base64: little-endian 32-bit floats")] = None
     dimensions: Dimensions = None
 
 
 class Vector(msgspec.Struct):
     object: Literal["embedding"]
-    index: Annotated[int, Meta(description="the place of its text in the input")]
-    embedding: Annotated[list[float] | str, Meta(description="of length 1")]
+    index: Annotated[int, Meta(description="index of its text in the input")]
+    embedding: Annotated[list[float] | str, Meta(description="normalized to length 1")]
 
 
 class InputTokens(msgspec.Struct):
@@ -69,9 +69,9 @@ class Embeddings:
         ]
 
     async def embeddings(self, request: Request) -> Response:
-        """Make the vectors of texts.
+        """Embed texts.
 
-        They are of length 1. Token ids are those of the model itself, and are taken as they are.
+        Vectors are normalized to length 1. Token ids must be those of the model itself.
         """
         body = await read(request, EmbeddingsBody)
         check_ranges(body)

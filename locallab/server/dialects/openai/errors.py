@@ -13,7 +13,7 @@ from locallab.server.errors import message_of, nearest
 
 
 class OpenAIError(msgspec.Struct, omit_defaults=True):
-    """OpenAI's error object; a prompt that is too long brings its length and the context's."""
+    """OpenAI's error object; for a prompt that is too long, with its length and the context's."""
 
     message: str
     type: str
@@ -24,7 +24,7 @@ class OpenAIError(msgspec.Struct, omit_defaults=True):
 
 
 class OpenAIProblem(msgspec.Struct):
-    """Why a request failed, in OpenAI's shape."""
+    """An error, in OpenAI's shape."""
 
     error: OpenAIError
 
@@ -41,14 +41,14 @@ OPENAI: Mapping[type[Exception], tuple[str, str | None]] = {
     HTTPException: ("invalid_request_error", None),
     Exception: ("server_error", None),
 }
-"""Type and code of OpenAI's error object."""
+"""Type and code of OpenAI's error object, by class."""
 
 FIELD_CODES = {"previous_response_id": "previous_response_not_found"}
-"""The code of an InvalidField that has one of its own."""
+"""Codes of fields that have their own."""
 
 
 def openai_body(error: Exception, prompt: str = "messages") -> dict[str, Any]:
-    """OpenAI's error object; `prompt` is the field that holds the prompt."""
+    """Return OpenAI's error object; `prompt` is the field that holds the prompt."""
     kind, code = nearest(OPENAI, error)
     body: dict[str, Any] = {"message": message_of(error), "type": kind, "param": None, "code": code}
     if isinstance(error, errors.InvalidField):

@@ -26,10 +26,10 @@ from locallab.settings import ServerSettings
 
 
 class FimBody(OpenAIBody, kw_only=True):
-    prompt: Annotated[str, Meta(description="what stands before the gap")]
-    suffix: Annotated[str | None, Meta(description="what stands behind it")] = None
+    prompt: Annotated[str, Meta(description="text before the gap")]
+    suffix: Annotated[str | None, Meta(description="text after the gap")] = None
     random_seed: Annotated[int | None, Meta(description="another name of seed")] = None
-    min_tokens: Annotated[int | None, Meta(description="only 0: the model ends when it likes")] = None
+    min_tokens: Annotated[int | None, Meta(description="only 0 is supported")] = None
 
 
 class FimMessage(msgspec.Struct):
@@ -45,7 +45,7 @@ class FimChoice(msgspec.Struct):
 
 
 class FimCompletion(msgspec.Struct):
-    """The answer of /v1/fim/completions: what fills the gap, under the names that clients look for."""
+    """The answer of /v1/fim/completions: the text for the gap, under the names that clients look for."""
 
     id: str
     object: str
@@ -66,7 +66,7 @@ class Fim:
         return [Generating("/v1/fim/completions", self.fim, tag="openai", body=FimBody, answer=FimCompletion)]
 
     async def fim(self, request: Request) -> ASGIApp:
-        """Fill in what is between a prompt and a suffix."""
+        """Fill in the text between a prompt and a suffix."""
         body = await read(request, FimBody)
         if body.min_tokens:
             raise InvalidField("min_tokens", "is not supported; leave it out")
@@ -82,7 +82,7 @@ class Fim:
 
 
 class FimFormatter(OpenAIFormatter):
-    """Chat choices that have the text by itself too."""
+    """Formats chat choices that also have the text by itself."""
 
     kind = "chat.completion.chunk"
 

@@ -1,4 +1,4 @@
-"""OpenAI's list of models: what a client may name."""
+"""OpenAI's list of models."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from locallab.server.dialects.answer_fields import Created
 
 
 def model_cards(pool: Pool) -> Iterator[ModelCard]:
-    """The loaded models, last used first; then those on disk that a request would load, in the registry's order."""
+    """Yield the loaded models, last used first; then those on disk that a request would load, in the registry's order."""
     loaded = pool.loaded
     yield from map(_loaded_card, loaded)
     if pool.on_demand != "refuse":
@@ -38,7 +38,7 @@ def _loaded_card(loaded: Loaded) -> ModelCard:
 
 
 def _card(pool: Pool, spec: ModelSpec) -> ModelCard:
-    """The registry's word on the context, and the age of the file, for want of better."""
+    """Describe a model that is not loaded by its registry entry and its file."""
     path = pool.store.path(spec)
     card = ModelCard(
         id=spec.id,
@@ -64,21 +64,21 @@ class CardMeta(msgspec.Struct):
 
 
 class ModelCard(msgspec.Struct, kw_only=True):
-    """A model that can be asked, its context under every name that clients look for, as far as that is known."""
+    """A model that requests may name; its context, if known, is under every name that clients look for."""
 
     id: str
     name: str
     object: Literal["model"]
     created: Created
     owned_by: str
-    status: Annotated[str, Meta(description="ready, or else unloaded, loading, error: asking for it loads it")]
+    status: Annotated[str, Meta(description="ready, unloaded, loading or error; a request loads a model that is not ready")]
     context_length: int | msgspec.UnsetType = msgspec.UNSET
     max_model_len: int | msgspec.UnsetType = msgspec.UNSET
     meta: CardMeta | msgspec.UnsetType = msgspec.UNSET
 
 
 class ModelList(msgspec.Struct):
-    """The models that can be asked, the loaded ones first."""
+    """The models that requests may name, the loaded ones first."""
 
     object: Literal["list"]
     data: list[ModelCard]

@@ -1,4 +1,4 @@
-"""Documents by how well they answer a question: /v1/rerank, in the shape of Jina and Cohere."""
+"""Reranking of documents: /v1/rerank, in the shape of Jina and Cohere."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ class Document(msgspec.Struct):
 
 
 class RerankBody(msgspec.Struct, kw_only=True):
-    query: Annotated[str, Meta(description="what the documents are to answer")]
+    query: Annotated[str, Meta(description="the question that the documents should answer")]
     documents: Annotated[
         list[str | Document], Meta(description="texts, or objects with a text", extra_json_schema={"minItems": 1})
     ]
-    model: Annotated[str | None, Meta(description="the model to ask; an unknown name is a loaded one that ranks")] = None
-    top_n: Annotated[int | None, Meta(description="so many of the best documents; default: all")] = None
-    return_documents: Annotated[bool | None, Meta(description="repeat the documents in the answer")] = None
+    model: Annotated[str | None, Meta(description="name of the model; an unknown name is a loaded reranker")] = None
+    top_n: Annotated[int | None, Meta(description="number of best documents to return; default: all")] = None
+    return_documents: Annotated[bool | None, Meta(description="include the documents in the answer")] = None
 
 
 class Ranked(msgspec.Struct):
-    index: Annotated[int, Meta(description="the place of the document in the request")]
-    relevance_score: Annotated[float, Meta(ge=0, le=1, description="how well it answers; 1 is best")]
+    index: Annotated[int, Meta(description="index of the document in the request")]
+    relevance_score: Annotated[float, Meta(ge=0, le=1, description="relevance from 0 to 1")]
     document: Document | UnsetType = UNSET
 
 
@@ -47,7 +47,7 @@ class RankedTokens(msgspec.Struct):
 
 
 class Ranking(msgspec.Struct):
-    """The documents, the best ones first."""
+    """The documents, best first."""
 
     object: Literal["list"]
     model: ModelName
@@ -68,7 +68,7 @@ class Rerank:
         return [Endpoint(path, self.rerank, errors=(404, 503), **common) for path in ("/v1/rerank", "/v2/rerank")]
 
     async def rerank(self, request: Request) -> Response:
-        """Order documents by how well they answer a question."""
+        """Rank documents by their relevance to a question."""
         body = await read(request, RerankBody)
         check_ranges(body)
         texts = [each if isinstance(each, str) else each.text for each in body.documents]

@@ -48,34 +48,34 @@ class OpenAI:
         loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
         params = body.params(loaded.engine.info.n_vocab, None)
         notes: list[str] = []
-        asked = await prepare_chat(loaded, body.request(notes), params, body.n or 1)
+        prepared = await prepare_chat(loaded, body.request(notes), params, body.n or 1)
         formatter = ChatFormatter(
             Head.make("chatcmpl", body.model or loaded.spec.id),
-            asked.turn,
+            prepared.turn,
             body.n or 1,
             scored=params.logprobs is not None,
             include_usage=body.include_usage,
         )
-        return await answer(request, loaded, asked.jobs, formatter, stream=body.stream, notes=notes)
+        return await answer(request, loaded, prepared.jobs, formatter, stream=body.stream, notes=notes)
 
     async def completions(self, request: Request) -> ASGIApp:
-        """Complete one prompt or several as they stand, or fill in what is between one and a suffix."""
+        """Complete prompts without a template, or fill in the text between a prompt and a suffix."""
         body = await read(request, CompletionBody)
         loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
         body.check()
         params = body.params(loaded.engine.info.n_vocab, self._settings.completion_tokens)
-        asked = await complete(loaded, body, params)
+        completion = await complete(loaded, body, params)
         kind = CompletionFormatter if body.alternatives is None else ScoredCompletionFormatter
-        formatter = kind(Head.make("cmpl", body.model or loaded.spec.id), body, asked.echoes)
-        return await answer(request, loaded, asked.jobs, formatter, stream=body.stream, urgent=bool(body.suffix))
+        formatter = kind(Head.make("cmpl", body.model or loaded.spec.id), body, completion.echoes)
+        return await answer(request, loaded, completion.jobs, formatter, stream=body.stream, urgent=bool(body.suffix))
 
     async def models(self, request: Request) -> Response:
-        """The models that can be asked: the loaded ones first, then those that a request would load."""
+        """List the models that requests may name: the loaded ones, then those that a request would load."""
         cards = list(model_cards(self._pool))
         return reply(ModelList("list", cards, cards))
 
     async def model(self, request: Request) -> Response:
-        """One model that can be asked."""
+        """Show one model that requests may name."""
         spec = self._pool.registry.get(request.path_params["id"])
         card = next((card for card in model_cards(self._pool) if card.id == spec.id), None)
         if card is None:
@@ -93,7 +93,7 @@ OPENAI = Dialect(
     error_body=openai_body,
     problem=OpenAIProblem,
     routes=routes,
-    tags={"openai": "OpenAI's dialect, for the clients that speak it."},
+    tags={"openai": "OpenAI's API."},
     prompts={
         "/v1/completions": "prompt",
         "/v1/fim/completions": "prompt",

@@ -185,14 +185,14 @@ def delta_body(delta: Delta) -> dict[str, Any]:
 
 
 class CompletionFormatter(OpenAIFormatter):
-    """Formats `body.written` answers to each prompt, its echo ahead of them; `echoes` has one for each prompt."""
+    """Formats `body.per_prompt` answers to each prompt, its echo ahead of them; `echoes` has one for each prompt."""
 
     kind = "text_completion"
 
     def __init__(self, head: Head, body: CompletionBody, echoes: Sequence[Echo | None]) -> None:
         self._body = body
-        self._echoes = [echo for echo in echoes for _ in range(body.written)]
-        super().__init__(head, len(self._echoes), n=body.written, include_usage=body.include_usage)
+        self._echoes = [echo for echo in echoes for _ in range(body.per_prompt)]
+        super().__init__(head, len(self._echoes), n=body.per_prompt, include_usage=body.include_usage)
 
     def opening(self, index: int) -> list[dict[str, Any]]:
         echo = self._echoes[index]
@@ -203,11 +203,11 @@ class CompletionFormatter(OpenAIFormatter):
 
     def whole_choices(self, answers: Sequence[FinishedAnswer]) -> list[dict[str, Any]]:
         """Return the n likeliest answers to each prompt, or all in their order if that is as many."""
-        n, written = self._body.n or 1, self._body.written
+        n, per_prompt = self._body.n or 1, self._body.per_prompt
         found: list[tuple[Echo | None, FinishedAnswer]] = []
-        for at in range(0, len(answers), written):
-            group = answers[at : at + written]
-            best = sorted(group, key=mean, reverse=True)[:n] if written > n else group
+        for at in range(0, len(answers), per_prompt):
+            group = answers[at : at + per_prompt]
+            best = sorted(group, key=mean, reverse=True)[:n] if per_prompt > n else group
             found += [(self._echoes[at], answer) for answer in best]
         choices = []
         for index, (echo, answer) in enumerate(found):

@@ -150,7 +150,7 @@ def test_what_an_editor_plugin_sends(coder: Served) -> None:
     }
     response = coder.http.post("/infill", json=body)
     assert response.json()["content"] == TEXT
-    notes = "samplers is not heeded; n_indent is not heeded; t_max_predict_ms is not heeded"
+    notes = "samplers is ignored; n_indent is ignored; t_max_predict_ms is ignored"
     assert response.headers["x-locallab-notes"] == notes
 
 
