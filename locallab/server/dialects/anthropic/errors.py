@@ -17,7 +17,7 @@ class AnthropicError(msgspec.Struct):
 
 
 class AnthropicProblem(msgspec.Struct):
-    """Why a request failed, in Anthropic's shape."""
+    """An error, in Anthropic's shape."""
 
     type: Literal["error"]
     error: AnthropicError
@@ -33,11 +33,11 @@ ANTHROPIC: Mapping[int, str] = {
     429: "rate_limit_error",
     503: "overloaded_error",
 }
-"""Type of Anthropic's error object, by status; api_error for every other."""
+"""Type of Anthropic's error object by status; api_error for all others."""
 
 
 def anthropic_body(error: Exception, prompt: str = "messages") -> dict[str, Any]:
-    """Anthropic's error object."""
+    """Return Anthropic's error object."""
     message = message_of(error)
     if isinstance(error, errors.ContextLengthExceeded):
         message = f"prompt is too long: {error.n_prompt_tokens} tokens > {error.n_ctx} maximum"

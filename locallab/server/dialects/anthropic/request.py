@@ -1,4 +1,4 @@
-"""A body of Anthropic's messages API as a neutral chat request."""
+"""Bodies of Anthropic's messages, as neutral requests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from msgspec import Meta
 from locallab.chat import Message, ToolCall
 from locallab.chat.messages import repaired
 from locallab.chat.turn import ChatRequest, ReasoningOptions
-from locallab.engine.request import Constraint
 from locallab.errors import InvalidField
 from locallab.server.fields.constraint import schema_of
 from locallab.server.fields.reasoning import of_effort
@@ -21,7 +20,7 @@ from locallab.server.fields.sampling import Sampling
 from locallab.server.fields.tools import read_choice, read_tools
 
 ROLES = {"user": "user", "assistant": "assistant", "system": "system", "ctx": "system", "msg": "user"}
-"""Every role a client may send; Claude Code puts system messages into the conversation, at times under names of its own."""
+"""Roles that clients send; Claude Code puts system messages into the conversation, at times under names of its own."""
 
 CONVERSATION = {"type": "array", "minItems": 1, "items": {"type": "object", "required": ["role"]}}
 
@@ -29,26 +28,26 @@ TEMPERATURE = 1.0
 """The API's default."""
 
 BILLING = "x-anthropic-billing-header:"
-"""How a system text begins that Claude Code sends to its service and not to a model: it differs from request to request."""
+"""Beginning of a system text of Claude Code that is left out: it is for its own service, and differs in every request."""
 
 
 class MessagesBody(msgspec.Struct, kw_only=True):
-    """Fields of the service that mean nothing here (metadata, service_tier, cache_control and the like) are ignored."""
+    """Fields that only the service uses (metadata, service_tier, cache_control and the like) are ignored."""
 
     messages: Annotated[Any, Meta(description="the conversation, oldest first", extra_json_schema=CONVERSATION)] = None
-    system: Annotated[Any, Meta(description="what the model is told beforehand: a text or a list of text blocks")] = None
-    model: Annotated[str | None, Meta(description="the model to ask; an unknown name is the current one")] = None
-    max_tokens: Annotated[int | None, Meta(description="most tokens of the answer; needed for an answer")] = None
-    stop_sequences: Annotated[list[str] | None, Meta(description="texts that end the answer, and are no part of it")] = None
-    stream: Annotated[bool | None, Meta(description="send the answer while it is written")] = None
-    temperature: Annotated[float | None, Meta(description="how freely tokens are drawn; 0 takes the likeliest")] = None
-    top_p: Annotated[float | None, Meta(description="draw among the likeliest tokens of this share of the probability")] = None
-    top_k: Annotated[int | None, Meta(description="draw among so many likeliest tokens")] = None
-    tools: Annotated[Any, Meta(description="functions that the model may call; tools of the service are left out")] = None
+    system: Annotated[Any, Meta(description="system prompt: a text or a list of text blocks")] = None
+    model: Annotated[str | None, Meta(description="name of the model; an unknown name is the current one")] = None
+    max_tokens: Annotated[int | None, Meta(description="maximum tokens of the answer; required to get one")] = None
+    stop_sequences: Annotated[list[str] | None, Meta(description="strings that end the answer and are not part of it")] = None
+    stream: Annotated[bool | None, Meta(description="stream the answer")] = None
+    temperature: Annotated[float | None, Meta(description="sampling temperature; 0 is greedy")] = None
+    top_p: Annotated[float | None, Meta(description="sample from the likeliest tokens whose probabilities add up to p")] = None
+    top_k: Annotated[int | None, Meta(description="sample from the k likeliest tokens")] = None
+    tools: Annotated[Any, Meta(description="functions the model may call; tools of the service are left out")] = None
     tool_choice: Annotated[Any, Meta(description="auto, any, none, or the tool to call")] = None
     thinking: Annotated[Any, Meta(description="enabled, perhaps with budget_tokens, adaptive, or disabled")] = None
     output_format: Annotated[Any, Meta(description="a JSON schema that the answer must match")] = None
-    output_config: Annotated[Any, Meta(description="the same as its format, and how hard to think as its effort")] = None
+    output_config: Annotated[Any, Meta(description="the same as its format, and the reasoning effort as its effort")] = None
 
     DEFAULTS: ClassVar[dict[str, float]] = {"temperature": TEMPERATURE}
 
@@ -63,34 +62,27 @@ class MessagesBody(msgspec.Struct, kw_only=True):
 
 
 def chat_request(body: MessagesBody, notes: list[str]) -> ChatRequest:
-    """The neutral request. Raises InvalidField."""
+    """Return the neutral request, and note repairs and omissions. Raises InvalidField."""
     tools = read_tools(body.tools, notes)
+    config = body.output_config if isinstance(body.output_config, Mapping) else {}
+    form, schema = body.output_format or config.get("format"), None
+    if form is not None:
+        if not isinstance(form, Mapping) or form.get("type") != "json_schema" or not isinstance(form.get("schema"), Mapping):
+            raise InvalidField("output_format", 'expected {"type": "json_schema", "schema": {...}}')
+        schema = schema_of(form["schema"], "output_format")
     messages = repaired([*_system(body.system), *_messages(body.messages)], notes)
     return ChatRequest(
         messages=messages,
         tools=tools,
         choice=read_choice(body.tool_choice, None, tools),
-        answer=_schema(body),
-        reasoning=_thinking(body.thinking, _config(body).get("effort")),
+        answer=schema,
+        reasoning=_thinking(body.thinking, config.get("effort")),
         continues=True,
     )
 
 
-def _schema(body: MessagesBody) -> Constraint | None:
-    form = body.output_format or _config(body).get("format")
-    if form is None:
-        return None
-    if not isinstance(form, Mapping) or form.get("type") != "json_schema" or not isinstance(form.get("schema"), Mapping):
-        raise InvalidField("output_format", 'expected {"type": "json_schema", "schema": {...}}')
-    return schema_of(form["schema"], "output_format")
-
-
-def _config(body: MessagesBody) -> Mapping[str, Any]:
-    return body.output_config if isinstance(body.output_config, Mapping) else {}
-
-
 def _thinking(raw: object, effort: object) -> ReasoningOptions:
-    """Off unless asked for, as the API has it."""
+    """Read the reasoning options; reasoning is off by default, as in the API."""
     if raw is None:
         return ReasoningOptions(enabled=False)
     if not isinstance(raw, Mapping):
@@ -106,14 +98,13 @@ def _thinking(raw: object, effort: object) -> ReasoningOptions:
 
 
 def _system(raw: object) -> Iterator[Message]:
-    blocks = [block for block in raw if not _is_billing(block)] if isinstance(raw, list) else raw
+    blocks = raw
+    if isinstance(raw, list):
+        texts = [block.get("text") if isinstance(block, Mapping) else block for block in raw]
+        found = zip(raw, texts, strict=True)
+        blocks = [block for block, text in found if not (isinstance(text, str) and text.startswith(BILLING))]
     if text := _text("system", blocks):
         yield Message("system", text)
-
-
-def _is_billing(block: object) -> bool:
-    text = block.get("text") if isinstance(block, Mapping) else block
-    return isinstance(text, str) and text.startswith(BILLING)
 
 
 def _messages(raw: object) -> Iterator[Message]:
@@ -132,7 +123,7 @@ def _messages(raw: object) -> Iterator[Message]:
 
 
 def _message(field: str, role: str, content: object) -> Iterator[Message]:
-    """A message of this API can hold text, calls and results: results come first, each is a message of its own."""
+    """Split a message with text, calls and results: each result is a message of its own, ahead of the rest."""
     blocks = content if isinstance(content, list) else [{"type": "text", "text": content or ""}]
     texts: list[str] = []
     thoughts: list[str] = []
@@ -146,28 +137,24 @@ def _message(field: str, role: str, content: object) -> Iterator[Message]:
             case "text":
                 texts.append(_text(f"{where}.text", block.get("text")))
             case "tool_use":
-                calls.append(_call(block))
+                arguments = json.dumps(block.get("input") or {}, ensure_ascii=False)
+                calls.append(ToolCall(str(block.get("id") or ""), str(block.get("name") or ""), arguments))
             case "tool_result":
                 results += 1
-                answered = str(block.get("tool_use_id") or "") or None
-                yield Message("tool", _text(f"{where}.content", block.get("content")), tool_call_id=answered)
+                call_id = str(block.get("tool_use_id") or "") or None
+                yield Message("tool", _text(f"{where}.content", block.get("content")), tool_call_id=call_id)
             case "thinking":
                 thoughts.append(_text(f"{where}.thinking", block.get("thinking")))
             case "redacted_thinking":
-                pass  # nobody but its author can read it
+                pass  # only its author can read it
             case kind:
                 raise InvalidField(where, f"cannot take a block of type {kind!r}; known: text, tool_use, tool_result, thinking")
     if texts or calls or not results:
         yield Message(role, "\n".join(texts), tool_calls=tuple(calls), reasoning="\n".join(thoughts))
 
 
-def _call(block: Mapping[str, Any]) -> ToolCall:
-    arguments = json.dumps(block.get("input") or {}, ensure_ascii=False)
-    return ToolCall(str(block.get("id") or ""), str(block.get("name") or ""), arguments)
-
-
 def _text(field: str, raw: object) -> str:
-    """A text, or the texts of a list of blocks."""
+    """Read a text, or join the texts of a list of blocks."""
     if raw is None or isinstance(raw, str):
         return raw or ""
     if isinstance(raw, Sequence):

@@ -1,4 +1,4 @@
-"""Anthropic's dialect: /v1/messages and /v1/messages/count_tokens, and what its clients ask beforehand."""
+"""Anthropic's dialect: /v1/messages, /v1/messages/count_tokens, and /api/hello."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 
 from locallab.engine.request import SamplingParams
 from locallab.errors import InvalidField
-from locallab.pool import Loaded, Pool
+from locallab.pool import Pool
 from locallab.server.dialects.anthropic.errors import AnthropicProblem, anthropic_body
 from locallab.server.dialects.anthropic.request import MessagesBody, chat_request
 from locallab.server.dialects.anthropic.stream import AnthropicFormatter, MessageAnswer
@@ -64,25 +64,21 @@ class Anthropic:
         loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
         params = body.sampling().params(loaded.engine.info.n_vocab, None)
         notes: list[str] = []
-        asked = await prepare_chat(loaded, chat_request(body, notes), params)
+        prepared = await prepare_chat(loaded, chat_request(body, notes), params)
         model = body.model or loaded.spec.id
-        formatter = AnthropicFormatter(asked.turn, model, prompt_tokens=len(asked.jobs[0][0]))
-        return await answer(request, loaded, asked.jobs, formatter, stream=body.stream, notes=notes)
+        formatter = AnthropicFormatter(prepared.turn, model, prompt_tokens=len(prepared.jobs[0][0]))
+        return await answer(request, loaded, prepared.jobs, formatter, stream=body.stream, notes=notes)
 
     async def count_tokens(self, request: Request) -> Response:
         """Count the tokens of a request without answering it."""
         body = await read(request, MessagesBody)
         loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
-        return reply(TokenCount(await _count(loaded, body)))
+        prepared = await prepare_chat(loaded, chat_request(body, []), SamplingParams())
+        return reply(TokenCount(len(prepared.jobs[0][0])))
 
     async def hello(self, request: Request) -> Response:
-        """Whether somebody answers: Claude Code looks before it asks."""
+        """Confirm that the server responds: Claude Code checks before its first request."""
         return reply(Hello("hello"))
-
-
-async def _count(loaded: Loaded, body: MessagesBody) -> int:
-    asked = await prepare_chat(loaded, chat_request(body, []), SamplingParams())
-    return len(asked.jobs[0][0])
 
 
 def routes(services: Services) -> list[BaseRoute]:
@@ -95,7 +91,7 @@ ANTHROPIC = Dialect(
     error_body=anthropic_body,
     problem=AnthropicProblem,
     routes=routes,
-    tags={"anthropic": "Anthropic's dialect, for the clients that speak it."},
+    tags={"anthropic": "Anthropic's API."},
     areas={"/api/hello": "open"},
     bare=frozenset({"/messages", "/messages/count_tokens"}),
 )

@@ -1,4 +1,4 @@
-"""Answers of Anthropic's dialect: the message as a whole, and its events while it is streamed."""
+"""Messages of Anthropic's dialect: whole, or in events."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from locallab.chat.deltas import CallArguments, CallStart, Delta, Reasoning, Text
+from locallab.chat.deltas import CallArguments, CallStart, Reasoning, Text
 from locallab.chat.turn import Turn
 from locallab.engine.request import Usage
 from locallab.server.dialects.anthropic.errors import anthropic_body
@@ -27,7 +27,7 @@ class TextBlock(msgspec.Struct, tag="text"):
 
 class ThinkingBlock(msgspec.Struct, tag="thinking"):
     thinking: str
-    signature: Annotated[str, Meta(description="always empty: nothing is checked when it comes back")]
+    signature: Annotated[str, Meta(description="always empty, and not checked when it comes back")]
 
 
 class ToolUseBlock(msgspec.Struct, tag="tool_use"):
@@ -37,7 +37,7 @@ class ToolUseBlock(msgspec.Struct, tag="tool_use"):
 
 
 class MessageUsage(msgspec.Struct):
-    """Tokens that the request took; those that the prefix cache had are counted apart."""
+    """Token counts of the request; cached tokens are counted apart from the input."""
 
     input_tokens: int
     cache_creation_input_tokens: int
@@ -54,12 +54,12 @@ class MessageAnswer(msgspec.Struct):
     model: str
     content: list[TextBlock | ThinkingBlock | ToolUseBlock]
     stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
-    stop_sequence: Annotated[str | None, Meta(description="which of the stop sequences ended the answer")]
+    stop_sequence: Annotated[str | None, Meta(description="the stop sequence that ended the answer")]
     usage: MessageUsage
 
 
 def usage_body(usage: Usage) -> dict[str, int]:
-    """This API counts cached tokens apart from the input."""
+    """Return a MessageUsage."""
     return {
         "input_tokens": usage.prompt_tokens - usage.cached_tokens,
         "cache_creation_input_tokens": 0,
@@ -78,7 +78,7 @@ def _ending(end: End, stop: str | None) -> dict[str, Any]:
 
 
 def _input(arguments: str) -> Any:
-    """A call's arguments as an object; a call that was cut off has none."""
+    """Parse a call's arguments; a call that was cut off has none."""
     try:
         found = json.loads(arguments)
     except ValueError:
@@ -87,7 +87,7 @@ def _input(arguments: str) -> Any:
 
 
 class AnthropicFormatter(Collector):
-    """A message. In a stream it starts, its blocks start, grow and stop one after the other, and it stops."""
+    """Formats a message. In a stream it starts, its blocks start, grow and stop one after the other, and it stops."""
 
     def __init__(self, turn: Turn, model: str, *, prompt_tokens: int) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class AnthropicFormatter(Collector):
         self._model = model
         self._prompt_tokens = prompt_tokens
         self._started = False
-        self._block: str | None = None  # what is open: a type, or a call's with its index
+        self._block: str | None = None  # the open block: its type, or a call with its index
         self._n_blocks = 0
 
     def whole(self) -> dict[str, Any]:
@@ -109,7 +109,27 @@ class AnthropicFormatter(Collector):
         return {**message, **_ending(end, answer.stop), "usage": usage_body(end.usage)}
 
     def encode(self, items: list[Item]) -> bytes:
-        return b"".join(self._events(items))
+        events = [*self._start()]
+        for news in self._reader.read(items):
+            for delta in news.deltas:
+                match delta:
+                    case Text(text):
+                        events += self._open("text", {"type": "text", "text": ""})
+                        events.append(self._grow({"type": "text_delta", "text": text}))
+                    case Reasoning(text):
+                        events += self._open("thinking", {"type": "thinking", "thinking": "", "signature": ""})
+                        events.append(self._grow({"type": "thinking_delta", "thinking": text}))
+                    case CallStart(index, id, name):
+                        events += self._open(f"call {index}", {"type": "tool_use", "id": id, "name": name, "input": {}})
+                    case CallArguments(_, text):
+                        events.append(self._grow({"type": "input_json_delta", "partial_json": text}))
+            if news.end is not None:
+                if self._block is None and self._n_blocks == 0:
+                    events += self._open("text", {"type": "text", "text": ""})
+                events += self._close()
+                ending, usage = _ending(news.end, news.event.stop), usage_body(news.end.usage)
+                events.append(typed_event({"type": "message_delta", "delta": ending, "usage": usage}))
+        return b"".join(events)
 
     def end(self) -> bytes:
         return typed_event({"type": "message_stop"})
@@ -121,33 +141,12 @@ class AnthropicFormatter(Collector):
         return b"".join(self._start()) + typed_event({"type": "ping"})
 
     def _start(self) -> Iterator[bytes]:
-        """What comes before all else, once."""
+        """Yield the event that comes first, once."""
         if not self._started:
             self._started = True
             usage = usage_body(Usage(self._prompt_tokens, 0, 0))
             start = {**_message(self._model, []), "stop_reason": None, "stop_sequence": None, "usage": usage}
             yield typed_event({"type": "message_start", "message": start})
-
-    def _events(self, items: list[Item]) -> Iterator[bytes]:
-        yield from self._start()
-        for news in self._reader.read(items):
-            for delta in news.deltas:
-                yield from self._delta(delta)
-            if news.end is not None:
-                yield from self._finish(news.end, news.event.stop)
-
-    def _delta(self, delta: Delta) -> Iterator[bytes]:
-        match delta:
-            case Text(text):
-                yield from self._open("text", {"type": "text", "text": ""})
-                yield self._grow({"type": "text_delta", "text": text})
-            case Reasoning(text):
-                yield from self._open("thinking", {"type": "thinking", "thinking": "", "signature": ""})
-                yield self._grow({"type": "thinking_delta", "thinking": text})
-            case CallStart(index, id, name):
-                yield from self._open(f"call {index}", {"type": "tool_use", "id": id, "name": name, "input": {}})
-            case CallArguments(_, text):
-                yield self._grow({"type": "input_json_delta", "partial_json": text})
 
     def _open(self, block: str, content: dict[str, Any]) -> Iterator[bytes]:
         if self._block == block:
@@ -166,9 +165,3 @@ class AnthropicFormatter(Collector):
             yield typed_event({"type": "content_block_stop", "index": self._n_blocks})
             self._n_blocks += 1
             self._block = None
-
-    def _finish(self, end: End, stop: str | None) -> Iterator[bytes]:
-        if self._block is None and self._n_blocks == 0:
-            yield from self._open("text", {"type": "text", "text": ""})
-        yield from self._close()
-        yield typed_event({"type": "message_delta", "delta": _ending(end, stop), "usage": usage_body(end.usage)})

@@ -1,4 +1,4 @@
-"""The items of a response's output in OpenAI's Responses: as they are described, and as they grow in a stream."""
+"""Output items of OpenAI's Responses: their shapes, and their growth in a stream."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class OutputText(msgspec.Struct):
     type: Literal["output_text"]
     text: str
     annotations: list[Any]
-    logprobs: Annotated[list[ChatToken], Meta(description="if asked for: of the tokens that the text is made of")]
+    logprobs: Annotated[list[ChatToken], Meta(description="if requested: those of the text's tokens")]
 
 
 class MessageItem(msgspec.Struct, tag="message"):
@@ -39,7 +39,7 @@ class ReasoningText(msgspec.Struct):
 
 
 class ReasoningItem(msgspec.Struct, tag="reasoning"):
-    """What the model thought: in `content`, or in `summary` where the request asks for one."""
+    """The reasoning: in `content`, or in `summary` if the request wants one."""
 
     id: str
     status: Status
@@ -56,61 +56,58 @@ class CallItem(msgspec.Struct, tag="function_call"):
 
 
 class Output(abc.ABC):
-    """One item of the output, as it grows. Events are without what all have."""
+    """An output item while it grows. Its events lack the fields that the stream adds to all."""
 
     prefix: ClassVar[str]
 
     def __init__(self) -> None:
         self.id = new_id(self.prefix)
         self._texts: list[str] = []
-        self._told: list[TokenLogprob] = []
+        self._logprobs: list[TokenLogprob] = []
 
     @property
     def text(self) -> str:
         return "".join(self._texts)
 
-    def grow(self, text: str, told: Sequence[TokenLogprob] = ()) -> Event:
-        """Mutates: `told` are the tokens of the text, if their logprobs are asked for."""
+    def grow(self, text: str, logprobs: Sequence[TokenLogprob] = ()) -> Event:
+        """Append a text, with its tokens' logprobs if requested, and return its event."""
         self._texts.append(text)
-        self._told += told
-        return self.delta(text, told)
+        self._logprobs += logprobs
+        return self.delta(text, logprobs)
 
     @abc.abstractmethod
     def body(self, status: Status) -> dict[str, Any]: ...
     @abc.abstractmethod
     def opening(self) -> Iterator[Event]: ...
     @abc.abstractmethod
-    def delta(self, text: str, told: Sequence[TokenLogprob]) -> Event: ...
+    def delta(self, text: str, logprobs: Sequence[TokenLogprob]) -> Event: ...
     @abc.abstractmethod
     def closing(self) -> Iterator[Event]: ...
 
 
-class OutputItems(Output):
+class MessageOutput(Output):
     prefix = "msg"
 
     def body(self, status: Status) -> dict[str, Any]:
-        content = [] if status == "in_progress" else [self._whole()]
+        content = [] if status == "in_progress" else [self._part(self.text, self._logprobs)]
         return {"id": self.id, "type": "message", "status": status, "role": "assistant", "content": content}
 
     def opening(self) -> Iterator[Event]:
         yield {"type": "response.content_part.added", "content_index": 0, "part": self._part("", ())}
 
-    def delta(self, text: str, told: Sequence[TokenLogprob]) -> Event:
-        return {"type": "response.output_text.delta", "content_index": 0, "delta": text, "logprobs": event_logprobs(told)}
+    def delta(self, text: str, logprobs: Sequence[TokenLogprob]) -> Event:
+        return {"type": "response.output_text.delta", "content_index": 0, "delta": text, "logprobs": event_logprobs(logprobs)}
 
     def closing(self) -> Iterator[Event]:
-        logprobs = event_logprobs(self._told)
+        logprobs = event_logprobs(self._logprobs)
         yield {"type": "response.output_text.done", "content_index": 0, "text": self.text, "logprobs": logprobs}
-        yield {"type": "response.content_part.done", "content_index": 0, "part": self._whole()}
+        yield {"type": "response.content_part.done", "content_index": 0, "part": self._part(self.text, self._logprobs)}
 
-    def _whole(self) -> dict[str, Any]:
-        return self._part(self.text, self._told)
-
-    def _part(self, text: str, told: Sequence[TokenLogprob]) -> dict[str, Any]:
-        return {"type": "output_text", "text": text, "annotations": [], "logprobs": token_logprobs(told)}
+    def _part(self, text: str, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
+        return {"type": "output_text", "text": text, "annotations": [], "logprobs": token_logprobs(logprobs)}
 
 
-class Thought(Output):
+class ReasoningOutput(Output):
     prefix = "rs"
 
     def body(self, status: Status) -> dict[str, Any]:
@@ -120,7 +117,7 @@ class Thought(Output):
     def opening(self) -> Iterator[Event]:
         yield {"type": "response.content_part.added", "content_index": 0, "part": self._part("")}
 
-    def delta(self, text: str, told: Sequence[TokenLogprob]) -> Event:
+    def delta(self, text: str, logprobs: Sequence[TokenLogprob]) -> Event:
         return {"type": "response.reasoning_text.delta", "content_index": 0, "delta": text}
 
     def closing(self) -> Iterator[Event]:
@@ -131,8 +128,8 @@ class Thought(Output):
         return {"type": "reasoning_text", "text": text}
 
 
-class Summary(Output):
-    """Reasoning for a client that asks for a summary: there is none shorter than itself."""
+class SummaryOutput(Output):
+    """Reasoning as a summary, which here is the reasoning itself."""
 
     prefix = "rs"
 
@@ -143,7 +140,7 @@ class Summary(Output):
     def opening(self) -> Iterator[Event]:
         yield {"type": "response.reasoning_summary_part.added", "summary_index": 0, "part": self._part("")}
 
-    def delta(self, text: str, told: Sequence[TokenLogprob]) -> Event:
+    def delta(self, text: str, logprobs: Sequence[TokenLogprob]) -> Event:
         return {"type": "response.reasoning_summary_text.delta", "summary_index": 0, "delta": text}
 
     def closing(self) -> Iterator[Event]:
@@ -154,7 +151,7 @@ class Summary(Output):
         return {"type": "summary_text", "text": text}
 
 
-class Call(Output):
+class CallOutput(Output):
     prefix = "fc"
 
     def __init__(self, start: CallStart) -> None:
@@ -169,7 +166,7 @@ class Call(Output):
     def opening(self) -> Iterator[Event]:
         yield from ()
 
-    def delta(self, text: str, told: Sequence[TokenLogprob]) -> Event:
+    def delta(self, text: str, logprobs: Sequence[TokenLogprob]) -> Event:
         return {"type": "response.function_call_arguments.delta", "delta": text}
 
     def closing(self) -> Iterator[Event]:

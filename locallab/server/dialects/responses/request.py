@@ -1,4 +1,4 @@
-"""Requests of OpenAI's Responses: what a body asks of a model."""
+"""Bodies of OpenAI's Responses, as neutral requests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from msgspec import Meta
 from locallab.chat import Message, ToolCall, normalize
 from locallab.chat.messages import repaired
 from locallab.chat.tools import Tool
-from locallab.chat.turn import ChatRequest, ReasoningOptions
+from locallab.chat.turn import ChatRequest
 from locallab.engine.request import SamplingParams
 from locallab.errors import InvalidField
 from locallab.server.fields.constraint import read_format
@@ -27,48 +27,51 @@ INPUT = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "obje
 
 
 class ResponsesBody(Sampling, kw_only=True):
-    """Fields of the service that mean nothing here (service_tier, prompt_cache_key, text.verbosity, ...) are ignored."""
+    """Fields that only the service uses (service_tier, prompt_cache_key, text.verbosity, ...) are ignored."""
 
     input: Annotated[Any, Meta(description="a text, or the items of a conversation, oldest first", extra_json_schema=INPUT)] = (
         None
     )
-    model: Annotated[str | None, Meta(description="the model to ask; an unknown name is the current one")] = None
-    instructions: Annotated[str | None, Meta(description="what the model is told beforehand")] = None
-    previous_response_id: Annotated[str | None, Meta(description="the response whose conversation goes on")] = None
-    stream: Annotated[bool | None, Meta(description="send the answer while it is written")] = None
-    store: Annotated[bool | None, Meta(description="false: keep nothing, so that nothing can go on from it")] = None
-    max_output_tokens: Annotated[int | None, Meta(description="most tokens of the answer, what it thinks included")] = None
-    tools: Annotated[Any, Meta(description="functions that the model may call; tools of other types are left out")] = None
+    model: Annotated[str | None, Meta(description="name of the model; an unknown name is the current one")] = None
+    instructions: Annotated[str | None, Meta(description="system prompt")] = None
+    previous_response_id: Annotated[str | None, Meta(description="the response whose conversation continues")] = None
+    stream: Annotated[bool | None, Meta(description="stream the answer")] = None
+    store: Annotated[bool | None, Meta(description="false: do not store the response, so that it cannot be continued")] = None
+    max_output_tokens: Annotated[int | None, Meta(description="maximum tokens of the answer, including reasoning")] = None
+    tools: Annotated[Any, Meta(description="functions the model may call; tools of other types are left out")] = None
     tool_choice: Annotated[Any, Meta(description="auto, none, required, or the function to call")] = None
     parallel_tool_calls: Annotated[bool | None, Meta(description="false: at most one call")] = None
     text: Annotated[Any, Meta(description="its format: text, json_object, or json_schema with a schema")] = None
-    reasoning: Annotated[Any, Meta(description="its effort, and summary: any puts what is thought into a summary")] = None
+    reasoning: Annotated[Any, Meta(description="its effort, and summary: any value returns reasoning as a summary")] = None
     include: Annotated[
         list[str] | None,
         Meta(
-            description=f"{LOGPROBS}: tell how likely each token of the text was; of the tokens of reasoning and of calls "
-            "nothing is told. All else that is there comes anyway"
+            description=f"{LOGPROBS}: return the log probability of each token of the text, but not of reasoning and calls. "
+            "Other content is always included"
         ),
     ] = None
     truncation: Annotated[
-        Literal["auto", "disabled"] | None, Meta(description="auto: leave out the oldest turns where all are too long")
+        Literal["auto", "disabled"] | None, Meta(description="auto: drop the oldest turns of a conversation that is too long")
     ] = None
-    metadata: Annotated[dict[str, Any] | None, Meta(description="comes back in the response")] = None
-    user: Annotated[str | None, Meta(description="comes back in the response")] = None
+    metadata: Annotated[dict[str, Any] | None, Meta(description="returned in the response")] = None
+    user: Annotated[str | None, Meta(description="returned in the response")] = None
     background: Annotated[bool | None, Meta(description="not supported")] = None
     conversation: Annotated[Any, Meta(description="not supported: use previous_response_id")] = None
-    prompt: Annotated[Any, Meta(description="not supported: templates of prompts are the service's own")] = None
+    prompt: Annotated[Any, Meta(description="not supported: prompt templates belong to the service")] = None
     top_logprobs: Annotated[
-        int | None, Meta(description="likeliest tokens to tell in place of each of the text; includes the logprobs too")
+        int | None, Meta(description="number of alternatives per token of the text; includes the logprobs")
     ] = None
 
     LIMITS: ClassVar[tuple[str, ...]] = ("max_output_tokens", "max_tokens")
 
     def check(self) -> None:
-        """Raises InvalidField for what cannot be heeded."""
-        _refuse("background", bool(self.background), "is not supported: send the request and wait, or stream it")
-        _refuse("conversation", self.conversation is not None, "is not supported: use previous_response_id")
-        _refuse("prompt", self.prompt is not None, "is not supported: templates of prompts are the service's own")
+        """Raise InvalidField for unsupported fields."""
+        if self.background:
+            raise InvalidField("background", "is not supported: send the request and wait, or stream it")
+        if self.conversation is not None:
+            raise InvalidField("conversation", "is not supported: use previous_response_id")
+        if self.prompt is not None:
+            raise InvalidField("prompt", "is not supported: prompt templates belong to the service")
 
     def params(self, n_vocab: int, longest: int | None, **more: Any) -> SamplingParams:
         scored = self.top_logprobs or LOGPROBS in (self.include or ())
@@ -76,12 +79,12 @@ class ResponsesBody(Sampling, kw_only=True):
 
     @property
     def summary(self) -> bool:
-        """Whether what the model thinks is told as a summary."""
-        wanted = _mapping("reasoning", self.reasoning)
-        return bool(wanted.get("summary") or wanted.get("generate_summary"))
+        """Whether reasoning is returned as a summary."""
+        reasoning = _mapping("reasoning", self.reasoning)
+        return bool(reasoning.get("summary") or reasoning.get("generate_summary"))
 
     def items(self) -> list[Any]:
-        """The input as items. Raises InvalidField."""
+        """Return the input as items. Raises InvalidField."""
         if self.input is None or self.input == "":
             return []
         if isinstance(self.input, str):
@@ -92,23 +95,26 @@ class ResponsesBody(Sampling, kw_only=True):
 
 
 def chat_request(body: ResponsesBody, before: Sequence[Any], items: Sequence[Any], notes: list[str]) -> ChatRequest:
-    """The neutral request; `before` are the items of the conversation that goes on. Raises InvalidField."""
+    """Return the neutral request, and note omissions; `before` has the items of earlier turns. Raises InvalidField."""
     tools = read_tools(body.tools, notes)
+    effort = _mapping("reasoning", body.reasoning).get("effort")
+    if effort is not None and not isinstance(effort, str):
+        raise InvalidField("reasoning.effort", "expected a word such as low, medium or high")
     system = [Message("system", body.instructions)] if body.instructions else []
     messages = [*system, *_messages(before, items, notes)]
     return ChatRequest(
-        # Clients ask for nothing, and for few tokens of it, to see whether somebody answers.
+        # Clients send an empty input, and request few tokens, to test the connection.
         messages=repaired(messages, notes) or [Message("user", "")],
         tools=tools,
         choice=read_choice(body.tool_choice, body.parallel_tool_calls, tools),
         answer=read_format(_mapping("text", body.text).get("format"), "text.format"),
-        reasoning=_thinking(body),
+        reasoning=of_effort(effort),
     )
 
 
 def echo(body: ResponsesBody, model: str, tools: Sequence[Tool], params: SamplingParams) -> dict[str, Any]:
-    """What of the request comes back in the response."""
-    wanted = _mapping("reasoning", body.reasoning)
+    """Return the fields of the request that are returned in the response."""
+    reasoning = _mapping("reasoning", body.reasoning)
     return {
         "instructions": body.instructions,
         "max_output_tokens": params.max_tokens,
@@ -116,12 +122,21 @@ def echo(body: ResponsesBody, model: str, tools: Sequence[Tool], params: Samplin
         "model": model,
         "parallel_tool_calls": body.parallel_tool_calls is not False,
         "previous_response_id": body.previous_response_id,
-        "reasoning": {"effort": wanted.get("effort"), "summary": wanted.get("summary")},
+        "reasoning": {"effort": reasoning.get("effort"), "summary": reasoning.get("summary")},
         "store": body.store is not False,
         "temperature": params.temperature,
         "text": {"format": _mapping("text", body.text).get("format") or {"type": "text"}},
         "tool_choice": body.tool_choice or "auto",
-        "tools": [_described(tool) for tool in tools],
+        "tools": [
+            {
+                "type": "function",
+                "name": tool.name,
+                "description": tool.description,
+                "parameters": dict(tool.parameters),
+                "strict": tool.strict,
+            }
+            for tool in tools
+        ],
         "top_logprobs": params.logprobs or 0,
         "top_p": params.top_p,
         "truncation": body.truncation or "disabled",
@@ -134,67 +149,47 @@ def _described(tool: Tool) -> dict[str, Any]:
     return {**named, "parameters": dict(tool.parameters), "strict": tool.strict}
 
 
-def _thinking(body: ResponsesBody) -> ReasoningOptions:
-    effort = _mapping("reasoning", body.reasoning).get("effort")
-    if effort is not None and not isinstance(effort, str):
-        raise InvalidField("reasoning.effort", "expected a word such as low, medium or high")
-    return of_effort(effort)
-
-
 def _messages(before: Sequence[Any], items: Sequence[Any], notes: list[str]) -> list[Message]:
     messages: list[Message] = []
-    thought = ""  # of the assistant's message or call that comes next
+    reasoning = ""  # of the assistant's message or call that comes next
     for index, item in enumerate([*before, *items], -len(before)):
         field = f"input[{index}]" if index >= 0 else "previous_response_id"
         if not isinstance(item, Mapping):
             raise InvalidField(field, "expected an item: an object with a type")
         kind = item.get("type") or ("message" if "role" in item else None)
         if kind == "reasoning":
-            thought = _thought(item)
+            parts = item.get("content") or item.get("summary")  # an encrypted item has neither
+            texts = [part.get("text") for part in parts if isinstance(part, Mapping)] if isinstance(parts, list) else []
+            reasoning = "\n".join(text for text in texts if isinstance(text, str))
         elif kind == "message":
-            message = _message(field, item)
-            messages.append(dataclasses.replace(message, reasoning=thought) if message.role == "assistant" else message)
-            thought = ""
+            [message] = _normalized(field, "messages[0]", {"role": item.get("role"), "content": item.get("content")})
+            messages.append(dataclasses.replace(message, reasoning=reasoning) if message.role == "assistant" else message)
+            reasoning = ""
         elif kind in CALLS:
-            _add_call(messages, item, thought)
-            thought = ""
+            _add_call(messages, item, reasoning)
+            reasoning = ""
         elif kind in RESULTS:
-            result = _text(f"{field}.output", item.get("output"))
-            messages.append(Message("tool", result, tool_call_id=str(item.get("call_id") or "") or None))
+            [output] = _normalized(f"{field}.output", None, {"role": "user", "content": item.get("output")})
+            messages.append(Message("tool", output.content, tool_call_id=str(item.get("call_id") or "") or None))
         else:
             notes.append(f"{field}: an item of type {kind!r} is left out")
     return messages
 
 
-def _message(field: str, item: Mapping[str, Any]) -> Message:
+def _normalized(field: str, part: str | None, message: Mapping[str, Any]) -> list[Message]:
+    """Normalize a message; errors name `field` in place of `part`, or of all."""
     try:
-        [message] = normalize([{"role": item.get("role"), "content": item.get("content")}])
+        return normalize([message])
     except InvalidField as error:
-        raise InvalidField(error.field.replace("messages[0]", field, 1), error.reason) from None
-    return message
+        raise InvalidField(error.field.replace(part, field, 1) if part else field, error.reason) from None
 
 
-def _text(field: str, content: Any) -> str:
-    """The text of a content, which may be a list of parts."""
-    try:
-        return normalize([{"role": "user", "content": content}])[0].content
-    except InvalidField as error:
-        raise InvalidField(field, error.reason) from None
-
-
-def _thought(item: Mapping[str, Any]) -> str:
-    """What a reasoning item says; of one that was encrypted, or made shorter, nothing or the summary."""
-    parts = item.get("content") or item.get("summary")
-    texts = [part.get("text") for part in parts if isinstance(part, Mapping)] if isinstance(parts, list) else []
-    return "\n".join(text for text in texts if isinstance(text, str))
-
-
-def _add_call(messages: list[Message], item: Mapping[str, Any], thought: str) -> None:
-    """A call belongs to the message that the assistant has just written, if it has written one."""
-    given = item.get("arguments") if item["type"] == "function_call" else {"input": item.get("input")}
-    written = given if isinstance(given, str) else json.dumps(given or {}, ensure_ascii=False)
-    call = ToolCall(str(item.get("call_id") or ""), str(item.get("name") or ""), written)
-    last = messages.pop() if messages and messages[-1].role == "assistant" else Message("assistant", "", reasoning=thought)
+def _add_call(messages: list[Message], item: Mapping[str, Any], reasoning: str) -> None:
+    """Add a call to the assistant's last message if that comes right before it, else to a new one."""
+    raw = item.get("arguments") if item["type"] == "function_call" else {"input": item.get("input")}
+    arguments = raw if isinstance(raw, str) else json.dumps(raw or {}, ensure_ascii=False)
+    call = ToolCall(str(item.get("call_id") or ""), str(item.get("name") or ""), arguments)
+    last = messages.pop() if messages and messages[-1].role == "assistant" else Message("assistant", "", reasoning=reasoning)
     messages.append(dataclasses.replace(last, tool_calls=(*last.tool_calls, call)))
 
 
@@ -204,8 +199,3 @@ def _mapping(field: str, raw: Any) -> Mapping[str, Any]:
     if not isinstance(raw, Mapping):
         raise InvalidField(field, "expected an object")
     return raw
-
-
-def _refuse(field: str, wanted: bool, reason: str) -> None:
-    if wanted:
-        raise InvalidField(field, reason)

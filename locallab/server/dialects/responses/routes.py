@@ -1,8 +1,7 @@
-"""OpenAI's dialect, the part that is called Responses: /v1/responses."""
+"""OpenAI's Responses: /v1/responses."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +18,7 @@ from locallab.server.dialects.openai.errors import OpenAIProblem, openai_body
 from locallab.server.dialects.responses.request import ResponsesBody, chat_request, echo
 from locallab.server.dialects.responses.store import Owner, ResponseStore
 from locallab.server.dialects.responses.stream import Frame, ResponsesAnswer, ResponsesFormatter
-from locallab.server.dialects.responses.truncation import ask_fitting
+from locallab.server.dialects.responses.truncation import prepare_fitting
 from locallab.server.endpoint import Endpoint, Generating
 from locallab.server.fields.body import read
 from locallab.server.inference.answer import answer
@@ -53,69 +52,61 @@ class Responses:
         ]
 
     async def create(self, request: Request) -> ASGIApp:
-        """Answer a conversation, and keep the answer for the next turn."""
+        """Answer a conversation, and store the response for the next turn."""
         body = await read(request, ResponsesBody)
         body.check()
         owner, notes = _owner(request), list[str]()
-        before = self._before(owner, body)
+        try:
+            before = self._store.conversation(owner, body.previous_response_id) if body.previous_response_id else []
+        except UnknownResponse as error:
+            raise InvalidField("previous_response_id", str(error)) from None
         items = [self._resolved(owner, index, item) for index, item in enumerate(body.items())]
         loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
         params = body.params(loaded.engine.info.n_vocab, None)
-        wanted = chat_request(body, before, items, notes)
-        asked = await ask_fitting(loaded, wanted, params, notes, truncate=body.truncation == "auto")
-        frame = Frame.make(**echo(body, body.model or loaded.spec.id, wanted.tools, params))
-        keep = functools.partial(self._keep, owner, items) if body.store is not False else _forget
+        chat = chat_request(body, before, items, notes)
+        prepared = await prepare_fitting(loaded, chat, params, notes, truncate=body.truncation == "auto")
+        frame = Frame.make(**echo(body, body.model or loaded.spec.id, chat.tools, params))
+
+        def keep(response: dict[str, Any]) -> None:
+            if body.store is not False:
+                self._store.put(owner, response, items)
+
         scored = params.logprobs is not None
-        formatter = ResponsesFormatter(asked.turn, frame, keep, summary=body.summary, scored=scored)
+        formatter = ResponsesFormatter(prepared.turn, frame, keep, summary=body.summary, scored=scored)
         try:
-            return await answer(request, loaded, asked.jobs, formatter, stream=body.stream, notes=notes)
+            return await answer(request, loaded, prepared.jobs, formatter, stream=body.stream, notes=notes)
         except ContextLengthExceeded as error:
             if not body.stream:
                 raise
-            # Codex looks for a prompt that is too long in the stream, and only there.
+            # Codex expects the error of a prompt that is too long in the stream.
             return noted(Response(formatter.fail(error), media_type=EVENTS), notes)
 
     async def retrieve(self, request: Request) -> Response:
-        """A response that was kept, for the key that made it."""
+        """Show a stored response to the key that created it."""
         if request.query_params.get("stream") == "true":
-            raise InvalidField("stream", "a response that is kept is not streamed again")
+            raise InvalidField("stream", "a stored response cannot be streamed again")
         body = self._store.get(_owner(request), request.path_params["response_id"])
         return Response(body, media_type="application/json")
 
     async def delete(self, request: Request) -> Response:
-        """Keep a response no longer."""
+        """Delete a stored response."""
         response_id = request.path_params["response_id"]
         self._store.remove(_owner(request), response_id)
         return reply(Deleted(response_id, "response", True))
 
-    def _before(self, owner: Owner, body: ResponsesBody) -> list[Any]:
-        if not body.previous_response_id:
-            return []
-        try:
-            return self._store.conversation(owner, body.previous_response_id)
-        except UnknownResponse as error:
-            raise InvalidField("previous_response_id", str(error)) from None
-
     def _resolved(self, owner: Owner, index: int, item: Any) -> Any:
-        """The item itself where the request only names it."""
+        """Return the item; a stored one if the request only names it. Raises InvalidField."""
         if not isinstance(item, Mapping) or item.get("type") not in ("item_reference", None) or "role" in item:
             return item
         found = self._store.item(owner, str(item.get("id")))
         if found is None:
-            raise InvalidField(f"input[{index}].id", f"no item {item.get('id')!r} is kept; send the item itself")
+            raise InvalidField(f"input[{index}].id", f"no item {item.get('id')!r} is stored; send the item itself")
         return found
-
-    def _keep(self, owner: Owner, items: list[Any], body: dict[str, Any]) -> None:
-        self._store.put(owner, body, items)
 
 
 def _owner(request: Request) -> Owner:
     key = request.scope["state"]["key"]
     return key.sha256 if key else None
-
-
-def _forget(body: dict[str, Any]) -> None:
-    pass
 
 
 def routes(services: Services) -> list[BaseRoute]:

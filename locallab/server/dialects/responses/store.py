@@ -1,10 +1,9 @@
-"""Responses that clients may come back to, in memory: so many of them, of so many bytes together, the latest used ones."""
+"""Stored responses, in memory: the last used ones, within limits of number and bytes."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -15,24 +14,24 @@ MOST = 1000
 MOST_BYTES = 64 << 20
 
 Owner = str | None
-"""Whose a response is: only the key that made it finds it. None is everybody without a key."""
+"""The key that a response belongs to, and that alone finds it. None: everybody without a key."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Kept:
-    """A response as it was answered, the items it was asked with, and the response it went on from; JSON each."""
+    """A response, the items of its request, both as JSON, and the id of the response it continued."""
 
     previous: str | None
-    asked: bytes
+    request: bytes
     body: bytes
 
     @property
     def size(self) -> int:
-        return len(self.asked) + len(self.body)
+        return len(self.request) + len(self.body)
 
 
 class ResponseStore:
-    """To be used in the event loop."""
+    """Used in the event loop."""
 
     def __init__(self, most: int = MOST, most_bytes: int = MOST_BYTES) -> None:
         self._most = most
@@ -43,9 +42,9 @@ class ResponseStore:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def put(self, owner: Owner, body: dict[str, Any], asked: list[Any]) -> None:
-        """Keeps a response; what was used longest ago makes room. One that is too large by itself is not kept."""
-        kept = Kept(body["previous_response_id"], msgspec.json.encode(asked), msgspec.json.encode(body))
+    def put(self, owner: Owner, body: dict[str, Any], request_items: list[Any]) -> None:
+        """Store a response; the least recently used ones make room. One that is too large by itself is not stored."""
+        kept = Kept(body["previous_response_id"], msgspec.json.encode(request_items), msgspec.json.encode(body))
         if kept.size > self._most_bytes:
             return
         self._kept[owner, body["id"]] = kept
@@ -55,7 +54,7 @@ class ResponseStore:
             self._bytes -= gone.size
 
     def get(self, owner: Owner, response_id: str) -> bytes:
-        """The response, as JSON. Raises UnknownResponse."""
+        """Return the response as JSON. Raises UnknownResponse."""
         return self._use(owner, response_id).body
 
     def remove(self, owner: Owner, response_id: str) -> None:
@@ -64,26 +63,25 @@ class ResponseStore:
         del self._kept[owner, response_id]
 
     def conversation(self, owner: Owner, response_id: str) -> list[Any]:
-        """All items up to the end of this response, oldest first: what was asked and what was answered. Raises UnknownResponse
-        that names the first one missing."""
-        return [item for kept in reversed(list(self._chain(owner, response_id))) for item in _items(kept)]
+        """Return all items up to the end of this response, oldest first, those of requests and of answers.
+
+        Raises UnknownResponse for the first one missing.
+        """
+        chain: list[Kept] = []
+        next_id: str | None = response_id
+        while next_id is not None:  # the oldest are used last, so that a conversation is not cut at its beginning
+            chain.append(self._use(owner, next_id))
+            next_id = chain[-1].previous
+        return [item for kept in reversed(chain) for item in _items(kept)]
 
     def item(self, owner: Owner, item_id: str) -> Any:
-        """The item of this id in any response of the owner; None if there is none."""
+        """Find the item of this id in any response of the owner; None without one."""
         for (whose, _), kept in reversed(self._kept.items()):
             if whose == owner and item_id.encode() in kept.body:
                 found = [item for item in _items(kept) if isinstance(item, dict) and item.get("id") == item_id]
                 if found:
                     return found[0]
         return None
-
-    def _chain(self, owner: Owner, response_id: str) -> Iterator[Kept]:
-        """The response and those before it. The oldest are used last, so that a conversation is not cut at its beginning."""
-        next_id: str | None = response_id
-        while next_id is not None:
-            kept = self._use(owner, next_id)
-            yield kept
-            next_id = kept.previous
 
     def _use(self, owner: Owner, response_id: str) -> Kept:
         if (owner, response_id) not in self._kept:
@@ -93,4 +91,4 @@ class ResponseStore:
 
 
 def _items(kept: Kept) -> list[Any]:
-    return [*msgspec.json.decode(kept.asked), *msgspec.json.decode(kept.body)["output"]]
+    return [*msgspec.json.decode(kept.request), *msgspec.json.decode(kept.body)["output"]]

@@ -1,4 +1,4 @@
-"""Answers of OpenAI's Responses: the response as a whole, and its events while it is streamed."""
+"""Responses of OpenAI's Responses API: whole, or in events."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from locallab.chat.turn import Turn
 from locallab.engine.request import TokenLogprob, Usage
 from locallab.server.dialects.openai.errors import openai_body
 from locallab.server.dialects.responses.items import (
-    Call,
     CallItem,
+    CallOutput,
     Event,
     MessageItem,
+    MessageOutput,
     Output,
-    OutputItems,
     ReasoningItem,
+    ReasoningOutput,
     Status,
-    Summary,
-    Thought,
+    SummaryOutput,
     new_id,
 )
 from locallab.server.dialects.responses.scored_text import ScoredReader, ScoredText
 from locallab.server.inference.generation import Item
-from locallab.server.inference.reader import End, News, Reader
+from locallab.server.inference.reader import End, Reader
 from locallab.server.streaming import typed_event
 
 
@@ -42,7 +42,7 @@ class ReasonedOutput(msgspec.Struct):
 
 
 class ResponsesUsage(msgspec.Struct):
-    """Tokens that the request took."""
+    """Token counts of the request."""
 
     input_tokens: int
     input_tokens_details: CachedInput
@@ -61,7 +61,7 @@ class ResponseProblem(msgspec.Struct):
 
 
 class ResponsesAnswer(msgspec.Struct, kw_only=True):
-    """A response; what was asked comes back in it."""
+    """A response, with fields of its request."""
 
     id: str
     object: Literal["response"]
@@ -93,7 +93,7 @@ class ResponsesAnswer(msgspec.Struct, kw_only=True):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Frame:
-    """What every version of one response has in common: `echo` is what was asked."""
+    """The fields that all versions of one response have in common; `echo` has those of the request."""
 
     id: str
     created: int
@@ -110,8 +110,10 @@ class Frame:
 
 
 class ResponsesFormatter:
-    """Reads one answer into the items of its output, one after the other. `keep` is given the response once it has ended;
-    `summary`: what the model thinks is told as a summary. `scored`: the texts come with the logprobs of their tokens."""
+    """Formats one answer as output items, one after the other. `keep` is called with the finished response.
+
+    `summary`: reasoning is returned as a summary. `scored`: texts come with the logprobs of their tokens.
+    """
 
     def __init__(
         self,
@@ -125,7 +127,7 @@ class ResponsesFormatter:
         self._reader = ScoredReader(turn) if scored else Reader(turn)
         self._frame = frame
         self._keep = keep
-        self._reasoning: type[Output] = Summary if summary else Thought
+        self._reasoning: type[Output] = SummaryOutput if summary else ReasoningOutput
         self._output: list[dict[str, Any]] = []
         self._item: Output | None = None
         self._end = End("stop", Usage(0, 0, 0))
@@ -134,12 +136,12 @@ class ResponsesFormatter:
         self._begun = False
 
     def take(self, items: list[Item]) -> None:
-        """Reads the news for `whole`."""
+        """Read the items for `whole`."""
         for _ in self._news(items):
             pass
 
     def whole(self) -> dict[str, Any]:
-        """The response, once it has ended; it is kept."""
+        """Return the finished response, and keep it."""
         cut = self._end.finish_reason == "length"
         more = {"incomplete_details": {"reason": "max_output_tokens"} if cut else None, "completed_at": int(time.time())}
         status = "incomplete" if cut else "completed"
@@ -155,8 +157,8 @@ class ResponsesFormatter:
         return self._bytes({"type": f"response.{body['status']}", "response": body})
 
     def fail(self, error: Exception) -> bytes:
-        told = openai_body(error)["error"]
-        problem = {"code": told["code"] or "server_error", "message": told["message"]}
+        body = openai_body(error)["error"]
+        problem = {"code": body["code"] or "server_error", "message": body["message"]}
         failed = {"type": "response.failed", "response": self._frame.body("failed", self._output, error=problem)}
         return b"".join(map(self._bytes, (*self._beginning(), failed)))
 
@@ -166,7 +168,7 @@ class ResponsesFormatter:
         return b"".join(map(self._bytes, self._beginning()))
 
     def _beginning(self) -> Iterator[Event]:
-        """What comes before all else, once."""
+        """Yield the events that come first, once."""
         if not self._begun:
             self._begun = True
             for kind in ("created", "in_progress"):
@@ -174,33 +176,38 @@ class ResponsesFormatter:
 
     def _news(self, items: list[Item]) -> Iterator[Event]:
         for news in self._reader.read(items):
-            self._count(news)
+            # Reasoning tokens: those that brought reasoning, or nothing while there was some.
+            reasons = any(isinstance(delta, Reasoning) for delta in news.deltas)
+            if reasons or (not news.deltas and isinstance(self._item, self._reasoning)):
+                self._reasoned += len(news.event.token_ids)
             for delta in news.deltas:
                 yield from self._delta(delta)
             if news.end is not None:
                 self._end = news.end
-                yield from self._finish("incomplete" if news.end.finish_reason == "length" else "completed")
+                if self._item is None and not self._output:  # an empty answer is an empty message
+                    yield from self._open(MessageOutput())
+                yield from self._close("incomplete" if news.end.finish_reason == "length" else "completed")
 
     def _delta(self, delta: Delta) -> Iterator[Event]:
         match delta:
-            case ScoredText(text, told):
-                yield from self._grow(OutputItems, text, told)
+            case ScoredText(text, logprobs):
+                yield from self._grow(MessageOutput, text, logprobs)
             case Text(text):
-                yield from self._grow(OutputItems, text)
+                yield from self._grow(MessageOutput, text)
             case Reasoning(text):
                 yield from self._grow(self._reasoning, text)
             case CallStart():
-                yield from self._open(Call(delta))
+                yield from self._open(CallOutput(delta))
             case CallArguments(_, text):
                 assert self._item is not None, "arguments of no call"
                 yield self._of(self._item, self._item.grow(text))
 
-    def _grow(self, kind: type[Output], text: str, told: Sequence[TokenLogprob] = ()) -> Iterator[Event]:
-        """`text` goes to the item at hand, or to a new one if that is of another kind."""
+    def _grow(self, kind: type[Output], text: str, logprobs: Sequence[TokenLogprob] = ()) -> Iterator[Event]:
+        """Append `text` to the current item, or to a new one if that is of another kind."""
         if not isinstance(self._item, kind):
             yield from self._open(kind())
         assert self._item is not None
-        yield self._of(self._item, self._item.grow(text, told))
+        yield self._of(self._item, self._item.grow(text, logprobs))
 
     def _open(self, item: Output) -> Iterator[Event]:
         yield from self._close("completed")
@@ -216,20 +223,8 @@ class ResponsesFormatter:
             yield {"type": "response.output_item.done", "output_index": len(self._output), "item": body}
             self._output.append(body)
 
-    def _finish(self, status: Status) -> Iterator[Event]:
-        """An answer that says nothing says so in a message."""
-        if self._item is None and not self._output:
-            yield from self._open(OutputItems())
-        yield from self._close(status)
-
     def _of(self, item: Output, event: Event) -> Event:
         return {**event, "item_id": item.id, "output_index": len(self._output)}
-
-    def _count(self, news: News) -> None:
-        """Tokens that were thought: those that brought reasoning, or nothing while there was some."""
-        thinks = any(isinstance(delta, Reasoning) for delta in news.deltas)
-        if thinks or (not news.deltas and isinstance(self._item, self._reasoning)):
-            self._reasoned += len(news.event.token_ids)
 
     def _bytes(self, event: Event) -> bytes:
         body = {"type": event["type"], "sequence_number": self._sequence, **event}
@@ -238,6 +233,7 @@ class ResponsesFormatter:
 
 
 def usage_body(usage: Usage, reasoned: int) -> dict[str, Any]:
+    """Return a ResponsesUsage."""
     return {
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},

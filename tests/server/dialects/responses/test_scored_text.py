@@ -42,7 +42,7 @@ def plain(format: str | None = None, tags: Tags | None = None) -> Turn:
 
 
 def pieces(found: list[ScoredText]) -> list[tuple[str, list[bytes]]]:
-    return [(text.text, [each.piece for each in text.told]) for text in found]
+    return [(text.text, [each.piece for each in text.logprobs]) for text in found]
 
 
 THINK = Tags("<think>", "</think>")
@@ -67,9 +67,9 @@ def test_the_tokens_of_the_text_are_the_text(name: str, case: Case) -> None:
 @pytest.mark.parametrize(("name", "case"), ANSWERS)
 def test_a_token_that_reaches_into_the_text_is_told_once(name: str, case: Case) -> None:
     turn, raw = plain(name), case.raw
-    of_text = {each.token for text in texts(turn, steps(raw, 1, 1)) for each in text.told}
+    of_text = {each.token for text in texts(turn, steps(raw, 1, 1)) for each in text.logprobs}
     for size in range(2, 9):
-        found = [each.token for text in texts(turn, steps(raw, 1, size)) for each in text.told]
+        found = [each.token for text in texts(turn, steps(raw, 1, size)) for each in text.logprobs]
         assert found == sorted({at - at % size for at in of_text})
 
 
@@ -86,7 +86,7 @@ def test_the_tokens_of_the_text_are_found_whatever_it_looks_like(thought: str, t
     begin = len(raw[: raw.index(THINK.end)].encode()) + len(THINK.end)
     found = texts(plain("hermes", THINK), steps(raw, tokens, 1))
     assert all(b"".join(told).decode() == part for part, told in pieces(found))
-    assert all(each.token >= begin for part in found for each in part.told)
+    assert all(each.token >= begin for part in found for each in part.logprobs)
 
 
 def test_a_token_of_two_parts_belongs_to_the_text() -> None:
