@@ -1,4 +1,4 @@
-"""The assistant's answers: read as they come, told whole or in events, the same over HTTP and WebSocket."""
+"""The assistant's answers, whole or in events, the same over HTTP and WebSocket."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from locallab.server.streaming import event
 
 
 class AssistantAnswer(msgspec.Struct, kw_only=True):
-    """What the assistant answers. Of a continuation, `response` and `code` are the prompt and what follows it."""
+    """The assistant's answer. In a continuation, `response` and `code` begin with the prompt."""
 
     response: Annotated[str, Meta(description="the whole answer")]
     task: str
@@ -29,24 +29,24 @@ class AssistantAnswer(msgspec.Struct, kw_only=True):
     model: ModelName
     finish_reason: FinishReason
     usage: UsageFigures
-    code: Annotated[str | None, Meta(description="the answer's code by itself: what its fenced block holds; null without one")]
+    code: Annotated[str | None, Meta(description="the code of the answer's fenced block; null without one")]
     result: Annotated[Any, Meta(description="with format json: the answer as a value; null if it was cut off")] = UNSET
     detail: Annotated[str | UnsetType, Meta(description="why result is null")] = UNSET
 
 
 class AnswerReader:
-    """Reads one answer as it comes, and says what there is to send. What a model thinks first is no part of it."""
+    """Reads one answer as it comes, without its reasoning."""
 
-    def __init__(self, asked: PreparedQuestion) -> None:
-        self._asked = asked
-        self._parser: Parser = asked.turn.parser() if asked.turn else Plain()
+    def __init__(self, prepared: PreparedQuestion) -> None:
+        self._prepared = prepared
+        self._parser: Parser = prepared.turn.parser() if prepared.turn else Plain()
         self._fences = Fences()
         self._parts: list[str] = []
-        self._opening = asked.opening or ""
+        self._opening = prepared.opening or ""
         self._reason, self._usage = "stop", Usage(0, 0, 0)
 
     def feed(self, text: str, last: bool = False) -> str:
-        """The next piece of what the model says; returns what of it can be shown."""
+        """Take the next text of the model, and return the part of it to show."""
         deltas = [*self._parser.feed(text), *(self._parser.finish() if last else ())]
         shown, self._opening = self._opening + plain_text(deltas), ""
         self._parts.append(shown)
@@ -54,7 +54,7 @@ class AnswerReader:
         return shown
 
     def read(self, items: Iterable[Item]) -> str:
-        """The same for news of a generation, which may be its end."""
+        """Take items of a generation, and return the text to show."""
         shown = []
         for _, news in items:
             shown.append(self.feed(news.text, news.finish_reason is not None))
@@ -63,45 +63,41 @@ class AnswerReader:
         return "".join(shown)
 
     def end(self, reason: str, usage: Usage | None) -> None:
-        """Why the answer has ended, and what it took."""
+        """Note why the answer has ended, and its token counts."""
         self._reason, self._usage = reason, usage or Usage(0, 0, 0)
 
     def answer(self) -> dict[str, Any]:
-        """The whole, once it has ended: an AssistantAnswer."""
+        """Return the finished answer: an AssistantAnswer."""
         return {"response": "".join(self._parts), **self.summary()}
 
     def summary(self) -> dict[str, Any]:
-        """The whole without its text."""
-        asked = self._asked
+        """Return the finished answer without its text."""
+        prepared = self._prepared
         figures = {
-            "task": asked.question.task,
+            "task": prepared.question.task,
             "tokens_used": self._usage.completion_tokens,
-            "model": asked.model,
+            "model": prepared.model,
             "finish_reason": self._reason,
             "usage": usage_body([self._usage]),
         }
-        return figures | (self._result() if asked.question.as_json else {"code": self._code()})
-
-    def _code(self) -> str | None:
-        if self._asked.opening is not None:
-            return "".join(self._parts)
-        return code_of(self._asked.question.task, self._fences.finish())
-
-    def _result(self) -> dict[str, Any]:
+        if not prepared.question.as_json:
+            is_program = prepared.opening is not None
+            code = "".join(self._parts) if is_program else code_of(prepared.question.task, self._fences.finish())
+            return {**figures, "code": code}
         try:
             result = msgspec.json.decode("".join(self._parts))
         except ValueError:
             advice = "; set a larger max_tokens, or none" if self._reason == "length" else ""
-            why = f"the answer ended ({self._reason}) before its JSON was complete{advice}"
-            return {"code": None, "result": None, "detail": why}
-        return {"code": result.get("code"), "result": result}
+            reason = f"the answer ended ({self._reason}) before its JSON was complete{advice}"
+            return {**figures, "code": None, "result": None, "detail": reason}
+        return {**figures, "code": result.get("code"), "result": result}
 
 
 class AssistantFormatter:
-    """The answer as server-sent events: `{"type": "token", "text"}`, and `{"type": "done", ...}` with all that is not text."""
+    """Formats server-sent events: `{"type": "token", "text"}`, and at the end `{"type": "done", ...}` with the figures."""
 
-    def __init__(self, asked: PreparedQuestion) -> None:
-        self._reader = AnswerReader(asked)
+    def __init__(self, prepared: PreparedQuestion) -> None:
+        self._reader = AnswerReader(prepared)
 
     def take(self, items: list[Item]) -> None:
         self._reader.read(items)
@@ -132,14 +128,16 @@ def done(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def problem(error: Exception) -> dict[str, Any]:
-    """An error as an event; `retry_after` is seconds after which to try again."""
+    """Return an error as an event; `retry_after` is in seconds."""
     later = {"retry_after": error.retry_after} if isinstance(error, (Overloaded, RateLimited)) else {}
     return {"type": "error", "detail": message_of(error), **later}
 
 
 def code_of(task: str, blocks: Sequence[Block]) -> str | None:
-    """The code that an answer to `task` brings: its first block, of debug its last, which comes after the diagnosis. An audit
-    brings none: what it quotes is the user's own."""
+    """Return the code of an answer to `task`: its first block, or for debug the last, which comes after the diagnosis.
+
+    An audit has none: its quotes are the user's own code.
+    """
     found = [block.code for block in blocks if block.code.strip()]
     if not found or task == "audit":
         return None

@@ -1,4 +1,4 @@
-"""Fenced code blocks of an answer, read as it comes: lines of three or more backticks or tildes open and close them."""
+"""Fenced code blocks of an answer: lines of three or more backticks or tildes open and close them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import re
 _FENCE = re.compile(r"(?P<indent>[ \t]*)(?P<mark>`{3,}|~{3,})[ \t]*(?P<info>.*?)[ \t\r]*")
 
 DEEPER = 3
-"""Columns that a closing fence may be indented further than the opening one; deeper, it belongs to the code."""
+"""Columns by which a closing fence may be indented further than its opening one; a deeper one belongs to the code."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Block:
-    """One fenced block. `language` is the first word behind the opening fence; `code` has no line end of its own at the end;
-    `closed` is False where the answer ended first."""
+    """One fenced block. `language` is the first word behind the opening fence; `code` has no final line end; `closed` is False
+    if the answer ended first."""
 
     language: str
     code: str
@@ -22,17 +22,20 @@ class Block:
 
 
 class Fences:
-    """Feed an answer in pieces, cut anywhere; `finish` gives its blocks. A fence indented by a list is one too, and what it
-    holds loses as much of its indentation. A block left open holds all that came after its fence."""
+    """Finds the blocks of an answer that is fed in pieces, cut anywhere.
+
+    A fence may be indented, as in a list; its code then loses as much of its indentation. A block that is never closed has
+    all that came after its fence.
+    """
 
     def __init__(self) -> None:
         self._blocks: list[Block] = []
-        self._rest: list[str] = []  # of a line whose end has not come
+        self._rest: list[str] = []  # of an incomplete line
         self._open: re.Match[str] | None = None
         self._lines: list[str] = []
 
     def feed(self, text: str) -> None:
-        """The next piece of the answer."""
+        """Take the next piece of the answer."""
         head, *tail = text.split("\n")
         self._rest.append(head)
         for line in tail:
@@ -40,7 +43,7 @@ class Fences:
             self._rest = [line]
 
     def finish(self) -> list[Block]:
-        """The answer has ended: its blocks, in order."""
+        """End the answer, and return its blocks in order."""
         if last := "".join(self._rest):
             self._take(last)
         if self._open:
@@ -52,10 +55,14 @@ class Fences:
         if self._open is None:
             if fence and "`" not in fence["info"]:
                 self._open = fence
-        elif fence and _closes(fence, self._open):
+            return
+        indent, mark = len(self._open["indent"]), self._open["mark"]
+        # The same sign, as many or more, nothing behind, and not much deeper.
+        if fence and fence["mark"].startswith(mark) and not fence["info"] and len(fence["indent"]) <= indent + DEEPER:
             self._close(closed=True)
         else:
-            self._lines.append(_dedented(line, len(self._open["indent"])))
+            blank = len(line) - len(line.lstrip(" \t"))
+            self._lines.append(line[min(indent, blank) :])
 
     def _close(self, closed: bool) -> None:
         assert self._open is not None
@@ -65,18 +72,7 @@ class Fences:
 
 
 def blocks(text: str) -> list[Block]:
-    """The blocks of a whole answer."""
+    """Return the blocks of a whole answer."""
     fences = Fences()
     fences.feed(text)
     return fences.finish()
-
-
-def _closes(fence: re.Match[str], opened: re.Match[str]) -> bool:
-    """Whether `fence` closes the block that `opened` began: the same sign, as many or more, nothing behind, not much deeper."""
-    near = len(fence["indent"]) <= len(opened["indent"]) + DEEPER
-    return near and not fence["info"] and fence["mark"].startswith(opened["mark"])
-
-
-def _dedented(line: str, columns: int) -> str:
-    blank = len(line) - len(line.lstrip(" \t"))
-    return line[min(columns, blank) :]

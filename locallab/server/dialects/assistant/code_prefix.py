@@ -1,4 +1,4 @@
-"""Tells the beginning of a program, which is to be continued, from a description of what is wanted."""
+"""Distinction of prompts that are the beginning of a program, to be continued, from descriptions of one."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _CODE = (
     rf"({_NAME})([.\[][\w.\[\]\"'$]*)?(\s*,\s*{_NAME})*(\s*:\s*\w[\w\[\], .|]*)?\s*([-+*/%|&^:]|\*\*|//|<<|>>|\?\?)?=(?!=).*",
     r"\(?[\w\s,]*\)?\s*=>.*",
     r"[^\s].*\)\s*(->.*)?\{",
-    # SQL is a program in capitals only: in small letters it is English
+    # SQL counts in capitals only: in small letters it is English
     r"(SELECT|INSERT INTO|UPDATE|DELETE FROM|CREATE|ALTER|DROP|MERGE INTO|WITH \w+ AS)\b.*",
     # comments and texts
     r"(//|/\*|\"\"\"|'''|--\s|<!--|;;|%%?\s).*",
@@ -52,12 +52,14 @@ _LINE = re.compile("|".join(f"(?:{pattern})" for pattern in _CODE))
 _COMMENT = re.compile(r"#(?!(include|define|ifdef|ifndef|pragma)\b|!|\[).*")
 _PROSE = re.compile(r"[A-Za-z][\w'-]*(,? [\w'-]+){3,}[.?!:]?")
 LONGEST = 400
-"""Characters of a line that are looked at."""
+"""Characters of a line that are examined."""
 
 
 def is_code(prompt: str) -> bool:
-    """Whether `prompt` is the beginning of a program: judged by its first line that is no `#` comment, and a last line that
-    asks for something in words makes it a request about code. Comments alone are a program's beginning too."""
+    """Return whether `prompt` is the beginning of a program, judged by its first line that is not a `#` comment.
+
+    A last line in words makes it a request about code. Comments alone are the beginning of a program too.
+    """
     lines = [line.rstrip() for line in prompt.splitlines() if line.strip()]
     program = [line for line in lines if not _COMMENT.fullmatch(line.strip())]
     if not program:

@@ -1,4 +1,4 @@
-"""The assistant's requests, over HTTP and WebSocket alike: a body to a checked question, and that to a job of the engine."""
+"""The assistant's requests over HTTP and WebSocket: the body, the checked question, and its job."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from locallab.server.inference.generation import Job
 from locallab.server.inference.prompt import gap_prompt, prepare_chat
 
 TEMPERATURE = 0.2
-"""Of an answer whose request sets none: code is no place for surprises."""
+"""The default temperature: code is no place for surprises."""
 
 FENCE = "```"
 _LANGUAGE = re.compile(r"[^\s`]([^`\n\r]{0,62}[^\s`])?")
 
 
 class AssistantBody(Sampling, kw_only=True):
-    """What every route of the assistant takes."""
+    """Common fields of all routes."""
 
-    prompt: Annotated[str, Meta(description="the code, the description of it, or the question")]
+    prompt: Annotated[str, Meta(description="the code, a description of it, or a question")]
     task: Annotated[str | None, Meta(description="must agree with the route", extra_json_schema={"enum": [*TASKS, None]})] = (
         None
     )
@@ -42,9 +42,9 @@ class AssistantBody(Sampling, kw_only=True):
         list[Annotated[Any, Meta(extra_json_schema=MESSAGES["items"])]] | None,
         Meta(description="earlier messages of the conversation"),
     ] = None
-    suffix: Annotated[
-        str | None, Meta(description="generate: the code that follows; what is between is filled in, by models that can")
-    ] = None
+    suffix: Annotated[str | None, Meta(description="generate: code after a gap that the answer fills, by models that can")] = (
+        None
+    )
     format: Annotated[
         str | None,
         Meta(
@@ -52,9 +52,9 @@ class AssistantBody(Sampling, kw_only=True):
             extra_json_schema={"enum": ["text", "json", None]},
         ),
     ] = None
-    model: Annotated[str | None, Meta(description="a model of the registry; default: the one that is loaded")] = None
+    model: Annotated[str | None, Meta(description="name of a registered model; default: the loaded one")] = None
     model_id: Annotated[str | None, Meta(description="another name of model")] = None
-    stream: Annotated[bool | None, Meta(description="send the answer as it comes, as server-sent events")] = None
+    stream: Annotated[bool | None, Meta(description="stream the answer as server-sent events")] = None
 
     DEFAULTS: ClassVar[dict[str, float]] = {"temperature": TEMPERATURE}
 
@@ -66,8 +66,8 @@ class AssistantBody(Sampling, kw_only=True):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Question:
-    """A body that has been checked as far as that needs no model. `model` None is the one that is loaded; `continues`: the
-    prompt is the beginning of a program, and the answer goes on with it."""
+    """A body that was checked without a model. `model` None is the loaded one; `continues`: the prompt is the beginning of a
+    program, which the answer continues."""
 
     body: AssistantBody
     task: str
@@ -81,8 +81,7 @@ class Question:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PreparedQuestion:
-    """A question as the engine takes it. `opening` is the program that the answer goes on with, None where it stands for
-    itself; `turn` None: it is no chat."""
+    """A question with its job. `opening` is the program that the answer continues, if any; `turn` None: it is not a chat."""
 
     question: Question
     model: str
@@ -92,12 +91,12 @@ class PreparedQuestion:
 
     @property
     def urgent(self) -> bool:
-        """Whether it goes ahead of others: somebody types meanwhile."""
+        """Whether the job goes ahead of others, for somebody who is typing."""
         return bool(self.question.body.suffix)
 
 
 def check(body: AssistantBody, task: str) -> Question:
-    """Checks the body. Raises InvalidField."""
+    """Check a body without a model. Raises InvalidField."""
     prompt, language = body.prompt, body.language or ""
     if body.task not in (None, task):
         raise InvalidField("task", f"{body.task!r} does not agree with the route, which is for {task!r}")
@@ -108,65 +107,44 @@ def check(body: AssistantBody, task: str) -> Question:
     if body.suffix is not None and task != "generate":
         raise InvalidField("suffix", f"is for generate only, not for {task}")
     if body.suffix and body.history:
-        raise InvalidField("history", "does not go with suffix: filling in code is no conversation")
+        raise InvalidField("history", "cannot be combined with suffix: filling in code is not a conversation")
     if body.model and body.model_id and body.model != body.model_id:
         raise InvalidField("model_id", f"{body.model_id!r} does not agree with model, which is {body.model!r}")
     continues = task == "generate" and (bool(body.suffix) or is_code(prompt))
     model = body.model_id or body.model
-    return Question(body, task, prompt, language, _history(body), model, _as_json(body, task), continues)
+    try:
+        history = normalize(body.history) if body.history else []
+    except InvalidField as error:
+        raise InvalidField(error.field.replace("messages", "history", 1), error.reason) from None
+    return Question(body, task, prompt, language, history, model, _as_json(body, task), continues)
 
 
 async def prepare_question(question: Question, loaded: Loaded, templates: Templates, longest: int) -> PreparedQuestion:
-    """The question for this model. `longest` is the most tokens of a continuation when the request says nothing of it.
-
-    Raises InvalidField.
-    """
+    """Prepare the question for this model. `longest` limits a continuation when the request does not. Raises InvalidField."""
     params = question.body.params(loaded.engine.info.n_vocab, longest if question.continues else None)
-    if question.body.suffix:
-        return await _fill_in(question, question.body.suffix, loaded, params)
+    if question.body.suffix:  # the code around the gap is the prompt, without a template
+        prompt = await gap_prompt(loaded, question.prompt, question.body.suffix)
+        return PreparedQuestion(question, loaded.spec.id, (prompt, params), question.prompt)
     messages = templates.messages(
         question.task, question.prompt, language=question.language, history=question.history, as_json=question.as_json
     )
-    answer = Constraint("json_schema", json.dumps(_schema(question)), "format") if question.as_json else None
+    answer = None
+    if question.as_json:
+        code, audit = question.prompt, question.task == "audit"
+        schema = audit_schema(len(code.splitlines())) if audit else debug_schema(len(code))
+        answer = Constraint("json_schema", json.dumps(schema), "format")
     request = ChatRequest(messages=messages, answer=answer, reasoning=ReasoningOptions(enabled=False))
     chat = await prepare_chat(loaded, request, params)
-    asked = PreparedQuestion(question, loaded.spec.id, chat.jobs[0], turn=chat.turn)
-    # A model whose format marks the text too would take what we begin for no text at all.
-    begins = question.continues and not (chat.turn.format and chat.turn.format.whole)
-    return await _begun(asked, loaded) if begins else asked
-
-
-async def _begun(asked: PreparedQuestion, loaded: Loaded) -> PreparedQuestion:
-    """The answer's beginning is ours: the fence, and the program so far."""
-    question, (prompt, params) = asked.question, asked.job
-    opening = f"{FENCE}{question.language}\n{question.prompt}"
-    tokens = await asyncio.to_thread(loaded.engine.tokenize, opening, add_special=False, parse_special=False)
-    job = ([*prompt, *tokens], _until_fence(params, question.prompt))
-    return dataclasses.replace(asked, job=job, opening=question.prompt)
-
-
-async def _fill_in(question: Question, suffix: str, loaded: Loaded, params: SamplingParams) -> PreparedQuestion:
-    """The code before and after goes to the model as it is: no template."""
-    prompt = await gap_prompt(loaded, question.prompt, suffix)
-    return PreparedQuestion(question, loaded.spec.id, (prompt, params), question.prompt)
-
-
-def _schema(question: Question) -> dict[str, Any]:
-    code = question.prompt
-    return audit_schema(len(code.splitlines())) if question.task == "audit" else debug_schema(len(code))
-
-
-def _until_fence(params: SamplingParams, prompt: str) -> SamplingParams:
-    """The fence that closes the code ends the answer; behind a line end it may come at once."""
-    closing = (f"\n{FENCE}", *((FENCE,) if prompt.endswith("\n") else ()))
-    return dataclasses.replace(params, stop=(*params.stop, *closing))
-
-
-def _history(body: AssistantBody) -> list[Message]:
-    try:
-        return normalize(body.history) if body.history else []
-    except InvalidField as error:
-        raise InvalidField(error.field.replace("messages", "history", 1), error.reason) from None
+    [job] = chat.jobs
+    # A format that marks the text of an answer too does not allow us to begin it.
+    if not question.continues or (chat.turn.format and chat.turn.format.whole):
+        return PreparedQuestion(question, loaded.spec.id, job, turn=chat.turn)
+    # The answer begins with the fence and the program so far. The closing fence ends it; behind a line end it may come at once.
+    beginning = f"{FENCE}{question.language}\n{question.prompt}"
+    tokens = await asyncio.to_thread(loaded.engine.tokenize, beginning, add_special=False, parse_special=False)
+    closing = (f"\n{FENCE}", FENCE) if question.prompt.endswith("\n") else (f"\n{FENCE}",)
+    job = ([*job[0], *tokens], dataclasses.replace(job[1], stop=(*params.stop, *closing)))
+    return PreparedQuestion(question, loaded.spec.id, job, question.prompt, chat.turn)
 
 
 def _as_json(body: AssistantBody, task: str) -> bool:
@@ -178,7 +156,7 @@ def _as_json(body: AssistantBody, task: str) -> bool:
         raise InvalidField("format", f"json is for debug and audit only, not for {task}")
     for field in ("stop", "stop_token_ids"):
         if getattr(body, field):
-            raise InvalidField(field, "does not go with format json: it would cut the JSON short")
+            raise InvalidField(field, "cannot be combined with format json: it would cut the JSON short")
     return True
 
 
@@ -188,12 +166,12 @@ MOST_FINDINGS = 10
 
 
 def debug_schema(characters: int) -> dict[str, Any]:
-    """Of code of so many characters: the corrected code may be twice as long, and a little more."""
+    """Return the schema for code of this length: the corrected code may be a little more than twice as long."""
     return _object(diagnosis=_text(600), fix=_text(300), code=_text(2 * characters + 500))
 
 
 def audit_schema(lines: int) -> dict[str, Any]:
-    """Of code of so many lines: no finding names another."""
+    """Return the schema for code of this many lines: a finding can name no other."""
     line = {"type": ["integer", "null"], "minimum": 1, "maximum": lines}
     finding = _object(title=_text(100), detail=_text(300), line=line, severity={"enum": list(SEVERITIES)}, fix=_text(300))
     return _object(findings={"type": "array", "items": finding, "maxItems": MOST_FINDINGS}, summary=_text(300))

@@ -1,4 +1,4 @@
-"""The programming assistant over HTTP: /api/v1/assistant/*. Its WebSocket is in socket.py."""
+"""The coding assistant over HTTP: /api/v1/assistant/*."""
 
 from __future__ import annotations
 
@@ -59,18 +59,17 @@ class Assistant:
     async def generate(self, request: Request) -> ASGIApp:
         """Write code.
 
-        A prompt that is the beginning of a program, such as `def hello`, is continued: the response is the prompt and what
-        follows it. With `suffix`, a model that has tokens for it fills in what is between the two. Any other prompt is taken
-        for a description.
+        A prompt that is the beginning of a program, such as `def hello`, is continued: the response is the whole program. With
+        `suffix`, models that can fill in the middle fill in the code between the two. Any other prompt is a description.
         """
         return await self._answer(request, "generate")
 
     async def refactor(self, request: Request) -> ASGIApp:
-        """Make code simpler and clearer: the new code, then what has changed."""
+        """Make code simpler and clearer: the new code, then a list of changes."""
         return await self._answer(request, "refactor")
 
     async def debug(self, request: Request) -> ASGIApp:
-        """Find what is wrong with code: the diagnosis, then the fix.
+        """Find bugs in code: the diagnosis, then the fix.
 
         With `format` json, `result` has the fields `diagnosis`, `fix` and `code`.
         """
@@ -93,15 +92,15 @@ class Assistant:
         return await self._answer(request, "chat")
 
     async def templates(self, request: Request) -> Response:
-        """What each task says to the model, with the field that takes the prompt."""
+        """Show the template of each task, with the field that takes the prompt."""
         return reply(TemplatesAnswer(TaskTemplates(**self._templates.templates)))
 
     async def _answer(self, request: Request, task: str) -> ASGIApp:
         question = check(await read(request, AssistantBody), task)
         loaded = await lease(request, self._pool, question.model, strict=True)
-        asked = await prepare_question(question, loaded, self._templates, self._settings.completion_tokens)
-        formatter = AssistantFormatter(asked)
-        return await answer(request, loaded, [asked.job], formatter, stream=question.body.stream, urgent=asked.urgent)
+        prepared = await prepare_question(question, loaded, self._templates, self._settings.completion_tokens)
+        formatter = AssistantFormatter(prepared)
+        return await answer(request, loaded, [prepared.job], formatter, stream=question.body.stream, urgent=prepared.urgent)
 
 
 def routes(services: Services) -> list[BaseRoute]:

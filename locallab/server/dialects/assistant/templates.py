@@ -1,4 +1,4 @@
-"""The assistant's tasks and what they say to a model: templates from a file, filled with what a request brings."""
+"""The assistant's tasks and their prompts: templates from a file, filled from the request."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from locallab.settings import config_home
 TASKS = ("generate", "refactor", "debug", "audit", "document", "chat")
 
 FIELDS: Mapping[str, str] = {"generate": "description", **dict.fromkeys(("refactor", "debug", "audit", "document"), "code")}
-"""The field of each task's template that takes the prompt. chat has no template: its prompt goes as it is."""
+"""The field of each task's template that takes the prompt. chat has no template: its prompt is sent unchanged."""
 
 TOPICS: Mapping[str, Sequence[str]] = {"templates": tuple(FIELDS), "system": TASKS, "json": ("debug", "audit")}
-"""The keys of a file, and the tasks that each has a text for."""
+"""The keys of a file, and the tasks of each."""
 
 SHIPPED = Path(__file__).with_name("tasks.yaml")
 
@@ -29,7 +29,7 @@ _FIELD = re.compile(r"\{([A-Za-z_]\w*)\}")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Templates:
-    """The texts of every task: the user's message, the system message, and the one for an answer in JSON."""
+    """The texts of all tasks: the user's message, the system message, and the system message for an answer in JSON."""
 
     templates: Mapping[str, str]
     system: Mapping[str, str]
@@ -37,7 +37,7 @@ class Templates:
 
     @classmethod
     def load(cls, *paths: Path) -> Templates:
-        """The shipped texts, overridden by those of each file in turn. Raises ConfigError that names the file and the key."""
+        """Load the shipped texts, overridden by those of each file in turn. Raises ConfigError with the file and the key."""
         texts: dict[str, dict[str, str]] = {topic: {} for topic in TOPICS}
         for path in (SHIPPED, *paths):
             for topic, task, text in _texts(path):
@@ -47,18 +47,18 @@ class Templates:
     def messages(
         self, task: str, prompt: str, *, language: str | None = None, history: Sequence[Message] = (), as_json: bool = False
     ) -> list[Message]:
-        """The conversation to answer. In a chat whose history has a system message of its own, that one counts."""
+        """Return the conversation to answer. A system message in the history of a chat replaces the task's own."""
         values = {"language": language or "", FIELDS.get(task, ""): numbered(prompt) if task == "audit" else prompt}
         system = _filled((self.json if as_json else self.system)[task], values).strip()
         if task == "chat" and any(message.role == "system" for message in history):
             system = ""
         opening = [Message("system", system)] if system else []
-        asked = _filled(self.templates[task], values) if task in FIELDS else prompt
-        return [*opening, *history, Message("user", asked)]
+        user = _filled(self.templates[task], values) if task in FIELDS else prompt
+        return [*opening, *history, Message("user", user)]
 
 
 def overrides(setting: str | None) -> list[Path]:
-    """The user's own file: the one the setting `templates` names, else templates.yaml of the configuration folder, if any."""
+    """Return the user's own file: that of the setting `templates`, else templates.yaml of the configuration folder, if any."""
     if setting:
         return [Path(setting).expanduser()]
     own = config_home() / "templates.yaml"
@@ -66,32 +66,21 @@ def overrides(setting: str | None) -> list[Path]:
 
 
 def numbered(code: str) -> str:
-    """The code with a number before each line, so that a model need not count."""
+    """Return the code with a number before each line, so that a model need not count."""
     lines = code.splitlines() or [""]
     width = len(str(len(lines)))
     return "\n".join(f"{number:{width}} | {line}" for number, line in enumerate(lines, 1))
 
 
 def _filled(template: str, values: Mapping[str, str]) -> str:
-    """The fields replaced, in one pass: what a value holds stays as it is. Without a language, no line speaks of it."""
+    """Replace the fields in one pass, so that values stay as they are. Without a language, drop the lines that name it."""
     if not values["language"]:
         template = "\n".join(line for line in template.split("\n") if "{language}" not in line)
     return _FIELD.sub(lambda field: values.get(field[1], field[0]), template)
 
 
 def _texts(path: Path) -> Iterator[tuple[str, str, str]]:
-    """Yields (key, task, text) of a file, each checked."""
-    document = _read(path)
-    for topic, texts in document.items():
-        if topic not in TOPICS:
-            raise ConfigError(f"{path}: unknown key {topic!r}; known: {', '.join(TOPICS)}")
-        if not isinstance(texts, dict):
-            raise ConfigError(f"{path}: {topic}: must be a mapping from task to text, got {texts!r}")
-        for task, text in texts.items():
-            yield topic, task, _checked(f"{path}: {topic}", topic, task, text)
-
-
-def _read(path: Path) -> dict[Any, Any]:
+    """Yield (key, task, text) of a file, each checked. Raises ConfigError."""
     try:
         document = yaml.safe_load(path.read_bytes())
     except OSError as error:
@@ -100,10 +89,17 @@ def _read(path: Path) -> dict[Any, Any]:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: must hold a mapping with the keys {', '.join(TOPICS)}")
-    return document
+    for topic, texts in document.items():
+        if topic not in TOPICS:
+            raise ConfigError(f"{path}: unknown key {topic!r}; known: {', '.join(TOPICS)}")
+        if not isinstance(texts, dict):
+            raise ConfigError(f"{path}: {topic}: must be a mapping from task to text, got {texts!r}")
+        for task, text in texts.items():
+            _check(f"{path}: {topic}", topic, task, text)
+            yield topic, task, text
 
 
-def _checked(where: str, topic: str, task: Any, text: Any) -> str:
+def _check(where: str, topic: str, task: Any, text: Any) -> None:
     if task not in TOPICS[topic]:
         raise ConfigError(f"{where}: unknown task {task!r}; known: {', '.join(TOPICS[topic])}")
     if not isinstance(text, str):
@@ -115,4 +111,3 @@ def _checked(where: str, topic: str, task: Any, text: Any) -> str:
             raise ConfigError(f"{where}: {task}: unknown field {{{field}}}; known: {names}")
     if topic == "templates" and f"{{{FIELDS[task]}}}" not in text:
         raise ConfigError(f"{where}: {task}: must hold the field {{{FIELDS[task]}}}")
-    return text

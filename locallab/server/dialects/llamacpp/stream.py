@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -72,7 +72,16 @@ class LlamaFormatter(Collector):
         return {**self._body(answer), **self._probabilities(answer.logprobs)}
 
     def encode(self, items: list[Item]) -> bytes:
-        return b"".join(self._events(items))
+        events = []
+        for _, news in items:
+            if news.progress is not None:
+                events.append(event({**SILENT, "prompt_progress": progress_body(news.progress)}))
+            if news.text or news.logprobs:
+                piece = {"index": 0, "content": news.text, "tokens": list(news.token_ids), "stop": False}
+                events.append(event({**piece, **self._probabilities(news.logprobs)}))
+            if news.finish_reason is not None and news.usage is not None:
+                self._last = event(self._body(FinishedAnswer("", news.finish_reason, news.usage, news.stop)))
+        return b"".join(events)
 
     def end(self) -> bytes:
         return self._last
@@ -82,16 +91,6 @@ class LlamaFormatter(Collector):
 
     def ping(self) -> bytes:
         return event(SILENT)
-
-    def _events(self, items: list[Item]) -> Iterator[bytes]:
-        for _, news in items:
-            if news.progress is not None:
-                yield event({**SILENT, "prompt_progress": progress_body(news.progress)})
-            if news.text or news.logprobs:
-                piece = {"index": 0, "content": news.text, "tokens": list(news.token_ids), "stop": False}
-                yield event({**piece, **self._probabilities(news.logprobs)})
-            if news.finish_reason is not None and news.usage is not None:
-                self._last = event(self._body(FinishedAnswer("", news.finish_reason, news.usage, news.stop)))
 
     def _body(self, answer: FinishedAnswer) -> dict[str, Any]:
         """Return a LlamaAnswer without its probabilities."""

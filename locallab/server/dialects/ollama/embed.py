@@ -1,4 +1,4 @@
-"""Ollama's vectors of texts: /api/embed and /api/embeddings."""
+"""Ollama's embeddings: /api/embed and /api/embeddings."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from locallab.settings import ServerSettings
 
 
 class OllamaEmbedBody(msgspec.Struct, kw_only=True):
-    input: Annotated[str | list[str] | None, Meta(description="a text, or texts; without any the model is only loaded")] = None
+    input: Annotated[str | list[str] | None, Meta(description="a text, or texts; without any, the model is only loaded")] = None
     model: Annotated[str | None, Meta(description=NAME)] = None
-    truncate: Annotated[bool | None, Meta(description="false: refuse a text that is too long, instead of cutting it")] = None
+    truncate: Annotated[bool | None, Meta(description="false: refuse a text that is too long instead of truncating it")] = None
     dimensions: Dimensions = None
     keep_alive: Annotated[
-        float | str | None, Meta(description="0 unloads the model afterwards; otherwise the server's own setting counts")
+        float | str | None, Meta(description="0 unloads the model afterwards; for other values the server's setting applies")
     ] = None
 
 
@@ -44,10 +44,10 @@ class OllamaVectors(msgspec.Struct):
 
 
 class OllamaPromptBody(msgspec.Struct, kw_only=True):
-    prompt: Annotated[str | None, Meta(description="a text; without it the model is only loaded")] = None
+    prompt: Annotated[str | None, Meta(description="a text; without it, the model is only loaded")] = None
     model: Annotated[str | None, Meta(description=NAME)] = None
     keep_alive: Annotated[
-        float | str | None, Meta(description="0 unloads the model afterwards; otherwise the server's own setting counts")
+        float | str | None, Meta(description="0 unloads the model afterwards; for other values the server's setting applies")
     ] = None
 
 
@@ -72,9 +72,9 @@ class OllamaEmbed:
         ]
 
     async def embed(self, request: Request) -> Response:
-        """Make the vectors of texts, in Ollama's shape.
+        """Embed texts, in Ollama's shape.
 
-        They are of length 1. A text that is too long is cut.
+        Vectors are normalized to length 1. A text that is too long is truncated.
         """
         began, body = time.perf_counter_ns(), await read(request, OllamaEmbedBody)
         check_ranges(body)
@@ -90,7 +90,7 @@ class OllamaEmbed:
         return reply({"model": body.model or loaded.spec.id, "embeddings": rows, **took, "prompt_eval_count": tokens})
 
     async def embed_one(self, request: Request) -> Response:
-        """Make the vector of one text, in Ollama's older shape."""
+        """Embed one text, in Ollama's older shape."""
         body = await read(request, OllamaPromptBody)
         loaded = await self._lease(request, body.model, body.keep_alive)
         if not body.prompt:

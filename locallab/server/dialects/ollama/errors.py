@@ -11,13 +11,13 @@ from locallab.server.errors import message_of
 
 
 class OllamaProblem(msgspec.Struct):
-    """Why a request failed, in Ollama's shape."""
+    """An error, in Ollama's shape."""
 
     error: str
 
 
 def ollama_body(error: Exception, prompt: str = "messages") -> dict[str, Any]:
-    """Ollama's error object; its clients look for "not found" where a model is unknown."""
+    """Return Ollama's error object; its clients look for "not found" in that of an unknown model."""
     message = message_of(error)
     if isinstance(error, errors.UnknownModel) and not isinstance(error, errors.ModelNotLoaded):
         hint = f"; did you mean {' or '.join(error.nearest)}?" if error.nearest else ""

@@ -28,7 +28,7 @@ from locallab.models.quants import label
 from locallab.models.registry import Registry
 from locallab.models.spec import ModelSpec
 from locallab.pool import Loaded, Pool
-from locallab.server.dialects.ollama.pull import Pull, PullStream, finished
+from locallab.server.dialects.ollama.pull import Pull, PullStream, last_status
 from locallab.server.dialects.ollama.stream import rfc3339
 from locallab.server.endpoint import Endpoint
 from locallab.server.fields.body import read
@@ -41,14 +41,14 @@ from locallab.version import __version__
 NEVER = "9999-12-31T23:59:59Z"
 TEMPLATE = "tokenizer.chat_template"
 EMBEDS = "embeds"
-"""Not a key of the metadata, but what follows from them."""
+"""Not a key of the metadata: whether the model makes embeddings, as concluded from it."""
 FIM_KEYS = ("tokenizer.ggml.fim_pre_token_id", "tokenizer.ggml.prefix_token_id")
 
-Moment = Annotated[str, Meta(description="as RFC 3339 has it")]
+Moment = Annotated[str, Meta(description="as in RFC 3339")]
 
 
 class Details(msgspec.Struct, kw_only=True):
-    """A model's kind; what is not known is empty."""
+    """Details of a model; unknown ones are empty."""
 
     parent_model: str = ""
     format: str = "gguf"
@@ -61,11 +61,11 @@ class Details(msgspec.Struct, kw_only=True):
 class Card(msgspec.Struct, kw_only=True):
     name: str
     model: str
-    size: Annotated[int, Meta(description="bytes: of the file in a listing of files, of memory in one of loaded models")]
-    digest: Annotated[str, Meta(description="of the file where it is known, else of its name, size and time")]
+    size: Annotated[int, Meta(description="bytes: of the file, or in a listing of loaded models of memory")]
+    digest: Annotated[str, Meta(description="digest of the file if known, else of its name, size and time")]
     details: Details
     modified_at: Moment | UnsetType = UNSET
-    expires_at: Annotated[str | UnsetType, Meta(description="when it is unloaded if nobody asks it any more")] = UNSET
+    expires_at: Annotated[str | UnsetType, Meta(description="when it is unloaded unless it gets a request")] = UNSET
     size_vram: int | UnsetType = UNSET
     context_length: Annotated[int | UnsetType, Meta(description="tokens one request may use")] = UNSET
 
@@ -78,53 +78,76 @@ class Shown(msgspec.Struct, kw_only=True):
     """One model in full."""
 
     modelfile: str
-    parameters: Annotated[str, Meta(description="a setting a line")]
+    parameters: Annotated[str, Meta(description="one setting per line")]
     template: Annotated[str, Meta(description="the chat template, in Jinja")]
     details: Details
-    model_info: Annotated[dict[str, Any], Meta(description="the file's own metadata; its context_length is the one served")]
+    model_info: Annotated[dict[str, Any], Meta(description="metadata of the file, with the served context_length")]
     capabilities: list[str]
     modified_at: Moment | UnsetType = UNSET
 
 
 def on_disk(pool: Pool) -> Cards:
-    """Every model whose file is here, or that is loaded. Reads files."""
-    return Cards([_card(pool, spec) for spec in pool.registry if pool.store.has(spec) or pool.get(spec.id)])
+    """List the models that are on disk or loaded. Reads files."""
+    cards = []
+    for spec in pool.registry:
+        if pool.store.has(spec) or pool.get(spec.id):
+            path = pool.store.path(spec)
+            card = Card(
+                name=spec.id,
+                model=spec.id,
+                modified_at=_modified(path) if path else UNSET,
+                size=pool.store.size(spec) or spec.size or 0,
+                digest=digest(pool, spec),
+                details=_details(pool, spec),
+            )
+            cards.append(card)
+    return Cards(cards)
 
 
 def running(pool: Pool) -> Cards:
-    """The loaded models, last used first."""
-    return Cards([_running(pool, loaded) for loaded in pool.loaded])
+    """List the loaded models, last used first."""
+    cards = []
+    for loaded in pool.loaded:
+        left, memory = pool.seconds_left(loaded.spec.id), loaded.memory
+        now = datetime.datetime.now(datetime.timezone.utc)
+        card = Card(
+            name=loaded.spec.id,
+            model=loaded.spec.id,
+            size=memory.ram + memory.vram or loaded.engine.info.size_bytes,
+            digest=digest(pool, loaded.spec),
+            details=_details(pool, loaded.spec),
+            expires_at=NEVER if left is None else rfc3339(now + datetime.timedelta(seconds=left)),
+            size_vram=memory.vram,
+            context_length=loaded.engine.info.context,
+        )
+        cards.append(card)
+    return Cards(cards)
 
 
 def shown(pool: Pool, spec: ModelSpec) -> Shown:
-    """One model of the registry. Reads its file."""
+    """Describe one registered model. Reads its file."""
     path = pool.store.path(spec)
     loaded, facts = pool.get(spec.id), _facts(path)
     template = (loaded.engine.info.chat_template if loaded else facts.get(TEMPLATE)) or ""
     context = loaded.engine.info.context if loaded else spec.context
-    return Shown(
-        modelfile=f"FROM {spec.id}",
-        parameters=f"num_ctx {context}" if context is not None else "",
-        template=template,
-        details=_details(pool, spec),
-        model_info=_info(loaded, facts, context),
-        capabilities=_capabilities(loaded, facts, template),
-        modified_at=_modified(path) if path else UNSET,
-    )
-
-
-def _info(loaded: Loaded | None, facts: Mapping[str, Any], context: int | None) -> dict[str, Any]:
-    """The file's metadata, with what the server knows better."""
     family = _family(loaded, facts)
     info = {key: value for key, value in facts.items() if key not in (TEMPLATE, EMBEDS)}
     if family:
         info |= {"general.architecture": family, "general.parameter_count": _parameters(loaded, facts)}
         info |= {f"{family}.context_length": context} if context is not None else {}
-    return info
+    return Shown(
+        modelfile=f"FROM {spec.id}",
+        parameters=f"num_ctx {context}" if context is not None else "",
+        template=template,
+        details=_details(pool, spec),
+        model_info=info,
+        capabilities=_capabilities(loaded, facts, template),
+        modified_at=_modified(path) if path else UNSET,
+    )
 
 
 def untagged(registry: Registry, name: str) -> str:
-    """The name that the registry knows, without the tag that Ollama's clients add to one that has none."""
+    """Return the name in the registry, without the tag that Ollama's clients add to names without one."""
     try:
         return registry.get(name).id
     except UnknownModel:
@@ -132,7 +155,7 @@ def untagged(registry: Registry, name: str) -> str:
 
 
 def named(pool: Pool, name: str | None, *, strict: bool) -> ModelSpec | None:
-    """The model of this name; for none, and unless `strict` for an unknown one, that which would answer, if any would.
+    """Find the model of this name; without a name, or unless `strict` for an unknown one, the default model, if any.
 
     Raises UnknownModel.
     """
@@ -142,33 +165,6 @@ def named(pool: Pool, name: str | None, *, strict: bool) -> ModelSpec | None:
         if strict:
             raise
         return pool.default
-
-
-def _card(pool: Pool, spec: ModelSpec) -> Card:
-    path = pool.store.path(spec)
-    return Card(
-        name=spec.id,
-        model=spec.id,
-        modified_at=_modified(path) if path else UNSET,
-        size=pool.store.size(spec) or spec.size or 0,
-        digest=digest(pool, spec),
-        details=_details(pool, spec),
-    )
-
-
-def _running(pool: Pool, loaded: Loaded) -> Card:
-    left = pool.seconds_left(loaded.spec.id)
-    memory = loaded.memory
-    return Card(
-        name=loaded.spec.id,
-        model=loaded.spec.id,
-        size=memory.ram + memory.vram or loaded.engine.info.size_bytes,
-        digest=digest(pool, loaded.spec),
-        details=_details(pool, loaded.spec),
-        expires_at=NEVER if left is None else rfc3339(_now() + datetime.timedelta(seconds=left)),
-        size_vram=memory.vram,
-        context_length=loaded.engine.info.context,
-    )
 
 
 def _details(pool: Pool, spec: ModelSpec) -> Details:
@@ -192,33 +188,33 @@ def _parameters(loaded: Loaded | None, facts: Mapping[str, Any]) -> int:
 
 
 def _capabilities(loaded: Loaded | None, facts: Mapping[str, Any], template: str) -> list[str]:
-    """What the model has learned; tools work with any other that writes text too, if not as well."""
+    """List what the model was trained for; tools also work with other models that generate text, if less well."""
     if loaded.engine.info.kind != "text" if loaded else facts.get(EMBEDS):
         return ["embedding"]
     tool_format = choose(template)
     thinks = tags_of(template) is not None or isinstance(tool_format, Harmony)
     fills = loaded.engine.info.fim is not None if loaded else any(key in facts for key in FIM_KEYS)
-    told = {"completion": True, "tools": not isinstance(tool_format, Generic), "insert": fills, "thinking": thinks}
-    return [name for name, is_so in told.items() if is_so]
+    known = {"completion": True, "tools": not isinstance(tool_format, Generic), "insert": fills, "thinking": thinks}
+    return [name for name, holds in known.items() if holds]
 
 
 def digest(pool: Pool, spec: ModelSpec) -> str:
-    """What the model's file is known by."""
+    """Return the digest of the model's file if it is known, else one of its name, size and time."""
     record = pool.store.record(spec)
     known = record.files[0].sha256 if record and len(record.files) == 1 else getattr(spec.source, "sha256", None)
     path = pool.store.path(spec)
-    told = (spec.id, pool.store.size(spec), path.stat().st_mtime if path else None)
-    return known or hashlib.sha256(repr(told).encode()).hexdigest()
+    identity = (spec.id, pool.store.size(spec), path.stat().st_mtime if path else None)
+    return known or hashlib.sha256(repr(identity).encode()).hexdigest()
 
 
 def _facts(path: Path | None) -> Mapping[str, Any]:
-    """The file's metadata; none of a file that is not here or cannot be read."""
+    """Return the file's metadata; empty for a file that is missing or cannot be read."""
     return _read(path, path.stat().st_mtime_ns) if path else {}
 
 
 @functools.lru_cache(maxsize=256)
 def _read(path: Path, modified: int) -> Mapping[str, Any]:
-    """`modified` makes another entry of a file that was changed."""
+    """Read a file's metadata; `modified` makes a changed file another cache entry."""
     try:
         header = gguf.read(path)
     except ModelLoadError:
@@ -231,12 +227,8 @@ def _modified(path: Path) -> str:
     return rfc3339(datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.timezone.utc))
 
 
-def _now() -> datetime.datetime:
-    return datetime.datetime.now(datetime.timezone.utc)
-
-
 VERSION = "0.12.6"
-"""The version of Ollama whose API this is; some clients talk to no older one."""
+"""The version of Ollama whose API this is; some clients refuse older ones."""
 
 
 class ShowBody(msgspec.Struct):
@@ -245,21 +237,21 @@ class ShowBody(msgspec.Struct):
 
 
 class PullBody(ShowBody):
-    stream: Annotated[bool | None, Meta(description="false: answer once it is here, and tell nothing before")] = None
+    stream: Annotated[bool | None, Meta(description="false: respond once the download is complete")] = None
 
 
 class Version(msgspec.Struct):
-    version: Annotated[str, Meta(description="of Ollama, as far as its API goes")]
+    version: Annotated[str, Meta(description="version of Ollama's API")]
     locallab: str
 
 
 class PullStatus(msgspec.Struct):
-    """How far the fetch is."""
+    """The progress of a download."""
 
     status: str
     digest: str | UnsetType = UNSET
-    total: Annotated[int | UnsetType, Meta(description="bytes in all, if that is known")] = UNSET
-    completed: Annotated[int | UnsetType, Meta(description="bytes that are here")] = UNSET
+    total: Annotated[int | UnsetType, Meta(description="total bytes, if known")] = UNSET
+    completed: Annotated[int | UnsetType, Meta(description="bytes downloaded")] = UNSET
 
 
 class OllamaModels:
@@ -289,19 +281,19 @@ class OllamaModels:
         ]
 
     async def tags(self, request: Request) -> Response:
-        """The models that are on this machine."""
+        """List the models on this machine."""
         return reply(await asyncio.to_thread(on_disk, self._pool))
 
     async def ps(self, request: Request) -> Response:
-        """The models that are loaded, and how long they stay."""
+        """List the loaded models, and when they expire."""
         return reply(await asyncio.to_thread(running, self._pool))
 
     async def version(self, request: Request) -> Response:
-        """Which version of Ollama's API this is."""
+        """Show the version of Ollama's API."""
         return reply(Version(VERSION, __version__))
 
     async def show(self, request: Request) -> Response:
-        """One model: its template, its context, what it can do."""
+        """Show one model: its template, context and capabilities."""
         name = _name(await read(request, ShowBody))
         spec = named(self._pool, name, strict=self._settings.strict_models)
         if spec is None:
@@ -309,12 +301,11 @@ class OllamaModels:
         return reply(await asyncio.to_thread(shown, self._pool, spec))
 
     async def pull(self, request: Request) -> ASGIApp:
-        """Fetch a model of the registry, and load nothing."""
+        """Download a registered model without loading it."""
         body = await read(request, PullBody)
         spec = self._pool.registry.get(untagged(self._pool.registry, _name(body)))
-        found = await asyncio.to_thread(digest, self._pool, spec)
-        pull = Pull(lambda progress: self._pool.pull(spec.id, progress), found)
-        return reply(await finished(pull, request.receive)) if body.stream is False else PullStream(pull)
+        pull = Pull(lambda progress: self._pool.pull(spec.id, progress), await asyncio.to_thread(digest, self._pool, spec))
+        return reply(await last_status(pull, request.receive)) if body.stream is False else PullStream(pull)
 
 
 def _name(body: ShowBody) -> str:

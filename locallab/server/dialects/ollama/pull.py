@@ -1,4 +1,4 @@
-"""A model that is being fetched, told as Ollama does: a line of JSON now and then, or one at the end."""
+"""The download of a model, reported as Ollama does: a line of JSON now and then, or one at the end."""
 
 from __future__ import annotations
 
@@ -19,71 +19,74 @@ from locallab.server.errors import report
 from locallab.server.inference.generation import unless_gone
 from locallab.server.streaming import LINES, ByteStream, line
 
-OFTEN = 0.1
+INTERVAL = 0.1
 """Seconds between two lines about progress."""
 
 Fetch = Callable[[Progress], "Future[Path]"]
 
 
 class Pull:
-    """One fetch under way. What comes is told from the fetch's thread; a client that leaves ends it, and the next one goes on
-    from there."""
+    """A download under way, reported from its own thread. A client that leaves ends it; the next download resumes it."""
 
     def __init__(self, fetch: Fetch, digest: str) -> None:
-        """To be made in the event loop. Raises what `fetch` raises."""
+        """Made in the event loop. Raises what `fetch` raises."""
         self._loop = asyncio.get_running_loop()
         self._digest = digest
         self._stopped = False
-        self._told = 0.0
-        self._news: dict[str, Any] | None = None
+        self._reported = 0.0
+        self._status: dict[str, Any] | None = None
         self._woken = asyncio.Event()
         self._done = fetch(self._progress)
         self._done.add_done_callback(lambda done: self._wake())
 
-    async def next(self) -> dict[str, Any] | None:
-        """The latest news once there are some, None when the fetch has ended well. Raises why it failed."""
-        await self._woken.wait()
-        self._woken.clear()
-        news, self._news = self._news, None
-        if news is not None:
-            if self._done.done():
-                self._woken.set()
-            return news
-        self._done.result()
-        return None
-
     def stop(self) -> None:
-        """Ends the fetch as soon as it tells of itself."""
+        """End the download at its next progress report."""
         self._stopped = True
 
+    async def statuses(self) -> AsyncIterator[dict[str, Any]]:
+        """Yield the latest status whenever it has changed, to the end. Raises the error of a failed download."""
+        yield {"status": "pulling manifest"}
+        while True:
+            await self._woken.wait()
+            self._woken.clear()
+            done = self._done.done()
+            status, self._status = self._status, None
+            if status is not None:
+                yield status
+            if done:
+                break
+        self._done.result()
+        yield {"status": "success"}
+
     def _progress(self, done: int, total: int | None) -> None:
-        """In the fetch's thread."""
+        """Take a progress report, in the thread of the download."""
         if self._stopped:
-            raise SourceError("the client that asked for it has gone")
+            raise SourceError("the client that requested the model has disconnected")
         now = time.monotonic()
-        if now - self._told >= OFTEN or done == total:
-            self._told = now
+        if now - self._reported >= INTERVAL or done == total:
+            self._reported = now
             counts = {"completed": done} if total is None else {"total": total, "completed": done}
-            self._news = {"status": f"pulling {self._digest[:12]}", "digest": f"sha256:{self._digest}", **counts}
+            self._status = {"status": f"pulling {self._digest[:12]}", "digest": f"sha256:{self._digest}", **counts}
             self._wake()
 
     def _wake(self) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to read
+        with contextlib.suppress(RuntimeError):  # the loop is closed: there are no readers
             self._loop.call_soon_threadsafe(self._woken.set)
-
-    async def lines(self) -> AsyncIterator[dict[str, Any]]:
-        """All there is to tell, to the end. Raises why it failed."""
-        yield {"status": "pulling manifest"}
-        while (news := await self.next()) is not None:
-            yield news
-        yield {"status": "success"}
 
 
 class PullStream(ByteStream):
-    """Each piece of news a line, and why it failed in the last one."""
+    """A line for each status of a download; an error is the last line."""
 
     def __init__(self, pull: Pull) -> None:
-        super().__init__(_lines(pull), LINES, ping=0)
+        async def lines() -> AsyncIterator[bytes]:
+            try:
+                async for status in pull.statuses():
+                    yield line(status)
+            except Exception as error:
+                report(error, "POST /api/pull")
+                yield line(ollama_body(error))
+
+        super().__init__(lines(), LINES, ping=0)
         self._pull = pull
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -93,25 +96,13 @@ class PullStream(ByteStream):
             self._pull.stop()
 
 
-async def _lines(pull: Pull) -> AsyncIterator[bytes]:
-    try:
-        async for body in pull.lines():
-            yield line(body)
-    except Exception as error:
-        report(error, "POST /api/pull")
-        yield line(ollama_body(error))
+async def last_status(pull: Pull, receive: Receive) -> dict[str, Any]:
+    """Wait for the end of a download. Raises the error of a failed one, and ClientGone."""
 
+    async def last() -> dict[str, Any]:
+        return [status async for status in pull.statuses()][-1]
 
-async def finished(pull: Pull, receive: Receive) -> dict[str, Any]:
-    """The last of its lines. Raises why it failed, and ClientGone."""
     try:
-        return await unless_gone(_last(pull), receive)
+        return await unless_gone(last(), receive)
     finally:
         pull.stop()
-
-
-async def _last(pull: Pull) -> dict[str, Any]:
-    last: dict[str, Any] = {}
-    async for body in pull.lines():
-        last = body
-    return last

@@ -1,4 +1,4 @@
-"""Bodies of Ollama's /api/chat and /api/generate, with their options and durations, as neutral requests."""
+"""Bodies of Ollama's /api/chat and /api/generate, as neutral requests."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from locallab.server.fields.tools import read_tools
 CONVERSATION = {"type": ["array", "null"], "items": {"type": "object", "required": ["role"]}}
 
 OFF: Mapping[str, Any] = {"mirostat": 0, "tfs_z": 1, "penalize_newline": True}
-"""Ways to draw that we have not, and the value that stands for doing without."""
+"""Unsupported sampling options, and the value that turns each off."""
 
 
 class Options(Sampling, kw_only=True):
-    """Those that draw the answer. What Ollama needs to load a model (num_gpu, num_thread, ...) is the server's own business."""
+    """The sampling options. Those for loading a model (num_gpu, num_thread, ...) are ignored: the server has its own."""
 
     num_predict: int | None = None
     num_ctx: int | None = None
@@ -45,22 +45,23 @@ class Options(Sampling, kw_only=True):
 
 
 class OllamaBody(msgspec.Struct, kw_only=True):
-    """What both routes have in common."""
+    """Common fields of both routes."""
 
-    model: Annotated[str | None, Meta(description="the model to ask; an unknown name is the current one")] = None
-    stream: Annotated[bool | None, Meta(description="false: the answer in one piece; a line for each piece otherwise")] = None
-    options: Annotated[Options | None, Meta(description="how the answer is drawn, as Ollama names it")] = None
+    model: Annotated[str | None, Meta(description="name of the model; an unknown name is the current one")] = None
+    stream: Annotated[bool | None, Meta(description="false: the whole answer at once; default: a line for each piece")] = None
+    options: Annotated[Options | None, Meta(description="sampling options, under Ollama's names")] = None
     format: Annotated[Any, Meta(description='"json", or a JSON schema that the answer must match')] = None
-    think: Annotated[bool | str | None, Meta(description="whether to think first, or how hard: low, medium, high")] = None
+    think: Annotated[bool | str | None, Meta(description="reasoning on or off, or its effort: low, medium, high")] = None
     keep_alive: Annotated[
-        float | str | None, Meta(description="0 unloads the model afterwards; otherwise the server's own setting counts")
+        float | str | None, Meta(description="0 unloads the model afterwards; for other values the server's setting applies")
     ] = None
     logprobs: Annotated[
-        bool | None, Meta(description="tell how likely each token was, those of thinking and of calls included")
+        bool | None, Meta(description="return the log probability of each token, including those of reasoning and calls")
     ] = None
-    top_logprobs: Annotated[int | None, Meta(description="with logprobs: likeliest tokens to tell in place of each")] = None
+    top_logprobs: Annotated[int | None, Meta(description="with logprobs: number of alternatives per token")] = None
 
     def constraint(self) -> Constraint | None:
+        """Return the constraint, if any. Raises InvalidField."""
         if self.format is None or self.format == "":
             return None
         if self.format == "json":
@@ -70,7 +71,7 @@ class OllamaBody(msgspec.Struct, kw_only=True):
         return schema_of(self.format, "format")
 
     def check(self) -> None:
-        """Raises InvalidField for what cannot be heeded."""
+        """Raise InvalidField for unsupported fields."""
         refuse("top_logprobs", bool(self.top_logprobs and not self.logprobs), "needs logprobs: true")
 
     def params(self, n_vocab: int, longest: int | None, constraint: Constraint | None = None) -> SamplingParams:
@@ -88,36 +89,37 @@ class OllamaBody(msgspec.Struct, kw_only=True):
 
     @property
     def leaves(self) -> bool:
-        """Whether the model is to go when the answer is sent."""
+        """Whether the model is to be unloaded after the answer."""
         return self.keep_alive is not None and seconds("keep_alive", self.keep_alive) == 0
 
 
 class OllamaGenerateBody(OllamaBody, kw_only=True):
-    prompt: Annotated[str | None, Meta(description="what to answer; none or an empty one loads the model")] = None
-    suffix: Annotated[str | None, Meta(description="the text that follows: what is between is filled in")] = None
-    system: Annotated[str | None, Meta(description="what the model is told beforehand")] = None
-    raw: Annotated[bool | None, Meta(description="go on with the prompt as it stands, without the model's template")] = None
-    template: Annotated[str | None, Meta(description="not supported: the model's own counts")] = None
+    prompt: Annotated[str | None, Meta(description="the prompt; without one, the model is only loaded")] = None
+    suffix: Annotated[str | None, Meta(description="text after the gap to fill in")] = None
+    system: Annotated[str | None, Meta(description="system prompt")] = None
+    raw: Annotated[bool | None, Meta(description="complete the prompt without the model's template")] = None
+    template: Annotated[str | None, Meta(description="not supported: the model's own template is used")] = None
     context: Annotated[list[int] | None, Meta(description="not supported: send the conversation to /api/chat")] = None
     images: Annotated[list[Any] | None, Meta(description="not supported")] = None
 
     def check(self) -> None:
         super().check()
-        refuse("template", bool(self.template), "is not supported: the model's own counts; `raw` does without")
+        refuse("template", bool(self.template), "is not supported: the model's own is used, or none with `raw`")
         refuse("context", bool(self.context), "is not supported: send the conversation to /api/chat")
         refuse("images", bool(self.images), "this model takes no images")
         for field in ("raw", "suffix"):
             if getattr(self, field):
-                refuse("system", bool(self.system), f"does not go with {field}: there is no template to put it in")
-                refuse("think", bool(self.think), f"does not go with {field}: there is no template to tell the model")
-        refuse("suffix", bool(self.suffix and self.raw), "does not go with raw: the prompt is no text as it stands then")
+                refuse("system", bool(self.system), f"cannot be combined with {field}: there is no template to put it in")
+                refuse("think", bool(self.think), f"cannot be combined with {field}: there is no template to put it in")
+        refuse("suffix", bool(self.suffix and self.raw), "cannot be combined with raw")
 
 
 class OllamaChatBody(OllamaBody, kw_only=True):
     messages: Annotated[
-        Any, Meta(description="the conversation, oldest first; none loads the model", extra_json_schema=CONVERSATION)
+        Any,
+        Meta(description="the conversation, oldest first; without one, the model only loads", extra_json_schema=CONVERSATION),
     ] = None
-    tools: Annotated[Any, Meta(description="functions that the model may call")] = None
+    tools: Annotated[Any, Meta(description="functions the model may call")] = None
 
 
 def prompted(body: OllamaGenerateBody) -> ChatRequest:
@@ -133,8 +135,11 @@ def conversation(body: OllamaChatBody, notes: list[str]) -> ChatRequest:
 
 
 def _with_ids(messages: object) -> Iterator[object]:
-    """The messages with ids for their calls, which this dialect need not have: a result answers the first open call of its
-    tool. They have the shape that the strictest template takes, and are the same each time, for the prefix cache."""
+    """Yield the messages with ids for their calls, which this dialect need not have; a result belongs to the first open call
+    of its tool.
+
+    The ids have the shape that the strictest template takes, and are the same each time, for the prefix cache.
+    """
     if not isinstance(messages, list):
         raise InvalidField("messages", "expected a list of messages")
     waiting: list[tuple[str, str]] = []
@@ -146,9 +151,15 @@ def _with_ids(messages: object) -> Iterator[object]:
         refuse(f"messages[{index}].images", bool(message.get("images")), "this model takes no images")
         calls = message.get("tool_calls")
         if isinstance(calls, list):
-            message = {**message, "tool_calls": [_with_id(call, count + i) for i, call in enumerate(calls)]}
-            waiting += [_named(call) for call in message["tool_calls"]]
-            count += len(calls)
+            with_ids = []
+            for call in calls:
+                if isinstance(call, Mapping):
+                    call = {"id": f"call{count:05}", **call}
+                    function = call.get("function")
+                    waiting.append((str(call["id"]), str(function.get("name") if isinstance(function, Mapping) else None)))
+                with_ids.append(call)
+                count += 1
+            message = {**message, "tool_calls": with_ids}
         elif message.get("role") == "tool" and not message.get("tool_call_id"):
             name = message.get("tool_name") or message.get("name")
             found = next((each for each in waiting if each[1] == name), next(iter(waiting), None))
@@ -156,17 +167,6 @@ def _with_ids(messages: object) -> Iterator[object]:
                 waiting.remove(found)
             message = {**message, "name": name, "tool_call_id": found and found[0]}
         yield message
-
-
-def _with_id(call: object, number: int) -> object:
-    return {"id": f"call{number:05}", **call} if isinstance(call, Mapping) else call
-
-
-def _named(call: object) -> tuple[str, str]:
-    """A call's id, and what it calls."""
-    function = call.get("function") if isinstance(call, Mapping) else None
-    name = function.get("name") if isinstance(function, Mapping) else None
-    return (str(call.get("id")) if isinstance(call, Mapping) else "", str(name))
 
 
 def refuse(field: str, wanted: bool, reason: str) -> None:
@@ -180,7 +180,7 @@ _WHOLE = re.compile(rf"(?P<sign>[-+]?)(?P<parts>(?:{_PART.pattern})+)")
 
 
 def seconds(field: str, raw: float | str) -> float:
-    """A number of seconds, or a text such as 5m, 1h30m or -1. Below zero is for ever. Raises InvalidField."""
+    """Parse seconds, or a text such as 5m, 1h30m or -1. A negative value means forever. Raises InvalidField."""
     if not isinstance(raw, str):
         return float(raw)
     found = _WHOLE.fullmatch(raw.strip())

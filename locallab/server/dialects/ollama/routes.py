@@ -1,8 +1,7 @@
-"""Ollama's dialect, the part that generates: /api/generate and /api/chat."""
+"""Ollama's dialect: /api/generate and /api/chat."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from starlette.requests import Request
@@ -66,7 +65,7 @@ class Ollama:
         ]
 
     async def generate(self, request: Request) -> ASGIApp:
-        """Answer a prompt, go on with it, or fill in what is between it and a suffix."""
+        """Answer a prompt, complete it, or fill in the text between it and a suffix."""
         clock, body = Clock(), await read(request, OllamaGenerateBody)
         body.check()
         if not (body.prompt or body.suffix):
@@ -74,10 +73,11 @@ class Ollama:
         loaded = await self._lease(request, body)
         clock.loaded()
         if body.raw or body.suffix:
-            asked = await _completion(loaded, body, self._settings.completion_tokens)
+            prepared = await _completion(loaded, body, self._settings.completion_tokens)
         else:
-            asked = await prepare_chat(loaded, prompted(body), body.params(loaded.engine.info.n_vocab, None))
-        return await self._answer(request, loaded, asked, body, GenerateFormatter(asked.turn, _model(body, loaded), clock), [])
+            prepared = await prepare_chat(loaded, prompted(body), body.params(loaded.engine.info.n_vocab, None))
+        formatter = GenerateFormatter(prepared.turn, body.model or loaded.spec.id, clock)
+        return await self._answer(request, loaded, prepared, body, formatter, [])
 
     async def chat(self, request: Request) -> ASGIApp:
         """Answer a conversation, in Ollama's shape."""
@@ -88,8 +88,9 @@ class Ollama:
         loaded = await self._lease(request, body)
         clock.loaded()
         notes: list[str] = []
-        asked = await prepare_chat(loaded, conversation(body, notes), body.params(loaded.engine.info.n_vocab, None))
-        return await self._answer(request, loaded, asked, body, ChatFormatter(asked.turn, _model(body, loaded), clock), notes)
+        prepared = await prepare_chat(loaded, conversation(body, notes), body.params(loaded.engine.info.n_vocab, None))
+        formatter = ChatFormatter(prepared.turn, body.model or loaded.spec.id, clock)
+        return await self._answer(request, loaded, prepared, body, formatter, notes)
 
     async def _lease(self, request: Request, body: OllamaBody) -> Loaded:
         name = untagged(self._pool.registry, body.model) if body.model else None
@@ -99,7 +100,7 @@ class Ollama:
         return loaded
 
     async def _only_load(self, request: Request, body: OllamaBody, piece: dict[str, Any]) -> ASGIApp:
-        """Without anything to answer the model is loaded, or with a keep_alive of 0 unloaded."""
+        """Load the model, or unload it with a keep_alive of 0, for a request without a prompt."""
         if not body.leaves:
             await self._lease(request, body)
         elif (spec := named(self._pool, body.model, strict=self._settings.strict_models)) is not None:
@@ -111,31 +112,24 @@ class Ollama:
         self,
         request: Request,
         loaded: Loaded,
-        asked: PreparedChat,
+        prepared: PreparedChat,
         body: OllamaBody,
         formatter: OllamaFormatter,
         notes: list[str],
     ) -> ASGIApp:
-        if body.think and asked.turn.tags is None and not isinstance(asked.turn.format, Harmony):
+        if body.think and prepared.turn.tags is None and not isinstance(prepared.turn.format, Harmony):
             raise InvalidField("think", f"model {loaded.spec.id!r} does not support thinking; leave it out")
-        notes += self._unheeded(body, loaded)
-        stream = body.stream is not False
-        return await answer(
-            request, loaded, asked.jobs, formatter, stream=stream, notes=notes, urgent=asked.urgent, media_type=LINES
-        )
-
-    def _unheeded(self, body: OllamaBody, loaded: Loaded) -> Iterator[str]:
-        asked, real = (body.options or Options()).num_ctx, loaded.engine.info.context
-        if asked is not None and asked > real:
-            yield f"options.num_ctx: the context is {real} tokens, as the server's own settings have it"
+        requested, context = (body.options or Options()).num_ctx, loaded.engine.info.context
+        if requested is not None and requested > context:
+            notes.append(f"options.num_ctx: the context is {context} tokens, as in the server's settings")
         if body.keep_alive is not None:
             wanted = seconds("keep_alive", body.keep_alive)
             if wanted and max(wanted, -1) != max(self._pool.keep_alive, -1):
-                yield "keep_alive: how long a model stays is the server's own setting"
-
-
-def _model(body: OllamaBody, loaded: Loaded) -> str:
-    return body.model or loaded.spec.id
+                notes.append("keep_alive: the server's own setting applies")
+        stream = body.stream is not False
+        return await answer(
+            request, loaded, prepared.jobs, formatter, stream=stream, notes=notes, urgent=prepared.urgent, media_type=LINES
+        )
 
 
 async def _completion(loaded: Loaded, body: OllamaGenerateBody, longest: int) -> PreparedChat:
@@ -160,5 +154,5 @@ OLLAMA = Dialect(
     error_body=ollama_body,
     problem=OllamaProblem,
     routes=routes,
-    tags={"ollama": "Ollama's dialect, for the clients that speak it."},
+    tags={"ollama": "Ollama's API."},
 )

@@ -1,4 +1,4 @@
-"""Answers of Ollama's dialect: one object, or a line of JSON for each piece of it and one at the end."""
+"""Answers of Ollama's dialect: one object, or a line of JSON for each piece and one at the end."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import abc
 import datetime
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -26,21 +26,21 @@ Nanoseconds = Annotated[int, Meta(ge=0, description="in nanoseconds")]
 
 
 class OllamaToken(TopToken):
-    """How likely a token was."""
+    """A token with its log probability."""
 
-    top_logprobs: Annotated[list[TopToken] | UnsetType, Meta(description="the likeliest tokens in its place")] = UNSET
+    top_logprobs: Annotated[list[TopToken] | UnsetType, Meta(description="the likeliest tokens at its position")] = UNSET
 
 
 OllamaTokens = Annotated[
-    list[OllamaToken] | UnsetType, Meta(description="if asked for: of all tokens, those of thinking and of calls included")
+    list[OllamaToken] | UnsetType, Meta(description="if requested: those of all tokens, including reasoning and calls")
 ]
 
 
 class Measured(msgspec.Struct, kw_only=True):
-    """What the end of every answer tells; load and unload measure nothing."""
+    """Common fields of all answers; those that only load or unload have no figures."""
 
     model: str
-    created_at: Annotated[str, Meta(description="as RFC 3339 has it")]
+    created_at: Annotated[str, Meta(description="as in RFC 3339")]
     done: Annotated[bool, Meta(description="whether this is the end of the answer")]
     done_reason: Literal["stop", "length", "load", "unload"] | UnsetType = UNSET
     total_duration: Nanoseconds | UnsetType = UNSET
@@ -52,7 +52,7 @@ class Measured(msgspec.Struct, kw_only=True):
 
 
 class GenerateAnswer(Measured, kw_only=True):
-    """The answer of /api/generate; of a stream, one piece of it."""
+    """The answer of /api/generate, or one piece of its stream."""
 
     response: str
     thinking: str | UnsetType = UNSET
@@ -78,31 +78,31 @@ class OllamaMessage(msgspec.Struct, kw_only=True):
 
 
 class ChatAnswer(Measured, kw_only=True):
-    """The answer of /api/chat; of a stream, one piece of it."""
+    """The answer of /api/chat, or one piece of its stream."""
 
     message: OllamaMessage
     logprobs: OllamaTokens = UNSET
 
 
 class Clock:
-    """What one request took, in nanoseconds."""
+    """The durations of one request, in nanoseconds."""
 
     def __init__(self) -> None:
         self._began = self._loaded = self._first = self._ended = time.perf_counter_ns()
 
     def loaded(self) -> None:
-        """The model is there."""
+        """Note that the model is loaded."""
         self._loaded = self._first = self._ended = time.perf_counter_ns()
 
     def first(self) -> None:
-        """The prompt is read: the first token has come."""
+        """Note the first token: the prompt has been read."""
         self._first = self._ended = time.perf_counter_ns()
 
     def ended(self) -> None:
         self._ended = time.perf_counter_ns()
 
     def figures(self, end: End) -> dict[str, int]:
-        """The durations, with the tokens that they are of. None is 0: clients divide by them."""
+        """Return the durations and token counts. No duration is 0: clients divide by them."""
         return {
             "total_duration": max(1, self._ended - self._began),
             "load_duration": max(1, self._loaded - self._began),
@@ -114,27 +114,30 @@ class Clock:
 
 
 class OllamaFormatter(abc.ABC):
-    """Reads one answer. A call goes out when it is complete, since its arguments are an object here; one that was cut off is
-    left out, and the end says so. Logprobs come with the step that brought the token, even where its text is held back."""
+    """Formats one answer.
+
+    A call is sent once it is complete, as its arguments are an object here; one that was cut off is left out. Logprobs come
+    with the step that brought the token, even where its text is held back.
+    """
 
     def __init__(self, turn: Turn, model: str, clock: Clock) -> None:
         self._reader = Reader(turn)
         self._model = model
         self._clock = clock
         self._deltas: list[Delta] = []
-        self._told: list[TokenLogprob] = []
+        self._logprobs: list[TokenLogprob] = []
         self._call: list[CallStart | CallArguments] = []
         self._end: End | None = None
-        self._heard = False
+        self._begun = False
 
     @abc.abstractmethod
     def piece(self, text: str, **more: Any) -> dict[str, Any]:
-        """What an object has beside what all have; `more` are `thinking` and `tool_calls`."""
+        """Return the fields that differ between the routes; `more` are `thinking` and `tool_calls`."""
 
     def read(self, items: list[Item]) -> Iterator[News]:
-        """What the events bring; the clock sees them."""
-        if items and not self._heard:
-            self._heard = True
+        """Yield the content of the items, and set the clock."""
+        if items and not self._begun:
+            self._begun = True
             self._clock.first()
         for news in self._reader.read(items):
             if news.end is not None:
@@ -143,23 +146,41 @@ class OllamaFormatter(abc.ABC):
             yield news
 
     def take(self, items: list[Item]) -> None:
-        """Keeps what the news bring, for `whole`."""
+        """Read the items for `whole`."""
         for news in self.read(items):
             self._deltas += news.deltas
-            self._told += news.event.logprobs
+            self._logprobs += news.event.logprobs
 
     def whole(self) -> dict[str, Any]:
-        """The answer in one piece, from what was taken."""
+        """Return the answer in one piece."""
         said = gather(self._deltas)
         starts = {delta.id: delta for delta in self._deltas if isinstance(delta, CallStart)}
         calls = [body for call in said.calls if (body := _call(starts[call.id], call.arguments))]
         more = {"thinking": said.reasoning} if said.reasoning else {}
         piece = self.piece(said.text, **more, **({"tool_calls": calls} if calls else {}))
-        told = {"logprobs": ollama_logprobs(self._told)} if self._told else {}
-        return self._object(piece, **told, **self._ending())
+        logprobs = {"logprobs": ollama_logprobs(self._logprobs)} if self._logprobs else {}
+        return self._object(piece, **logprobs, **self._ending())
 
     def encode(self, items: list[Item]) -> bytes:
-        return b"".join([line(body) for news in self.read(items) for body in self._bodies(news)])
+        bodies: list[dict[str, Any]] = []
+        for news in self.read(items):
+            start = len(bodies)
+            for delta in news.deltas:
+                if not isinstance(delta, CallArguments):
+                    bodies += self._flush()
+                match delta:
+                    case Text(text):
+                        bodies.append(self._part(text))
+                    case Reasoning(text):
+                        bodies.append(self._part("", thinking=text))
+                    case CallStart() | CallArguments():
+                        self._call.append(delta)
+            if news.end is not None:
+                bodies += self._flush()
+            if news.event.logprobs:  # the first object has them; without content, an empty one
+                bodies[start:] = bodies[start:] or [self._part("")]
+                bodies[start]["logprobs"] = ollama_logprobs(news.event.logprobs)
+        return b"".join(map(line, bodies))
 
     def end(self) -> bytes:
         return line(self._object(self.piece(""), **self._ending()))
@@ -170,34 +191,8 @@ class OllamaFormatter(abc.ABC):
     def ping(self) -> bytes:
         return line(self._part(""))
 
-    def _bodies(self, news: News) -> Iterable[dict[str, Any]]:
-        said = self._said(news)
-        return self._scored(said, news.event.logprobs) if news.event.logprobs else said
-
-    def _scored(self, said: Iterator[dict[str, Any]], told: Sequence[TokenLogprob]) -> Iterator[dict[str, Any]]:
-        """The first object brings the logprobs; where nothing is said, one that says nothing."""
-        yield {**next(said, self._part("")), "logprobs": ollama_logprobs(told)}
-        yield from said
-
-    def _said(self, news: News) -> Iterator[dict[str, Any]]:
-        for delta in news.deltas:
-            yield from self._delta(delta)
-        if news.end is not None:
-            yield from self._flush()
-
-    def _delta(self, delta: Delta) -> Iterator[dict[str, Any]]:
-        if not isinstance(delta, CallArguments):
-            yield from self._flush()
-        match delta:
-            case Text(text):
-                yield self._part(text)
-            case Reasoning(text):
-                yield self._part("", thinking=text)
-            case CallStart() | CallArguments():
-                self._call.append(delta)
-
     def _flush(self) -> Iterator[dict[str, Any]]:
-        """The call that is complete now, if there is one."""
+        """Yield the call that is complete now, if any."""
         if self._call:
             [call] = gather(self._call).calls
             body = _call(self._call[0], call.arguments)
@@ -206,7 +201,7 @@ class OllamaFormatter(abc.ABC):
                 yield self._part("", tool_calls=[body])
 
     def _part(self, text: str, **more: Any) -> dict[str, Any]:
-        """One object of a stream, but for the last."""
+        """Return an object of a stream that is not the last."""
         return self._object(self.piece(text, **more), done=False)
 
     def _ending(self) -> dict[str, Any]:
@@ -229,7 +224,7 @@ class ChatFormatter(OllamaFormatter):
 
 
 def now() -> str:
-    """The time as Ollama writes it."""
+    """Return the current time as Ollama writes it."""
     return rfc3339(datetime.datetime.now(datetime.timezone.utc))
 
 
@@ -238,7 +233,7 @@ def rfc3339(moment: datetime.datetime) -> str:
 
 
 def _call(start: CallStart | CallArguments, written: str) -> dict[str, Any] | None:
-    """A call whose arguments are whole; None otherwise."""
+    """Return a call whose arguments are complete, else None."""
     assert isinstance(start, CallStart)
     try:
         arguments = json.loads(written)
@@ -248,6 +243,6 @@ def _call(start: CallStart | CallArguments, written: str) -> dict[str, Any] | No
     return {"id": start.id, "function": function} if isinstance(arguments, dict) else None
 
 
-def ollama_logprobs(told: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
-    """The same as Ollama tells them: where there are no alternatives it says nothing of them."""
-    return [{key: value for key, value in each.items() if key != "top_logprobs" or value} for each in token_logprobs(told)]
+def ollama_logprobs(logprobs: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
+    """Return OpenAI's objects without an empty list of alternatives."""
+    return [{key: value for key, value in each.items() if key != "top_logprobs" or value} for each in token_logprobs(logprobs)]

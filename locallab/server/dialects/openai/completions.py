@@ -57,7 +57,7 @@ class CompletionBody(OpenAIBody, kw_only=True):
         if self.per_prompt > n and self.stream:
             raise InvalidField("best_of", "cannot be streamed: which answers are best is known at their end; set it to n")
         if self.suffix and self.echo:
-            raise InvalidField("echo", "does not go with suffix")
+            raise InvalidField("echo", "cannot be combined with suffix")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -55,7 +55,9 @@ class OpenAIFormatter(Collector, abc.ABC):
         self._include_usage = include_usage
         self._usages = [Usage(0, 0, 0)] * total
         self._opened = [False] * total
-        self._around = [self._split(index) for index in range(total)]
+        mark = secrets.token_hex(16)
+        # The bytes around the text of a chunk: a sample, cut at a text that occurs nowhere else.
+        self._around = [self.chunk(self.choice(index, mark, None)).split(dumps(mark)) for index in range(total)]
 
     @abc.abstractmethod
     def opening(self, index: int) -> list[dict[str, Any]]:
@@ -75,10 +77,15 @@ class OpenAIFormatter(Collector, abc.ABC):
         return self.head.body(self.kind.removesuffix(".chunk"), self.whole_choices(answers), usage=usage)
 
     def encode(self, items: list[Item]) -> bytes:
-        progressed = [item for item in items if item[1].progress is not None]
+        chunks: list[bytes] = []
+        progressed = [(index, event.progress) for index, event in items if event.progress is not None]
         if progressed:
             items = [item for item in items if item[1].progress is None]
-        return b"".join([*self._progress(progressed), *self._events(items)])
+            for index, progress in progressed:
+                chunks += self._open(index)
+                chunks.append(self.chunk(self.choice(index, "", None), prompt_progress=progress_body(progress)))
+        chunks += self._events(items)
+        return b"".join(chunks)
 
     def end(self) -> bytes:
         if not self._include_usage:
@@ -109,22 +116,11 @@ class OpenAIFormatter(Collector, abc.ABC):
             if news.finish_reason is not None:
                 yield self.last(index, news.finish_reason, news.usage or Usage(0, 0, 0))
 
-    def _progress(self, items: list[Item]) -> Iterable[bytes]:
-        for index, news in items:
-            if news.progress is not None:
-                yield from self._open(index)
-                yield self.chunk(self.choice(index, "", None), prompt_progress=progress_body(news.progress))
-
     def _open(self, index: int) -> Iterable[bytes]:
         """Yield the chunks that open an answer, once."""
         if not self._opened[index]:
             self._opened[index] = True
             yield from map(self.chunk, self.opening(index))
-
-    def _split(self, index: int) -> list[bytes]:
-        """Return the bytes around the text of a chunk: a sample, cut at a text that occurs nowhere else."""
-        mark = secrets.token_hex(16)
-        return self.chunk(self.choice(index, mark, None)).split(dumps(mark))
 
 
 class ChatFormatter(OpenAIFormatter):
@@ -212,14 +208,14 @@ class CompletionFormatter(OpenAIFormatter):
         choices = []
         for index, (echo, answer) in enumerate(found):
             choice = self.choice(index, (echo.text if echo else "") + answer.text, answer.finish_reason)
-            choices.append({**choice, "logprobs": self._logprobs(echo, answer)})
+            if self._body.alternatives is not None:
+                logprobs = text_logprobs(TextPosition(len(echo.text) if echo else 0), answer.logprobs)
+                choice["logprobs"] = joined(echo.logprobs(answer.prompt_logprobs), logprobs) if echo else logprobs
+            choices.append(choice)
         return choices
 
     def fail(self, error: Exception) -> bytes:
         return event(openai_body(error, "prompt"))
-
-    def _logprobs(self, echo: Echo | None, answer: FinishedAnswer) -> dict[str, Any] | None:
-        return None
 
 
 class ScoredCompletionFormatter(CompletionFormatter):
@@ -245,8 +241,3 @@ class ScoredCompletionFormatter(CompletionFormatter):
 
     def _piece(self, index: int, text: str, logprobs: dict[str, Any]) -> bytes:
         return self.chunk({**self.choice(index, text, None), "logprobs": logprobs})
-
-    def _logprobs(self, echo: Echo | None, answer: FinishedAnswer) -> dict[str, Any] | None:
-        if echo is None:
-            return text_logprobs(TextPosition(), answer.logprobs)
-        return joined(echo.logprobs(answer.prompt_logprobs), text_logprobs(TextPosition(len(echo.text)), answer.logprobs))

@@ -345,14 +345,16 @@ def test_fields_that_belong_to_other_tasks(served: Served) -> None:
 def test_json_is_not_to_be_cut(served: Served, field: str) -> None:
     value: list[Any] = ["}"] if field == "stop" else [1]
     assert refused(served, "audit", prompt="x", format="json", **{field: value}).startswith(
-        f"{field}: does not go with format json"
+        f"{field}: cannot be combined with format json"
     )
 
 
 def test_a_suffix_that_the_model_cannot_fill_in(served: Served) -> None:
     assert refused(served, "generate", prompt="x", suffix="y").startswith("suffix: model 'tiny:1b' has no tokens")
     history = [{"role": "user", "content": "a"}]
-    assert refused(served, "generate", prompt="x", suffix="y", history=history).startswith("history: does not go with suffix")
+    assert refused(served, "generate", prompt="x", suffix="y", history=history).startswith(
+        "history: cannot be combined with suffix"
+    )
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b'"x"', b"\xff"])
