@@ -1,4 +1,4 @@
-"""While a model is silent something of the dialect goes out, which its clients read and which says nothing."""
+"""Pings: events without news, in the shape of the dialect, while the model is silent."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_a_role_comes_first_and_once(served: Served) -> None:
 
 
 def test_pings_while_a_call_is_held_back(thinking: Served) -> None:
-    """Ollama's calls go out when they are whole: tokens come, but nothing is sent."""
+    """Ollama's calls are sent when they are complete: tokens come, but nothing is sent."""
     go = threading.Event()
     tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
     thinking.script(*say('<tool_call>\n{"name": "f", "arguments": {"a": "'), go, *say('"}}\n</tool_call>'))
@@ -130,7 +130,7 @@ def test_pings_while_a_call_is_held_back(thinking: Served) -> None:
 
 @pytest.fixture
 def slow(thinking: Served, monkeypatch: pytest.MonkeyPatch) -> Served:
-    """Every answer waits for a ping before it begins, and for another one in its middle."""
+    """Make every answer wait for a ping before it begins, and for another one in its middle."""
     waiting: list[threading.Event] = []
 
     def watched(ping: Callable[[Any], bytes]) -> Callable[[Any], bytes]:

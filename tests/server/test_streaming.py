@@ -1,4 +1,4 @@
-"""What happens while an answer is computed: several events at once, errors, clients that leave."""
+"""Streams: several events at once, errors, clients that leave or do not read."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_openai_client_raises_for_a_failure_in_mid_stream(served: Served) -> Non
 
 
 class Wire:
-    """ASGI's receive and send of one request; `left` is set when the client goes."""
+    """ASGI's receive and send of one request; `left` is set when the client leaves."""
 
     def __init__(self) -> None:
         self.sent: list[dict[str, Any]] = []
@@ -182,7 +182,7 @@ class Wire:
 
 
 class Held:
-    """An engine that does nothing by itself: the test speaks to the listeners."""
+    """An engine that does nothing by itself: the test calls the listeners."""
 
     def __init__(self) -> None:
         self.listeners: list[Any] = []
@@ -337,8 +337,8 @@ def test_slow_client_gets_everything(monkeypatch: pytest.MonkeyPatch) -> None:
 
     sent = asyncio.run(scenario()).sent
     assert sent[0]["type"] == "http.response.start" and [message.get("more_body") for message in sent[-1:]] == [False]
-    told = parsed(b"".join(message.get("body", b"") for message in sent).decode())
-    assert "".join(event.get("response") for event in told[:-1]) == "abc"
+    events = parsed(b"".join(message.get("body", b"") for message in sent).decode())
+    assert "".join(event.get("response") for event in events[:-1]) == "abc"
 
 
 def test_connection_that_is_not_read_does_not_hold_the_engine(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,7 +355,7 @@ def test_connection_that_is_not_read_does_not_hold_the_engine(served: Served, mo
 
 
 def test_a_stop_of_the_server_ends_no_stream_by_itself() -> None:
-    """sse-starlette would end them at once; how long they may go on is for --grace to say."""
+    """sse-starlette would end them at once; how long they may last is up to --grace."""
     server = uvicorn.Server(uvicorn.Config("none"))
     server.handle_exit(signal.SIGTERM, None)
     assert server.should_exit and not AppStatus.should_exit

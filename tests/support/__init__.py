@@ -1,1 +1,1 @@
-"""What tests share: fakes at the seams, small models, servers, and waiting."""
+"""Shared parts of tests: fakes at the seams, small models, servers, and waiting."""

@@ -1,4 +1,4 @@
-"""What llama.cpp itself says of a model's memory: from a dry run without any, and from a real one in a process of its own."""
+"""The memory of a model as llama.cpp reports it: from a dry run without allocation, and from a real one in its own process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MIB = 1 << 20
 
 @contextmanager
 def logged() -> Iterator[list[str]]:
-    """The lines that llama.cpp logs meanwhile."""
+    """Collect the lines that llama.cpp logs."""
     lines: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
@@ -43,7 +43,7 @@ def logged() -> Iterator[list[str]]:
 
 
 def rehearsed(path: Path, load: Load, sequences: int) -> dict[str, float]:
-    """Bytes of the KV pool with the states, of the compute buffers and of the logits: a load that allocates nothing."""
+    """Return the bytes of KV pool with states, compute buffers and logits, from a load that allocates nothing."""
     model_params = llama_cpp.llama_model_default_params()
     model_params.no_alloc = True
     model_params.load_mode = 0  # no mapped file
@@ -67,7 +67,7 @@ def rehearsed(path: Path, load: Load, sequences: int) -> dict[str, float]:
 
 
 def measured(path: Path, settings: EngineSettings) -> int:
-    """Bytes of RAM that a process holds more once it has loaded the model and read a prompt as long as a step."""
+    """Return the bytes of RAM that a process gains by loading the model and reading a prompt as long as a step."""
     command = [sys.executable, "-m", "tests.support.brute_force_fit", str(path), json.dumps(dataclasses.asdict(settings))]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return int(done.stdout)

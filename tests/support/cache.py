@@ -1,4 +1,4 @@
-"""Where tests keep what they fetch once."""
+"""The folder for downloads of tests."""
 
 from __future__ import annotations
 

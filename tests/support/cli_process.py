@@ -26,7 +26,7 @@ def command(*arguments: str, **environ: str) -> subprocess.Popen[str]:
 
 
 def failed(*arguments: str, **environ: str) -> tuple[int, str]:
-    """Exit status and stderr of a command that ends by itself; nothing may be on stdout."""
+    """Return exit status and stderr of a command that ends by itself; nothing may be on stdout."""
     with command(*arguments, **environ) as process:
         out, err = process.communicate(timeout=PATIENCE)
     assert out == ""
@@ -35,7 +35,7 @@ def failed(*arguments: str, **environ: str) -> tuple[int, str]:
 
 @contextlib.contextmanager
 def serving(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
-    """A running server, its address and its banner."""
+    """Run a server; yield the process, its address and its banner."""
     with command(*arguments) as process:
         try:
             assert process.stdout

@@ -1,4 +1,4 @@
-"""A model that thinks and calls tools, and its answers however they are cut."""
+"""A model that reasons and calls tools, and its answers in pieces of any size."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PARAMETERS = {"type": "object", "properties": {"place": {"type": "string"}, "day
 
 
 def turn() -> Turn:
-    """Of a request with a tool."""
+    """Return the turn of a request with a tool."""
     request = ChatRequest(messages=[Message("user", "hi")], tools=(Tool("weather", parameters=PARAMETERS),))
     return plan(request, ChatTemplate(TEMPLATE), {})
 
@@ -45,7 +45,7 @@ def cut(text: str, places: Sequence[int]) -> list[str]:
 
 
 def news(pieces: Sequence[str], reason: Any = "stop") -> list[list[tuple[int, TokenEvent]]]:
-    """What an engine tells of an answer in these pieces."""
+    """Return the events of an answer in these pieces."""
     events = [TokenEvent(piece, (1,)) for piece in pieces]
     end = TokenEvent("", finish_reason=reason, usage=Usage(5, len(pieces), 2))
     return [[(0, event)] for event in (*events, end)]
@@ -55,7 +55,7 @@ cuts = st.lists(st.integers(0, 10_000), max_size=12)
 
 
 def named_events(text: str) -> list[dict[str, Any]]:
-    """Server-sent events that have names, which are the types of their data."""
+    """Parse server-sent events whose names are the types of their data."""
     assert text.endswith("\n\n")
     found = []
     for block in text.removesuffix("\n\n").split("\n\n"):

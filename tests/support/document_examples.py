@@ -21,7 +21,7 @@ PLACEHOLDERS: dict[str, Any] = {
     "integer | null": 16,
     "float": 0.5,
 }
-"""Types that one document writes in place of values, and a value of each."""
+"""Types that one document has in place of values, and a value of each."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ def examples(document: Path) -> Iterator[Example]:
 
 
 def routes(document: Path) -> list[tuple[str, str]]:
-    """Every route that has a heading of its own."""
+    """Yield every route that has a heading of its own."""
     headings = [line.lstrip("# ") for line in document.read_text().splitlines() if line.startswith("#")]
     return [(found[1], found[2]) for found in map(ROUTE.fullmatch, headings) if found]
 
@@ -75,7 +75,7 @@ ALL = [example for document in DOCUMENTS for example in examples(document)]
 
 
 def filled(value: Any, **fields: Any) -> Any:
-    """The value with something real in place of each type that is written for one; `fields` go by their names."""
+    """Return the value with real values in place of types; `fields` has some by name."""
     if isinstance(value, dict):
         return {name: fields.get(name, filled(inside, **fields)) for name, inside in value.items()}
     if isinstance(value, list):
@@ -84,7 +84,7 @@ def filled(value: Any, **fields: Any) -> Any:
 
 
 def differences(documented: Any, real: Any, where: str = "") -> Iterator[str]:
-    """Where a real answer lacks what a documented one has, or has it of another type. What it has besides is no matter."""
+    """List where a real answer lacks a documented field, or has another type. Additional fields do not matter."""
     if isinstance(documented, dict) and isinstance(real, dict):
         for name, inside in documented.items():
             if name not in real:

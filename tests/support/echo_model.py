@@ -1,4 +1,4 @@
-"""A WebSocket route that counts each message as the assistant's does and sends back what it learnt, for tests of middleware."""
+"""A WebSocket route that counts each message like the assistant's and echoes it, for tests of middleware."""
 
 from __future__ import annotations
 

@@ -37,24 +37,24 @@ MARKUP = {BOS: b"<s>", 253: b"<PRE>", 254: b"<SUF>", 255: b"<MID>"}
 TEXT = "Hello, wörld! 😀 done."
 
 Step = bytes | threading.Event | Exception | Progress
-"""Tokens to say, a moment to wait for, a failure, or how far the prompt is read."""
+"""Tokens to emit, an event to wait for, a failure, or prompt progress."""
 
 Script = Callable[[list[int], SamplingParams], Sequence[Step]]
 
 
 def detokenize(tokens: Sequence[int]) -> str:
-    """The text of byte tokens; others show as MARKUP says."""
+    """Return the text of byte tokens, and of others as in MARKUP."""
     return b"".join(MARKUP.get(token) or bytes([token]) for token in tokens).decode()
 
 
 def say(text: str, size: int = 3) -> list[Step]:
-    """`size` bytes, which are tokens, at a time: characters come in pieces."""
+    """Split the text into steps of `size` bytes, which are tokens: characters come in pieces."""
     data = text.encode()
     return [data[i : i + size] for i in range(0, len(data), size)]
 
 
 def weighed(token: int, count: int) -> TokenLogprob:
-    """Bytes are the likelier the smaller they are; the first letters are said to be the likeliest."""
+    """Return a logprob: smaller bytes are likelier; the alternatives are the first letters."""
     top = tuple((each, bytes([each]), (97 - each) / 100) for each in range(97, 97 + count))
     return TokenLogprob(token, MARKUP.get(token) or bytes([token]), -token / 100, top)
 
@@ -70,8 +70,8 @@ class Running:
     said: int = 0
     scored: bool = False
 
-    def told(self, tokens: bytes) -> dict[str, Any]:
-        """The tokens, and their logprobs if they are asked for; before the first of them the prompt's."""
+    def fields(self, tokens: bytes) -> dict[str, Any]:
+        """Return the tokens' fields of an event, with logprobs if requested, and once those of the prompt."""
         count, of_prompt = self.params.logprobs, self.params.prompt_logprobs and not self.scored
         self.scored = True
         if count is None:
@@ -85,7 +85,7 @@ class Running:
 
 
 class FakeEngine:
-    """Has the face of Engine; a token is a byte. Plays `script(prompt, params)` for each request, one step of all at a time.
+    """Has Engine's interface; a token is a byte. Plays `script(prompt, params)` for each request, one step of all at a time.
 
     `submitted`, `urgent`, `prepared` and `cancelled` record what was asked; `full` makes it refuse; `cached` is what its usage
     says.
@@ -137,7 +137,7 @@ class FakeEngine:
         self._thread.start()
 
     def reset(self) -> None:
-        """As new: plays its first script, has recorded nothing."""
+        """Restore the first script, and forget all records."""
         self.script = self._script
         self.full = False
         self.cached = 0
@@ -241,26 +241,26 @@ class FakeEngine:
         text = request.text.feed(step[:left])
         request.said += len(step[:left])
         self.totals.completion_tokens += len(step[:left])
-        told = request.told(step[:left])
+        fields = request.fields(step[:left])
         if request.text.stopped:
-            return self._end(request, text, "stop", **told)
+            return self._end(request, text, "stop", **fields)
         if left < len(step) or (limit is not None and request.said == limit):
-            return self._end(request, text + request.text.finish(), "length", **told)
+            return self._end(request, text + request.text.finish(), "length", **fields)
         if len(request.steps) <= 1:
-            return self._end(request, text + request.text.finish(), "stop", **told)
-        return TokenEvent(text, **told)
+            return self._end(request, text + request.text.finish(), "stop", **fields)
+        return TokenEvent(text, **fields)
 
     def _end(
-        self, request: Running, text: str, reason: FinishReason, error: Exception | None = None, **told: Any
+        self, request: Running, text: str, reason: FinishReason, error: Exception | None = None, **fields: Any
     ) -> TokenEvent:
         del self._running[request.id]
         self.totals.prompt_tokens += len(request.prompt)
         usage = Usage(len(request.prompt), request.said, self.cached)
-        return TokenEvent(text, finish_reason=reason, usage=usage, error=error, stop=request.text.stop, **told)
+        return TokenEvent(text, finish_reason=reason, usage=usage, error=error, stop=request.text.stop, **fields)
 
 
 class FakeMemory(Memory):
-    """So many bytes, of which every engine that `engines` gives takes `size` until it is closed."""
+    """Memory of `total` bytes, of which each open engine of `engines` takes `size`."""
 
     def __init__(self, total: int, size: int, engines: Callable[[], Iterable[FakeEngine]]) -> None:
         super().__init__()
@@ -277,13 +277,13 @@ class FakeMemory(Memory):
     def suit(
         self, spec: ModelSpec, path: Path, layers: Layers, held: MemoryUse = NO_MEMORY, header: Header | None = None
     ) -> Suited:
-        """Every model is of the same size and gets what is fixed for it; that it cannot fit is left to the plan."""
+        """Return the same need for every model, fitting or not, with the layers that are fixed."""
         need = Need(path, MemoryUse(ram=self._size), MemoryUse(ram=self._size))
         return Suited(settings_of(spec, layers), need, "a fake")
 
 
 def registry(folder: Path, *names: str) -> Registry:
-    """A registry of models that lie in `folder`; of the first the alias is "first"."""
+    """Write a registry of models in `folder`; the first has the alias "first"."""
     lines = ["models:"]
     for index, name in enumerate(names or ("tiny:1b", "other:2b", "broken:3b")):
         file = folder / f"{name.replace(':', '-')}.gguf"

@@ -25,7 +25,7 @@ def next_token(tokens: Sequence[int]) -> int:
 
 
 def answer(prompt: Sequence[int], count: int) -> list[int]:
-    """What a request must get, alone or in company."""
+    """Return the tokens that a request must get, alone or with others."""
     tokens = list(prompt)
     for _ in range(count):
         tokens.append(next_token(tokens))
@@ -33,7 +33,7 @@ def answer(prompt: Sequence[int], count: int) -> list[int]:
 
 
 def guided_answer(prompt: Sequence[int], count: int) -> list[int]:
-    """The same for a request with a FakeGuide."""
+    """Return the same for a request with a FakeGuide."""
     tokens = [*prompt, *forced(prompt[-1])]
     while len(tokens) < len(prompt) + count:
         tokens.append(next_token(tokens))
@@ -42,13 +42,13 @@ def guided_answer(prompt: Sequence[int], count: int) -> list[int]:
 
 
 def forced(token: int) -> list[int]:
-    """What must follow a token that was drawn: often nothing, seldom much."""
+    """Return the tokens forced after a sampled one: often none, seldom many."""
     count = (0, 0, 3, 0, 1, 0, 7, 0, 0, 40, 0)[token % 11]
     return [(token * 7 + i * 5) % (VOCAB - 1) + 1 for i in range(count)]
 
 
 class FakeGuide:
-    """A grammar that forces tokens and else allows all; holds the worker to what a Guide demands."""
+    """A grammar that forces tokens and else allows all; checks that the worker keeps to Guide's contract."""
 
     complete = False
 
@@ -74,7 +74,7 @@ class FakeGuide:
 
 
 class FakeMasks:
-    """Computes masks only in `wait`, as the slowest threads would. `waits` counts how often that was asked."""
+    """Computes masks only in `wait`, like the slowest threads. `waits` counts the calls."""
 
     def __init__(self) -> None:
         self._wanted: list[FakeGuide] = []

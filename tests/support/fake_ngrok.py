@@ -32,7 +32,7 @@ REFUSALS = {
 
 
 class Ngrok:
-    """One agent. Public connections are piped as they are, so streams and WebSockets pass too."""
+    """One agent. Public connections are piped unchanged, so streams and WebSockets pass too."""
 
     def __init__(self, folder: Path, token: str) -> None:
         self.folder = folder
@@ -62,7 +62,7 @@ class Ngrok:
         return 0
 
     def stumble(self) -> None:
-        """What the agent says when it has lost its session."""
+        """Log what the agent does when it loses its session."""
         say("eror", "failed to reconnect session", obj="tunnels.session", err=DIAL)
 
     def refuse(self, reason: str) -> None:

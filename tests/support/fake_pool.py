@@ -1,4 +1,4 @@
-"""A pool of fake engines, and how to wait in tests."""
+"""A pool of fake engines, and waiting in tests."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tests.support.wait import PATIENCE, until
 
 
 async def soon(holds: Callable[[], bool]) -> None:
-    """The same without holding up the event loop."""
+    """Wait without holding up the event loop."""
     await asyncio.to_thread(until, holds)
 
 
 class Made:
-    """A pool whose engines are kept for a look. There is memory for `room` of them at once."""
+    """A pool that keeps its engines for inspection. There is memory for `room` of them at once."""
 
     def __init__(self, folder: Path, layers: Any = (), *, room: int = 10, names: tuple[str, ...] = (), **options: Any) -> None:
         self.engines: list[FakeEngine] = []
@@ -45,11 +45,11 @@ class Made:
             self.loading.release()
 
     def engine(self, name: str) -> FakeEngine:
-        """The engine of that model that was made last."""
+        """Return the newest engine of that model."""
         return [engine for engine in self.engines if engine.info.path.stem.startswith(name)][-1]
 
     def hold(self, name: str) -> threading.Event:
-        """Loads of this model wait for the event from now on."""
+        """Make loads of this model wait for the event."""
         gate = self.gates[name] = threading.Event()
         return gate
 
@@ -62,7 +62,7 @@ class Made:
             lease.release()
 
     async def answer(self, model_id: str | None) -> str:
-        """The id of the model that answered a short request."""
+        """Return the id of the model that answered a short request."""
         async with self.pool.lease(model_id, strict=True) as loaded:
             events: asyncio.Queue[TokenEvent] = asyncio.Queue()
             loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""The stand-in for ngrok, ready to be found by pyngrok, and how it goes."""
+"""The stand-in for ngrok where pyngrok finds it, and its behaviour."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TOKEN = "2abcDEFghiJKLmnoPQRstuVWXyz_0123456789abcdef"
 
 
 class FakeNgrok:
-    """Puts the stand-in where pyngrok looks; `goes` says how it goes from the next start on."""
+    """Puts the stand-in where pyngrok looks; `goes` sets its behaviour from the next start on."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
@@ -31,12 +31,12 @@ class FakeNgrok:
         (self.folder / "behaviour").write_text(behaviour)
 
     def silent(self, silent: bool) -> None:
-        """Whether the public address answers nothing."""
+        """Make the public address stop responding, or respond again."""
         (self.folder / "silent").touch() if silent else (self.folder / "silent").unlink()
 
     @property
     def pids(self) -> list[int]:
-        """Of every start so far."""
+        """The process ids of all starts so far."""
         file = self.folder / "pids"
         return [int(line) for line in file.read_text().split()] if file.exists() else []
 
@@ -45,5 +45,5 @@ class FakeNgrok:
         return [pid for pid in self.pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
 
     def signal(self, number: signal.Signals) -> None:
-        """To the agent started last."""
+        """Send a signal to the agent started last."""
         os.kill(self.pids[-1], number)

@@ -1,4 +1,4 @@
-"""GGUF files of any size that hold nothing: the tensors are holes in the file. For asking how much memory a model takes.
+"""GGUF files of any size without weights: the tensors are holes in the file. For measuring the memory of models.
 
 They have the layers and the widths of real models, and no vocabulary but its length, unless `spelled`: an engine needs one.
 """
@@ -19,7 +19,7 @@ BLOCK = 32
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Made:
-    """A model to be. `attention` are the layers with attention where not all have it; `window` those of a sliding one look."""
+    """A model to write. `attention` are the layers with attention if not all have it; `window` is the sliding window."""
 
     architecture: str
     layers: int
@@ -39,7 +39,7 @@ class Made:
     spelled: bool = False
 
     def write(self, path: Path) -> Path:
-        """Writes the model to `path` and returns it."""
+        """Write the model to `path`, and return it."""
         writer = gguf.GGUFWriter(path, self.architecture)
         self._facts(writer)
         self._vocabulary(writer)
@@ -173,7 +173,7 @@ class Made:
         return bool(self.heads) and (self.attention is None or layer in self.attention)
 
     def _announce(self, writer: gguf.GGUFWriter, name: str, shape: tuple[int, ...]) -> None:
-        """Small ones and those of odd widths are kept exact, as in real files."""
+        """Add a tensor; small ones and those of odd widths are not quantized, as in real files."""
         exact = (
             "norm" in name
             or "bias" in name

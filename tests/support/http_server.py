@@ -40,13 +40,13 @@ class Served:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, http_client=self.http)
 
     def script(self, *steps: Any) -> None:
-        """What the engine plays for every request from now on."""
+        """Set the steps that the engine plays for every request."""
         self.engine.script = lambda prompt, params: list(steps)
 
 
 @contextlib.contextmanager
 def running(app: Any) -> Iterator[str]:
-    """Serves the app from a thread; gives its URL."""
+    """Serve the app from a thread; yield its URL."""
     config = uvicorn.Config(
         app, port=0, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=5, proxy_headers=False
     )
@@ -92,15 +92,15 @@ def start_in(folder: Path) -> Serve:
             engines.append(FakeEngine(path, settings, post, **(engine or {})))
             return engines[-1]
 
-        given = ServerSettings(**{"rate_limit": False, **settings})  # a test is no slow client
+        served = ServerSettings(**{"rate_limit": False, **settings})  # a test is no slow client
         memory = FakeMemory(room * 10**8, 10**8, lambda: list(engines))
-        options: dict[str, Any] = {"on_demand": given.on_demand, "keep_alive": given.keep_alive, "memory": memory}
-        options |= pool or {}
+        fixed = {"on_demand": served.on_demand, "keep_alive": served.keep_alive, "memory": memory}
+        options: dict[str, Any] = {**fixed, **(pool or {})}
         models = Pool(registry(folder), Store(folder / "store"), engine=make, grace=0.0, **options)
         if load:
             models.load_now(load)
-        keyring = Keyring(given, KeyStore(folder / "keys.json"), public)
-        app = create_app(models, given, keyring, tunnel)
+        keyring = Keyring(served, KeyStore(folder / "keys.json"), public)
+        app = create_app(models, served, keyring, tunnel)
         app.router.routes.extend(routes)
         with running(app) as url, httpx.Client(base_url=url, timeout=30) as client:
             yield Served(url, client, models)

@@ -1,4 +1,4 @@
-"""A loopback server that speaks as much of the Hub's protocol as huggingface_hub uses to list a repository and fetch files."""
+"""A loopback server with the part of the Hub's protocol that huggingface_hub uses to list a repository and fetch files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Repo:
 
 @dataclass
 class Hub:
-    """What is served, and how it misbehaves.
+    """The served repositories, and their misbehaviour.
 
     Every request: `fail` answers it with that status; `busy` holds (status, headers) for as many requests, then all is well.
     Downloads: `cuts` break off in the middle, that many; `stalls` send half and then nothing; `wrong` send other bytes;
@@ -62,7 +62,7 @@ class Hub:
 
 @contextmanager
 def serve(hub: Hub) -> Iterator[Hub]:
-    """Serves `hub` on two free ports of the loopback, the second for files it redirects to; sets `url`, and stops."""
+    """Serve `hub` on two free ports of the loopback, the second for files it redirects to; set `url`, and stop."""
     with _listening(hub, _Handler) as hub.url, _listening(hub, _Storage) as hub.storage:
         try:
             yield hub
@@ -97,7 +97,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer()
 
     def log_message(self, *args: object) -> None:
-        """Quiet."""
+        """Log nothing."""
 
     def _answer(self) -> None:
         self.hub.requests.append(self.path)
@@ -202,7 +202,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class _Storage(_Handler):
-    """The address that large files are redirected to: it knows no repositories' rights, and must be told no token."""
+    """The address that large files are redirected to: it checks no rights, and must get no token."""
 
     def _answer(self) -> None:
         self.hub.tokens.append(self.headers.get("Authorization"))
@@ -211,7 +211,7 @@ class _Storage(_Handler):
 
 
 def etag(content: bytes) -> str:
-    """As the Hub's: of a large file its SHA-256, of a small text git's SHA-1."""
+    """Return the Hub's etag: the SHA-256 of a large file, git's SHA-1 of a small text."""
     if content.startswith(b"GGUF"):
         return hashlib.sha256(content).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()

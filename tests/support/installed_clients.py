@@ -32,23 +32,23 @@ DEADLINE = 240
 
 @dataclasses.dataclass(frozen=True)
 class Told:
-    """What one program printed: the result of each of its cases, or what went wrong in it."""
+    """The output of one program: the result of each of its cases, or its error."""
 
     cases: dict[str, Any]
 
     def __call__(self, case: str) -> Any:
-        told = self.cases[case]
-        assert "error" not in told, f"{case}: {told['error']}"
-        return told["result"]
+        outcome = self.cases[case]
+        assert "error" not in outcome, f"{case}: {outcome['error']}"
+        return outcome["result"]
 
 
 def python(program: str, url: str) -> Told:
-    """Runs a program of python/ with the clients of its requirements.txt."""
+    """Run a program of python/ with the clients of its requirements.txt."""
     return _told([str(_environment() / "bin/python"), "-B", "-W", "ignore", str(HERE / "python" / program), url])
 
 
 def node(program: str, url: str) -> Told:
-    """Runs a program of node/ with the clients of its package.json; skips the test where there is no Node.js to run it."""
+    """Run a program of node/ with the clients of its package.json; skip the test without Node.js."""
     source = "".join((HERE / "node" / name).read_text() for name in (program, "report.mjs"))
     # Read from its input, a program finds the modules of the folder it runs in.
     return _told([_node(), "--input-type=module", "-", url], cwd=_modules(), input=source)
@@ -61,7 +61,7 @@ def _told(command: Sequence[str], **more: Any) -> Told:
 
 
 def _environ() -> dict[str, str]:
-    """The clients must find no key and no proxy of the user's."""
+    """Return an environment without keys and proxies of the user."""
     return {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
 
 
@@ -89,7 +89,7 @@ def _modules() -> Path:
 
 @functools.cache
 def templates() -> Path:
-    """The folder of chat templates that llama.cpp's source distribution has, of the version that is installed."""
+    """Return the folder of chat templates of the installed version's source distribution."""
     requirement = f"llama-cpp-python=={importlib.metadata.version('llama-cpp-python')}"
 
     def install(folder: Path) -> None:
@@ -118,7 +118,7 @@ def _node() -> str:
 
 
 def _installed(name: str, files: Sequence[Path], more: str, install: Callable[[Path], None]) -> Path:
-    """The folder of what `files` ask for; `install` fills it, once for all runs of the tests."""
+    """Return the folder for the contents of `files`; `install` fills it, once for all runs of the tests."""
     digest = hashlib.sha256(b"\0".join([*(file.read_bytes() for file in files), more.encode()])).hexdigest()[:12]
     folder = CACHE / f"clients-{name}-{digest}"
     with _locked(CACHE / f"clients-{name}.lock"):

@@ -88,7 +88,7 @@ def cancel(engine: Engine, answer: Answer) -> None:
 
 
 def ask(engine: Engine, prompt: Sequence[int], n: int, **params: object) -> Answer:
-    """`start` a request and wait for all `n` tokens."""
+    """Start a request and wait for all `n` tokens."""
     answer = start(engine, prompt, n, **params).ended()
     assert answer.last is not None and answer.last.error is None, answer.last
     assert (answer.reason, len(answer.tokens)) == ("length", n)

@@ -1,4 +1,4 @@
-"""Run as a script: prints this process's memory before a model is loaded, with it, and after it was unloaded, several times.
+"""A script that prints this process's memory before a model is loaded, with it, and after it was unloaded, several times.
 
 `python rss.py MODEL.gguf` prints a JSON list of [before, loaded, after, measured at the load], bytes.
 """
@@ -23,7 +23,7 @@ SETTINGS = [("a test", {"threads": 1, "gpu_layers": 0, "context": 512, "kv_token
 
 
 async def ask(pool: Pool) -> None:
-    """A request whose end is awaited."""
+    """Run a request to its end."""
     async with pool.lease("model", strict=True) as loaded:
         ended = asyncio.Event()
         loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""An API by its OpenAPI document: what it says of a route, and whether a body or a response is as it says."""
+"""An API by its OpenAPI document: operations, and checks of bodies and responses against them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Described:
         return self.follow(schema["$ref"]) if "$ref" in schema else schema
 
     def operations(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
-        """(method, path, operation) of each route."""
+        """Yield (method, path, operation) of each route."""
         for path, methods in self.api["paths"].items():
             for verb, operation in methods.items():
                 yield verb, path, operation
@@ -35,7 +35,7 @@ class Described:
         return self.resolve(operation["requestBody"]["content"]["application/json"]["schema"])
 
     def examples(self) -> Iterator[tuple[dict[str, Any], Any]]:
-        """(schema, example) wherever one is given."""
+        """Yield (schema, example) for each example."""
         for _, _, operation in self.operations():
             for holder in (operation.get("requestBody", {}), *map(self.resolve, operation["responses"].values())):
                 for content in holder.get("content", {}).values():
@@ -43,19 +43,19 @@ class Described:
                         yield content["schema"], content["example"]
 
     def check(self, value: Any, schema: dict[str, Any]) -> None:
-        """Raises ValidationError where the value is not as the schema says."""
+        """Raise ValidationError for a value that does not match the schema."""
         jsonschema.Draft202012Validator({**schema, "components": self.api["components"]}).validate(value)
 
     def check_response(self, operation: dict[str, Any], response: Any) -> None:
-        """Asserts that the response's status, content type and values are described, and each field of one that went well."""
-        told = self.resolve(operation["responses"][str(response.status_code)])
-        content = told["content"][response.headers["content-type"].partition(";")[0]]
+        """Assert that the response's status, content type and values are described, and all fields of a successful one."""
+        described = self.resolve(operation["responses"][str(response.status_code)])
+        content = described["content"][response.headers["content-type"].partition(";")[0]]
         if response.headers["content-type"] == "application/json":
             self.check(response.json(), content["schema"])
             assert response.status_code != 200 or set(self.unknown(response.json(), content["schema"])) == set()
 
     def unknown(self, value: Any, schema: dict[str, Any], where: str = "") -> Iterator[str]:
-        """Fields of an answer that its schema says nothing of."""
+        """Yield the fields of an answer that are not in its schema."""
         schema = self.resolve(schema)
         if not schema or "$schema" in schema:
             return

@@ -57,5 +57,5 @@ def serving(model: Path | str, *flags: str) -> Iterator[Process]:
 
 
 def counting(start: int) -> str:
-    """Numbers in a row: how they go on is certain, whatever the order of additions in a batch."""
+    """Return consecutive numbers: their continuation is certain, whatever the order of additions in a batch."""
     return "Counting: " + ", ".join(str(n) for n in range(start, start + 25)) + ","

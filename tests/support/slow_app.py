@@ -1,5 +1,7 @@
-"""A process for test_runner: serves slow streams. Arguments: seconds of grace, and whether it "heeds" or "ignores" the end of
-its lifespan, or has a "broken" one."""
+"""A process for test_runner that serves slow streams.
+
+Arguments: seconds of grace, and whether it "heeds" or "ignores" the end of its lifespan, or has a "broken" one.
+"""
 
 from __future__ import annotations
 

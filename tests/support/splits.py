@@ -8,7 +8,7 @@ from locallab.chat.deltas import Parser, WholeAnswer, gather
 
 
 def counting_ids() -> Callable[[], str]:
-    """Ids that are the same in every run."""
+    """Make ids that are the same in every run."""
     ids = iter(range(1000))
     return lambda: f"call_{next(ids)}"
 
@@ -19,7 +19,7 @@ def parse(parser: Parser, pieces: Iterable[str]) -> WholeAnswer:
 
 
 def every_split(make: Callable[[], Parser], raw: str) -> WholeAnswer:
-    """What comes of `raw`: the same whole, one character at a time, and cut in two at every place."""
+    """Parse `raw`: whole, one character at a time, and cut in two at every place; the results must agree."""
     whole = parse(make(), [raw])
     assert parse(make(), raw) == whole
     for at in range(len(raw) + 1):

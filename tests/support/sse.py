@@ -1,4 +1,4 @@
-"""Reads server-sent events in tests."""
+"""Parsing of server-sent events."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DONE = "[DONE]"
 
 
 def events(response: httpx.Response) -> list[Any]:
-    """The data of each event: JSON, or DONE, which must be last."""
+    """Return the data of each event: JSON, or DONE, which must be last."""
     assert response.status_code == 200, response.text
     assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
     return parsed(response.text)

@@ -1,4 +1,4 @@
-"""A scripted chat server for the tests of scripts/bench: it streams answers, slowly or badly as its flags say."""
+"""A scripted chat server for the tests of scripts/bench: it streams answers slowly or badly, by its flags."""
 
 from __future__ import annotations
 

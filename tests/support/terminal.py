@@ -29,7 +29,7 @@ OWN = (
 
 
 class Terminal:
-    """What the command has shown so far is in `raw`, and without the terminal's codes in `text`."""
+    """A command in a terminal. Its output so far is in `raw`, and without the terminal's codes in `text`."""
 
     def __init__(self, master: int, process: subprocess.Popen[bytes]) -> None:
         self._master = master
@@ -52,7 +52,7 @@ class Terminal:
         self._pressed = True
 
     def expect(self, wanted: str) -> str:
-        """Waits until `wanted` is shown after what was expected last; returns what came up to there."""
+        """Wait until `wanted` is shown after the last expected output; return the output up to there."""
         deadline = time.monotonic() + PATIENCE
         while (found := self.text.find(wanted, self._seen)) < 0:
             assert self._read(deadline), f"ended without {wanted!r}: {self.text[self._seen :]!r}"
@@ -61,7 +61,7 @@ class Terminal:
         return before
 
     def end(self) -> int:
-        """Waits until the command ends; returns its exit status."""
+        """Wait until the command ends; return its exit status."""
         deadline = time.monotonic() + PATIENCE
         while self._read(deadline):
             pass
@@ -84,7 +84,7 @@ class Terminal:
 
 @contextlib.contextmanager
 def terminal(*arguments: str, rows: int = 24, columns: int = 80, **environ: str) -> Iterator[Terminal]:
-    """Runs `locallab` with these arguments."""
+    """Run `locallab` with these arguments."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     inherited = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS", "LINES")}

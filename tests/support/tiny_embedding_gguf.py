@@ -1,4 +1,4 @@
-"""Tiny models that make vectors or scores, with random weights, and the same networks in numpy to hold them against.
+"""Tiny models that make vectors or scores, with random weights, and the same networks in numpy for comparison.
 
 The numpy side reads the weights back from the file and shares nothing with llama.cpp: what it says is the reference.
 """
@@ -25,7 +25,7 @@ DECODER_CONTEXT = 1024
 BOS, EOS = 1, 2
 
 RERANK = "<Q>{query}\n<D>{document}<A>"
-"""The template of the tiny decoder that ranks; its markup are control tokens."""
+"""The template of the tiny reranking decoder; its markup is control tokens."""
 MARKUP = ("<Q>", "<D>", "<A>")
 
 _EMBED, _HEADS, _KV_HEADS, _FEED_FORWARD, _LAYERS, _EPS = 32, 4, 2, 64, 2, 1e-6
@@ -35,7 +35,7 @@ _BASE = 10_000.0
 
 
 def token(word: str) -> int:
-    """The id of a whole word, or of an end such as ##ing."""
+    """Return the id of a whole word, or of an ending such as ##ing."""
     if word.startswith("##"):
         return len(SPECIAL) + len(WORDS) + ENDS.index(word[2:])
     return len(SPECIAL) + WORDS.index(word)
@@ -50,8 +50,10 @@ def bert(
     causal: bool | None = False,
     pieces: bool = True,
 ) -> Path:
-    """An encoder; with `Pooling.RANK` a classifier of so many `classes` stands on it. `causal` None: it does not say that it
-    looks ahead. `pieces`: its vocabulary is one of WordPiece, else one of bytes, with two tokens between a pair of texts."""
+    """Write an encoder; with `Pooling.RANK` it has a classifier of `classes`. `causal` None leaves that key out.
+
+    `pieces`: the vocabulary is WordPiece, else bytes, with two tokens between a pair of texts.
+    """
     writer = gguf.GGUFWriter(path, "bert")
     add = _Adding(writer, seed)
     writer.add_context_length(CONTEXT)
@@ -86,7 +88,7 @@ def bert(
 
 
 def qwen3(path: Path, pooling: Pooling = Pooling.LAST, *, seed: int = 0) -> Path:
-    """A decoder whose last token is the text's vector; with `Pooling.RANK` it says yes or no, and has a template for pairs."""
+    """Write a decoder that pools the last token; with `Pooling.RANK` it answers yes or no, and has a pair template."""
     writer = gguf.GGUFWriter(path, "qwen3")
     add = _Adding(writer, seed)
     writer.add_context_length(DECODER_CONTEXT)
@@ -126,7 +128,7 @@ def qwen3(path: Path, pooling: Pooling = Pooling.LAST, *, seed: int = 0) -> Path
 
 
 def t5encoder(path: Path, *, seed: int = 0) -> Path:
-    """The reading half of a model that translates: knows positions only as distances, and does not say how to pool."""
+    """Write the encoder of a translation model: it has relative positions only, and no pooling setting."""
     writer = gguf.GGUFWriter(path, "t5encoder")
     add = _Adding(writer, seed)
     writer.add_context_length(CONTEXT)
@@ -160,7 +162,7 @@ def weights(path: Path) -> Weights:
 
 
 def bert_states(w: Weights, tokens: Sequence[int]) -> Array:
-    """What the encoder says of each token."""
+    """Return the encoder's output for each token."""
     x = w["token_embd.weight"][list(tokens)] + w["position_embd.weight"][: len(tokens)] + w["token_types.weight"][0]
     x = _layer_norm(w, "token_embd_norm", x)
     for layer in range(_LAYERS):
@@ -179,13 +181,13 @@ def bert_vector(w: Weights, tokens: Sequence[int], pooling: Pooling = Pooling.ME
 
 
 def bert_score(w: Weights, tokens: Sequence[int]) -> float:
-    """The share that the classifier on the first token gives."""
+    """Return the score of the classifier on the first token."""
     pooled = np.tanh(_linear(w, "cls", bert_states(w, tokens)[0]))
     return float(1 / (1 + np.exp(-_linear(w, "cls.output", pooled)[0])))
 
 
 def qwen3_state(w: Weights, tokens: Sequence[int]) -> Array:
-    """What the decoder says of the last token."""
+    """Return the decoder's output for the last token."""
     x = w["token_embd.weight"][list(tokens)]
     ahead = np.triu(np.full((len(tokens), len(tokens)), -np.inf), 1)
     for layer in range(_LAYERS):
@@ -208,7 +210,7 @@ def qwen3_vector(w: Weights, tokens: Sequence[int]) -> Array:
 
 
 def qwen3_score(w: Weights, tokens: Sequence[int]) -> float:
-    """The share of yes."""
+    """Return the probability of yes."""
     return float(_softmax(w["cls.output.weight"] @ qwen3_state(w, tokens))[0])
 
 
@@ -254,7 +256,7 @@ def _gelu(x: Array) -> Array:
 
 
 def _split(x: Array, heads: int) -> Array:
-    """(tokens, heads * width) to (heads, tokens, width)."""
+    """Reshape (tokens, heads * width) to (heads, tokens, width)."""
     return x.reshape(len(x), heads, -1).transpose(1, 0, 2)
 
 
@@ -263,7 +265,7 @@ def _join(x: Array) -> Array:
 
 
 def _rope(x: Array) -> Array:
-    """Turns the first half of each head against its second half, by an angle that grows with the position."""
+    """Rotate the first half of each head against its second half, by an angle that grows with the position."""
     half = x.shape[-1] // 2
     angle = np.arange(x.shape[1])[:, None] * _BASE ** (-np.arange(half) / half)
     first, second = x[..., :half], x[..., half:]
@@ -271,7 +273,7 @@ def _rope(x: Array) -> Array:
 
 
 def _bucket(distance: Array) -> npt.NDArray[np.int64]:
-    """Near distances have a bucket each, far ones share them, ever more; those ahead have others than those behind."""
+    """Return the bucket of each distance: near ones have their own, far ones share them, separately ahead and behind."""
     half, exact = _BUCKETS // 2, _BUCKETS // 4
     far = exact + np.log(np.maximum(np.abs(distance), 1) / exact) / np.log(128 / exact) * (half - exact)
     near = np.where(np.abs(distance) < exact, np.abs(distance), np.minimum(far, half - 1))
@@ -279,7 +281,7 @@ def _bucket(distance: Array) -> npt.NDArray[np.int64]:
 
 
 def _word_pieces(writer: gguf.GGUFWriter) -> int:
-    """Returns how many there are."""
+    """Return the number of tokens."""
     types = gguf.TokenType
     writer.add_tokenizer_model("bert")
     writer.add_tokenizer_pre("default")
@@ -295,7 +297,7 @@ def _word_pieces(writer: gguf.GGUFWriter) -> int:
 
 
 def _byte_pairs(writer: gguf.GGUFWriter) -> int:
-    """As `_bytes`, for texts and pairs of them that are opened and closed."""
+    """Write a vocabulary as `_bytes`, for texts and pairs with opening and closing tokens."""
     found = _bytes(writer, opened=True)
     writer.add_sep_token_id(EOS)
     writer.add_add_sep_token(True)
@@ -304,7 +306,7 @@ def _byte_pairs(writer: gguf.GGUFWriter) -> int:
 
 
 def _bytes(writer: gguf.GGUFWriter, opened: bool = False) -> int:
-    """SentencePiece with nothing but bytes and markup: any text has tokens. Returns how many there are."""
+    """Write a SentencePiece vocabulary of bytes and markup, so that any text has tokens. Return the number of tokens."""
     types = gguf.TokenType
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *MARKUP]
     writer.add_tokenizer_model("llama")

@@ -16,7 +16,7 @@ ARCHITECTURES = ("llama", "mamba", "lfm2", "gemma3")
 """Full attention, recurrent, hybrid, sliding window."""
 
 WINDOW = 16
-"""Tokens that gemma3's sliding-window layers look back, the newest one counted."""
+"""Window of gemma3's sliding-window layers in tokens, including the newest one."""
 
 BOS, EOS, FIRST_PLAIN = 1, 2, 3
 N_VOCAB = FIRST_PLAIN + 256 + 26
@@ -41,7 +41,7 @@ def write(
     called: str | None = None,
     more: Tokens = (),
 ) -> Path:
-    """Writes a model to `path` and returns it. The same arguments give the same bytes.
+    """Write a model to `path`, and return it. The same arguments give the same bytes.
 
     `without` names tensors to leave out; `called` is the architecture to claim in the metadata; `more` are tokens behind the
     N_VOCAB that every such model has.
@@ -140,7 +140,7 @@ class _Tiny:
         self._writer.add_value_length(_HEAD)
 
     def _vocabulary(self) -> None:
-        """SentencePiece: three specials, all bytes, the letters, and what else was asked for."""
+        """Write a SentencePiece vocabulary: three specials, all bytes, the letters, and the requested tokens."""
         letters = [chr(ord("a") + i) for i in range(26)]
         types = gguf.TokenType
         self._writer.add_tokenizer_model("llama")
@@ -153,7 +153,7 @@ class _Tiny:
         self._writer.add_unk_token_id(0)
 
     def _attention(self, layer: int) -> None:
-        """Sharp attention: what it looks at matters."""
+        """Write weights of sharp attention, so that its inputs matter."""
         name = f"blk.{layer}.attn_"
         self._matrix(f"{name}q.weight", _HEADS * _HEAD, _EMBED, scale=1.5 / _EMBED**0.5)
         self._matrix(f"{name}k.weight", _KV_HEADS * _HEAD, _EMBED, scale=1.5 / _EMBED**0.5)
@@ -171,7 +171,7 @@ class _Tiny:
         self._matrix(f"blk.{layer}.ffn_down.weight", _EMBED, _FEED_FORWARD)
 
     def _matrix(self, name: str, rows: int, columns: int, scale: float | None = None) -> None:
-        """`scale` is the deviation of a weight; by default the output is about as large as the input."""
+        """Write random weights of deviation `scale`; by default the output is about as large as the input."""
         deviation = columns**-0.5 if scale is None else scale
         self._add(name, self._random.normal(0, deviation, (rows, columns)).astype(np.float32))
 

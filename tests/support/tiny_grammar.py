@@ -1,4 +1,4 @@
-"""A prompt of a tiny model and what its tokens mean."""
+"""A prompt of a tiny model, and the meaning of its tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server whose models are real, made small: one that chats, and those that make vectors and scores."""
+"""A server with small real models: for chat, vectors and scores."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Tiny:
     paths: dict[str, Path]
 
     def post(self, path: str, **body: Any) -> Any:
-        """The answer to a body that is right; it is as /openapi.json says."""
+        """Return the answer to a valid body, and check it against /openapi.json."""
         response = self.http.post(path, json=body)
         assert response.status_code == 200, response.text
         described = Described(self.http.get("/openapi.json").json())
@@ -39,7 +39,7 @@ class Tiny:
         return response.json()
 
     def refused(self, path: str, **body: Any) -> Any:
-        """The answer to a body that is wrong."""
+        """Return the answer to an invalid body."""
         response = self.http.post(path, json=body)
         assert response.status_code == 400, response.text
         return response.json()
@@ -58,9 +58,9 @@ def tiny_server(folder: Path, load: str = "chat", on_demand: Any = "keep", **set
     registry = Registry()
     for name, path in paths.items():
         registry.add("a test", ModelSpec(id=name, source=FileSource(path=path), description="made"))
-    given = ServerSettings(rate_limit=False, on_demand=on_demand, **settings)
+    options = ServerSettings(rate_limit=False, on_demand=on_demand, **settings)
     pool = Pool(registry, Store(folder / "store"), [("a test", ENGINE)], on_demand=on_demand, grace=0.0)
     pool.load_now(load)
-    app = create_app(pool, given, Keyring(given, KeyStore(folder / "keys.json")))
+    app = create_app(pool, options, Keyring(options, KeyStore(folder / "keys.json")))
     with running(app) as url, httpx.Client(base_url=url, timeout=30) as client:
         yield Tiny(url, client, pool, paths)

@@ -1,4 +1,4 @@
-"""Weights that are none, and a Progress that remembers."""
+"""Fake weights, and a Progress that records its calls."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ WEIGHTS = b"GGUF" + bytes(range(256)) * 64
 
 
 class Calls:
-    """A Progress that remembers."""
+    """A Progress that records its calls."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[int, int | None]] = []

@@ -43,7 +43,7 @@ OSLO = ("weather", {"city": 'Oslo "S"', "days": 3})
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What a model wrote and what it means. `cut`: the answer ends in the middle of what a grammar would want."""
+    """A model's output, and its meaning. `cut`: the answer ends in the middle of a call."""
 
     raw: str
     calls: tuple[tuple[str, dict[str, Any]], ...] = ()

@@ -1,4 +1,4 @@
-"""Waiting for what another thread or process does, and ports for it."""
+"""Waiting for other threads and processes, and free ports."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 PATIENCE = 20.0
-"""Seconds that a busy machine may take for what takes an idle one milliseconds."""
+"""Seconds allowed for what takes an idle machine milliseconds."""
 
 
 def until(holds: Callable[[], bool], patience: float = PATIENCE) -> None:

@@ -1,4 +1,4 @@
-"""Stores of other programs, laid out as those lay them out."""
+"""Model stores in the layouts of other programs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def sha256(content: bytes) -> str:
 
 
 def hub_cache(home: Path, repo: str, files: dict[str, bytes], commit: str = "c" * 40, ref: str | None = "main") -> Path:
-    """A repository in the cache of a Hugging Face home. Returns its snapshot."""
+    """Write a repository into the cache of a Hugging Face home. Return its snapshot."""
     root = home / "hub" / f"models--{repo.replace('/', '--')}"
     for name, content in files.items():
         blob = root / "blobs" / sha256(content)
@@ -29,7 +29,7 @@ def hub_cache(home: Path, repo: str, files: dict[str, bytes], commit: str = "c" 
 
 
 def ollama(root: Path, name: str, model: bytes, projector: bytes | None = None, manifests: str = "manifests") -> Path:
-    """A model in Ollama's store; `name` is host/namespace/model/tag. Returns its blob."""
+    """Write a model into Ollama's store; `name` is host/namespace/model/tag. Return its blob."""
     layers = []
     for kind, content in (("template", b"{{ .Prompt }}"), ("model", model), ("projector", projector)):
         if content is not None:

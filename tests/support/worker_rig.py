@@ -17,7 +17,7 @@ from tests.support.fake_llama import FakeContext, FakeGuide, FakeMasks, FakeMode
 
 
 class Rig:
-    """Requests go in with `submit`, `step` runs one step and checks every invariant."""
+    """A worker whose `step` runs one step of the submitted requests, and checks every invariant."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Rig:
         self.check()
 
     def drain(self, steps: int = 2000) -> int:
-        """Steps until all requests have ended; returns how many steps that took."""
+        """Step until all requests have ended; return the number of steps."""
         for taken in range(steps):
             if not self.worker._sequences:
                 self.worker._hand_out()
@@ -92,7 +92,7 @@ class Rig:
         return self.events[id][-1]
 
     def last_or_none(self, id: int) -> TokenEvent | None:
-        """The last event, once it has come."""
+        """Return the last event, once it has come."""
         return next((e for e in self.events[id] if e.finish_reason), None)
 
     def check(self) -> None:

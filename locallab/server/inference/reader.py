@@ -50,8 +50,8 @@ class Reader:
 def read_whole(turn: Turn, answer: FinishedAnswer) -> tuple[WholeAnswer, End]:
     """Parse a complete answer."""
     parser = turn.parser()
-    said = gather([*parser.feed(answer.text), *parser.finish()])
-    return said, End(_reason(answer.finish_reason, parser.called), answer.usage)
+    whole = gather([*parser.feed(answer.text), *parser.finish()])
+    return whole, End(_reason(answer.finish_reason, parser.called), answer.usage)
 
 
 def plain_text(deltas: Iterable[Delta]) -> str:

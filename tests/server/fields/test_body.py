@@ -1,4 +1,4 @@
-"""Wrong requests by name, in the dialect of the route; spellings of paths; what the middleware does."""
+"""Errors of wrong requests in the dialect of the route, spellings of paths, and the middleware."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a prompt is read, for streams that ask for it."""
+"""Prompt progress in streams."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.http_server import Served
 from tests.support.sse import DONE, parsed
 
 STEPS: list[Step] = [Progress(300, 40, 104, 0.5), Progress(300, 40, 300, 1.25), *say("Fine.")]
-TOLD = [
+PROGRESS = [
     {"total": 300, "cache": 40, "processed": 104, "time_ms": 500},
     {"total": 300, "cache": 40, "processed": 300, "time_ms": 1250},
 ]
@@ -35,8 +35,8 @@ def stream(served: Served, path: str, **body: Any) -> list[Any]:
 def test_a_stream_that_asks_is_told_before_the_answer(served: Served, name: str) -> None:
     served.script(*STEPS)
     found = stream(served, **BODIES[name], return_progress=True)
-    told = [event["prompt_progress"] for event in found if "prompt_progress" in event]
-    assert sorted(map(str, told)) == sorted(map(str, TOLD * BODIES[name].get("n", 1)))
+    found_progress = [event["prompt_progress"] for event in found if "prompt_progress" in event]
+    assert sorted(map(str, found_progress)) == sorted(map(str, PROGRESS * BODIES[name].get("n", 1)))
     rest = [_said(event) for event in found if "prompt_progress" not in event]
     assert sorted(rest) == sorted(_said(event) for event in stream(served, **BODIES[name]))
     if "choices" in found[0]:

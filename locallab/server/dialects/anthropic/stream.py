@@ -101,10 +101,10 @@ class AnthropicFormatter(Collector):
 
     def whole(self) -> dict[str, Any]:
         [answer] = self.finished()
-        said, end = read_whole(self._turn, answer)
-        thinking = [{"type": "thinking", "thinking": said.reasoning, "signature": ""}] if said.reasoning else []
-        text = [{"type": "text", "text": said.text}] if said.text or not said.calls else []
-        calls = [{"type": "tool_use", "id": c.id, "name": c.name, "input": _input(c.arguments)} for c in said.calls]
+        whole, end = read_whole(self._turn, answer)
+        thinking = [{"type": "thinking", "thinking": whole.reasoning, "signature": ""}] if whole.reasoning else []
+        text = [{"type": "text", "text": whole.text}] if whole.text or not whole.calls else []
+        calls = [{"type": "tool_use", "id": c.id, "name": c.name, "input": _input(c.arguments)} for c in whole.calls]
         message = _message(self._model, [*thinking, *text, *calls])
         return {**message, **_ending(end, answer.stop), "usage": usage_body(end.usage)}
 

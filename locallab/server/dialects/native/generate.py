@@ -156,8 +156,8 @@ class NativeChatFormatter(ChatFormatter):
 
     def whole(self) -> dict[str, Any]:
         [answer] = self.finished()
-        said, end = read_whole(self.turn, answer)
-        choice = {"index": 0, "message": message_body(said), "finish_reason": end.finish_reason}
+        whole, end = read_whole(self.turn, answer)
+        choice = {"index": 0, "message": message_body(whole), "finish_reason": end.finish_reason}
         ending = {"finish_reason": end.finish_reason, "usage": usage_body([answer.usage])}
         return self.head.body("chat.completion", [choice], **ending)
 

@@ -153,11 +153,11 @@ class OllamaFormatter(abc.ABC):
 
     def whole(self) -> dict[str, Any]:
         """Return the answer in one piece."""
-        said = gather(self._deltas)
+        whole = gather(self._deltas)
         starts = {delta.id: delta for delta in self._deltas if isinstance(delta, CallStart)}
-        calls = [body for call in said.calls if (body := _call(starts[call.id], call.arguments))]
-        more = {"thinking": said.reasoning} if said.reasoning else {}
-        piece = self.piece(said.text, **more, **({"tool_calls": calls} if calls else {}))
+        calls = [body for call in whole.calls if (body := _call(starts[call.id], call.arguments))]
+        more = {"thinking": whole.reasoning} if whole.reasoning else {}
+        piece = self.piece(whole.text, **more, **({"tool_calls": calls} if calls else {}))
         logprobs = {"logprobs": ollama_logprobs(self._logprobs)} if self._logprobs else {}
         return self._object(piece, **logprobs, **self._ending())
 

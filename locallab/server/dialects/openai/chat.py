@@ -111,15 +111,15 @@ class ChatBody(OpenAIBody, kw_only=True):
         return dataclasses.replace(options, enabled=False if budget == 0 else first(switch, options.enabled))
 
 
-def message_body(said: WholeAnswer) -> dict[str, Any]:
+def message_body(whole: WholeAnswer) -> dict[str, Any]:
     """Return the assistant's message."""
-    message: dict[str, Any] = {"role": "assistant", "content": said.text if said.text or not said.calls else None}
-    if said.reasoning:
-        message["reasoning_content"] = said.reasoning
-    if said.calls:
+    message: dict[str, Any] = {"role": "assistant", "content": whole.text if whole.text or not whole.calls else None}
+    if whole.reasoning:
+        message["reasoning_content"] = whole.reasoning
+    if whole.calls:
         message["tool_calls"] = [
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-            for call in said.calls
+            for call in whole.calls
         ]
     return message
 

@@ -146,10 +146,10 @@ class ChatFormatter(OpenAIFormatter):
     def whole_choices(self, answers: Sequence[FinishedAnswer]) -> list[dict[str, Any]]:
         choices = []
         for index, answer in enumerate(answers):
-            said, end = read_whole(self.turn, answer)
+            whole, end = read_whole(self.turn, answer)
             logprobs = chat_logprobs(answer.logprobs) if self._scored else None
             more = {"logprobs": logprobs, "finish_reason": end.finish_reason}
-            choices.append({"index": index, "message": message_body(said), **more})
+            choices.append({"index": index, "message": message_body(whole), **more})
         return choices
 
     def _events(self, items: list[Item]) -> Iterable[bytes]:

@@ -36,7 +36,7 @@ def post(served: Served, path: str = "/v1/messages", **body: Any) -> Any:
 
 
 def prompt(served: Served, **body: Any) -> str:
-    """What the model is given to read."""
+    """Return the prompt of the last request."""
     response = post(served, **body)
     assert response.status_code == 200, response.text
     return served.engine.submitted[-1][0]
@@ -77,7 +77,7 @@ def test_a_stream_is_the_whole_message(thinking: Served, client: anthropic.Anthr
 
 
 def blocks(stream: str) -> tuple[list[Any], list[Any]]:
-    """The blocks that a stream builds, each of which starts, grows and stops before the next one; and the other events."""
+    """Return the blocks of a stream, each of which starts, grows and stops before the next one, and the other events."""
     found: list[Any] = []
     others = []
     is_open = False

@@ -25,8 +25,8 @@ def asked(task: str = "refactor", opening: str | None = None, template: str | No
     return PreparedQuestion(question, "tiny", ([1], SamplingParams()), opening, turn)
 
 
-def told(question: PreparedQuestion, pieces: list[str]) -> tuple[str, dict[str, Any]]:
-    """What was shown piece by piece, and the whole answer."""
+def read(question: PreparedQuestion, pieces: list[str]) -> tuple[str, dict[str, Any]]:
+    """Return the text shown piece by piece, and the whole answer."""
     telling = AnswerReader(question)
     shown = "".join(telling.feed(piece) for piece in pieces) + telling.feed("", last=True)
     telling.end("stop", USAGE)
@@ -45,9 +45,9 @@ def test_however_an_answer_is_cut_it_is_the_same(
     pieces: list[str], task: str, opening: str | None, template: str | None
 ) -> None:
     question = asked(task, opening, template)
-    shown, answer = told(question, pieces)
+    shown, answer = read(question, pieces)
     assert shown == answer["response"] and (opening is None or shown.startswith(opening))
-    assert (shown, answer) == told(question, ["".join(pieces)]) == told(question, list("".join(pieces)))
+    assert (shown, answer) == read(question, ["".join(pieces)]) == read(question, list("".join(pieces)))
 
 
 @given(PIECES)
@@ -55,20 +55,20 @@ def test_events_are_the_same_answer(pieces: list[str]) -> None:
     chunks = AssistantFormatter(asked())
     news = [TokenEvent(piece) for piece in pieces] + [TokenEvent("", finish_reason="length", usage=USAGE)]
     *tokens, last = parsed((b"".join(chunks.encode([(0, each)]) for each in news) + chunks.end()).decode())
-    _, answer = told(asked(), pieces)
+    _, answer = read(asked(), pieces)
     assert "".join(each["text"] for each in tokens) == answer.pop("response")
     assert last == {"type": "done", **answer, "finish_reason": "length"}
 
 
 def test_figures() -> None:
-    _, answer = told(asked(), ["x"])
+    _, answer = read(asked(), ["x"])
     assert (answer["tokens_used"], answer["model"], answer["task"], answer["finish_reason"]) == (3, "tiny", "refactor", "stop")
     assert answer["usage"]["total_tokens"] == 8
 
 
 @pytest.mark.parametrize(("text", "result"), [('{"code": "x"}', {"code": "x"}), ('{"code": ', None), ("", None)])
 def test_json(text: str, result: Any) -> None:
-    _, answer = told(asked("debug", format="json"), [text])
+    _, answer = read(asked("debug", format="json"), [text])
     assert answer["response"] == text and answer["result"] == result and answer["code"] == (result and "x")
     assert ("detail" in answer) == (result is None)
 

@@ -139,5 +139,5 @@ def test_any_text_has_an_answer(prompt: str) -> None:
 
 @pytest.mark.parametrize("piece", ["(", ")", "a(", "a(b)(", "a.", "<", "a,", "[", "{ ", "a b ", "x = ", "('", "-", "#", "if ("])
 def test_no_text_takes_long(piece: str) -> None:
-    """Patterns that try again and again would hang here."""
+    """Patterns with catastrophic backtracking would hang here."""
     assert is_code(piece * 100_000) in (True, False)

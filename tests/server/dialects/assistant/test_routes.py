@@ -1,4 +1,4 @@
-"""The assistant over HTTP, on the fake engine: every task, both ways of answering, everything that can be wrong."""
+"""The assistant over HTTP, on the fake engine: all tasks, whole and streamed, and wrong requests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PROMPT = "words that no program begins with"
 
 @pytest.fixture(scope="module")
 def roomy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A token is a byte here, and the system messages are long."""
+    """Serve with a large context: a token is a byte here, and the system messages are long."""
     with start_in(tmp_path_factory.mktemp("assistant"))(engine={"context": 8192}) as served:
         yield served
 
@@ -52,7 +52,7 @@ def refused(served: Served, task: str, status: int = 400, /, **body: Any) -> str
 
 
 def asked(served: Served) -> str:
-    """The last prompt that the engine got."""
+    """Return the last prompt that the engine got."""
     return served.engine.submitted[-1][0]
 
 

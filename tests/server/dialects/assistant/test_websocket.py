@@ -1,4 +1,4 @@
-"""One conversation over a WebSocket whose other side is played here: readers that are slow, servers that stop."""
+"""A conversation over a WebSocket with a scripted other side: slow readers, stopping servers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Script = Callable[["Peer"], Awaitable[None]]
 
 
 class Peer:
-    """The client and the server around a conversation. While `reading` is not set, nothing more can be sent."""
+    """The client and the server around a conversation. Sends block while `reading` is not set."""
 
     def __init__(self, engine: FakeEngine) -> None:
         self.engine = engine
@@ -88,7 +88,7 @@ def pool(tmp_path: Path) -> Iterator[Pool]:
 
 
 def converse(pool: Pool, script: Script, *steps: Step) -> None:
-    """Plays `script` against a conversation whose model says `steps`; at the end the conversation must have ended too."""
+    """Play `script` against a conversation whose model emits `steps`; the conversation must end with it."""
 
     async def run() -> None:
         pool.start(asyncio.get_running_loop())
@@ -241,7 +241,7 @@ Event = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def roomy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A token is a byte here, and the system messages are long."""
+    """Serve with a large context: a token is a byte here, and the system messages are long."""
     with start_in(tmp_path_factory.mktemp("socket"))(engine={"context": 8192}) as served:
         yield served
 
@@ -268,14 +268,14 @@ class Client:
         return dict(json.loads(self.connection.recv(PATIENCE)))
 
     def answer(self) -> tuple[str, Event]:
-        """The text up to the next event that is none, and that event."""
+        """Return the text up to the next event of another type, and that event."""
         text = ""
         while (event := self.event())["type"] == "token":
             text += event["text"]
         return text, event
 
     def works(self) -> None:
-        """The connection is as good as new."""
+        """Assert that the connection still works."""
         self.ask(id="again")
         text, last = self.answer()
         assert text and (last["type"], last["id"]) == ("done", "again")
@@ -294,7 +294,7 @@ def client(served: Served) -> Iterator[Client]:
 
 
 def hold(served: Served, *first: bytes) -> threading.Event:
-    """Until it is set, every answer stops after `first`."""
+    """Make every answer wait after `first` until the returned event is set."""
     go = threading.Event()
     served.engine.script = lambda prompt, params: [*first, go, b"!"]
     return go

@@ -1,4 +1,4 @@
-"""What editors ask for while one types: suffix, /v1/fim/completions, and llama.cpp's routes."""
+"""Completions for editors: suffix, /v1/fim/completions, and llama.cpp's routes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def shared_coder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture
 def coder(shared_coder: Served) -> Served:
-    """A server whose model can fill in."""
+    """Serve a model that can fill in the middle."""
     shared_coder.engine.reset()
     return shared_coder
 
@@ -155,7 +155,7 @@ def test_what_an_editor_plugin_sends(coder: Served) -> None:
 
 
 def test_completion_as_llama_cpp_has_it(coder: Served) -> None:
-    """As Continue's llama.cpp provider asks."""
+    """The request of Continue's llama.cpp provider."""
     body = {"prompt": "hi", "n_predict": 9, "stream": True, "mirostat": 0, "stop": ["zz"], "temperature": 0.2}
     with coder.http.stream("POST", "/completion", json=body) as response:
         pieces = [json.loads(line.removeprefix("data: ")) for line in response.iter_lines() if line.startswith("data: ")]

@@ -42,8 +42,8 @@ def test_markup_counts_unless_it_is_not_to(tiny: Tiny) -> None:
 
 
 def test_what_each_token_stands_for(tiny: Tiny) -> None:
-    told = tiny.post("/tokenize", model="embed", content="worlds", add_special=True, with_pieces=True)["tokens"]
-    assert told == [
+    tokens = tiny.post("/tokenize", model="embed", content="worlds", add_special=True, with_pieces=True)["tokens"]
+    assert tokens == [
         {"id": CLS, "piece": "[CLS]"},
         {"id": token("world"), "piece": " world"},
         {"id": token("##s"), "piece": "s"},

@@ -1,4 +1,4 @@
-"""/metrics: exact counts, in a format that Prometheus reads, that do not fall when models go."""
+"""/metrics: exact counts in Prometheus's format, which do not fall when models are unloaded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LENGTH = len(TEXT.encode())
 
 
 def scrape(http: httpx.Client) -> dict[str, float]:
-    """Every sample of our own by its name and labels, such as `prompt_tokens_total{model=tiny:1b}`."""
+    """Return all of our samples by name and labels, such as `prompt_tokens_total{model=tiny:1b}`."""
     found: dict[str, float] = {}
     for family in text_string_to_metric_families(http.get("/metrics").text):
         for sample in family.samples:

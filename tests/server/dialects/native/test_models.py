@@ -1,4 +1,4 @@
-"""The routes about models, loading by asking, and leases."""
+"""The model routes, loading on demand, and leases."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_refused_where_requests_load_nothing(serve: Serve, path: str) -> None:
 
 
 def test_a_stream_keeps_its_model(serve: Serve) -> None:
-    """A swap waits for its last byte; those who come meanwhile wait too, and nobody is cut."""
+    """A swap waits for the last byte of a stream; requests that come meanwhile wait too, and none is cut."""
     with serve(room=1) as served, ThreadPoolExecutor() as threads:
         go, engine = threading.Event(), served.engine
         engine.script = lambda prompt, params: [b"Hi", go, b" there"] if bytes(prompt[1:]) == b"first" else [b"late"]
@@ -222,7 +222,7 @@ def test_the_lease_ends_with_the_answer(serve: Serve, path: str, stream: bool) -
 
 
 class Held:
-    """A pool with one model whose load waits."""
+    """Serve a pool whose one model waits in its load."""
 
     def __init__(self, folder: Path) -> None:
         self.begun, self.go = threading.Event(), threading.Event()
@@ -319,7 +319,7 @@ def test_stopping_answers_those_who_wait_for_a_load(serve: Serve) -> None:
 
 
 def test_crowd_over_http(serve: Serve) -> None:
-    """Clients of two models that do not fit together, with loads and unloads between them: every one is answered by its own."""
+    """Clients of two models that do not fit together, with loads and unloads: each is answered by its own model."""
 
     async def scenario(url: str) -> list[tuple[str, int, str]]:
         async with httpx.AsyncClient(base_url=url, timeout=60) as client:

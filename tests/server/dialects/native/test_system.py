@@ -1,4 +1,4 @@
-"""What the server tells of itself and of its machine: /system/info and /health."""
+"""The reports about server and machine: /system/info and /health."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_not_ready_says_why_and_when_to_ask_again(serve: Serve) -> None:
 
 
 def test_a_model_that_rests_is_ready(tmp_path: Path) -> None:
-    """The next request brings it back."""
+    """The next request reloads it."""
     pool = Pool(registry(tmp_path), Store(tmp_path / "store"), engine=FakeEngine, keep_alive=0)  # type: ignore[arg-type]
     pool.load_now("tiny:1b")
     with running(create_app(pool, ServerSettings(rate_limit=False))) as url, httpx.Client(base_url=url, timeout=30) as http:

@@ -43,7 +43,7 @@ def generate(served: Served, **body: Any) -> Any:
 
 
 def asked(served: Served, response: Any) -> tuple[str, SamplingParams]:
-    """What the model was given, and how it was to answer."""
+    """Return the prompt and the parameters of the last request."""
     assert response.status_code == 200, response.text
     return served.engine.submitted[-1]
 
@@ -118,8 +118,8 @@ def test_generate(thinking: Served, client: ollama.Client) -> None:
     assert "".join(piece.response or "" for piece in client.generate("any", "hi", stream=True)) == "yes"
 
 
-def told(pieces: Any) -> bytes:
-    """The tokens whose logprobs came."""
+def tokens_of(pieces: Any) -> bytes:
+    """Join the tokens that have logprobs."""
     return bytes(byte for piece in pieces for each in piece.get("logprobs") or () for byte in each["bytes"])
 
 
@@ -149,13 +149,17 @@ def test_logprobs_in_a_stream_are_those_of_the_whole(thinking: Served, client: o
     assert [each for piece in pieces for each in piece.logprobs or ()] == whole.logprobs
     assert "".join(piece.message.content or "" for piece in pieces) == SAID and whole.message.tool_calls
     assert len(whole.message.tool_calls) == len([call for piece in pieces for call in piece.message.tool_calls or ()]) == 2
-    assert told([chat(thinking, **wish).json()]) == told(lines(chat(thinking, **{**wish, "stream": True}).text)) == RAW.encode()
+    assert (
+        tokens_of([chat(thinking, **wish).json()])
+        == tokens_of(lines(chat(thinking, **{**wish, "stream": True}).text))
+        == RAW.encode()
+    )
 
 
 def test_logprobs_come_with_their_step_though_the_text_is_held_back(thinking: Served) -> None:
     thinking.script(b"abc", b"x", b"yz")
     pieces = lines(generate(thinking, stream=True, logprobs=True, options={"stop": ["xyy"]}).text)
-    said = [(piece["response"], told([piece]), piece["done"]) for piece in pieces]
+    said = [(piece["response"], tokens_of([piece]), piece["done"]) for piece in pieces]
     assert said == [("abc", b"abc", False), ("", b"x", False), ("xyz", b"yz", False), ("", b"", True)]
 
 
@@ -163,7 +167,7 @@ def test_logprobs_without_a_template(serve: Serve) -> None:
     with serve(engine={"fim": FIM}) as served:
         for wish in ({"raw": True}, {"suffix": "x"}, {"format": "json"}):
             whole = generate(served, logprobs=True, **wish).json()
-            assert told([whole]) == whole["response"].encode() == TEXT.encode()
+            assert tokens_of([whole]) == whole["response"].encode() == TEXT.encode()
             pieces = lines(generate(served, logprobs=True, stream=True, **wish).text)
             assert [each for piece in pieces for each in piece.get("logprobs", ())] == whole["logprobs"]
 
@@ -447,14 +451,14 @@ def test_pull(serve: Serve) -> None:
         return Path("there")
 
     with serve(pool={"fetch": fetch}, load=None) as served, contextlib.closing(ollama.Client(served.url)) as client:
-        told = []
+        statuses = []
         for news_ in client.pull("other:2b", stream=True):
-            told.append((news_.status, news_.completed, news_.total))
+            statuses.append((news_.status, news_.completed, news_.total))
             if news_.completed:
                 seen.set()
         digest = next(model.digest for model in client.list().models if model.model == "other:2b")
         status = f"pulling {str(digest)[:12]}"
-        assert told == [("pulling manifest", None, None), (status, 10, 100), (status, 100, 100), ("success", None, None)]
+        assert statuses == [("pulling manifest", None, None), (status, 10, 100), (status, 100, 100), ("success", None, None)]
         assert client.pull("other:2b").status == "success"
         assert served.pool.loaded == [] and served.pool.status("other:2b") == "unloaded"
 

@@ -1,4 +1,4 @@
-"""/v1/embeddings, /api/embed and /api/embeddings over a real socket, on real models made small."""
+"""/v1/embeddings, /api/embed and /api/embeddings over a real socket, on small real models."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.wait import until
 PATIENCE = 30.0
 USER = [{"role": "user", "content": "hi"}]
 CLOSE = 0.999
-"""Cosine from which on two vectors count as the same: long texts add up what attention rounds to 16 bits."""
+"""Cosine above which two vectors count as equal: in long texts, the 16-bit rounding of attention adds up."""
 
 HELLO = [CLS, token("hello"), SEP]
 
@@ -89,7 +89,7 @@ def test_base64_is_the_same_numbers(tiny: Tiny) -> None:
 
 
 def test_fewer_dimensions(tiny: Tiny) -> None:
-    """As the models that allow it are trained: the first numbers, made as long as before."""
+    """As in the training of models that allow it: the first components, normalized again."""
     whole = vectors(tiny.post("/v1/embeddings", model="embed", input=["hello", "old cat"]))
     short = vectors(tiny.post("/v1/embeddings", model="embed", input=["hello", "old cat"], dimensions=5))
     assert short == pytest.approx(whole[:, :5] / np.linalg.norm(whole[:, :5], axis=1, keepdims=True), abs=1e-5)
@@ -133,7 +133,7 @@ def test_a_text_that_is_too_long(tiny: Tiny) -> None:
 
 
 def test_an_unknown_model(tiny: Tiny, tmp_path: Any) -> None:
-    """Means the one that makes vectors, though another is the current one; unless names are to be known."""
+    """It is the embedding model, though another is the current one, unless names are strict."""
     answer = tiny.post("/v1/embeddings", model="text-embedding-3-small", input="hello")
     assert answer["model"] == "text-embedding-3-small" and same(vectors(answer), reference(tiny, HELLO))
     with tiny_server(tmp_path, load="embed", strict_models=True) as strict:
@@ -171,7 +171,7 @@ def test_nor_on_a_websocket(tiny: Tiny) -> None:
 
 
 def test_the_openai_client(tiny: Tiny, client: openai.OpenAI) -> None:
-    """It asks for base64 by itself, and gives back numbers."""
+    """It requests base64 by itself, and returns numbers."""
     answer = client.embeddings.create(model="embed", input=["hello", "cat"], dimensions=openai.omit)
     assert same(np.array([each.embedding for each in answer.data]), reference(tiny, HELLO, [CLS, token("cat"), SEP]))
     assert answer.usage.prompt_tokens == 6
@@ -182,7 +182,7 @@ def test_the_openai_client(tiny: Tiny, client: openai.OpenAI) -> None:
 
 
 def test_a_decoder_makes_vectors_too(tiny: Tiny, client: openai.OpenAI) -> None:
-    """Of texts that are computed in several steps, among them one of more characters than the event loop tokenises."""
+    """The texts take several steps; one has more characters than the event loop tokenizes."""
     long = ["x" * 900, *("y" * 700 for _ in range(30))]
     answer = client.embeddings.create(model="decoder", input=long)
     weights = tiny_embedding_gguf.weights(tiny.paths["decoder"])
@@ -193,7 +193,7 @@ def test_a_decoder_makes_vectors_too(tiny: Tiny, client: openai.OpenAI) -> None:
 
 
 def test_both_kinds_answer_at_once(tiny: Tiny, client: openai.OpenAI) -> None:
-    """Every request names its model; all of them overlap, and neither model is unloaded for the other."""
+    """All requests name their model and overlap, and neither model is unloaded for the other."""
     expected = reference(tiny, HELLO)
     loads = tiny.pool.stats().loads
 
@@ -269,7 +269,7 @@ def test_ollama_embeds(tiny: Tiny) -> None:
 
 
 def test_ollama_cuts_what_is_too_long(tiny: Tiny) -> None:
-    """And keeps what closes a text; unless it is told not to."""
+    """It keeps the closing token, unless `truncate` is off."""
     words = [token("hello")] * (tiny_embedding_gguf.CONTEXT - 2)
     answer = tiny.post("/api/embed", model="embed", input=["hello " * 100, "hello " * len(words)])
     assert same(np.array(answer["embeddings"]), reference(tiny, *[[CLS, *words, SEP]] * 2))

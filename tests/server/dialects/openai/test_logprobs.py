@@ -1,4 +1,4 @@
-"""Logprobs, echo, best_of over OpenAI's routes: openai-python, streamed or not, with tools too; and whose tokens are whose."""
+"""Logprobs, echo and best_of over OpenAI's routes, with openai-python, streamed or not, with tools too."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.fake_engine import TEXT, weighed
 from tests.support.http_server import Served
 from tests.support.openapi_check import Described
 from tests.support.sse import events
-from tests.support.token_logprob import told
+from tests.support.token_logprob import scored
 
 USER = [{"role": "user", "content": "hi"}]
 TOOLS: Any = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
@@ -40,14 +40,14 @@ def test_chat(served: Served) -> None:
 def test_chat_streamed_is_the_same(served: Served) -> None:
     asked: dict[str, Any] = {"model": "m", "messages": USER, "logprobs": True, "top_logprobs": 1, "n": 2}
     whole = served.openai.chat.completions.create(**asked)
-    told: list[list[Any]] = [[], []]
+    found: list[list[Any]] = [[], []]
     texts = ["", ""]
     for chunk in served.openai.chat.completions.create(**asked, stream=True):
         for choice in chunk.choices:
             texts[choice.index] += choice.delta.content or ""
-            told[choice.index] += (choice.logprobs and choice.logprobs.content) or []
+            found[choice.index] += (choice.logprobs and choice.logprobs.content) or []
     assert texts == [TEXT, TEXT]
-    assert told == [choice.logprobs.content for choice in whole.choices if choice.logprobs]
+    assert found == [choice.logprobs.content for choice in whole.choices if choice.logprobs]
 
 
 def test_logprobs_come_with_their_step_though_the_text_is_held_back(served: Served) -> None:
@@ -61,7 +61,7 @@ def test_logprobs_come_with_their_step_though_the_text_is_held_back(served: Serv
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_with_tools_every_token_is_told(thinking: Served, stream: bool) -> None:
+def test_with_tools_every_token_is_scored(thinking: Served, stream: bool) -> None:
     said = b'<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
     thinking.script(b"<think>\nno", b"\n</think>\n\n", said[:20], said[20:])
     asked: dict[str, Any] = {"model": "m", "messages": USER, "tools": TOOLS, "logprobs": True}
@@ -73,8 +73,8 @@ def test_with_tools_every_token_is_told(thinking: Served, stream: bool) -> None:
     [choice] = answer.choices
     assert choice.finish_reason == "tool_calls" and choice.message.tool_calls and choice.logprobs
     assert choice.message.tool_calls[0].function.name == "add"
-    told = bytes(byte for each in choice.logprobs.content or [] for byte in each.bytes or [])
-    assert told == b"<think>\nno\n</think>\n\n" + said
+    found = bytes(byte for each in choice.logprobs.content or [] for byte in each.bytes or [])
+    assert found == b"<think>\nno\n</think>\n\n" + said
 
 
 def test_completion(served: Served) -> None:
@@ -98,20 +98,20 @@ def test_echo_with_logprobs(served: Served, prompt: Any, stream: bool) -> None:
     served.script(b"ab", b"c")
     body = {"prompt": prompt, "echo": True, "logprobs": 1, "stream": stream}
     response = served.http.post("/v1/completions", json=body)
-    text, told = "", {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+    text, found = "", {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
     for part in events(response)[:-1] if stream else [response.json()]:
         text += part["choices"][0]["text"]
-        told = joined(told, part["choices"][0]["logprobs"] or {key: [] for key in told})
+        found = joined(found, part["choices"][0]["logprobs"] or {key: [] for key in found})
     bos = "" if prompt == "hé" else "<s>"
-    assert text == f"{bos}héabc" and [text[at] for at in told["text_offset"][-3:]] == ["a", "b", "c"]
-    assert told["tokens"] == ["<s>", "h", "bytes:\\xc3", "bytes:\\xa9", "a", "b", "c"]
-    assert told["token_logprobs"] == [None, -1.04, -1.95, -1.69, -0.97, -0.98, -0.99] and told["top_logprobs"][0] is None
+    assert text == f"{bos}héabc" and [text[at] for at in found["text_offset"][-3:]] == ["a", "b", "c"]
+    assert found["tokens"] == ["<s>", "h", "bytes:\\xc3", "bytes:\\xa9", "a", "b", "c"]
+    assert found["token_logprobs"] == [None, -1.04, -1.95, -1.69, -0.97, -0.98, -0.99] and found["top_logprobs"][0] is None
     shift = len(bos)
-    assert told["text_offset"] == [0, shift, shift + 1, shift + 1, shift + 2, shift + 3, shift + 4]
+    assert found["text_offset"] == [0, shift, shift + 1, shift + 1, shift + 2, shift + 3, shift + 4]
 
 
 def test_a_prompt_is_scored_without_an_answer(served: Served) -> None:
-    """As lm-evaluation-harness asks: is what follows the context the likeliest?"""
+    """The request of lm-evaluation-harness: is the continuation of the context the likeliest?"""
     body = {"prompt": [[256, 97, 98], [256, 99]], "echo": True, "logprobs": 1, "max_tokens": 0, "temperature": 0}
     answer = served.http.post("/v1/completions", json=body).json()
     assert [choice["text"] for choice in answer["choices"]] == ["<s>ab", "<s>c"]
@@ -171,7 +171,7 @@ def test_offsets_lead_into_the_text(text: str, cuts: list[int], before: str) -> 
         data = data[cut:]
     pieces = [*pieces, data]
     whole = before + text.encode("utf-8", "ignore").decode()
-    offsets = text_logprobs(TextPosition(len(before)), [told(piece) for piece in pieces])["text_offset"]
+    offsets = text_logprobs(TextPosition(len(before)), [scored(piece) for piece in pieces])["text_offset"]
     assert offsets == sorted(offsets) and offsets[0] == len(before) and offsets[-1] <= len(whole)
     for at, piece in zip(offsets, pieces, strict=True):
         shown = piece.decode("utf-8", "replace")
@@ -179,7 +179,7 @@ def test_offsets_lead_into_the_text(text: str, cuts: list[int], before: str) -> 
 
 
 def test_hidden_tokens_take_no_room() -> None:
-    columns = text_logprobs(TextPosition(), [told(b"a"), told(b"<|mark|>", hidden=True), told(b"b")])
+    columns = text_logprobs(TextPosition(), [scored(b"a"), scored(b"<|mark|>", hidden=True), scored(b"b")])
     assert columns["text_offset"] == [0, 1, 1] and columns["tokens"][1] == "<|mark|>"
 
 
@@ -193,12 +193,12 @@ def test_hidden_tokens_take_no_room() -> None:
     ],
 )
 def test_where_the_tokens_of_a_prompt_begin(text: str, pieces: list[bytes], offsets: list[int]) -> None:
-    assert Echo(text, pieces).logprobs([told(piece) for piece in pieces[1:]])["text_offset"] == offsets
+    assert Echo(text, pieces).logprobs([scored(piece) for piece in pieces[1:]])["text_offset"] == offsets
 
 
 def test_json_knows_no_infinity() -> None:
-    assert chat_logprobs([told(b"a", -math.inf)])["content"][0]["logprob"] == -9999.0
-    assert text_logprobs(TextPosition(), [told(b"a", -math.inf)])["token_logprobs"] == [-9999.0]
+    assert chat_logprobs([scored(b"a", -math.inf)])["content"][0]["logprob"] == -9999.0
+    assert text_logprobs(TextPosition(), [scored(b"a", -math.inf)])["token_logprobs"] == [-9999.0]
 
 
 def test_the_mean_does_not_favour_the_short() -> None:
@@ -210,7 +210,7 @@ def test_the_mean_does_not_favour_the_short() -> None:
 
 
 def test_each_dialect_has_its_shape() -> None:
-    alone, among = told(b"a"), TokenLogprob(7, b"\xc3", -1.0, ((8, b"b", -2.0),))
+    alone, among = scored(b"a"), TokenLogprob(7, b"\xc3", -1.0, ((8, b"b", -2.0),))
     bare, top = {"token": "a", "logprob": -1.0, "bytes": [97]}, {"token": "b", "logprob": -2.0, "bytes": [98]}
     odd = {"token": "\\xc3", "logprob": -1.0, "bytes": [195], "top_logprobs": [top]}
     assert chat_logprobs([alone, among])["content"] == [{**bare, "top_logprobs": []}, odd]

@@ -1,4 +1,4 @@
-"""/v1/rerank over a real socket, on real models made small."""
+"""/v1/rerank over a real socket, on small real models."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_only_the_best_with_their_texts(tiny: Tiny, path: str) -> None:
 
 
 def test_through_the_models_own_template(tiny: Tiny) -> None:
-    """What people wrote stays text: neither markup nor a place to fill in."""
+    """Texts of users stay text: neither markup nor a placeholder."""
     weights = tiny_embedding_gguf.weights(tiny.paths["yes-or-no"])
     q, d, a = (259, 260, 261)
 
@@ -91,7 +91,7 @@ def test_what_is_wrong_is_named(tiny: Tiny, body: dict[str, Any], field: str, re
 
 
 def test_many_documents(tiny: Tiny) -> None:
-    """More than one batch, and more characters than the event loop tokenises."""
+    """More than one batch, and more characters than the event loop tokenizes."""
     documents = ["hello cat dog sun moon " * 5, "red"] * 100
     answer = tiny.post("/v1/rerank", model="rank", query="old cat?", documents=documents)
     scores = [each["relevance_score"] for each in sorted(answer["results"], key=lambda each: each["index"])]

@@ -53,7 +53,7 @@ def test_no_usage_unless_asked_for(served: Served, options: Any) -> None:
 
 
 def by_prompt(served: Served) -> None:
-    """The engine answers with the prompt and the seed."""
+    """Make the engine answer with the prompt and the seed."""
     served.engine.script = lambda prompt, params: say(f"{bytes(prompt[1:]).decode()}#{params.seed}")
 
 
@@ -266,7 +266,7 @@ def test_completions_tolerate(served: Served) -> None:
 
 
 def test_models(served: Served) -> None:
-    """The loaded one first, then those that asking for them would load."""
+    """The loaded one comes first, then those that a request would load."""
     models = served.openai.models.list()
     assert [(model.id, model.owned_by) for model in models] == [
         ("tiny:1b", "locallab"),

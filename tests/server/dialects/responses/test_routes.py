@@ -29,7 +29,7 @@ def post(served: Served, **body: Any) -> Any:
 
 
 def prompt(served: Served, **body: Any) -> str:
-    """What the model is given to read."""
+    """Return the prompt of the last request."""
     response = post(served, **body)
     assert response.status_code == 200, response.text
     return served.engine.submitted[-1][0]
@@ -53,7 +53,7 @@ def test_every_spelling_of_the_path(thinking: Served, path: str) -> None:
 
 
 def said_of(output: list[Any]) -> list[Any]:
-    """What the items say."""
+    """Return the content of the items."""
     found: list[Any] = []
     for item in output:
         match item["type"]:
@@ -100,7 +100,7 @@ PARTS = {
 
 
 def rebuilt(events: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """The items that the events of a stream build, by type and text; checks that each begins, grows and ends in its turn."""
+    """Return the items of a stream by type and text; each must begin, grow and end in its turn."""
     found: list[tuple[str, str]] = []
     item: dict[str, Any] | None = None
     grown = ""
@@ -146,13 +146,13 @@ def test_however_the_text_is_cut_the_stream_says_the_same(places: list[int]) -> 
 SCORED: Any = ["message.output_text.logprobs"]
 
 
-def told(logprobs: Any) -> bytes:
-    """The tokens, by their names: the fake model's are bytes."""
+def tokens_of(logprobs: Any) -> bytes:
+    """Join the tokens' names: the fake model's tokens are bytes."""
     return b"".join(each["token"].encode().decode("unicode_escape").encode("latin-1") for each in logprobs)
 
 
 def the_text(body: Any) -> Any:
-    """The one text of a response."""
+    """Return the one text of a response."""
     [[part]] = [item["content"] for item in body["output"] if item["type"] == "message"]
     return part
 
@@ -199,7 +199,7 @@ def test_only_the_tokens_of_the_text_are_told(thinking: Served, size: int) -> No
         streamed = stream.get_final_response().to_dict()
     assert said_of(streamed["output"]) == WHOLE
     part = the_text(streamed)
-    assert told(deltas) == told(part["logprobs"]) == SAID.encode() and deltas == done
+    assert tokens_of(deltas) == tokens_of(part["logprobs"]) == SAID.encode() and deltas == done
     assert set(deltas[0]) == {"token", "logprob", "top_logprobs"} and set(deltas[0]["top_logprobs"][1]) == {"token", "logprob"}
     assert the_text(thinking.openai.responses.create(**asked).to_dict())["logprobs"] == part["logprobs"]
     kept = thinking.http.get(f"/v1/responses/{streamed['id']}").json()
@@ -209,7 +209,7 @@ def test_only_the_tokens_of_the_text_are_told(thinking: Served, size: int) -> No
 def test_tokens_come_with_the_text_that_they_bring(thinking: Served) -> None:
     thinking.script(b"<think>\nx", b"y</think>", b"\n\n", b"abc", b"x", b"yz", *say("ü", 1))
     events = named_events(post(thinking, stream=True, include=SCORED, stop=["xyy"]).text)
-    deltas = [(each["delta"], told(each["logprobs"])) for each in events if each["type"] == "response.output_text.delta"]
+    deltas = [(each["delta"], tokens_of(each["logprobs"])) for each in events if each["type"] == "response.output_text.delta"]
     assert deltas == [("abc", b"abc"), ("xyz", b"xyz"), ("ü", "ü".encode())]
 
 

@@ -1,4 +1,4 @@
-"""The tokens of an answer's text are found whatever the text looks like, and however it comes."""
+"""The tokens of an answer's text are found in any text, in steps of any size."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from locallab.engine.text_stream import TextStream
 from locallab.server.dialects.responses.scored_text import ScoredReader, ScoredText
 from locallab.server.inference.generation import Item
 from locallab.server.inference.reader import Reader
-from tests.support.token_logprob import told
+from tests.support.token_logprob import scored
 from tests.support.tool_calls import CASES, Case
 from tests.support.tool_calls import TOOLS as FUNCTIONS
 
 
 def steps(raw: str, tokens: int, size: int) -> list[Item]:
-    """An answer in events of so many tokens, of so many bytes each; their ids are where they begin."""
+    """Split an answer into events of `tokens` tokens of `size` bytes each; a token's id is its position."""
     data, stream, found = raw.encode(), TextStream(["<|stop|>"]), list[Item]()
     for at in range(0, len(data), tokens * size):
         starts = range(at, min(at + tokens * size, len(data)), size)
@@ -60,8 +60,8 @@ def test_the_tokens_of_the_text_are_the_text(name: str, case: Case) -> None:
         items = steps(raw, tokens, 1)
         found = texts(turn, items)
         said = gather(delta for news in Reader(turn).read(items) for delta in news.deltas)
-        assert b"".join(piece for _, told in pieces(found) for piece in told).decode() == said.text
-        assert all(b"".join(told).decode() == text for text, told in pieces(found))
+        assert b"".join(piece for _, tokens in pieces(found) for piece in tokens).decode() == said.text
+        assert all(b"".join(tokens).decode() == text for text, tokens in pieces(found))
 
 
 @pytest.mark.parametrize(("name", "case"), ANSWERS)
@@ -85,7 +85,7 @@ def test_the_tokens_of_the_text_are_found_whatever_it_looks_like(thought: str, t
     raw = f"<think>{thought}</think>{text}"
     begin = len(raw[: raw.index(THINK.end)].encode()) + len(THINK.end)
     found = texts(plain("hermes", THINK), steps(raw, tokens, 1))
-    assert all(b"".join(told).decode() == part for part, told in pieces(found))
+    assert all(b"".join(tokens).decode() == part for part, tokens in pieces(found))
     assert all(each.token >= begin for part in found for each in part.logprobs)
 
 
@@ -93,13 +93,13 @@ def test_a_token_of_two_parts_belongs_to_the_text() -> None:
     call = b'call>\n{"name": "time", "arguments": {}}\n</tool_call>'
     data = [b"<think>hm", b"\xe2\x80\xa6</think>\n\n\xc3", b"\xbcb", b"c\n<tool_", call]
     stream = TextStream()
-    items: list[Item] = [(0, TokenEvent(stream.feed(each), logprobs=(told(each),))) for each in data]
+    items: list[Item] = [(0, TokenEvent(stream.feed(each), logprobs=(scored(each),))) for each in data]
     found = texts(plain("hermes", THINK), [*items, (0, TokenEvent("", finish_reason="stop"))])
     assert pieces(found) == [("üb", [data[1], data[2]]), ("c", [data[3]])]
 
 
 def test_control_tokens_are_no_text() -> None:
-    items: list[Item] = [(0, TokenEvent("ab", logprobs=(told(b"a"), told(b"<|mark|>", hidden=True), told(b"b"))))]
+    items: list[Item] = [(0, TokenEvent("ab", logprobs=(scored(b"a"), scored(b"<|mark|>", hidden=True), scored(b"b"))))]
     assert pieces(texts(plain(), items)) == [("ab", [b"a", b"b"])]
 
 
@@ -120,6 +120,6 @@ def test_a_text_that_is_not_what_the_model_wrote_has_tokens_all_the_same() -> No
 
     reader = ScoredReader(plain())
     reader._parsers = [Shouting()]  # type: ignore[list-item]
-    first, second = (tuple(told(each.encode()) for each in text) for text in ("aß", "bc"))
+    first, second = (tuple(scored(each.encode()) for each in text) for text in ("aß", "bc"))
     news = reader.read([(0, TokenEvent("aß", logprobs=first)), (0, TokenEvent("bc", logprobs=second))])
     assert [each.deltas for each in news] == [[ScoredText("ASS", first)], [ScoredText("BC", second)]]
