@@ -87,7 +87,7 @@ def test_every_route_is_shown_with_its_fields(served: Served) -> None:
     described = Described(served.http.get("/openapi.json").json())
     assert sorted(shown["routes"]) == sorted(f"{verb.upper()} {path}" for verb, path, _ in described.operations())
     cells = {row[0]: row[1:] for row in shown["cells"]}
-    assert cells["prompt *"] == ["string", "the text to go on from"]
+    assert cells["prompt *"] == ["string", "the text to complete"]
     kind, meaning = cells["temperature"]
     assert kind == "number | null" and meaning.endswith("at least 0, at most 100, default 0.8")
     assert "usage.prompt_tokens_details.cached_tokens *" in cells
