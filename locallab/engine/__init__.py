@@ -1,6 +1,6 @@
 """Continuous batching over llama.cpp. The only room that touches llama_cpp; no asyncio, no HTTP, no JSON."""
 
-from locallab.engine.embedding.embedder import Embedder
+from locallab.engine.embedding.embedder import EmbeddingEngine
 from locallab.engine.engine import Engine, ModelInfo
 from locallab.engine.llama import build_features
 from locallab.engine.post import LoopPost, Post
@@ -15,11 +15,12 @@ from locallab.engine.request import (
     TokenEvent,
     Usage,
 )
+from locallab.engine.text_engine import TextEngine
 from locallab.engine.totals import Histogram, Totals
 
 __all__ = [
     "Constraint",
-    "Embedder",
+    "EmbeddingEngine",
     "Engine",
     "EngineStats",
     "FimTokens",
@@ -31,6 +32,7 @@ __all__ = [
     "ModelInfo",
     "Post",
     "SamplingParams",
+    "TextEngine",
     "TokenEvent",
     "Totals",
     "Usage",

@@ -40,7 +40,7 @@ class Totals:
     """Counters of one engine. Only its thread changes them; others may read each figure at any time. No figure ever falls.
 
     They outlive the engine. The tokens of a prompt count with the first token of the answer. `time_to_first_token` runs from
-    `Engine.submit`, `inter_token` from one token of an answer to the next, `step` is the duration of a step.
+    `TextEngine.submit`, `inter_token` from one token of an answer to the next, `step` is the duration of a step.
     """
 
     prompt_tokens: int = 0

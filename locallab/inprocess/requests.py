@@ -56,7 +56,7 @@ class Requests:
         sampling: Mapping[str, Any],
         hear: Callable[[TokenEvent], object] = lambda event: None,
     ) -> None:
-        self._engine = loaded.engine
+        self._engine = loaded.text_engine
         self._hear = hear
         self._ids: list[int] = []
         self.answers: list[Future[Answer]] = []

@@ -7,10 +7,11 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 from locallab.chat.control_tokens import markup
 from locallab.chat.templates import ChatTemplate
-from locallab.engine import Embedder, Engine
+from locallab.engine import EmbeddingEngine, Engine, TextEngine
 from locallab.engine.post import Post
 from locallab.errors import ModelError, ModelLoadError
 from locallab.models.gguf import Header
@@ -35,10 +36,15 @@ class Loaded:
     seconds: float
     markup: re.Pattern[str] | None = None
 
+    @property
+    def text_engine(self) -> TextEngine:
+        """The engine, of a model that makes text: callers have checked its kind, as `inference.lease` does."""
+        return cast(TextEngine, self.engine)
+
 
 def open_engine(path: Path, settings: EngineSettings, post: Post, header: Header | None = None) -> Engine:
-    """Load the file, as an Embedder if `header` describes an embedding model or a reranker. Raises ModelLoadError."""
-    return Embedder(path, settings) if header and header.embeds else Engine(path, settings, post)
+    """Load the file, as an EmbeddingEngine if `header` describes an embedding model or a reranker. Raises ModelLoadError."""
+    return EmbeddingEngine(path, settings) if header and header.embeds else TextEngine(path, settings, post)
 
 
 def open_model(spec: ModelSpec, suited: Suited, engine: OpenEngine, memory: Memory) -> Loaded:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from locallab.engine import Engine, amx, llama
+from locallab.engine import TextEngine, amx, llama
 from locallab.settings import EngineSettings
 
 COMMENT = b"\x7fELF...\0GCC: (%s) %s\0..."
@@ -42,6 +42,6 @@ def test_a_build_without_amx_is_sound() -> None:
 
 def test_the_real_model_computes_whatever_compiled_llama_cpp(model_path: Path) -> None:
     """Where AMX is miscompiled and used, the process would end here."""
-    engine = Engine(model_path, EngineSettings(context=256))
+    engine = TextEngine(model_path, EngineSettings(context=256))
     engine.close()
     assert llama.build_features()["miscompiled_amx"] == llama.miscompiled_amx()

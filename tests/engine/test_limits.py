@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from locallab import hardware
-from locallab.engine import Engine, llama
+from locallab.engine import TextEngine, llama
 from locallab.engine.limits import LEAST_CACHE, Limits, idle_cells, kv_room
 from locallab.errors import ModelLoadError
 from locallab.memory_model import slots
@@ -57,9 +57,9 @@ def test_a_kv_pool_beyond_the_gpu_s_memory_is_refused(tmp_path: Path, monkeypatc
     monkeypatch.setattr(llama, "supports_gpu", lambda: True)
     path = tiny_gguf.write(tmp_path / "tiny.gguf", "llama")  # 512 bytes a token
     with pytest.raises(ModelLoadError, match="a KV pool of 4096 tokens"):
-        Engine(path, EngineSettings(context=128, kv_tokens=4096, threads=1))
+        TextEngine(path, EngineSettings(context=128, kv_tokens=4096, threads=1))
     gpu["free_bytes"] = 2 << 20
-    engine = Engine(path, EngineSettings(context=128, threads=1))
+    engine = TextEngine(path, EngineSettings(context=128, threads=1))
     engine.close()
     assert engine.info.kv_tokens == 1024, "a quarter of what is free there"
 
@@ -67,5 +67,5 @@ def test_a_kv_pool_beyond_the_gpu_s_memory_is_refused(tmp_path: Path, monkeypatc
 def test_idle_cells_of_a_model_without_attention_cost_nothing(tmp_path: Path) -> None:
     assert idle_cells(LIMITS, 1e-2, 0.0) == LIMITS.cache_cells
     path = tiny_gguf.write(tmp_path / "mamba.gguf", "mamba")
-    engine = Engine(path, EngineSettings(context=128, parallel=2, threads=1, gpu_layers=0))  # cache_tokens as by default
+    engine = TextEngine(path, EngineSettings(context=128, parallel=2, threads=1, gpu_layers=0))  # cache_tokens as by default
     engine.close()

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from locallab import hardware
-from locallab.engine import Engine
+from locallab.engine import TextEngine
 from locallab.errors import ModelLoadError
 from locallab.settings import EngineSettings
 from tests.support import tiny_gguf
@@ -40,7 +40,7 @@ def refusal(path: Path, **settings: object) -> str:
     """Return the reason for which `path` is refused; assert that nothing of it is left."""
     defaults = {"context": 256, "threads": 1, "gpu_layers": 0}
     with pytest.raises(ModelLoadError) as caught:
-        Engine(path, EngineSettings(**{**defaults, **settings}))  # type: ignore[arg-type]
+        TextEngine(path, EngineSettings(**{**defaults, **settings}))  # type: ignore[arg-type]
     assert caught.value.path == path
     assert str(caught.value) == f"cannot load {path}: {caught.value.reason}"
     assert not any(path.name in thread.name for thread in threading.enumerate())

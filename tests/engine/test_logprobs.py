@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from locallab.engine import Constraint, Engine, SamplingParams, TokenEvent
+from locallab.engine import Constraint, SamplingParams, TextEngine, TokenEvent
 from locallab.engine.logprobs import Logprobs, top
 from locallab.engine.request import ReasoningBudget, TokenLogprob
 from locallab.errors import InvalidField
@@ -66,14 +66,14 @@ class Told(Answer):
         return [each for event in self.events for each in event.prompt_logprobs]
 
 
-def begin(engine: Engine, prompt: list[int] = PROMPT, **params: object) -> Told:
+def begin(engine: TextEngine, prompt: list[int] = PROMPT, **params: object) -> Told:
     answer = Told()
     defaults = {"max_tokens": 20, "temperature": 0, "ignore_eos": True, "logprobs": 3}
     engine.submit(prompt, SamplingParams(**{**defaults, **params}), answer)  # type: ignore[arg-type]
     return answer
 
 
-def ask(engine: Engine, prompt: list[int] = PROMPT, **params: object) -> Told:
+def ask(engine: TextEngine, prompt: list[int] = PROMPT, **params: object) -> Told:
     answer = begin(engine, prompt, **params)
     answer.ended()
     assert answer.last is not None and answer.last.error is None, answer.last
@@ -81,7 +81,7 @@ def ask(engine: Engine, prompt: list[int] = PROMPT, **params: object) -> Told:
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
-def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TextEngine]:
     path = tiny_gguf.write(tmp_path_factory.mktemp("models") / "tiny.gguf", request.param, more=MORE)
     with running(path, context=512, parallel=4, kv_tokens=2048, cache_tokens=256) as engine:
         yield engine
@@ -91,7 +91,7 @@ def values(told: list[TokenLogprob]) -> list[float]:
     return [each.logprob for each in told]
 
 
-def test_a_greedy_answers_tokens_are_the_likeliest(engine: Engine) -> None:
+def test_a_greedy_answers_tokens_are_the_likeliest(engine: TextEngine) -> None:
     answer = ask(engine)
     assert [each.token for each in answer.logprobs] == answer.tokens
     for each in answer.logprobs:
@@ -101,14 +101,14 @@ def test_a_greedy_answers_tokens_are_the_likeliest(engine: Engine) -> None:
         assert each.hidden == (not each.piece or each.token in (0, 1, 2, MARK)) and each.piece == engine.pieces([each.token])[0]
 
 
-def test_who_does_not_ask_is_told_nothing(engine: Engine) -> None:
+def test_who_does_not_ask_is_told_nothing(engine: TextEngine) -> None:
     answer = ask(engine, logprobs=None)
     assert answer.logprobs == answer.prompt_logprobs == []
     for tokens in (answer.tokens, ask(engine).tokens):
         check(engine.info.path, PROMPT, tokens)
 
 
-def test_the_prompt_is_scored_as_if_it_had_been_said(engine: Engine) -> None:
+def test_the_prompt_is_scored_as_if_it_had_been_said(engine: TextEngine) -> None:
     answer = ask(engine, max_tokens=10)
     whole = [*PROMPT, *answer.tokens]
     scored = ask(engine, whole, prompt_logprobs=True, max_tokens=0)
@@ -121,7 +121,7 @@ def test_the_prompt_is_scored_as_if_it_had_been_said(engine: Engine) -> None:
     assert len(again.logprobs) == len(again.tokens) == 4
 
 
-def test_alone_and_in_company_it_is_the_same(engine: Engine) -> None:
+def test_alone_and_in_company_it_is_the_same(engine: TextEngine) -> None:
     prompts = [[*PROMPT, 50 + i] for i in range(6)]
     alone = [ask(engine, prompt, prompt_logprobs=i % 2 == 0) for i, prompt in enumerate(prompts)]
     company = [begin(engine, prompt, prompt_logprobs=i % 2 == 0) for i, prompt in enumerate(prompts)]
@@ -132,7 +132,7 @@ def test_alone_and_in_company_it_is_the_same(engine: Engine) -> None:
         assert values(one.prompt_logprobs) == pytest.approx(values(other.prompt_logprobs), abs=TIE)
 
 
-def test_a_long_prompt_is_scored_in_chunks(engine: Engine) -> None:
+def test_a_long_prompt_is_scored_in_chunks(engine: TextEngine) -> None:
     prompt = [tiny_gguf.BOS, *(3 + (i * 37) % 250 for i in range(400))]
     scored = ask(engine, prompt, prompt_logprobs=True, max_tokens=1, logprobs=0)
     assert [each.token for each in scored.prompt_logprobs] == prompt[1:]
@@ -140,7 +140,7 @@ def test_a_long_prompt_is_scored_in_chunks(engine: Engine) -> None:
 
 
 @pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TextEngine]:
     path = tiny_gguf.write(tmp_path_factory.mktemp("models") / "tiny.gguf", "llama", more=MORE)
     with running(path, context=512, parallel=4, kv_tokens=2048, cache_tokens=512) as engine:
         yield engine
@@ -151,7 +151,7 @@ SCHEMA = f'{{"type": "object", {NAME}, "additionalProperties": false}}'
 
 
 @pytest.mark.parametrize("wild", [False, True])
-def test_what_a_grammar_forces_has_logprobs_too(llama: Engine, wild: bool) -> None:
+def test_what_a_grammar_forces_has_logprobs_too(llama: TextEngine, wild: bool) -> None:
     drawing = {"temperature": 2.0, "seed": 5} if wild else {}
     constraint = Constraint("json_schema", SCHEMA, "x")
     answer = ask(llama, constraint=constraint, max_tokens=60, **drawing)
@@ -163,14 +163,14 @@ def test_what_a_grammar_forces_has_logprobs_too(llama: Engine, wild: bool) -> No
     assert len({each.token for each in answer.logprobs} - {each.top[0][0] for each in answer.logprobs}) > 0
 
 
-def test_biases_do_not_show(llama: Engine) -> None:
+def test_biases_do_not_show(llama: TextEngine) -> None:
     plain = ask(llama, max_tokens=1)
     [first] = plain.logprobs
     biased = ask(llama, max_tokens=1, logit_bias=((100, 100.0),), constraint=None)
     assert biased.tokens == [100] and biased.logprobs[0].top == first.top and biased.logprobs[0].logprob < first.logprob
 
 
-def test_a_bias_chooses_among_what_a_grammar_allows(llama: Engine) -> None:
+def test_a_bias_chooses_among_what_a_grammar_allows(llama: TextEngine) -> None:
     constraint = Constraint("choice", '["a", "b", "c"]', "choice")
     for letter in "abc":
         [token] = [t for t in range(tiny_gguf.FIRST_PLAIN, tiny_gguf.N_VOCAB) if llama.pieces([t]) == [letter.encode()]][-1:]
@@ -178,12 +178,12 @@ def test_a_bias_chooses_among_what_a_grammar_allows(llama: Engine) -> None:
         assert answer.text == letter
 
 
-def test_what_ends_reasoning_has_logprobs_too(llama: Engine) -> None:
+def test_what_ends_reasoning_has_logprobs_too(llama: TextEngine) -> None:
     answer = ask(llama, reasoning=ReasoningBudget(5, "<none>", "<tag>", True), max_tokens=20)
     assert "<tag>" in answer.text and [each.token for each in answer.logprobs] == answer.tokens
 
 
-def test_what_ends_an_answer_is_no_part_of_it(llama: Engine) -> None:
+def test_what_ends_an_answer_is_no_part_of_it(llama: TextEngine) -> None:
     free = ask(llama, max_tokens=12)
     third = free.tokens[2]
     ended = ask(llama, stop_token_ids=(third,))
@@ -194,7 +194,7 @@ def test_what_ends_an_answer_is_no_part_of_it(llama: Engine) -> None:
     assert stopped.text == "ab" and b"".join(each.piece for each in stopped.logprobs) in (b"ab", b"abnam", b"abna", b"abn")
 
 
-def test_control_tokens_are_called_by_their_names(llama: Engine) -> None:
+def test_control_tokens_are_called_by_their_names(llama: TextEngine) -> None:
     constraint = Constraint("lark", f'start: "ab" <[{MARK}]> "ab"')
     hidden, shown = [ask(llama, constraint=constraint, visible=visible) for visible in ((), (MARK,))]
     for answer, is_hidden in ((hidden, True), (shown, False)):
@@ -203,12 +203,12 @@ def test_control_tokens_are_called_by_their_names(llama: Engine) -> None:
 
 
 @pytest.mark.parametrize("params", [{"logprobs": -1}, {"logprobs": 21}, {"prompt_logprobs": True}])
-def test_what_is_out_of_range_is_refused(llama: Engine, params: dict[str, int]) -> None:
+def test_what_is_out_of_range_is_refused(llama: TextEngine, params: dict[str, int]) -> None:
     with pytest.raises(InvalidField, match=next(iter(params))):
         llama.submit(PROMPT, SamplingParams(**params), Answer())
 
 
-def test_answers_to_one_prompt_compute_it_once(llama: Engine) -> None:
+def test_answers_to_one_prompt_compute_it_once(llama: TextEngine) -> None:
     prompt = [3 + (i * 41) % 250 for i in range(200)]
     before = llama.stats()
     answers = [begin(llama, prompt, temperature=1.0, seed=i, max_tokens=4, logprobs=None) for i in range(4)]
@@ -220,7 +220,7 @@ def test_answers_to_one_prompt_compute_it_once(llama: Engine) -> None:
 
 
 @pytest.mark.parametrize("length", [1, 2, 3])
-def test_the_shortest_prompts(llama: Engine, length: int) -> None:
+def test_the_shortest_prompts(llama: TextEngine, length: int) -> None:
     prompt = [tiny_gguf.BOS, 100, 101][:length]
     for max_tokens in (0, 2):
         answer = ask(llama, prompt, prompt_logprobs=True, max_tokens=max_tokens)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from locallab.engine import Engine, SamplingParams, TokenEvent
+from locallab.engine import SamplingParams, TextEngine, TokenEvent
 from locallab.errors import ContextLengthExceeded, InvalidField, Overloaded
 from locallab.settings import EngineSettings
 from tests.support.live_engine import running, start
@@ -25,14 +25,14 @@ class Asked:
 
 
 @pytest.fixture(scope="module")
-def engine(model_path: Path) -> Iterator[Engine]:
+def engine(model_path: Path) -> Iterator[TextEngine]:
     """Caches nothing, so that a prompt is always computed in the same way: the rounding decides near ties of this model."""
-    engine = Engine(model_path, EngineSettings(context=512, parallel=8, kv_tokens=2048, cache_tokens=0, cache_ram_mib=0))
+    engine = TextEngine(model_path, EngineSettings(context=512, parallel=8, kv_tokens=2048, cache_tokens=0, cache_ram_mib=0))
     yield engine
     engine.close()
 
 
-def ask(engine: Engine, prompt: str = PROMPT, **params: object) -> Asked:
+def ask(engine: TextEngine, prompt: str = PROMPT, **params: object) -> Asked:
     events: queue.SimpleQueue[TokenEvent] = queue.SimpleQueue()
     tokens = engine.tokenize(prompt, add_special=True, parse_special=True)
     engine.submit(tokens, SamplingParams(**{"max_tokens": 12, "ignore_eos": True} | params), events.put)  # type: ignore[arg-type]

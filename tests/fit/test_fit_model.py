@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from locallab.engine import Engine
+from locallab.engine import TextEngine
 from locallab.errors import ConfigError, ModelLoadError, SourceError
 from locallab.fit import Machine, fit_model, fitted, model_shape
 from locallab.models import FileSource, ModelSpec
@@ -53,7 +53,7 @@ def test_the_entry_s_context_may_be_lowered_its_settings_and_the_flags_not(path:
 def test_the_engine_does_what_was_chosen(tmp_path: Path, architecture: str) -> None:
     entry, path = spec(context=400), tiny_gguf.write(tmp_path / "tiny.gguf", architecture)
     fit = fit_model(entry, path, SMALL)
-    engine = Engine(path, fitted(entry, fit))
+    engine = TextEngine(path, fitted(entry, fit))
     try:
         assert (engine.info.context, engine.info.kv_tokens) == (400, fit.load.kv_tokens)
     finally:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from locallab.engine import Embedder, Engine, Kind
+from locallab.engine import EmbeddingEngine, Kind, TextEngine
 from locallab.fit import Fit, Machine, fit_model
 from locallab.memory_model import EMBEDDING_BATCH
 from locallab.models import FileSource, ModelSpec, Registry, Store
@@ -50,7 +50,7 @@ def test_a_file_gets_the_engine_it_needs(files: dict[str, Path], name: str) -> N
     engine = open_engine(files[name], SETTINGS, lambda events: None, read(files[name]))
     try:
         assert engine.info.kind == KINDS[name]
-        assert type(engine) is (Engine if name == "chat" else Embedder)
+        assert type(engine) is (TextEngine if name == "chat" else EmbeddingEngine)
         assert read(files[name]).embeds is (name != "chat")
     finally:
         engine.close()

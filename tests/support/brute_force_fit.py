@@ -16,7 +16,7 @@ from typing import Any
 
 import llama_cpp
 
-from locallab.engine import Engine, SamplingParams, TokenEvent
+from locallab.engine import SamplingParams, TextEngine, TokenEvent
 from locallab.engine.llama import KV_TYPES
 from locallab.fit import Load
 from locallab.settings import EngineSettings
@@ -85,7 +85,7 @@ def _resident() -> int:
 
 def _use(path: Path, settings: EngineSettings) -> int:
     before = _resident()
-    engine = Engine(path, settings)
+    engine = TextEngine(path, settings)
     ended = threading.Event()
 
     def listen(event: TokenEvent) -> None:

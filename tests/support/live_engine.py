@@ -1,4 +1,4 @@
-"""Plain requests to a real Engine, and comparison with the answers of a fresh one."""
+"""Plain requests to a real TextEngine, and comparison with the answers of a fresh one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from locallab.engine import Engine, SamplingParams, TokenEvent
+from locallab.engine import SamplingParams, TextEngine, TokenEvent
 from locallab.engine.request import TokenLogprob
 from locallab.settings import EngineSettings
 
@@ -72,7 +72,7 @@ class Answer:
         return last.usage.cached_tokens
 
 
-def start(engine: Engine, prompt: Sequence[int], n: int, *, hold: bool = False, **params: object) -> Answer:
+def start(engine: TextEngine, prompt: Sequence[int], n: int, *, hold: bool = False, **params: object) -> Answer:
     """Submit a greedy request for exactly `n` tokens."""
     answer = Answer(hold=hold)
     sampling = SamplingParams(temperature=0, ignore_eos=True, max_tokens=n, **params)  # type: ignore[arg-type]
@@ -80,14 +80,14 @@ def start(engine: Engine, prompt: Sequence[int], n: int, *, hold: bool = False, 
     return answer
 
 
-def cancel(engine: Engine, answer: Answer) -> None:
+def cancel(engine: TextEngine, answer: Answer) -> None:
     """Cancel a held request after its first token."""
     engine.cancel(answer.begun().id)
     answer.release()
     assert answer.reason == "cancelled"
 
 
-def ask(engine: Engine, prompt: Sequence[int], n: int, **params: object) -> Answer:
+def ask(engine: TextEngine, prompt: Sequence[int], n: int, **params: object) -> Answer:
     """Start a request and wait for all `n` tokens."""
     answer = start(engine, prompt, n, **params).ended()
     assert answer.last is not None and answer.last.error is None, answer.last
@@ -96,10 +96,10 @@ def ask(engine: Engine, prompt: Sequence[int], n: int, **params: object) -> Answ
 
 
 @contextlib.contextmanager
-def running(path: Path, **settings: object) -> Iterator[Engine]:
+def running(path: Path, **settings: object) -> Iterator[TextEngine]:
     """Run an engine with a context of 256 tokens, one CPU thread and no caches, unless `settings` differ."""
     defaults = {"context": 256, "parallel": 4, "threads": 1, "gpu_layers": 0, "cache_tokens": 0, "cache_ram_mib": 0}
-    engine = Engine(path, EngineSettings(**{**defaults, **settings}))  # type: ignore[arg-type]
+    engine = TextEngine(path, EngineSettings(**{**defaults, **settings}))  # type: ignore[arg-type]
     try:
         yield engine
     finally:

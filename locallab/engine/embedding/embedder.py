@@ -7,7 +7,6 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from concurrent.futures import Future
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 
@@ -18,16 +17,14 @@ from locallab.engine.embedding.limits import limits as limits_of
 from locallab.engine.embedding.packing import EmbedJob, Packing
 from locallab.engine.embedding.worker import Embed, EmbedWorker
 from locallab.engine.engine import Engine, Works, device, free_memory, info_of
-from locallab.engine.post import Post
-from locallab.engine.request import Constraint, Listener, SamplingParams
 from locallab.errors import ContextLengthExceeded, InvalidField, ModelLoadError
 
 SOFTMAX = ("qwen3", "qwen3vl")
 """Architectures whose classifier has the classes yes and no, in this order, with probabilities."""
 
 
-class Embedder(Engine):
-    """An engine that makes rows of numbers. It has an engine's face, but refuses to make text."""
+class EmbeddingEngine(Engine):
+    """An engine that computes rows of numbers: vectors, or relevances."""
 
     def embed(self, prompts: Seq[Seq[int]]) -> Future[Rows]:
         """Queue a request; its future holds a row for each prompt: a vector of length 1, or a reranker's relevance from 0 to 1.
@@ -57,15 +54,7 @@ class Embedder(Engine):
         tail = self.tokenize(document, add_special=True, parse_special=False)
         return head + self._seam + tail[self.info.add_bos :]
 
-    def submit(self, prompt: Seq[int], params: SamplingParams, listener: Listener, *, urgent: bool = False) -> NoReturn:
-        """Raises InvalidField."""
-        raise InvalidField("model", "this model makes no text; ask one that does")
-
-    def prepare(self, constraint: Constraint) -> NoReturn:
-        """Raises InvalidField."""
-        raise InvalidField("model", "this model makes no text; ask one that does")
-
-    def _load(self, path: Path, post: Post, native: contextlib.ExitStack) -> Works:
+    def _load(self, path: Path, native: contextlib.ExitStack) -> Works:
         settings = self._settings
         model, on_gpu = self._open_model(path, native)
         limits = limits_of(model, settings, free_memory(model, settings, on_gpu), on_gpu)
@@ -87,8 +76,7 @@ class Embedder(Engine):
             kind="reranker" if pooling_of(model) == RANK else "embedding",
             dimensions=0 if pooling_of(model) == RANK else width(model),
         )
-        self._worker = EmbedWorker(context, Packing(limits.batch, limits.sequences), finish)
-        return self._worker
+        return EmbedWorker(context, Packing(limits.batch, limits.sequences), finish)
 
 
 def _finish(model: llama.Model) -> Callable[[Rows], Rows]:

@@ -26,9 +26,9 @@ async def answer(
 ) -> ASGIApp:
     """Submit the jobs, and answer with a stream of `media_type` or with the formatter's whole.
 
-    Raises ClientGone when the client leaves first, what `Engine.submit` raises, and what ended an answer before its time.
+    Raises ClientGone when the client leaves first, what `TextEngine.submit` raises, and what ended an answer before its time.
     """
-    generation = Generation(loaded.engine, jobs, urgent=urgent)
+    generation = Generation(loaded.text_engine, jobs, urgent=urgent)
     if stream:
         return noted(EventStream(generation, formatter, media_type), notes)
 

@@ -17,7 +17,7 @@ from starlette.types import Receive
 
 from locallab.chat import Message
 from locallab.chat.control_tokens import guarded, pieces
-from locallab.engine import Embedder
+from locallab.engine import EmbeddingEngine
 from locallab.errors import InvalidField
 from locallab.pool import Loaded
 from locallab.server.inference.generation import unless_gone
@@ -48,7 +48,7 @@ async def vectors(
 ) -> EmbeddingResult:
     """Return the vector of each text; a list is token ids. `truncate` cuts texts that are too long, which else are refused.
 
-    Raises ClientGone when the client leaves first, and what `Embedder.embed` raises.
+    Raises ClientGone when the client leaves first, and what `EmbeddingEngine.embed` raises.
     """
     engine = embedder(loaded)
 
@@ -73,9 +73,9 @@ async def scores(loaded: Loaded, query: str, documents: Sequence[str], receive: 
     return await _compute(engine, prompts, receive)
 
 
-def embedder(loaded: Loaded) -> Embedder:
+def embedder(loaded: Loaded) -> EmbeddingEngine:
     """Return the engine of a model that was leased for its vectors or scores."""
-    assert isinstance(loaded.engine, Embedder)
+    assert isinstance(loaded.engine, EmbeddingEngine)
     return loaded.engine
 
 
@@ -106,7 +106,7 @@ async def json_rows(rows: Rows, form: Format) -> list[Any]:
     return found
 
 
-async def _compute(engine: Embedder, prompts: list[list[int]], receive: Receive) -> EmbeddingResult:
+async def _compute(engine: EmbeddingEngine, prompts: list[list[int]], receive: Receive) -> EmbeddingResult:
     async def wait() -> Rows:
         return await asyncio.wrap_future(engine.embed(prompts))
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from starlette.types import Receive
 
-from locallab.engine import Engine
+from locallab.engine import TextEngine
 from locallab.engine.request import SamplingParams, TokenEvent, TokenLogprob, Usage
 from locallab.errors import EngineClosed, EngineFailure
 
@@ -42,11 +42,11 @@ class Generation:
     """The answers of one request while they are computed, one for each job: an iterator over lists of new items.
 
     Made and read in the event loop, and used as a context manager: leaving it cancels what is unfinished. Making it submits
-    every job, or none: it raises what `Engine.submit` raises. `urgent` jobs go ahead of others. Events wait in one list with
+    every job, or none: it raises what `TextEngine.submit` does. `urgent` jobs go ahead of others. Events wait in one list with
     one future to wake the reader, so a token costs no queue and no lock, and a slow reader gets all new items at once.
     """
 
-    def __init__(self, engine: Engine, jobs: Sequence[Job], *, urgent: bool = False) -> None:
+    def __init__(self, engine: TextEngine, jobs: Sequence[Job], *, urgent: bool = False) -> None:
         self._engine = engine
         self._loop = asyncio.get_running_loop()
         self._items: list[Item] = []

@@ -104,7 +104,7 @@ async def prepare_chat(loaded: Loaded, request: ChatRequest, params: SamplingPar
 async def compile_constraint(loaded: Loaded, constraint: Constraint | None) -> None:
     """Compile the constraint, if any. Raises InvalidField for one that cannot be enforced."""
     if constraint is not None:
-        await asyncio.to_thread(loaded.engine.prepare, constraint)
+        await asyncio.to_thread(loaded.text_engine.prepare, constraint)
 
 
 def jobs_for(prompts: Sequence[Sequence[int]], params: SamplingParams, n: int) -> list[Job]:

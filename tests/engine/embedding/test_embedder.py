@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from locallab import hardware
-from locallab.engine import Constraint, Embedder, Engine, SamplingParams
+from locallab.engine import Constraint, EmbeddingEngine, SamplingParams, TextEngine
 from locallab.engine.embedding.packing import Rows
 from locallab.errors import ContextLengthExceeded, EngineClosed, EngineFailure, InvalidField, ModelLoadError, Overloaded
 from locallab.memory_model import STEP
@@ -32,8 +32,8 @@ CLOSE = 0.9999
 
 
 @contextlib.contextmanager
-def embedding(path: Path, **settings: object) -> Iterator[Embedder]:
-    engine = Embedder(path, EngineSettings(**{"threads": 1, "gpu_layers": 0, **settings}))  # type: ignore[arg-type]
+def embedding(path: Path, **settings: object) -> Iterator[EmbeddingEngine]:
+    engine = EmbeddingEngine(path, EngineSettings(**{"threads": 1, "gpu_layers": 0, **settings}))  # type: ignore[arg-type]
     try:
         yield engine
     finally:
@@ -55,11 +55,11 @@ def decoder(folder: Path) -> Path:
     return tiny_embedding_gguf.qwen3(folder / "qwen3.gguf")
 
 
-def tokens(engine: Engine, text: str) -> list[int]:
+def tokens(engine: TextEngine, text: str) -> list[int]:
     return engine.tokenize(text, add_special=True, parse_special=True)
 
 
-def rows(engine: Embedder, prompts: Sequence[Sequence[int]]) -> Rows:
+def rows(engine: EmbeddingEngine, prompts: Sequence[Sequence[int]]) -> Rows:
     return engine.embed(prompts).result(PATIENCE)
 
 
@@ -159,14 +159,14 @@ def test_a_decoder_ranks_as_numpy_does(folder: Path) -> None:
 def test_a_classifier_of_several_classes_is_refused(tmp_path: Path) -> None:
     path = tiny_embedding_gguf.bert(tmp_path / "classes.gguf", Pooling.RANK, classes=3)
     with pytest.raises(ModelLoadError, match="tells 3 classes apart"):
-        Embedder(path, EngineSettings(threads=1, gpu_layers=0))
+        EmbeddingEngine(path, EngineSettings(threads=1, gpu_layers=0))
     assert not any(path.name in thread.name for thread in threading.enumerate())
 
 
 def test_a_cache_that_llama_cpp_refuses(decoder: Path) -> None:
     """Heads of 16 numbers cannot be stored in blocks of 32."""
     with pytest.raises(ModelLoadError, match="block size 32"):
-        Embedder(decoder, EngineSettings(kv_type="q4_0", threads=1, gpu_layers=0))
+        EmbeddingEngine(decoder, EngineSettings(kv_type="q4_0", threads=1, gpu_layers=0))
 
 
 def test_what_llama_cpp_refuses_is_no_vector(bert: Path) -> None:
@@ -241,13 +241,13 @@ def test_the_context_fits_into_memory(decoder: Path, monkeypatch: pytest.MonkeyP
         assert engine.info.context == tiny_embedding_gguf.DECODER_CONTEXT // 2
     monkeypatch.setattr(hardware, "available_memory", lambda: 200_000)
     with pytest.raises(ModelLoadError, match=r"a context of 1024 tokens needs .* set a smaller context"):
-        Embedder(decoder, EngineSettings(context=2048, threads=1, gpu_layers=0))
+        EmbeddingEngine(decoder, EngineSettings(context=2048, threads=1, gpu_layers=0))
 
 
 class Held:
     """Holds an engine's computation until `go` is set."""
 
-    def __init__(self, engine: Embedder, then: Callable[[Rows], Any] = lambda found: found) -> None:
+    def __init__(self, engine: EmbeddingEngine, then: Callable[[Rows], Any] = lambda found: found) -> None:
         context = engine._worker._context  # type: ignore[attr-defined]
         self._compute, self._then = context.compute, then
         self.computing = threading.Event()

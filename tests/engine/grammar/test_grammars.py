@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from locallab.engine import Constraint, Engine, SamplingParams
+from locallab.engine import Constraint, SamplingParams, TextEngine
 from locallab.engine.grammar import grammars
 from locallab.errors import EngineClosed, InvalidField
 from tests.support import tiny_gguf
@@ -32,12 +32,12 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def engine(path: Path) -> Iterator[Engine]:
+def engine(path: Path) -> Iterator[TextEngine]:
     with running(path, context=512, parallel=16, kv_tokens=4096, cache_tokens=512) as engine:
         yield engine
 
 
-def begin(engine: Engine, kind: Any, source: str = "", *, hold: bool = False, **params: Any) -> Answer:
+def begin(engine: TextEngine, kind: Any, source: str = "", *, hold: bool = False, **params: Any) -> Answer:
     """Request an answer within `source`, sampled wildly unless `params` differ."""
     answer = Answer(hold=hold)
     wild = {"temperature": 3.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "max_tokens": 120}
@@ -54,7 +54,7 @@ def checked(answer: Answer) -> Answer:
     return answer
 
 
-def draw(engine: Engine, kind: Any, source: str = "", **params: Any) -> Answer:
+def draw(engine: TextEngine, kind: Any, source: str = "", **params: Any) -> Answer:
     return checked(begin(engine, kind, source, **params))
 
 
@@ -111,7 +111,7 @@ SCHEMAS: list[Any] = [
 ]  # fmt: skip
 
 
-def test_a_complete_answer_validates_against_its_schema(engine: Engine) -> None:
+def test_a_complete_answer_validates_against_its_schema(engine: TextEngine) -> None:
     answers = [(schema, begin(engine, "json_schema", json.dumps(schema), seed=s)) for schema in SCHEMAS for s in range(3)]
     complete = [valid(schema, answer) for schema, answer in answers]
     assert sum(complete) > 0.8 * len(complete)
@@ -130,7 +130,7 @@ def test_a_complete_answer_validates_against_its_schema(engine: Engine) -> None:
     ],
     ids=str,
 )
-def test_no_way_of_drawing_leaves_the_language(engine: Engine, params: dict[str, Any]) -> None:
+def test_no_way_of_drawing_leaves_the_language(engine: TextEngine, params: dict[str, Any]) -> None:
     answers = [(schema, begin(engine, "json_schema", json.dumps(schema), **params)) for schema in SCHEMAS[8:]]
     assert sum(valid(schema, answer) for schema, answer in answers) > 10
 
@@ -163,7 +163,7 @@ def _compound(parts: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(schema=st.recursive(scalars, _compound, max_leaves=6), seed=st.integers(0, 1000))
-def test_any_schema_is_enforced_or_refused(engine: Engine, schema: Any, seed: int) -> None:
+def test_any_schema_is_enforced_or_refused(engine: TextEngine, schema: Any, seed: int) -> None:
     try:
         answer = begin(engine, "json_schema", json.dumps(schema), seed=seed)
     except InvalidField as error:
@@ -173,7 +173,7 @@ def test_any_schema_is_enforced_or_refused(engine: Engine, schema: Any, seed: in
 
 
 @pytest.mark.parametrize("temperature", [0.0, 3.0])
-def test_a_json_object_is_one(engine: Engine, temperature: float) -> None:
+def test_a_json_object_is_one(engine: TextEngine, temperature: float) -> None:
     for seed in range(5):
         answer = draw(engine, "json_object", seed=seed, temperature=temperature, logit_bias=((ord("}") + 3, 6.0),))
         if answer.reason == "stop":
@@ -197,7 +197,7 @@ TEXT_GRAMMARS: dict[str, tuple[Any, str, str]] = {
 
 
 @pytest.mark.parametrize("name", TEXT_GRAMMARS)
-def test_a_complete_answer_matches_its_grammar(engine: Engine, name: str) -> None:
+def test_a_complete_answer_matches_its_grammar(engine: TextEngine, name: str) -> None:
     kind, source, expected = TEXT_GRAMMARS[name]
     answers = [checked(answer) for answer in [begin(engine, kind, source, seed=seed) for seed in range(6)]]
     complete = [answer.text for answer in answers if answer.reason == "stop"]
@@ -245,7 +245,7 @@ REFUSED: list[tuple[str, str, str]] = [
 
 
 @pytest.mark.parametrize(("kind", "source", "reason"), REFUSED, ids=[f"{kind} {source[:60]!a}" for kind, source, _ in REFUSED])
-def test_what_cannot_be_enforced_is_refused_by_name(engine: Engine, kind: Any, source: str, reason: str) -> None:
+def test_what_cannot_be_enforced_is_refused_by_name(engine: TextEngine, kind: Any, source: str, reason: str) -> None:
     for refuse in (engine.prepare, lambda c: engine.submit(PROMPT, SamplingParams(constraint=c), print)):
         with pytest.raises(InvalidField) as caught:
             refuse(Constraint(kind, source, "response_format"))
@@ -253,7 +253,7 @@ def test_what_cannot_be_enforced_is_refused_by_name(engine: Engine, kind: Any, s
         assert reason in caught.value.reason and "\n" not in caught.value.reason and "guidance" not in caught.value.reason
 
 
-def test_references_that_lead_on_for_thousands_of_steps_are_followed(engine: Engine) -> None:
+def test_references_that_lead_on_for_thousands_of_steps_are_followed(engine: TextEngine) -> None:
     """On an ordinary thread's stack they would end the process."""
     steps = {str(n): {"$ref": f"#/$defs/{n + 1}"} for n in range(7000)}
     schema = {"$ref": "#/$defs/0", "$defs": {**steps, "7000": {"const": "end"}}}
@@ -262,7 +262,7 @@ def test_references_that_lead_on_for_thousands_of_steps_are_followed(engine: Eng
 
 @pytest.mark.parametrize("begin", ['json_schema {"', "lark start: ", "gbnf root ::= ", 'choice ["a", "'])
 @pytest.mark.parametrize("part", ['\\"', "[", "{", "/", "(", "%json {", "a::=", ",", "\\"])
-def test_much_nonsense_is_refused_without_ado(engine: Engine, begin: str, part: str) -> None:
+def test_much_nonsense_is_refused_without_ado(engine: TextEngine, begin: str, part: str) -> None:
     """It neither hangs nor ends the process; a comment is none."""
     kind, _, text = begin.partition(" ")
     source = (text + part * grammars.LONGEST)[: grammars.LONGEST]
@@ -274,7 +274,7 @@ def test_much_nonsense_is_refused_without_ado(engine: Engine, begin: str, part: 
         assert source.startswith("start: //")
 
 
-def test_a_name_cannot_be_spelt_so_that_the_schema_does_not_know_it(engine: Engine) -> None:
+def test_a_name_cannot_be_spelt_so_that_the_schema_does_not_know_it(engine: TextEngine) -> None:
     """With \\u0061 for "a", "a" could be anything that other properties may be."""
     bias = tuple((token + 3, 8.0) for token in b'\\u061"}')
     schema = {"properties": {"a": {"const": 1}}, "required": ["a"], "additionalProperties": {"const": 2}, "maxProperties": 2}
@@ -285,7 +285,7 @@ def test_a_name_cannot_be_spelt_so_that_the_schema_does_not_know_it(engine: Engi
         assert not any("\\u" in answer.text for answer in answers)
 
 
-def test_control_tokens_are_never_said_in_passing_but_can_be_asked_for(engine: Engine) -> None:
+def test_control_tokens_are_never_said_in_passing_but_can_be_asked_for(engine: TextEngine) -> None:
     bias = tuple((token, 20.0) for token in HIDDEN - {tiny_gguf.EOS})
     free = Answer()
     engine.submit(PROMPT, SamplingParams(temperature=3, max_tokens=60, logit_bias=bias), free)
@@ -297,7 +297,7 @@ def test_control_tokens_are_never_said_in_passing_but_can_be_asked_for(engine: E
     assert draw(engine, "regex", "<tag>", temperature=0).tokens == [N_VOCAB + len(MORE) - 1], "it shows, so it is text"
 
 
-def test_what_is_forced_takes_few_steps_and_is_counted(engine: Engine) -> None:
+def test_what_is_forced_takes_few_steps_and_is_counted(engine: TextEngine) -> None:
     text = json.dumps({"name": "ab ab ab name", "value": [True, None]})
     before = engine.stats()
     answer = draw(engine, "json_schema", json.dumps({"const": json.loads(text)}))
@@ -315,7 +315,7 @@ def test_a_model_that_does_not_keep_its_texts_refuses(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 5, 8])
-def test_max_tokens_and_stop_strings_cut_what_is_forced(engine: Engine, limit: int) -> None:
+def test_max_tokens_and_stop_strings_cut_what_is_forced(engine: TextEngine, limit: int) -> None:
     text = '{"name": "ab"}'
     source = json.dumps({"const": json.loads(text)})
     cut = draw(engine, "json_schema", source, max_tokens=limit)
@@ -325,18 +325,18 @@ def test_max_tokens_and_stop_strings_cut_what_is_forced(engine: Engine, limit: i
     assert (stopped.reason, stopped.text) == ("stop", '{"name')
 
 
-def test_the_context_cuts_what_is_forced(engine: Engine) -> None:
+def test_the_context_cuts_what_is_forced(engine: TextEngine) -> None:
     answer = draw(engine, "choice", json.dumps(["ab" * 2000]), max_tokens=None)
     assert answer.reason == "length" and len(answer.tokens) == engine.info.context - len(PROMPT)
 
 
-def test_ignoring_the_end_goes_on_only_where_the_grammar_does(engine: Engine) -> None:
+def test_ignoring_the_end_goes_on_only_where_the_grammar_does(engine: TextEngine) -> None:
     for _ in range(3):
         assert draw(engine, "regex", "(ab){0,3}", ignore_eos=True).text == "ababab"
     assert draw(engine, "regex", "", ignore_eos=True).text == ""
 
 
-def test_others_in_the_batch_are_not_touched(engine: Engine, path: Path) -> None:
+def test_others_in_the_batch_are_not_touched(engine: TextEngine, path: Path) -> None:
     """And no threads for masks start before the first grammar."""
     prompts = [[BOS, *range(50 + i, 90 + i)] for i in range(4)]
     free = [Answer() for _ in prompts]
@@ -352,7 +352,7 @@ def test_others_in_the_batch_are_not_touched(engine: Engine, path: Path) -> None
         )
 
 
-def _threads(engine: Engine) -> set[int | None]:
+def _threads(engine: TextEngine) -> set[int | None]:
     pool = engine._worker._masks._pool
     return {thread.ident for thread in pool._threads} if pool else set()
 
@@ -367,7 +367,7 @@ def test_the_same_with_and_without_what_is_cached(path: Path) -> None:
     agree(*answers)
 
 
-def test_a_request_cancelled_in_mid_answer_leaves_the_others_alone(engine: Engine) -> None:
+def test_a_request_cancelled_in_mid_answer_leaves_the_others_alone(engine: TextEngine) -> None:
     held = begin(engine, "regex", "[ab]{100}", hold=True)
     other = begin(engine, "regex", "[cd]{20}")
     engine.cancel(held.begun().id)

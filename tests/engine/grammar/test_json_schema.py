@@ -15,7 +15,7 @@ from hypothesis_jsonschema import from_schema
 from llguidance import LLMatcher, LLTokenizer
 
 from locallab.chat.json_schema import relaxed
-from locallab.engine import Constraint, Engine, SamplingParams
+from locallab.engine import Constraint, SamplingParams, TextEngine
 from locallab.engine.grammar import grammars
 from locallab.errors import InvalidField
 from tests.support import tiny_gguf
@@ -436,7 +436,7 @@ SCHEMAS = [(schema, keyword in LOOSE) for keyword, rows in CASES.items() for sch
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TextEngine]:
     path = tiny_gguf.write(tmp_path_factory.mktemp("models") / "tiny.gguf", "llama", more=MORE)
     with running(path, context=256, parallel=32, queue=4096, kv_tokens=8192) as engine:
         yield engine
@@ -460,7 +460,7 @@ def valid(schema: Any, instance: Any) -> bool:
     return jsonschema.Draft202012Validator(schema).is_valid(instance)
 
 
-def draw(engine: Engine, schema: Any, seed: int) -> Answer:
+def draw(engine: TextEngine, schema: Any, seed: int) -> Answer:
     """Request an answer, sampled wildly."""
     sampling = SamplingParams(
         temperature=3.0, top_k=0, top_p=1.0, min_p=0.0, max_tokens=CUT, seed=seed, logit_bias=ENDS,
@@ -506,7 +506,7 @@ def _is_of_an_older_draft(schema: Any) -> bool:
 
 
 @pytest.mark.parametrize(("schema", "keyword"), REFUSED, ids=[json.dumps(schema)[:70] for schema, _ in REFUSED])
-def test_what_cannot_be_enforced_is_refused_with_its_keyword(engine: Engine, schema: Any, keyword: str) -> None:
+def test_what_cannot_be_enforced_is_refused_with_its_keyword(engine: TextEngine, schema: Any, keyword: str) -> None:
     sources = [("json_schema", json.dumps(schema)), ("lark", f'start: "x" %json {json.dumps(schema)} "y"')]
     for kind, source in sources:
         with pytest.raises(InvalidField) as caught:
@@ -518,19 +518,19 @@ def test_what_cannot_be_enforced_is_refused_with_its_keyword(engine: Engine, sch
 @pytest.mark.parametrize(
     "source", ['{"maximum": 1e999}', '{"const": NaN}', '{"const": 1' + "0" * 400 + "}", '{"a": 1} {}', "{", "{'a': 1}"]
 )
-def test_what_is_no_json_is_refused(engine: Engine, source: str) -> None:
+def test_what_is_no_json_is_refused(engine: TextEngine, source: str) -> None:
     with pytest.raises(InvalidField, match="not valid JSON"):
         engine.prepare(Constraint("json_schema", source))
 
 
-def test_keywords_are_known_however_they_are_spelt(engine: Engine) -> None:
+def test_keywords_are_known_however_they_are_spelt(engine: TextEngine) -> None:
     for source in (r'{"\u006dinProperties": 2}', r'{"$ref": "#\/x", "x": {"minPr\u006fperties" : 3}}'):
         with pytest.raises(InvalidField, match="minProperties"):
             engine.prepare(Constraint("json_schema", source))
 
 
 @pytest.mark.parametrize("depth", [60, 200, 450, 900, 990, 100_000])
-def test_depth_is_no_danger(engine: Engine, depth: int) -> None:
+def test_depth_is_no_danger(engine: TextEngine, depth: int) -> None:
     source = '{"items": ' * depth + "{}" + "}" * depth
     if depth < 100:
         engine.prepare(Constraint("json_schema", source))
@@ -539,7 +539,7 @@ def test_depth_is_no_danger(engine: Engine, depth: int) -> None:
         engine.prepare(Constraint("json_schema", source[: grammars.LONGEST]))
 
 
-def test_hundreds_of_schemas_hold_the_answers_of_a_wild_model(engine: Engine) -> None:
+def test_hundreds_of_schemas_hold_the_answers_of_a_wild_model(engine: TextEngine) -> None:
     answers = [(schema, loose, draw(engine, schema, seed)) for schema, loose in SCHEMAS for seed in range(3)]
     whole = [(schema, loose, answer) for schema, loose, answer in answers if complete(answer)]
     for schema, loose, answer in whole:
@@ -635,7 +635,7 @@ def plain(instance: Any) -> bool:
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.data())
-def test_any_schema_takes_what_is_valid_and_nothing_else(engine: Engine, data: st.DataObject) -> None:
+def test_any_schema_takes_what_is_valid_and_nothing_else(engine: TextEngine, data: st.DataObject) -> None:
     schema, other = data.draw(WHOLE), data.draw(WHOLE)
     try:
         engine.prepare(Constraint("json_schema", json.dumps(schema), "schema"))
@@ -653,7 +653,7 @@ def test_any_schema_takes_what_is_valid_and_nothing_else(engine: Engine, data: s
         assert not complete(answer) or valid(schema, json.loads(answer.text))
 
 
-def test_most_schemas_are_neither_refused_nor_cut(engine: Engine) -> None:
+def test_most_schemas_are_neither_refused_nor_cut(engine: TextEngine) -> None:
     """Else the test above would prove little."""
     ends: list[bool] = []
 

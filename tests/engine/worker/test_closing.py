@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from locallab.engine import Engine, SamplingParams
+from locallab.engine import SamplingParams, TextEngine
 from locallab.errors import EngineClosed
 from locallab.pool.memory import Memory
 from locallab.settings import EngineSettings
@@ -50,7 +50,7 @@ def test_a_closed_engine_takes_nothing(path: Path) -> None:
         assert engine.stats().completion_tokens == 4
 
 
-def wait_until_closing(engine: Engine) -> None:
+def wait_until_closing(engine: TextEngine) -> None:
     """Returns when a `close` in another thread is on its way and can no longer be outrun."""
     with pytest.raises(EngineClosed):
         while True:
@@ -143,7 +143,7 @@ def broken(*_: object) -> None:
 def test_engines_side_by_side(path: Path) -> None:
     """Each has a pool and a thread of its own; closing one leaves the other running."""
     settings = EngineSettings(context=256, threads=1, gpu_layers=0)
-    first, second = Engine(path, settings), Engine(path, settings)
+    first, second = TextEngine(path, settings), TextEngine(path, settings)
     try:
         answer = start(second, PROMPT, LONG)
         ask(first, PROMPT, 4)

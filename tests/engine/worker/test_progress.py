@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from locallab.engine import Engine, SamplingParams, TokenEvent
+from locallab.engine import SamplingParams, TextEngine, TokenEvent
 from tests.support import tiny_gguf
 from tests.support.live_engine import Answer, running
 
@@ -27,20 +27,20 @@ class Told(Answer):
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TextEngine]:
     path = tiny_gguf.write(tmp_path_factory.mktemp("models") / "tiny.gguf", "llama")
     with running(path, context=512, batch=64, kv_tokens=2048, cache_tokens=1024) as engine:
         yield engine
 
 
-def ask(engine: Engine, *, progress: bool = True) -> Told:
+def ask(engine: TextEngine, *, progress: bool = True) -> Told:
     told = Told()
     engine.submit(PROMPT, SamplingParams(temperature=0, max_tokens=4, ignore_eos=True, progress=progress), told)
     told.ended()
     return told
 
 
-def test_each_step_tells_and_the_last_one_has_read_all(engine: Engine) -> None:
+def test_each_step_tells_and_the_last_one_has_read_all(engine: TextEngine) -> None:
     first, again = ask(engine), ask(engine)
     for told, cached in ((first, 0), (again, len(PROMPT) - 1)):
         steps = [event.progress for event in told.events if event.progress is not None]
@@ -55,5 +55,5 @@ def test_each_step_tells_and_the_last_one_has_read_all(engine: Engine) -> None:
     assert len([event for event in first.events if event.progress]) >= len(PROMPT) // 64
 
 
-def test_nobody_is_told_who_does_not_ask(engine: Engine) -> None:
+def test_nobody_is_told_who_does_not_ask(engine: TextEngine) -> None:
     assert all(event.progress is None for event in ask(engine, progress=False).events)

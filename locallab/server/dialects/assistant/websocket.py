@@ -213,7 +213,7 @@ class Conversation:
             require(loaded, "text")
             prepared = await prepare_question(running.question, loaded, self._templates, self._settings.completion_tokens)
             reader = AnswerReader(prepared)
-            with Generation(loaded.engine, [prepared.job], urgent=prepared.urgent) as running.generation:
+            with Generation(loaded.text_engine, [prepared.job], urgent=prepared.urgent) as running.generation:
                 async for items in running.generation:
                     if text := reader.read(items):
                         await self._send_event(running.id, token(text))

@@ -17,7 +17,7 @@ import openai
 import pytest
 from websockets.sync.client import connect
 
-from locallab.engine import Embedder
+from locallab.engine import EmbeddingEngine
 from locallab.server.inference.embedding import PAUSE
 from tests.support import tiny_embedding_gguf
 from tests.support.tiny_embedding_gguf import CLS, SEP, token
@@ -214,7 +214,7 @@ def test_both_kinds_answer_at_once(tiny: Tiny, client: openai.OpenAI) -> None:
 def test_a_client_that_leaves_ends_its_request(tiny: Tiny) -> None:
     tiny.post("/v1/embeddings", model="embed", input="a")
     loaded = tiny.pool.get("embed")
-    assert loaded is not None and isinstance(loaded.engine, Embedder)
+    assert loaded is not None and isinstance(loaded.engine, EmbeddingEngine)
     context = loaded.engine._worker._context  # type: ignore[attr-defined]
     compute, computing, go = context.compute, threading.Event(), threading.Event()
     sizes: list[int] = []
