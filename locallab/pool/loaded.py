@@ -13,7 +13,7 @@ from locallab.chat.control_tokens import markup
 from locallab.chat.templates import ChatTemplate
 from locallab.engine import EmbeddingEngine, Engine, TextEngine
 from locallab.engine.post import Post
-from locallab.errors import ModelError, ModelLoadError
+from locallab.errors import InvalidField, ModelError, ModelLoadError
 from locallab.models.gguf import Header
 from locallab.models.spec import ModelSpec
 from locallab.pool.memory import Memory, MemoryUse, Suited
@@ -38,7 +38,9 @@ class Loaded:
 
     @property
     def text_engine(self) -> TextEngine:
-        """The engine, of a model that makes text: callers have checked its kind, as `inference.lease` does."""
+        """The engine, if the model makes text. Raises InvalidField."""
+        if self.engine.info.kind != "text":
+            raise InvalidField("model", "this model makes no text; use one that does")
         return cast(TextEngine, self.engine)
 
 

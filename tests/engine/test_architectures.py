@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from locallab.engine import engine as engine_module
+from locallab.engine import text_engine
 from locallab.engine.cache import UNLIMITED
 from locallab.engine.limits import Limits
 from locallab.engine.scheduler import Scheduler
@@ -136,7 +136,7 @@ def test_these_tests_notice_wrong_reuse(architecture: str, tmp_path: Path, monke
     def misled(limits: Limits, *others: object) -> Scheduler:
         return Scheduler(dataclasses.replace(limits, rewind_limit=UNLIMITED), *others)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(engine_module, "Scheduler", misled)
+    monkeypatch.setattr(text_engine, "Scheduler", misled)
     with pytest.raises(AssertionError, match=r"should be|EngineFailure"):
         revisit_an_old_sequence(tiny_gguf.write(tmp_path / f"{architecture}.gguf", architecture))
 

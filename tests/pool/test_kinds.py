@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from locallab.chat import ChatTemplate
 from locallab.engine import EmbeddingEngine, Kind, TextEngine
+from locallab.errors import InvalidField
 from locallab.fit import Fit, Machine, fit_model
 from locallab.memory_model import EMBEDDING_BATCH
 from locallab.models import FileSource, ModelSpec, Registry, Store
 from locallab.models.gguf import read
 from locallab.pool import Pool
 from locallab.pool.demand import Granted, Load, Refused, Ticket
-from locallab.pool.loaded import open_engine
+from locallab.pool.loaded import Loaded, open_engine
 from locallab.pool.memory import Memory, MemoryUse, Need
 from locallab.pool.plan import Plan
 from locallab.settings import EngineSettings
@@ -52,6 +54,13 @@ def test_a_file_gets_the_engine_it_needs(files: dict[str, Path], name: str) -> N
         assert engine.info.kind == KINDS[name]
         assert type(engine) is (TextEngine if name == "chat" else EmbeddingEngine)
         assert read(files[name]).embeds is (name != "chat")
+        spec = ModelSpec(id="made:1", source=FileSource(files[name]), description="made")
+        loaded = Loaded(spec, engine, ChatTemplate(None), 0, MemoryUse(), 0.0)
+        if name == "chat":
+            assert loaded.text_engine is engine
+        else:
+            with pytest.raises(InvalidField, match="model: this model makes no text"):
+                _ = loaded.text_engine
     finally:
         engine.close()
 

@@ -16,13 +16,13 @@ import psutil
 import pytest
 
 from locallab import hardware
-from locallab.engine import Constraint, EmbeddingEngine, SamplingParams, TextEngine
+from locallab.engine import EmbeddingEngine, TextEngine
 from locallab.engine.embedding.packing import Rows
 from locallab.errors import ContextLengthExceeded, EngineClosed, EngineFailure, InvalidField, ModelLoadError, Overloaded
 from locallab.memory_model import STEP
 from locallab.settings import EngineSettings
 from tests.support import tiny_embedding_gguf
-from tests.support.live_engine import PATIENCE, Answer
+from tests.support.live_engine import PATIENCE
 from tests.support.tiny_embedding_gguf import CLS, SEP, UNK, Pooling, token
 from tests.support.wait import until
 
@@ -190,16 +190,6 @@ def test_it_says_what_it_is(bert: Path, decoder: Path) -> None:
         )
         assert (about.architecture, about.kv_tokens, about.add_bos, about.bos) == ("bert", 0, True, "[CLS]")
         assert (second.info.context, second.info.kv_tokens) == (tiny_embedding_gguf.DECODER_CONTEXT,) * 2
-
-
-def test_it_makes_no_text(bert: Path) -> None:
-    with embedding(bert) as engine:
-        with pytest.raises(InvalidField, match="makes no text"):
-            engine.submit([CLS], SamplingParams(), Answer())
-        with pytest.raises(InvalidField, match="makes no text"):
-            engine.prepare(Constraint("json_object"))
-        engine.cancel(0)
-        assert len(rows(engine, [[CLS]])) == 1
 
 
 @pytest.mark.parametrize(
