@@ -106,3 +106,8 @@ def start_in(folder: Path) -> Serve:
             yield Served(url, client, models)
 
     return start
+
+
+def only_prompt(served: Served) -> str:
+    [(prompt, _)] = served.engine.submitted
+    return prompt

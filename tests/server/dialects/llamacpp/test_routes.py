@@ -1,9 +1,8 @@
-"""Completions for editors: suffix, /v1/fim/completions, and llama.cpp's routes."""
+"""llama.cpp's routes: /infill and /completion."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,85 +14,20 @@ from locallab.models.registry import Registry
 from locallab.models.store import Store
 from locallab.pool import Pool
 from locallab.server.app import create_app
-from locallab.server.dialects.registry import DIALECTS
-from locallab.server.middleware.paths import canonical
 from locallab.settings import ServerSettings
 from tests.support import tiny_gguf
-from tests.support.fake_engine import FIM, TEXT
-from tests.support.http_server import Serve, Served, running, start_in
+from tests.support.fake_engine import TEXT
+from tests.support.http_server import Served, only_prompt, running
 from tests.support.openapi_check import Described
 from tests.support.sse import events
 
 LENGTH = len(TEXT.encode())
 
 
-@pytest.fixture(scope="module")
-def shared_coder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with start_in(tmp_path_factory.mktemp("coder"))(engine={"fim": FIM, "template": "{{ messages[0].content }}"}) as served:
-        yield served
-
-
-@pytest.fixture
-def coder(shared_coder: Served) -> Served:
-    """Serve a model that can fill in the middle."""
-    shared_coder.engine.reset()
-    return shared_coder
-
-
-def asked(served: Served) -> str:
-    [(prompt, _)] = served.engine.submitted
-    return prompt
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_completions_with_a_suffix(coder: Served, stream: bool) -> None:
-    answer = coder.openai.completions.create(model="m", prompt="a = ", suffix="\nb", max_tokens=30, stream=stream)  # type: ignore[call-overload]
-    text = "".join(chunk.choices[0].text for chunk in answer) if stream else answer.choices[0].text
-    assert text == TEXT and asked(coder) == "<PRE>a = <SUF>\nb<MID>" and coder.engine.urgent == [True]
-
-
-def test_markup_in_code_is_code(coder: Served) -> None:
-    coder.openai.completions.create(model="m", prompt="<s>", suffix="x")
-    assert asked(coder) == "<PRE><s><SUF>x<MID>"
-    assert coder.engine.urgent == [True]
-
-
-def test_several_prompts_with_one_suffix(coder: Served) -> None:
-    answer = coder.openai.completions.create(model="m", prompt=["a", "b"], suffix="x", n=2)
-    assert [prompt for prompt, _ in coder.engine.submitted] == ["<PRE>a<SUF>x<MID>"] * 2 + ["<PRE>b<SUF>x<MID>"] * 2
-    assert len(answer.choices) == 4
-
-
-def test_a_suffix_goes_with_text_only(coder: Served) -> None:
-    response = coder.http.post("/v1/completions", json={"prompt": [1, 2], "suffix": "x"})
-    assert response.status_code == 400 and response.json()["error"]["param"] == "suffix"
-
-
 def test_others_are_not_urgent(coder: Served) -> None:
     coder.openai.completions.create(model="m", prompt="a")
     coder.http.post("/completion", json={"prompt": "a"})
     assert coder.engine.urgent == [False, False]
-
-
-@pytest.mark.parametrize("path", ["/v1/fim/completions", "/fim/completions"])
-def test_fim_completions(coder: Served, path: str) -> None:
-    body = {"model": "codestral", "prompt": "def f(", "suffix": "return 1", "max_tokens": 64, "random_seed": 7, "stop": ["zz"]}
-    answer = coder.http.post(path, json=body).json()
-    [choice] = answer["choices"]
-    assert choice["message"] == {"role": "assistant", "content": TEXT} and choice["text"] == TEXT
-    assert (choice["finish_reason"], answer["model"], answer["usage"]["completion_tokens"]) == ("stop", "codestral", LENGTH)
-    [(prompt, params)] = coder.engine.submitted
-    assert prompt == "<PRE>def f(<SUF>return 1<MID>" and coder.engine.urgent == [True]
-    assert (params.seed, params.max_tokens, params.stop) == (7, 64, ("zz",))
-
-
-def test_fim_completions_streamed_as_editors_read_them(coder: Served) -> None:
-    body = {"prompt": "a", "suffix": None, "stream": True, "stream_options": {"include_usage": True}}
-    *chunks, finish, usage, done = events(coder.http.post("/v1/fim/completions", json=body))
-    assert asked(coder) == "<PRE>a<SUF><MID>" and done == "[DONE]"
-    assert "".join(chunk["choices"][0]["delta"]["content"] for chunk in chunks) == TEXT
-    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == TEXT
-    assert finish["choices"][0]["finish_reason"] == "stop" and usage["usage"]["completion_tokens"] == LENGTH
 
 
 def test_infill(coder: Served) -> None:
@@ -106,7 +40,7 @@ def test_infill(coder: Served) -> None:
         "stop": "\n",
     }
     answer = coder.http.post("/infill", json=body).json()
-    assert asked(coder) == "x.py\nX\n\n<PRE>def f(<SUF>return 1<MID>a" and coder.engine.urgent == [True]
+    assert only_prompt(coder) == "x.py\nX\n\n<PRE>def f(<SUF>return 1<MID>a" and coder.engine.urgent == [True]
     assert (answer["content"], answer["stop"], answer["stop_type"], answer["tokens_predicted"]) == (TEXT[:8], True, "limit", 8)
     assert bytes(answer["tokens"]).decode() == TEXT[:8] and answer["tokens_evaluated"] == 9 + len("def f(return 1a") + 3 - 1
 
@@ -121,7 +55,7 @@ def test_files_that_do_not_fit_are_left_out_the_first_ones_first(coder: Served) 
     extra = [{"filename": f"{i}.py", "text": str(i) * 100} for i in range(6)]
     response = coder.http.post("/infill", json={"input_prefix": "a", "input_suffix": "b", "input_extra": extra, "n_predict": 4})
     assert response.headers["x-locallab-notes"] == "input_extra: 2 of 6 files do not fit the context and were left out"
-    assert asked(coder).startswith("2.py\n222")
+    assert only_prompt(coder).startswith("2.py\n222")
 
 
 def test_what_does_not_fit_without_files_either(coder: Served) -> None:
@@ -160,7 +94,7 @@ def test_completion_as_llama_cpp_has_it(coder: Served) -> None:
     with coder.http.stream("POST", "/completion", json=body) as response:
         pieces = [json.loads(line.removeprefix("data: ")) for line in response.iter_lines() if line.startswith("data: ")]
     assert "".join(piece["content"] for piece in pieces) == TEXT[:8] + "\ufffd" and pieces[-1]["stop_type"] == "limit"
-    assert asked(coder) == "<s>hi"
+    assert only_prompt(coder) == "<s>hi"
 
 
 def test_a_stop_string_is_told(coder: Served) -> None:
@@ -221,19 +155,6 @@ def test_a_model_that_cannot_fill_in(served: Served, path: str, body: dict[str, 
     assert error["message"].startswith(f"{param}: model 'tiny:1b' has no tokens to fill in text with")
 
 
-def test_props(coder: Served) -> None:
-    props = coder.http.get("/props").json()
-    assert props["default_generation_settings"]["n_ctx"] == 512 and props["total_slots"] == 1
-    assert props["model_path"] == "tiny:1b" and props["chat_template"] == "{{ messages[0].content }}"
-    assert props["chat_template_caps"]["supports_tools"] is True
-
-
-def test_props_without_a_model(serve: Serve) -> None:
-    with serve(load=None) as served:
-        response = served.http.get("/props")
-        assert response.status_code == 503 and "no model is loaded" in response.json()["error"]["message"]
-
-
 def test_answers_are_as_described(coder: Served) -> None:
     described = Described(coder.http.get("/openapi.json").json())
     for path, body in (
@@ -242,12 +163,6 @@ def test_answers_are_as_described(coder: Served) -> None:
         ("/v1/fim/completions", {"prompt": "a"}),
     ):
         described.check_response(described.operation("post", path), coder.http.post(path, json=body))
-
-
-def test_completions_without_v1_are_openais(coder: Served) -> None:
-    assert canonical("/completions", DIALECTS) == "/v1/completions" and canonical("/completion", DIALECTS) == "/completion"
-    answer = coder.http.post("/completions", json={"prompt": "hi", "n_predict": 4}).json()
-    assert answer["choices"][0]["text"] == TEXT[:4]
 
 
 QWEN = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>")

@@ -6,8 +6,6 @@ import contextlib
 import datetime
 import json
 import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import ollama
@@ -15,27 +13,16 @@ import pytest
 from hypothesis import given
 
 from locallab.engine.request import Constraint, SamplingParams
-from locallab.errors import EngineFailure, SourceError
+from locallab.errors import EngineFailure
 from locallab.server.dialects.ollama.stream import ChatFormatter, Clock
-from tests.support.dialect_requests import ARGUMENTS, CALL, PARAMETERS, RAW, SAID, TEMPLATE, THOUGHT, cut, cuts, news, turn
+from tests.support.dialect_requests import ARGUMENTS, CALL, PARAMETERS, RAW, SAID, THOUGHT, cut, cuts, news, turn
 from tests.support.fake_engine import FIM, TEXT, say
 from tests.support.http_server import Serve, Served
+from tests.support.ollama_api import USER, chat, lines
 from tests.support.openapi_check import Described
-from tests.support.wait import until
 
-USER: list[Any] = [{"role": "user", "content": "hi"}]
 TOOLS: list[Any] = [{"type": "function", "function": {"name": "weather", "description": "", "parameters": PARAMETERS}}]
 DURATIONS = ("total_duration", "load_duration", "prompt_eval_duration", "eval_duration")
-
-
-@pytest.fixture
-def client(thinking: Served) -> Iterator[ollama.Client]:
-    with contextlib.closing(ollama.Client(thinking.url)) as client:
-        yield client
-
-
-def chat(served: Served, **body: Any) -> Any:
-    return served.http.post("/api/chat", json={"model": "any", "messages": USER, "stream": False, **body})
 
 
 def generate(served: Served, **body: Any) -> Any:
@@ -46,11 +33,6 @@ def asked(served: Served, response: Any) -> tuple[str, SamplingParams]:
     """Return the prompt and the parameters of the last request."""
     assert response.status_code == 200, response.text
     return served.engine.submitted[-1]
-
-
-def lines(text: str) -> list[dict[str, Any]]:
-    assert text.endswith("\n")
-    return [json.loads(line) for line in text.removesuffix("\n").split("\n")]
 
 
 def test_chat(thinking: Served, client: ollama.Client) -> None:
@@ -352,140 +334,9 @@ def test_a_failure_in_mid_stream(thinking: Served, client: ollama.Client) -> Non
             go.set()
 
 
-# ---- models
-
-
-def test_loading_and_unloading(serve: Serve) -> None:
-    with serve(load=None, engine={"template": TEMPLATE}) as served, contextlib.closing(ollama.Client(served.url)) as client:
-        loaded = client.generate("other:2b")
-        assert (loaded.done, loaded.done_reason, loaded.response) == (True, "load", "") and served.engine.submitted == []
-        assert [model.model for model in client.ps().models] == ["other:2b"]
-        assert client.chat("tiny:1b", []).done_reason == "load"
-        assert served.pool.status("tiny:1b") == "ready"
-        assert client.chat("tiny:1b", [], keep_alive=0).done_reason == "unload"
-        assert client.generate("any", keep_alive=0).done_reason == "unload"
-        assert served.pool.status("tiny:1b") == "unloaded"
-        assert client.chat("tiny:1b", USER, keep_alive="0s").done_reason == "stop"
-        until(lambda: served.pool.status("tiny:1b") == "unloaded")
-        assert served.http.post("/generate", json={"prompt": "hi"}).status_code == 200  # the next request brings it back
-
-
-def test_a_model_that_others_use_is_not_unloaded(thinking: Served) -> None:
-    hold = threading.Event()
-    thinking.engine.script = lambda prompt, params: [b"a", hold] if params.seed == 1 else [b"b"]
-    with thinking.http.stream("POST", "/api/chat", json={"messages": USER, "options": {"seed": 1}}) as response:
-        body = response.iter_text()
-        next(body)
-        assert chat(thinking, keep_alive=0).status_code == 200
-        hold.set()
-        assert lines("".join(body))[-1]["done_reason"] == "stop"
-    assert thinking.pool.status("tiny:1b") == "ready"
-
-
-def test_models(thinking: Served, client: ollama.Client) -> None:
-    listed = {model.model: model for model in client.list().models}
-    assert list(listed) == ["tiny:1b", "other:2b", "broken:3b"]
-    tiny = listed["tiny:1b"]
-    assert tiny.size == 98_000_000 and tiny.modified_at is not None and len(tiny.digest or "") == 64
-    assert tiny.details is not None and tiny.details.family == "fake" and tiny.details.format == "gguf"
-    [running] = client.ps().models
-    assert running.name == "tiny:1b" and running.context_length == 4096 and running.size_vram == 0
-    assert running.expires_at is not None and running.expires_at.year == 9999 and running.digest == tiny.digest
-
-
-def test_how_long_a_model_stays(serve: Serve) -> None:
-    with serve(keep_alive=300) as served:
-        [model] = served.http.get("/api/ps").json()["models"]
-        left = datetime.datetime.fromisoformat(model["expires_at"].replace("Z", "+00:00")) - datetime.datetime.now(
-            datetime.timezone.utc
-        )
-        assert 200 < left.total_seconds() <= 300
-        assert "x-locallab-notes" not in chat(served, keep_alive="5m").headers
-
-
-def test_show(thinking: Served, client: ollama.Client) -> None:
-    shown = client.show("tiny:1b")
-    assert shown.template == TEMPLATE and shown.capabilities == ["completion", "tools", "thinking"]
-    info: Any = shown.modelinfo
-    assert (
-        info["general.architecture"] == "fake"
-        and info["fake.context_length"] == 4096
-        and info["general.parameter_count"] == 135
-    )
-    assert shown.parameters == "num_ctx 4096"
-    assert thinking.http.post("/api/show", json={"name": "first:latest"}).json()["model_info"] == info
-    assert client.show("llama3.2").modelinfo == info  # as the answer would come from there
-    other = thinking.http.post("/api/show", json={"model": "other:2b"}).json()
-    assert other["capabilities"] == ["completion"] and other["parameters"] == "num_ctx 512"
-
-
-def test_facts_of_a_real_file(serve: Serve, tmp_path: Path) -> None:
-    from tests.support.tiny_gguf import write
-
-    with serve() as served:
-        write(tmp_path / "other-2b.gguf", "llama")
-        shown = served.http.post("/api/show", json={"model": "other:2b"}).json()
-        assert shown["details"]["family"] == "llama" and shown["model_info"]["llama.block_count"] == 4
-        assert shown["model_info"]["general.parameter_count"] > 10_000 and shown["model_info"]["llama.context_length"] == 512
-        assert shown["details"]["parameter_size"] == str(shown["model_info"]["general.parameter_count"])
-
-
 def test_who_answers(thinking: Served) -> None:
     assert thinking.http.get("/api/version").json()["version"].count(".") == 2
     for path in ("/api/tags", "/api/ps", "/api/version"):
         assert thinking.http.head(path).status_code == 200
     missing = thinking.http.post("/api/create", json={})
     assert missing.status_code == 404 and missing.json() == {"error": "no such path: POST /api/create"}
-
-
-Fetch = Callable[[Any, Any, Any], Path]
-
-
-def test_pull(serve: Serve) -> None:
-    seen = threading.Event()
-
-    def fetch(spec: Any, store: Any, progress: Any) -> Path:
-        progress(10, 100)
-        assert seen.wait(20)
-        progress(100, 100)
-        return Path("there")
-
-    with serve(pool={"fetch": fetch}, load=None) as served, contextlib.closing(ollama.Client(served.url)) as client:
-        statuses = []
-        for news_ in client.pull("other:2b", stream=True):
-            statuses.append((news_.status, news_.completed, news_.total))
-            if news_.completed:
-                seen.set()
-        digest = next(model.digest for model in client.list().models if model.model == "other:2b")
-        status = f"pulling {str(digest)[:12]}"
-        assert statuses == [("pulling manifest", None, None), (status, 10, 100), (status, 100, 100), ("success", None, None)]
-        assert client.pull("other:2b").status == "success"
-        assert served.pool.loaded == [] and served.pool.status("other:2b") == "unloaded"
-
-
-def test_pull_that_fails(serve: Serve) -> None:
-    def fetch(spec: Any, store: Any, progress: Any) -> Path:
-        raise SourceError("no such repository")
-
-    with serve(pool={"fetch": fetch}, load=None) as served, contextlib.closing(ollama.Client(served.url)) as client:
-        for stream in (False, True):
-            with pytest.raises(ollama.ResponseError, match="no such repository"):
-                list(client.pull("other:2b", stream=stream))
-
-
-def test_a_client_that_leaves_ends_its_pull(serve: Serve) -> None:
-    ended = threading.Event()
-
-    def fetch(spec: Any, store: Any, progress: Any) -> Path:
-        try:
-            while True:
-                progress(1, None)
-        finally:
-            ended.set()
-
-    with serve(pool={"fetch": fetch}, load=None) as served:
-        with served.http.stream("POST", "/api/pull", json={"model": "other:2b"}) as response:
-            lines = response.iter_lines()  # which closes the connection once it is dropped itself
-            assert "pulling" in next(lines)
-            assert not ended.is_set()
-        assert ended.wait(20)
