@@ -19,10 +19,9 @@ from websockets.sync.client import ClientConnection, connect
 
 from locallab.server.dialects.assistant import request
 from tests.support.served_process import Process, serving
-from tests.support.wait import until
+from tests.support.wait import LONG_PATIENCE, until
 
 ROOT = "/api/v1/assistant"
-PATIENCE = 300.0
 FACTORIAL = {"prompt": "def factorial(n):", "task": "generate", "max_tokens": 150}
 BUGGY = "def add(a, b):\n    return a - b"
 
@@ -34,17 +33,17 @@ def server(model_path: Path) -> Iterator[Process]:
 
 
 def post(server: Process, task: str, /, **body: Any) -> dict[str, Any]:
-    response = httpx.post(f"{server.url}{ROOT}/{task}", json={"temperature": 0, **body}, timeout=PATIENCE)
+    response = httpx.post(f"{server.url}{ROOT}/{task}", json={"temperature": 0, **body}, timeout=LONG_PATIENCE)
     assert response.status_code == 200, response.text
     return dict(response.json())
 
 
 def connected(server: Process) -> ClientConnection:
-    return connect(server.url.replace("http", "ws", 1) + f"{ROOT}/stream", open_timeout=PATIENCE)
+    return connect(server.url.replace("http", "ws", 1) + f"{ROOT}/stream", open_timeout=LONG_PATIENCE)
 
 
 def event(connection: ClientConnection) -> dict[str, Any]:
-    return dict(json.loads(connection.recv(PATIENCE)))
+    return dict(json.loads(connection.recv(LONG_PATIENCE)))
 
 
 def ended(connection: ClientConnection, count: int) -> dict[Any, tuple[str, dict[str, Any]]]:
@@ -68,14 +67,16 @@ def test_a_program_is_continued(server: Process) -> None:
 
 
 def test_the_documents_python_example(server: Process) -> None:
-    response = requests.post(f"{server.url}{ROOT}/generate", json=FACTORIAL, timeout=PATIENCE)
+    response = requests.post(f"{server.url}{ROOT}/generate", json=FACTORIAL, timeout=LONG_PATIENCE)
     assert response.json()["response"].startswith("def factorial(n):")
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
 def test_the_documents_curl_example(server: Process) -> None:
     command = ["curl", "-sS", "-X", "POST", f"{server.url}{ROOT}/generate", "-H", "Content-Type: application/json"]
-    done = subprocess.run([*command, "-d", json.dumps(FACTORIAL)], capture_output=True, text=True, check=True, timeout=PATIENCE)
+    done = subprocess.run(
+        [*command, "-d", json.dumps(FACTORIAL)], capture_output=True, text=True, check=True, timeout=LONG_PATIENCE
+    )
     assert json.loads(done.stdout)["response"].startswith("def factorial(n):")
 
 
@@ -113,7 +114,7 @@ def test_json_that_is_cut_says_so(server: Process) -> None:
 
 
 def test_a_model_that_cannot_fill_in_says_so(server: Process) -> None:
-    response = httpx.post(f"{server.url}{ROOT}/generate", json={"prompt": "def f(x):\n", "suffix": "\n"}, timeout=PATIENCE)
+    response = httpx.post(f"{server.url}{ROOT}/generate", json={"prompt": "def f(x):\n", "suffix": "\n"}, timeout=LONG_PATIENCE)
     assert response.status_code == 400 and response.json()["detail"].startswith("suffix: model ")
 
 
@@ -121,7 +122,7 @@ def test_a_stream_is_the_same_answer(server: Process) -> None:
     body = {"prompt": BUGGY, "max_tokens": 30}
     whole = post(server, "refactor", **body)
     with httpx.stream(
-        "POST", f"{server.url}{ROOT}/refactor", json={**body, "temperature": 0, "stream": True}, timeout=PATIENCE
+        "POST", f"{server.url}{ROOT}/refactor", json={**body, "temperature": 0, "stream": True}, timeout=LONG_PATIENCE
     ) as response:
         events = [json.loads(line.removeprefix("data: ")) for line in response.iter_lines() if line.startswith("data: ")]
     assert "".join(each["text"] for each in events[:-1]) == whole["response"]
@@ -171,6 +172,6 @@ def test_sigterm_lets_a_request_end_and_then_closes_the_socket(model_path: Path)
         _, last = ended(connection, 1)[1]
         assert (last["finish_reason"], last["tokens_used"]) == ("length", 40)
         with pytest.raises(ConnectionClosed):
-            connection.recv(PATIENCE)
+            connection.recv(LONG_PATIENCE)
         assert connection.close_code == 1012
-        assert server.process.wait(PATIENCE) == 0
+        assert server.process.wait(LONG_PATIENCE) == 0

@@ -19,8 +19,7 @@ from websockets.sync.client import connect
 from tests.support.document_examples import ALL, ASSISTANT, DOCUMENTS, LOCALLAB, Example, differences, filled, routes
 from tests.support.openapi_check import Described
 from tests.support.served_process import Process, serving
-
-PATIENCE = 300.0
+from tests.support.wait import LONG_PATIENCE
 
 OTHER_NAME = {"service": "locallab"}
 """The one value that is ours and not the document's: the service has a name of its own."""
@@ -44,7 +43,7 @@ def server(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture(scope="module")
 def http(server: Process) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url, timeout=PATIENCE) as client:
+    with httpx.Client(base_url=server.url, timeout=LONG_PATIENCE) as client:
         yield client
 
 
@@ -85,7 +84,7 @@ def as_written(example: Example, server: Process) -> str:
 
 
 def run(*command: str | Path) -> str:
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=PATIENCE, check=False)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=LONG_PATIENCE, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -162,11 +161,11 @@ def test_curl(server: Process, example: Example) -> None:
 
 def test_websocket(server: Process) -> None:
     [example] = [e for e in ALL if e.heading.startswith("WebSocket") and e.language == "json"]
-    with connect(server.url.replace("http", "ws", 1) + "/api/v1/assistant/stream", open_timeout=PATIENCE) as connection:
+    with connect(server.url.replace("http", "ws", 1) + "/api/v1/assistant/stream", open_timeout=LONG_PATIENCE) as connection:
         connection.send(example.text)
-        events = [json.loads(connection.recv(PATIENCE))]
+        events = [json.loads(connection.recv(LONG_PATIENCE))]
         while events[-1]["type"] == "token":
-            events.append(json.loads(connection.recv(PATIENCE)))
+            events.append(json.loads(connection.recv(LONG_PATIENCE)))
     assert len(events) > 1 and all(event["text"] for event in events[:-1])
     assert events[-1]["type"] == "done" and events[-1]["tokens_used"] > 0 and events[-1]["task"] == "generate"
 
@@ -185,7 +184,7 @@ def test_limits_and_their_headers(http: httpx.Client) -> None:
 def test_a_burst_is_of_ten(server: Process) -> None:
     assert "Burst size of 10 requests" in LOCALLAB.read_text()
     elsewhere = httpx.HTTPTransport(local_address="127.0.0.2")  # has a limit of its own
-    with httpx.Client(base_url=server.url, transport=elsewhere, timeout=PATIENCE) as http:
+    with httpx.Client(base_url=server.url, transport=elsewhere, timeout=LONG_PATIENCE) as http:
         answers = [http.get("/models/current") for _ in range(61)]
     assert all(answer.status_code == 200 for answer in answers[:10])
     refused = [answer for answer in answers if answer.status_code == 429]

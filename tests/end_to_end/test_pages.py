@@ -22,8 +22,7 @@ from locallab.server.dialects.assistant.templates import Templates
 from tests.support.document_examples import Example
 from tests.support.pages import PAGES, ROOT, blocks
 from tests.support.served_process import Process, serving
-
-PATIENCE = 300.0
+from tests.support.wait import LONG_PATIENCE
 
 NOT_RUN = {
     "pip install": "installs packages; test_install.py installs the wheel",
@@ -96,7 +95,7 @@ def as_written(block: Example, server: Process) -> str:
 
 
 def output(*command: str) -> str:
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LONG_PATIENCE, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -112,7 +111,7 @@ def started(script: str) -> Iterator[Iterator[str]]:
         yield iter(process.stdout)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
-        process.communicate(timeout=PATIENCE)
+        process.communicate(timeout=LONG_PATIENCE)
 
 
 def test_every_exception_is_needed() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 from locallab.engine.scheduler import WORTH_WAITING
 from tests.support.live_engine import TIE
 from tests.support.served_process import Process, counting, serving
+from tests.support.wait import until
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +95,7 @@ def test_a_client_that_leaves_in_mid_stream_frees_its_room(server):
             await events.close()
 
     asyncio.run(run())
-    deadline = time.monotonic() + 20
-    while server.stats()["running"] and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert server.stats()["running"] == 0
+    until(lambda: server.stats()["running"] == 0)
 
 
 def test_a_prompt_beyond_the_context_is_refused_before_any_work(server):

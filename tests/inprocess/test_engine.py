@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from locallab.errors import (
 )
 from locallab.inprocess import launch
 from locallab.settings import EngineSettings
+from tests.support.wait import until
 
 COUNTING = "Counting: 1, 2, 3, 4, 5, 6, 7,"
 LETTERS = "The alphabet: a, b, c, d, e, f, g,"
@@ -28,7 +28,6 @@ ASKED = [{"role": "user", "content": "Write the alphabet."}]
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 8}
 FEW: dict[str, Any] = {"temperature": 0, "max_tokens": 3}
 """So few tokens that no two are as likely: where they are, a batch may choose another than a request alone."""
-PATIENCE = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +38,7 @@ def engine(model_path: Path) -> Iterator[locallab.Engine]:
 
 def idle(engine: locallab.Engine) -> bool:
     """Waits until nothing runs."""
-    deadline = time.monotonic() + PATIENCE
-    while engine._loaded.engine.stats().running:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: not engine._loaded.engine.stats().running)
     return True
 
 

@@ -11,7 +11,8 @@ from locallab import hardware
 from locallab.inprocess import launch
 from locallab.models import FileSource, ModelSpec, Registry, hub_status
 from tests.support import tiny_gguf
-from tests.support.cli_process import PATIENCE, command
+from tests.support.cli_process import command
+from tests.support.wait import LONG_PATIENCE
 
 
 def registry(folder: Path) -> Registry:
@@ -61,7 +62,7 @@ def test_serve_without_a_model(tmp_path: Path, model_path: Path) -> None:
             banner = [process.stdout.readline() for _ in range(4)]
         finally:
             process.terminate()
-        _, err = process.communicate(timeout=PATIENCE)
+        _, err = process.communicate(timeout=LONG_PATIENCE)
     assert "model    smollm2:135m (llama" in banner[1]
     assert "context  300 tokens" in banner[3]
     assert "no model is named: using smollm2:135m, " in err

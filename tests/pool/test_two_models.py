@@ -16,7 +16,8 @@ from locallab.models.gguf import Header
 from locallab.pool import Loaded, Memory, MemoryUse, Pool
 from locallab.pool.memory import NO_MEMORY, Layers, Suited
 from tests.support import tiny_gguf
-from tests.support.live_engine import PATIENCE, check
+from tests.support.live_engine import check
+from tests.support.wait import PATIENCE
 
 PROMPT = list(range(3, 23))
 ANSWER = 12

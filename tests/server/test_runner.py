@@ -17,10 +17,10 @@ import pytest
 from locallab.errors import ConfigError, LocalLabError
 from locallab.server import runner
 from locallab.settings import ServerSettings
+from tests.support.wait import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 SLOW_APP = ROOT / "tests/support/slow_app.py"
-PATIENCE = 30.0
 
 
 class Slow:

@@ -27,8 +27,8 @@ from locallab.server.dialects.assistant.websocket import PATH
 from locallab.server.websocket_protocol import RESTARTING
 from locallab.settings import EngineSettings, ServerSettings
 from tests.support.fake_engine import FakeEngine, Step, registry, say
+from tests.support.wait import PATIENCE
 
-PATIENCE = 30.0
 QUIET = logging.getLogger("tests.quiet client")
 QUIET.disabled = True
 

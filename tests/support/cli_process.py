@@ -10,8 +10,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.support.wait import LONG_PATIENCE
+
 ROOT = Path(__file__).parents[2]
-PATIENCE = 120.0
 
 
 def command(*arguments: str, **environ: str) -> subprocess.Popen[str]:
@@ -28,7 +29,7 @@ def command(*arguments: str, **environ: str) -> subprocess.Popen[str]:
 def failed(*arguments: str, **environ: str) -> tuple[int, str]:
     """Return exit status and stderr of a command that ends by itself; nothing may be on stdout."""
     with command(*arguments, **environ) as process:
-        out, err = process.communicate(timeout=PATIENCE)
+        out, err = process.communicate(timeout=LONG_PATIENCE)
     assert out == ""
     return process.returncode, err
 

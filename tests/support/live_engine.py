@@ -10,13 +10,11 @@ from pathlib import Path
 from locallab.engine import SamplingParams, TextEngine, TokenEvent
 from locallab.engine.request import TokenLogprob
 from locallab.settings import EngineSettings
+from tests.support.wait import PATIENCE
 
 TIE = 0.25
 """Logits nearer than this count as equal. How many tokens are computed at once changes the rounding: by up to 0.09 in the
 tiny models, where one wrong token long ago changes logits by about 1."""
-
-PATIENCE = 30.0
-"""Seconds after which an engine counts as hung."""
 
 
 class Answer:

@@ -16,8 +16,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.support.wait import PATIENCE
+
 ROOT = Path(__file__).parents[2]
-PATIENCE = 60.0
 UNHEEDED = 5.0
 CODES = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|\].*?(\x07|\x1b\\)|[=>])|\r")
 

@@ -6,8 +6,10 @@ import socket
 import time
 from collections.abc import Callable
 
-PATIENCE = 20.0
-"""Seconds allowed for what takes an idle machine milliseconds."""
+PATIENCE = 60.0
+"""Seconds that a busy machine may take for what an idle one does in milliseconds."""
+LONG_PATIENCE = 300.0
+"""Seconds that a busy machine may take to load a real model, or to answer with it."""
 
 
 def until(holds: Callable[[], bool], patience: float = PATIENCE) -> None:

@@ -15,7 +15,6 @@ import sys
 import tarfile
 import textwrap
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -43,8 +42,8 @@ from locallab.tunnel.usage import FREE_BYTES, FREE_REQUESTS, Month
 from tests.support.fake_pool import making
 from tests.support.fake_tunnel import TOKEN, FakeNgrok
 from tests.support.http_server import running
+from tests.support.wait import PATIENCE, until
 
-PATIENCE = 30.0
 News = queue.Queue[Any]
 
 
@@ -265,10 +264,7 @@ def test_a_reserved_domain_comes_back_as_it_was(opened: Open, ngrok: FakeNgrok, 
     url = heard(news)
     ngrok.signal(signal.SIGKILL)
     assert "lost" in str(heard(news))
-    deadline = time.monotonic() + PATIENCE
-    while "open again at the same address" not in caplog.text:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: "open again at the same address" in caplog.text)
     assert news.empty()
     assert tunnel.url == url
     assert httpx.get(url).text == "done"
@@ -301,10 +297,7 @@ def test_trouble_that_passes_costs_nothing(opened: Open, ngrok: FakeNgrok, app: 
     tunnel, news = opened()
     url = heard(news)
     ngrok.signal(signal.SIGUSR1)
-    deadline = time.monotonic() + PATIENCE
-    while app.paths.count("/health/live") < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: app.paths.count("/health/live") >= 2)
     assert tunnel.url == url
     assert news.empty()
     assert len(ngrok.pids) == 1
@@ -317,8 +310,7 @@ def test_what_may_pass_is_tried_again_and_told_once(opened: Open, ngrok: FakeNgr
     ngrok.signal(signal.SIGKILL)
     assert "lost" in str(heard(news))
     assert "ERR_NGROK_108" in str(heard(news))
-    while len(ngrok.pids) < 4:
-        time.sleep(0.01)
+    until(lambda: len(ngrok.pids) >= 4)
     assert news.empty()
     assert tunnel.facts().state == "lost"
     ngrok.goes("fine")
@@ -337,8 +329,7 @@ def test_what_lasts_is_not_tried_again(opened: Open, ngrok: FakeNgrok) -> None:
 def test_closing_while_the_agent_says_nothing(opened: Open, ngrok: FakeNgrok) -> None:
     ngrok.goes("mute")
     tunnel, news = opened(patience=3600.0)
-    while not ngrok.pids:
-        time.sleep(0.01)
+    until(lambda: bool(ngrok.pids))
     tunnel.close()
     tunnel.close()
     assert news.empty()
@@ -455,10 +446,7 @@ def test_nearly_all_of_the_plan_used_is_a_warning(opened: Open, caplog: pytest.L
     usage.add(requests=FREE_REQUESTS * 9 // 10)
     _, news = opened(usage=usage)
     heard(news)
-    deadline = time.monotonic() + PATIENCE
-    while "has used 90%" not in caplog.text:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: "has used 90%" in caplog.text)
     assert caplog.text.count("has used") == 1
 
 
@@ -478,10 +466,7 @@ def test_what_goes_through_the_tunnel_is_counted_and_nothing_else(ngrok: FakeNgr
         assert before.requests == 1  # the one that tried it
         response = httpx.post(f"{url}/stream", content=b"x" * 1000, headers={"connection": "close"})
         httpx.post(f"{target}/stream", content=b"x" * 1000)
-        deadline = time.monotonic() + PATIENCE
-        while tunnel.facts().requests < 2:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(lambda: tunnel.facts().requests >= 2)
         after = tunnel.usage.now()
         facts = tunnel.facts()
         tunnel.close()

@@ -17,8 +17,7 @@ from locallab import cli
 from tests.support.fake_engine import say
 from tests.support.http_server import Serve, Served
 from tests.support.terminal import ROOT, Terminal, terminal
-
-PATIENCE = 60.0
+from tests.support.wait import PATIENCE
 
 
 def prompts(served: Served) -> list[str]:

@@ -15,8 +15,7 @@ from locallab.server.dialects.assistant.templates import TASKS
 from tests.support.fake_engine import say
 from tests.support.http_server import Serve, Served
 from tests.support.terminal import ROOT, terminal
-
-PATIENCE = 120.0
+from tests.support.wait import LONG_PATIENCE
 
 
 def invoke(served: Served, *arguments: str, piped: str = "") -> Result:
@@ -102,7 +101,7 @@ def test_a_reader_that_leaves_is_no_crash(served: Served) -> None:
     served.script(*say("line\n" * 2000, size=5))
     command = f"{sys.executable} -m locallab run tiny:1b hello --url {served.url} | head -n 1"
     done = subprocess.run(
-        command, shell=True, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE
+        command, shell=True, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=LONG_PATIENCE
     )
     assert (done.stdout, done.stderr) == ("line\n", "")
 
@@ -122,7 +121,7 @@ def test_the_model_is_loaded_where_no_server_runs(model_path: Path, nowhere: str
         "--max-tokens",
         "4",
     ]
-    done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE)
+    done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=LONG_PATIENCE)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
     assert done.stderr == f"No server at {nowhere}; loading {model_path.stem} for this command.\n"

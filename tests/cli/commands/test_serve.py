@@ -17,7 +17,8 @@ from openai import OpenAI
 from locallab.cli.commands import serve
 from locallab.inprocess import launch
 from locallab.server import runner
-from tests.support.cli_process import PATIENCE, ROOT, failed, serving
+from tests.support.cli_process import ROOT, failed, serving
+from tests.support.wait import LONG_PATIENCE
 
 
 def test_a_model_file_is_served_and_tried_as_the_banner_says(model_path: Path) -> None:
@@ -28,13 +29,13 @@ def test_a_model_file_is_served_and_tried_as_the_banner_says(model_path: Path) -
         assert "context  512 tokens" in banner
         found = re.search(r"^  (curl .*)$", banner, re.MULTILINE)
         assert found
-        curl = subprocess.run(found[1], shell=True, capture_output=True, text=True, timeout=PATIENCE)
+        curl = subprocess.run(found[1], shell=True, capture_output=True, text=True, timeout=LONG_PATIENCE)
         snippet = banner[banner.index("  from openai") :].replace("\n  ", "\n").strip()
-        python = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, timeout=PATIENCE)
+        python = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, timeout=LONG_PATIENCE)
         client = OpenAI(base_url=f"{base}/v1", api_key="none", max_retries=0)
         assert [model.id for model in client.models.list() if model.id == name] == [name]
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=PATIENCE)
+        out, err = process.communicate(timeout=LONG_PATIENCE)
     assert '"finish_reason"' in curl.stdout
     assert (python.returncode, python.stderr) == (0, "")
     assert python.stdout.strip()
@@ -46,13 +47,13 @@ def test_a_stream_finishes_when_the_server_is_stopped(model_path: Path) -> None:
     body = {"prompt": "Once", "max_tokens": 40, "stream": True, "temperature": 0, "ignore_eos": True}
     with (
         serving("--model", str(model_path), "--port", "0", "--context", "512", "--grace", "60") as (process, base, _),
-        httpx.stream("POST", f"{base}/v1/completions", json=body, timeout=PATIENCE) as response,
+        httpx.stream("POST", f"{base}/v1/completions", json=body, timeout=LONG_PATIENCE) as response,
     ):
         lines = response.iter_lines()
         assert next(lines).startswith("data: ")
         process.send_signal(signal.SIGINT)
         assert [line for line in lines if line][-1] == "data: [DONE]"
-        process.communicate(timeout=PATIENCE)
+        process.communicate(timeout=LONG_PATIENCE)
     assert process.returncode == 0
 
 
@@ -60,13 +61,13 @@ def test_a_stream_is_ended_after_the_grace(model_path: Path) -> None:
     body = {"prompt": "Once", "max_tokens": 4000, "stream": True, "temperature": 0, "ignore_eos": True}
     with (
         serving("--model", str(model_path), "--port", "0", "--context", "4096", "--grace", "0") as (process, base, _),
-        httpx.stream("POST", f"{base}/v1/completions", json=body, timeout=PATIENCE) as response,
+        httpx.stream("POST", f"{base}/v1/completions", json=body, timeout=LONG_PATIENCE) as response,
     ):
         lines = response.iter_lines()
         assert next(lines).startswith("data: ")
         process.send_signal(signal.SIGTERM)
         last = [line for line in lines if line][-1]
-        _, err = process.communicate(timeout=PATIENCE)
+        _, err = process.communicate(timeout=LONG_PATIENCE)
     assert "the engine was closed before the answer was complete" in last
     assert process.returncode == 0
     assert "Traceback" not in err
@@ -160,7 +161,7 @@ def test_a_broken_llama_library_is_named() -> None:
         from locallab.cli import main
         main(["serve", "--port", "0"])
     """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=LONG_PATIENCE)
     assert done.returncode == 1
     assert done.stderr.startswith("locallab: llama.cpp cannot be loaded: Failed to load shared library")
     assert done.stderr.count("\n") == 1

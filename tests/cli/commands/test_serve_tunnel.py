@@ -13,8 +13,9 @@ import psutil
 import pytest
 
 from locallab import settings
-from tests.support.cli_process import PATIENCE, command, failed
+from tests.support.cli_process import command, failed
 from tests.support.fake_tunnel import TOKEN, FakeNgrok
+from tests.support.wait import LONG_PATIENCE
 
 FLAGS = ("--tunnel", "--port", "0", "--context", "512", "--threads", "1", "--grace", "0")
 
@@ -44,11 +45,11 @@ def test_the_address_the_key_and_the_snippet_that_is_printed_work(ngrok: FakeNgr
         assert local and public and text.index("listens on") < public.start()
         snippet = re.search(rf"^  (curl {public[1]}.*)$", text, re.MULTILINE)
         assert snippet
-        answer = subprocess.run(snippet[1], shell=True, capture_output=True, text=True, timeout=PATIENCE).stdout
-        without = httpx.get(f"{public[1]}/v1/models", timeout=PATIENCE).status_code
+        answer = subprocess.run(snippet[1], shell=True, capture_output=True, text=True, timeout=LONG_PATIENCE).stdout
+        without = httpx.get(f"{public[1]}/v1/models", timeout=LONG_PATIENCE).status_code
         everything = " ".join(word for each in psutil.Process(process.pid).children() for word in each.cmdline())
         process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=PATIENCE)
+        _, err = process.communicate(timeout=LONG_PATIENCE)
     assert '"finish_reason"' in answer
     assert without == 401
     assert process.returncode == 0
@@ -64,9 +65,9 @@ def test_a_tunnel_that_fails_is_one_line_and_the_server_serves(ngrok: FakeNgrok,
         assert process.stderr
         line = next(line for line in process.stderr if "no public address" in line)
         found = re.search(r"listens on (\S+)", text)
-        assert found and httpx.get(f"{found[1]}/health/ready", timeout=PATIENCE).status_code == 200
+        assert found and httpx.get(f"{found[1]}/health/ready", timeout=LONG_PATIENCE).status_code == 200
         process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=PATIENCE)
+        _, err = process.communicate(timeout=LONG_PATIENCE)
     assert "ngrok does not know this token" in line and "ERR_NGROK_105" in line
     assert TOKEN not in text + line + err
     assert process.returncode == 0

@@ -22,9 +22,8 @@ from locallab.errors import ContextLengthExceeded, EngineClosed, EngineFailure, 
 from locallab.memory_model import STEP
 from locallab.settings import EngineSettings
 from tests.support import tiny_embedding_gguf
-from tests.support.live_engine import PATIENCE
 from tests.support.tiny_embedding_gguf import CLS, SEP, UNK, Pooling, token
-from tests.support.wait import until
+from tests.support.wait import PATIENCE, until
 
 TEXTS = ["hello world", "the old cat, a new dog?", "sun moons rivering red blue stoner", "", "hello", "a b c " * 15]
 CLOSE = 0.9999

@@ -14,8 +14,8 @@ from locallab.errors import EngineClosed
 from locallab.pool.memory import Memory
 from locallab.settings import EngineSettings
 from tests.support import tiny_gguf
-from tests.support.live_engine import PATIENCE, Answer, ask, running, start
-from tests.support.wait import until
+from tests.support.live_engine import Answer, ask, running, start
+from tests.support.wait import PATIENCE, until
 
 PROMPT = list(range(3, 43))
 LONG = 200

@@ -32,7 +32,7 @@ from locallab.server.middleware.rate_limit import RateLimits, identity, parse
 from locallab.settings import ServerSettings
 from tests.support.echo_model import PATH, ROUTES
 from tests.support.http_server import Serve, start_in
-from tests.support.wait import free_port
+from tests.support.wait import PATIENCE, free_port
 
 FREE = Key("free one", "free", "0" * 64, 0)
 PRO = Key("pro one", "pro", "1" * 64, 0)
@@ -281,9 +281,6 @@ def test_clients_that_have_gone_leave_nothing_behind(clock: types.SimpleNamespac
         assert len(events) == 2
 
     asyncio.run(scenario())
-
-
-PATIENCE = 30
 
 
 def executable() -> str:

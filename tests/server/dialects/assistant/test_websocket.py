@@ -25,9 +25,8 @@ from locallab.settings import EngineSettings, ServerSettings
 from tests.support.dialect_requests import TASKS
 from tests.support.fake_engine import TEXT, FakeEngine, Step, registry, say
 from tests.support.http_server import Serve, Served, start_in
-from tests.support.wait import until
+from tests.support.wait import PATIENCE, until
 
-PATIENCE = 30.0
 Script = Callable[["Peer"], Awaitable[None]]
 
 

@@ -22,9 +22,8 @@ from locallab.server.inference.embedding import PAUSE
 from tests.support import tiny_embedding_gguf
 from tests.support.tiny_embedding_gguf import CLS, SEP, token
 from tests.support.tiny_server import Tiny, tiny_server
-from tests.support.wait import until
+from tests.support.wait import PATIENCE, until
 
-PATIENCE = 30.0
 USER = [{"role": "user", "content": "hi"}]
 CLOSE = 0.999
 """Cosine above which two vectors count as equal: in long texts, the 16-bit rounding of attention adds up."""
