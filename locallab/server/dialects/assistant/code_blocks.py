@@ -69,10 +69,3 @@ class Fences:
         language = next(iter(self._open["info"].split()), "")
         self._blocks.append(Block(language, "\n".join(self._lines).removesuffix("\r"), closed))
         self._open, self._lines = None, []
-
-
-def blocks(text: str) -> list[Block]:
-    """Return the blocks of a whole answer."""
-    fences = Fences()
-    fences.feed(text)
-    return fences.finish()

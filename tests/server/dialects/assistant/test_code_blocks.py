@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from locallab.server.dialects.assistant.code_blocks import Block, Fences, blocks
+from locallab.server.dialects.assistant.code_blocks import Block, Fences
 
 ANSWERS: dict[str, tuple[str, list[Block]]] = {
     "none": ("Just words, `code` and ``more``.", []),
@@ -28,6 +28,13 @@ ANSWERS: dict[str, tuple[str, list[Block]]] = {
     "windows line ends": ("```py\r\nx\r\ny\r\n```\r\n", [Block("py", "x\r\ny", True)]),
     "not at the start of the line": ("see ```\nx\n```", [Block("", "", False)]),
 }
+
+
+def blocks(text: str) -> list[Block]:
+    """Return the blocks of a whole answer."""
+    fences = Fences()
+    fences.feed(text)
+    return fences.finish()
 
 
 @pytest.mark.parametrize(("text", "expected"), ANSWERS.values(), ids=ANSWERS)
