@@ -36,7 +36,7 @@ def command(model: str, as_json: bool, registry: str | None, **flags: Any) -> in
     A model that is not on disk is estimated from its size, which is less exact. Exit status 1 if it does not fit at all.
     """
     from locallab.fit import Machine, fit_model, model_shape
-    from locallab.models import Registry, Store
+    from locallab.models import Registry, Store, gguf
 
     spec = Registry.discover(server_settings(registry=registry).registry).resolve(model)
     fixed = layers(EngineSettings, flags)
@@ -44,7 +44,8 @@ def command(model: str, as_json: bool, registry: str | None, **flags: Any) -> in
     with loading_llama():
         from locallab.engine.llama import supports_gpu
     machine = Machine.here(supports_gpu())
-    shape, chosen = model_shape(spec, path), fit_model(spec, path, machine, fixed)
+    header = gguf.read(path) if path else None
+    shape, chosen = model_shape(spec, header), fit_model(spec, header, machine, fixed)
     report = Report(spec, path, machine, shape, chosen, list(_cells(spec, path, machine, fixed, chosen, shape)))
     if as_json:
         click.echo(json.dumps(report.as_dict()))
