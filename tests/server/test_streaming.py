@@ -204,7 +204,7 @@ PLAIN = Turn("", None, (), None, (), None, False)
 
 
 async def answered(engine: Held, wire: Wire, formatter: Any, jobs: list[Any], stream: bool) -> None:
-    request, loaded = SimpleNamespace(receive=wire.receive), SimpleNamespace(engine=engine)
+    request, loaded = SimpleNamespace(receive=wire.receive), SimpleNamespace(text_engine=engine)
     response = await answer(request, loaded, jobs, formatter, stream=stream)  # type: ignore[arg-type]
     await response({"type": "http", "method": "POST", "path": "/"}, wire.receive, wire.send)  # type: ignore[arg-type]
 
@@ -244,7 +244,7 @@ def test_leaving_wins_over_the_answer_that_is_not_complete(stream: bool) -> None
         engine, wire = Held(), Wire()
         formatter = ChatFormatter(Head("x", 0, "m"), PLAIN, 2)
         running = asyncio.ensure_future(answered(engine, wire, formatter, [JOB, JOB], stream))
-        while not engine.listeners:
+        while not (engine.listeners or running.done()):
             await asyncio.sleep(0)
         wire.left.set()
         for _ in range(20):
@@ -263,10 +263,10 @@ def test_leaving_cancels_only_what_is_not_complete() -> None:
         engine, wire = Held(), Wire()
         formatter = ChatFormatter(Head("x", 0, "m"), PLAIN, 2)
         running = asyncio.ensure_future(answered(engine, wire, formatter, [JOB, JOB], True))
-        while not engine.listeners:
+        while not (engine.listeners or running.done()):
             await asyncio.sleep(0)
         engine.listeners[0](END)
-        while len(wire.sent) < 2:
+        while len(wire.sent) < 2 and not running.done():
             await asyncio.sleep(0)
         wire.left.set()
         await running
@@ -280,7 +280,7 @@ def test_cancelled_task_cancels_the_request() -> None:
     async def scenario() -> Held:
         engine, wire = Held(), Wire()
         task = asyncio.ensure_future(answered(engine, wire, NativeFormatter("m"), [JOB], False))
-        while not engine.listeners:
+        while not (engine.listeners or task.done()):
             await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -305,7 +305,7 @@ def test_client_that_does_not_read(monkeypatch: pytest.MonkeyPatch, caplog: pyte
         stream = streaming.EventStream(Generation(engine, [JOB]), NativeFormatter("m"))  # type: ignore[arg-type]
         running = asyncio.ensure_future(stream({"type": "http", "method": "POST", "path": "/"}, wire.receive, wire.send))
         engine.listeners[0](TokenEvent("a"))
-        while len(wire.sent) < 2:
+        while len(wire.sent) < 2 and not running.done():
             await asyncio.sleep(0)
         engine.listeners[0](TokenEvent("b"))
         await asyncio.wait_for(running, 20)
