@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from locallab.engine import scheduler
+from locallab.engine.llama import NO_ROOM
 from locallab.engine.request import TokenEvent
+from locallab.errors import EngineFailure
 from tests.support.fake_llama import FakeGuide, answer, guided_answer
 from tests.support.worker_rig import Rig
 
@@ -332,6 +334,42 @@ def test_a_state_that_cannot_be_put_back_is_computed_again():
     assert len(rig.scheduler.host) == 0
 
 
+def without_room(rig: Rig, times: int) -> None:
+    """Let llama.cpp find no room for the next batches, though by count there is some."""
+    decode, left = rig.context.decode, iter(range(times))
+    rig.context.decode = lambda batch: decode(batch) if next(left, None) is None else NO_ROOM  # type: ignore[method-assign]
+
+
+def test_without_room_a_finished_prefix_goes_first():
+    rig = Rig()
+    rig.submit([1, 2, 3], 4)
+    rig.drain()
+    assert rig.scheduler.cache.cold_cells
+    id = rig.submit([7, 8, 9], 4)
+    without_room(rig, 1)
+    rig.drain()
+    assert rig.tokens(id) == answer([7, 8, 9], 4)
+    assert rig.scheduler.preemptions == 0
+
+
+def test_without_room_the_youngest_is_preempted_and_computed_again():
+    rig = Rig(cache_cells=0)
+    ids = [rig.submit([i, 2, 3], 6) for i in range(3)]
+    rig.step()
+    without_room(rig, 2)
+    rig.drain()
+    assert [rig.tokens(id) for id in ids] == [answer([i, 2, 3], 6) for i in range(3)]
+    assert rig.scheduler.preemptions == 2
+
+
+def test_without_room_for_a_single_sequence_it_fails():
+    rig = Rig(cache_cells=0)
+    rig.submit([1, 2, 3], 4)
+    without_room(rig, 1)
+    with pytest.raises(EngineFailure, match="no KV room for a single sequence"):
+        rig.worker._step()
+
+
 def test_a_failing_step_fails_its_requests_and_the_engine_goes_on(caplog):
     rig = Rig()
     lost = rig.submit([1, 2, 3], 4)
@@ -339,8 +377,6 @@ def test_a_failing_step_fails_its_requests_and_the_engine_goes_on(caplog):
     rig.context.decode = lambda _: (_ for _ in ()).throw(RuntimeError("boom"))  # type: ignore[method-assign]
     with pytest.raises(RuntimeError):
         rig.worker._step()
-    from locallab.errors import EngineFailure
-
     rig.worker._fail_all(EngineFailure("boom"))
     assert rig.last(lost).finish_reason == "error" and isinstance(rig.last(lost).error, EngineFailure)
     rig.context.decode = decode  # type: ignore[method-assign]

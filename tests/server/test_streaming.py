@@ -356,7 +356,7 @@ def test_connection_that_is_not_read_does_not_hold_the_engine(served: Served, mo
 
 def test_a_stop_of_the_server_ends_no_stream_by_itself() -> None:
     """sse-starlette would end them at once; how long they may last is up to --grace."""
-    server = uvicorn.Server(uvicorn.Config("none"))
+    server = uvicorn.Server(uvicorn.Config("none", log_config=None))
     server.handle_exit(signal.SIGTERM, None)
     assert server.should_exit and not AppStatus.should_exit
 
