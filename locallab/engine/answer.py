@@ -37,7 +37,7 @@ class Answer:
 
     @property
     def needs_mask(self) -> bool:
-        """Whether `advance` samples under a grammar next: `Masks` must have computed the guide's mask by then."""
+        """True if `advance` samples under a grammar next: by then `Masks` must have computed the guide's mask."""
         return self.guide is not None and not self.certain
 
     def begin(self, prompt: Seq[int], n_ctx: int) -> None:

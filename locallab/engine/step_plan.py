@@ -1,4 +1,4 @@
-"""What one step does, as the scheduler plans it and the worker carries it out. Pure."""
+"""The plan of one step, which the scheduler makes and the worker carries out. Pure."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def cut(pending: int, budget: int, room: int, tile: int) -> int:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StepPlan:
-    """What one step does: first the moves in order, then one llama_decode for each batch."""
+    """One step: first the moves in order, then one llama_decode for each batch."""
 
     moves: list[Move]
     batches: list[list[Chunk]]
