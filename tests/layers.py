@@ -122,6 +122,13 @@ def _reached(name: str, following: Mapping[str, set[str]]) -> set[str]:
     return seen
 
 
+def borrowed(found: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return the imports of a test module or a conftest: tests share through tests/support only."""
+    return sorted(
+        (importer, target) for importer, target in found if target.rpartition(".")[2].startswith(("test_", "conftest"))
+    )
+
+
 def violations(modules: Mapping[str, str]) -> list[str]:
     """What breaks a rule, one line each. `modules`: dotted name -> source; a package's name ends in `.__init__`."""
     found = []

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.layers import circles, edges, named_sources, violations
+from tests.layers import borrowed, circles, edges, named_sources, violations
 
 PACKAGE = Path(__file__).parents[1] / "locallab"
 LINES = 400
@@ -117,10 +117,13 @@ def test_forbidden(module: str, source: str) -> None:
 
 
 def test_tests_share_through_support_only() -> None:
-    tests = named_sources(Path(__file__).parent)
-    offenders = [
-        (importer, target)
-        for importer, target in edges(tests)
-        if target.rpartition(".")[2] == "conftest" or target.rpartition(".")[2].startswith("test_")
-    ]
-    assert offenders == []
+    assert borrowed(edges(named_sources(Path(__file__).parent))) == []
+
+
+@pytest.mark.parametrize(
+    "source", ["from tests.test_b import helper", "from tests import conftest", "def f():\n    import tests.test_b"]
+)
+def test_what_a_test_borrows_of_another_is_found(source: str) -> None:
+    modules = {"tests.test_a": source, "tests.test_b": "", "tests.conftest": "", "tests.support.c": ""}
+    assert len(borrowed(edges(modules))) == 1
+    assert borrowed(edges({**modules, "tests.test_a": "from tests.support.c import helper"})) == []

@@ -14,7 +14,7 @@ from locallab.engine.embedding.context import PooledContext, Rows
 from locallab.engine.embedding.packing import EmbedJob, Packing
 from locallab.engine.request import EngineStats
 from locallab.engine.totals import Totals
-from locallab.engine.worker import Cancel, Close
+from locallab.engine.worker import Close
 from locallab.errors import EngineClosed, EngineFailure
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ class Embed:
     job: EmbedJob
 
 
-Command = Embed | Cancel | Close
+Command = Embed | Close
 
 
 class EmbedWorker:

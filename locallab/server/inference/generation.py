@@ -76,7 +76,7 @@ class Generation:
 
     @property
     def done(self) -> bool:
-        """Whether every answer has ended well and been read."""
+        """True once every answer has ended without an error and has been read."""
         return not self._unfinished and not self._items and self._failure is None
 
     def __aiter__(self) -> Generation:

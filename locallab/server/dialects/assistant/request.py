@@ -91,7 +91,7 @@ class PreparedQuestion:
 
     @property
     def urgent(self) -> bool:
-        """Whether the job goes ahead of others, for somebody who is typing."""
+        """True for a job that goes ahead of others, since somebody is typing."""
         return bool(self.question.body.suffix)
 
 

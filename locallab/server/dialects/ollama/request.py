@@ -89,7 +89,7 @@ class OllamaBody(msgspec.Struct, kw_only=True):
 
     @property
     def leaves(self) -> bool:
-        """Whether the model is to be unloaded after the answer."""
+        """True if the model is unloaded after the answer."""
         return self.keep_alive is not None and seconds("keep_alive", self.keep_alive) == 0
 
 

@@ -79,7 +79,7 @@ class ResponsesBody(Sampling, kw_only=True):
 
     @property
     def summary(self) -> bool:
-        """Whether reasoning is returned as a summary."""
+        """True if reasoning is returned as a summary."""
         reasoning = _mapping("reasoning", self.reasoning)
         return bool(reasoning.get("summary") or reasoning.get("generate_summary"))
 
