@@ -40,11 +40,13 @@ llama_cpp.llama_backend_init()
 class Model:
     """The weights and the vocabulary of one GGUF file (llama_model, llama_vocab)."""
 
-    def __init__(self, path: Path, gpu_layers: int) -> None:
-        """Load `path` (llama_model_load_from_file). Raises ModelLoadError with llama.cpp's own reason."""
+    def __init__(self, path: Path, gpu_layers: int, *, vocab_only: bool = False) -> None:
+        """Load `path` (llama_model_load_from_file), or only vocabulary and metadata. Raises ModelLoadError with llama.cpp's own
+        reason."""
         _check_file(path)
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
+        params.vocab_only = vocab_only
         if compiler := miscompiled_amx():
             logger.info("llama.cpp was built by %s, which miscompiles AMX: AMX is disabled; see `locallab doctor`", compiler)
             params.use_extra_bufts = False

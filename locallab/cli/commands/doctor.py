@@ -10,29 +10,54 @@ import click
 from click.core import ParameterSource
 
 from locallab.cli import api_client
-from locallab.cli.doctor import replay_report
+from locallab.cli.doctor import cache_report, replay_report
 from locallab.cli.settings_options import flag, options, server_settings
 from locallab.cli.tables import verdict
 from locallab.settings import ServerSettings
+
+MODES = {"cache": ("model", "registry", "path"), "clients": ("url", "api_key"), "": ("host", "port")}
+"""The options of each mode; "" are the checks of this machine."""
 
 
 @click.command("doctor")
 @options(ServerSettings, only=("host", "port"))
 @click.option("--clients", is_flag=True, help="instead replay the requests of well-known clients to a running server")
 @api_client.options
-@click.option("--json", "as_json", is_flag=True, help="print a list of objects")
+@click.option("--cache", nargs=2, metavar="A.json B.json", help="instead compare two request bodies: what their prompts share")
+@options(ServerSettings, only=("model", "registry"))
+@click.option("--path", metavar="PATH", help="with --cache: the path they are sent to  [default: the one their fields fit]")
+@click.option("--json", "as_json", is_flag=True, help="print a list of objects, with --cache an object")
 @click.pass_context
-def command(context: click.Context, /, clients: bool, url: str | None, api_key: str | None, as_json: bool, **flags: Any) -> int:
+def command(
+    context: click.Context,
+    /,
+    clients: bool,
+    url: str | None,
+    api_key: str | None,
+    cache: tuple[str, str] | None,
+    path: str | None,
+    as_json: bool,
+    **flags: Any,
+) -> int:
     """Check Python, compiler, llama.cpp, GPU, memory, disk, port, Hub, token and ngrok, and suggest remedies.
 
     Each is ok, warn or fail. With --clients: replay the requests of editors, agents and libraries to this or any other server,
-    and report the answers that would break a client. Exit status 1 if a check fails.
+    and report the answers that would break a client. With --cache: say how many tokens the prefix cache can share between two
+    requests, at which field their prompts part, and what to do about it; no server is needed. Exit status 1 if a check fails.
     """
     from locallab.cli.doctor import checks
 
-    for name in ("host", "port") if clients else ("url", "api_key"):
-        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"{flag(name)} {'cannot be combined with' if clients else 'requires'} --clients")
+    if clients and cache:
+        raise click.UsageError("--cache cannot be combined with --clients")
+    mode = "cache" if cache else "clients" if clients else ""
+    for other, names in MODES.items():
+        for name in names if other != mode else ():
+            if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+                reason = f"requires --{other}" if other else f"cannot be combined with --{mode}"
+                raise click.UsageError(f"{flag(name)} {reason}")
+    if cache:
+        cache_report.report(cache, path, server_settings(**flags), as_json)
+        return 0
     if clients:
         return replay_report.report(url, api_key, as_json)
     found = checks.run(checks.everything(server_settings(**flags)))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Any
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from locallab.chat.control_tokens import guarded, pieces
 from locallab.chat.fim import infill
+from locallab.chat.templates import ChatTemplate
 from locallab.chat.turn import ChatRequest, Turn, plan
-from locallab.engine import Engine
 from locallab.engine.request import Constraint, ReasoningBudget, SamplingParams
 from locallab.errors import InvalidField
 from locallab.pool import Loaded
@@ -29,6 +30,32 @@ PROMPTS = {
 
 LONG = 16_384
 """Characters from which tokenizing would hold up the event loop, and so runs in a thread."""
+
+
+class TokenFacts(Protocol):
+    @property
+    def bos(self) -> str: ...
+    @property
+    def control_tokens(self) -> Mapping[str, int]: ...
+
+
+class Tokenizer(Protocol):
+    """The part of an engine that prompts are made with; a vocabulary without weights has it too."""
+
+    @property
+    def info(self) -> TokenFacts: ...
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]: ...
+
+
+class PromptModel(Protocol):
+    """The part of a loaded model that prompts are made with."""
+
+    @property
+    def engine(self) -> Tokenizer: ...
+    @property
+    def template(self) -> ChatTemplate: ...
+    @property
+    def markup(self) -> re.Pattern[str] | None: ...
 
 
 def prompts(raw: Any, field: str = "prompt") -> list[str | list[int]]:
@@ -63,7 +90,7 @@ async def tokenized(loaded: Loaded, pieces: Sequence[str]) -> list[int]:
     return await asyncio.to_thread(tokenize, loaded.engine, pieces)
 
 
-def tokenize(engine: Engine, pieces: Sequence[str]) -> list[int]:
+def tokenize(engine: Tokenizer, pieces: Sequence[str]) -> list[int]:
     """Tokenize as `tokenized`; blocks."""
     head, *rest = pieces or [""]
     bare = bool(engine.info.bos) and head.startswith(engine.info.bos)
@@ -82,11 +109,16 @@ class PreparedChat:
     urgent: bool = False
 
 
+def plan_chat(model: PromptModel, request: ChatRequest) -> Turn:
+    """Render the chat; control tokens written in its messages stay text. Raises InvalidField for what the model cannot do."""
+    safe = dataclasses.replace(request, messages=guarded(request.messages, model.markup))
+    return plan(safe, model.template, model.engine.info.control_tokens)
+
+
 async def prepare_chat(loaded: Loaded, request: ChatRequest, params: SamplingParams, n: int = 1) -> PreparedChat:
     """Render and tokenize the chat, and compile its constraint. Raises InvalidField for what the model cannot do."""
     info = loaded.engine.info
-    request = dataclasses.replace(request, messages=guarded(request.messages, loaded.markup))
-    turn = plan(request, loaded.template, info.control_tokens)
+    turn = plan_chat(loaded, request)
     prompt = await tokenized(loaded, pieces(turn.prompt))
     await compile_constraint(loaded, turn.constraint)
     budget = None

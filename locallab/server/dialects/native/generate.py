@@ -47,9 +47,18 @@ class GenerateBody(NativeBody, kw_only=True):
     prompt: Annotated[str, Meta(description="the text to complete")]
     chat_template: Annotated[bool | None, Meta(description="true: send it to the model as a user's message")] = None
 
+    def request(self) -> ChatRequest:
+        """Return the prompt as a user's message, to be answered without reasoning. Raises InvalidField."""
+        messages = [Message("user", self.prompt)]
+        return ChatRequest(messages=messages, answer=self.constraint(), reasoning=ReasoningOptions(False))
+
 
 class NativeChatBody(NativeBody, kw_only=True):
     messages: Annotated[Any, Meta(description="the conversation, oldest first", extra_json_schema=MESSAGES)]
+
+    def request(self, notes: list[str]) -> ChatRequest:
+        """Return the neutral request, and note repairs. Raises InvalidField."""
+        return ChatRequest(messages=normalize(self.messages, notes), answer=self.constraint())
 
 
 class Native:
@@ -73,8 +82,7 @@ class Native:
         params = body.params(loaded.engine.info.n_vocab, self._settings.completion_tokens, constraint=constraint)
         turn = None
         if body.chat_template:
-            as_chat = ChatRequest(messages=[Message("user", body.prompt)], answer=constraint, reasoning=ReasoningOptions(False))
-            prepared = await prepare_chat(loaded, as_chat, params)
+            prepared = await prepare_chat(loaded, body.request(), params)
             turn, jobs = prepared.turn, prepared.jobs
         else:
             await compile_constraint(loaded, constraint)
@@ -87,8 +95,7 @@ class Native:
         loaded = await lease(request, self._pool, body.model_id, strict=True)
         params = body.params(loaded.engine.info.n_vocab, None)
         notes: list[str] = []
-        chat = ChatRequest(messages=normalize(body.messages, notes), answer=body.constraint())
-        prepared = await prepare_chat(loaded, chat, params)
+        prepared = await prepare_chat(loaded, body.request(notes), params)
         formatter = NativeChatFormatter(Head.make("chatcmpl", loaded.spec.id), prepared.turn)
         return await answer(request, loaded, prepared.jobs, formatter, stream=body.stream, notes=notes)
 
