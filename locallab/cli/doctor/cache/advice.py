@@ -139,8 +139,9 @@ def _of_message(field: Field, a: Mapping[str, Any], b: Mapping[str, Any], change
     if "tool" in roles or any(isinstance(each, Mapping) and each.get("type") in RESULTS for each in results):
         return change or "result"
     if roles == {"user"}:
-        is_first = not any(_role(each) == "user" for each in before[:index])
-        return "question" if is_first or index in (len(before) - 1, len(after) - 1) else change or "history"
+        if index in (len(before) - 1, len(after) - 1):
+            return "question"
+        return change or ("history" if any(_role(each) == "user" for each in before[:index]) else "question")
     return "answer" if roles <= {"assistant", ""} else "history"
 
 

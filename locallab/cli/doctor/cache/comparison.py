@@ -64,4 +64,6 @@ def compare(model: VocabularyModel, paths: tuple[str, str], bodies: tuple[Body, 
     if path != other:
         return comparison
     field = find(a, b, parts_here)
-    return dataclasses.replace(comparison, kind=kind_of(field, a, b), field=written(field) or None)
+    kind = kind_of(field, a, b)
+    named = field[:2] if kind == "left out" else field  # the message, for the next one differs in all it has
+    return dataclasses.replace(comparison, kind=kind, field=written(named) or None)

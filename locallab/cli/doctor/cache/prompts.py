@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,28 +79,32 @@ PATHS: Mapping[str, Route] = {
 
 
 def path_of(*bodies: Body) -> str | None:
-    """Return the path that takes all the bodies: of those that read them, the one that knows most of their fields."""
-    found = [path for path, route in PATHS.items() if all(route.field in body for body in bodies)]
-    return next((path for path in sorted(found, key=lambda path: -_known(path, bodies)) if _reads(path, bodies)), None)
+    """Return the path whose shape has most of the bodies' fields, and which reads them all; None if there is none."""
+    return next((path for path in _likeliest(bodies) if _reads(path, bodies)), None)
 
 
 def refusal(body: Body) -> RequestError:
     """Return what the likeliest path has against a body that none reads."""
-    found = [path for path, route in PATHS.items() if route.field in body]
-    if not found:
-        return RequestError("no field holds a prompt: expected messages, input or prompt")
     try:
-        read(max(found, key=lambda path: _known(path, [body])), body)
+        read(_likeliest([body])[0], body)
+    except IndexError:
+        return RequestError("no field holds a prompt: expected messages, input or prompt")
     except RequestError as error:
         return error
     raise AssertionError("a body that no path reads is read")
 
 
-def _known(path: str, bodies: Iterable[Body]) -> int:
-    return sum(len(body.keys() & set(PATHS[path].shape.__struct_fields__)) for body in bodies)
+def _likeliest(bodies: Sequence[Body]) -> list[str]:
+    """Return the paths that know most of the bodies' fields, among them the prompt's in each."""
+    known = {
+        path: sum(len(body.keys() & set(route.shape.__struct_fields__)) for body in bodies)
+        for path, route in PATHS.items()
+        if all(route.field in body for body in bodies)
+    }
+    return [path for path, n_known in known.items() if n_known == max(known.values())]
 
 
-def _reads(path: str, bodies: Iterable[Body]) -> bool:
+def _reads(path: str, bodies: Sequence[Body]) -> bool:
     with contextlib.suppress(RequestError):
         return all(read(path, body) is not None for body in bodies)
     return False
