@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from locallab.cli import api_client
 from locallab.cli.doctor import cache_report, replay_report
-from locallab.cli.settings_options import flag, options, server_settings
+from locallab.cli.settings_options import flag, model_names, options, server_settings
 from locallab.cli.tables import verdict
 from locallab.settings import ServerSettings
 
@@ -24,7 +24,13 @@ MODES = {"cache": ("model", "registry", "path"), "clients": ("url", "api_key"), 
 @click.option("--clients", is_flag=True, help="instead replay the requests of well-known clients to a running server")
 @api_client.options
 @click.option("--cache", nargs=2, metavar="A.json B.json", help="instead compare two request bodies: what their prompts share")
-@options(ServerSettings, only=("model", "registry"))
+@click.option(
+    "--model",
+    metavar="MODEL",
+    shell_complete=model_names,
+    help="with --cache: model that reads them  [default: the one that A.json names, else the one that serve would choose]",
+)
+@options(ServerSettings, only=("registry",))
 @click.option("--path", metavar="PATH", help="with --cache: the path they are sent to  [default: the one their fields fit]")
 @click.option("--json", "as_json", is_flag=True, help="print a list of objects, with --cache an object")
 @click.pass_context

@@ -18,7 +18,7 @@ from locallab.errors import ConfigError, RequestError, UnknownModel
 from locallab.settings import EngineSettings, ServerSettings
 
 if TYPE_CHECKING:
-    from locallab.cli.doctor.cache import Comparison
+    from locallab.cli.doctor.cache import Comparison, VocabularyModel
     from locallab.models import ModelSpec, Registry
 
 BODY = "expected the JSON object that is sent to a chat or completion route"
@@ -31,11 +31,11 @@ def report(files: tuple[str, str], path: str | None, server: ServerSettings, as_
     """
     from locallab.models import Registry, Store
 
-    bodies = (_body(files[0]), _body(files[1]))
+    first, second = bodies = (_body(files[0]), _body(files[1]))
     registry = Registry.discover(server.registry)
-    named = [_named(registry, body) for body in bodies]
+    named = (_named(registry, first), _named(registry, second))
     with loading_llama():
-        from locallab.cli.doctor.cache import PATHS, VocabularyModel, compare, path_of, refusal
+        from locallab.cli.doctor.cache import PATHS, VocabularyModel, compare, path_of
         from locallab.inprocess.launch import choose
     if path is not None and path not in PATHS:
         raise ConfigError(f"--path: cannot compare bodies of {path!r}; expected one of {', '.join(PATHS)}")
@@ -43,17 +43,10 @@ def report(files: tuple[str, str], path: str | None, server: ServerSettings, as_
     file = Store().path(spec)
     if file is None:
         raise ConfigError(f"{spec.id} is not on disk: `locallab pull {spec.id}` fetches it, --model names another")
-    both = path or path_of(*bodies)
-    paths = []
+    path = path or path_of(first, second)
     with VocabularyModel.opened(file) as model:
-        for name, body in zip(files, bodies, strict=True):
-            with _naming(name):
-                found = both or path_of(body)
-                if found is None:
-                    raise refusal(body)
-                model.text(found, body)
-                paths.append(found)
-        comparison = compare(model, (paths[0], paths[1]), bodies)
+        paths = (_path(model, path, files[0], first), _path(model, path, files[1], second))
+        comparison = compare(model, paths, bodies)
     if None not in named and named[0] != named[1]:
         comparison = dataclasses.replace(comparison, kind="model", field="model")
     if as_json:
@@ -82,12 +75,18 @@ def _named(registry: Registry, body: Mapping[str, Any]) -> ModelSpec | None:
     return None
 
 
-@contextlib.contextmanager
-def _naming(file: str) -> Iterator[None]:
+def _path(model: VocabularyModel, path: str | None, file: str, body: Mapping[str, Any]) -> str:
+    """Return the path of both bodies, or the one that takes this body. Raises ConfigError for a body that it refuses."""
+    from locallab.cli.doctor.cache import path_of, refusal
+
+    found = path or path_of(body)
     try:
-        yield
+        if found is None:
+            raise refusal(body)
+        model.text(found, body)
     except RequestError as error:
         raise ConfigError(f"{file}: {error}") from None
+    return found
 
 
 def _as_dict(comparison: Comparison, spec: ModelSpec, files: Sequence[str], paths: Sequence[str]) -> dict[str, Any]:
