@@ -95,6 +95,30 @@ class Usage:
     cached_tokens: int
 
 
+Tier = Literal["none", "resident", "host", "disk"]
+"""Where the cached part of a prompt was: nowhere, in the KV pool, in host RAM, on disk."""
+
+MissReason = Literal["end", "first time", "diverged", "evicted", "no snapshot"]
+"""Why the cached part of a prompt ends where it does; see CacheUse."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CacheUse:
+    """What a prompt of `total` tokens got from the prefix cache: its first `hit` tokens, from `tier`.
+
+    `reason` says why not more: "end", all but the last token, which is always computed; "first time", no prompt began like
+    this one; "diverged", the token at index `at` differs from that of every known prompt; "evicted", what followed from `at`
+    on has been dropped; "no snapshot", the prompt is known up to `at`, but the model's state can be restored at snapshots
+    only, and the last one before is at `hit`.
+    """
+
+    hit: int
+    total: int
+    tier: Tier
+    reason: MissReason
+    at: int
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class TokenLogprob:
     """The natural logarithm of a token's probability among all tokens, before sampling or a constraint changes anything.
@@ -125,8 +149,9 @@ class TokenEvent:
 
     Only the last event has a `finish_reason`. With "error", `error` is the cause; `stop` is the stop string that ended the
     answer, if one did. `logprobs` belong to the tokens of the answer, not to one that ends it. `prompt_logprobs`, of all prompt
-    tokens but the first, come with the first event that has tokens. An event with `progress` has nothing else, and comes before
-    all others.
+    tokens but the first, come with the first event that has tokens. An event with `cache` or `progress` has nothing else: once
+    the first step of the prompt is computed, one tells what the cache had of it, and those with progress follow. A prompt that
+    is computed as a whole for its log probabilities has none with `cache`.
     """
 
     text: str
@@ -138,6 +163,7 @@ class TokenEvent:
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     progress: Progress | None = None
+    cache: CacheUse | None = None
 
 
 Listener = Callable[[TokenEvent], None]

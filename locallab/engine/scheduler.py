@@ -19,6 +19,7 @@ from locallab.engine.cache import NO_MATCH, Match, PrefixCache
 from locallab.engine.costs import StepCosts
 from locallab.engine.host_cache import HostCache, StoredMatch
 from locallab.engine.limits import Limits
+from locallab.engine.request import CacheUse, MissReason, Tier
 from locallab.engine.sequence import UNPLACED, Sequence
 from locallab.engine.step_plan import FORCED, Chunk, Copy, Move, Remove, Restore, Save, StepPlan, cut
 
@@ -179,7 +180,7 @@ class Scheduler:
         if match.ready:
             self._moves.append(Copy(match.sequence, slot, match.ready))
         sequence.slot = slot
-        self._begin_at(sequence, match.ready)
+        self._begin_at(sequence, match.ready, "resident")
         bisect.insort(self.running, sequence, key=lambda s: s.id)
 
     def _restore(self, sequence: Sequence, saved: StoredMatch) -> None:
@@ -188,12 +189,14 @@ class Scheduler:
         self.host.touch(saved.stored)
         self._moves.append(Restore(sequence, saved.stored, saved.length))
         self.cache.advance(sequence.slot, saved.length)
-        self._begin_at(sequence, saved.length)
+        self._begin_at(sequence, saved.length, "host")
 
-    def _begin_at(self, sequence: Sequence, computed: int) -> None:
+    def _begin_at(self, sequence: Sequence, computed: int, tier: Tier) -> None:
         sequence.computed = computed
-        if not sequence.n_answer:  # after a preemption the prefix that is found was computed for this request
-            sequence.cached = computed
+        if sequence.began is None and not sequence.unscored:  # a prefix found after a preemption was computed for this request
+            total = sequence.n_prompt
+            reason: MissReason = "end" if computed == total - 1 else "diverged" if computed else "first time"
+            sequence.cache = CacheUse(computed, total, tier if computed else "none", reason, computed)
 
     def _answer_chunks(self, decoding: list[Sequence]) -> Iterator[Chunk]:
         """Yield a token for each, and of forced tokens as many more as the budget has room for, oldest sequence first."""

@@ -6,7 +6,7 @@ import dataclasses
 import time
 
 from locallab.engine.answer import Answer
-from locallab.engine.request import Listener, SamplingParams, Usage
+from locallab.engine.request import CacheUse, Listener, SamplingParams, Usage
 
 UNPLACED = -1
 
@@ -16,8 +16,9 @@ class Sequence:
     """Known tokens (prompt, then answer) of which the first `computed` have their KV in the llama sequence `slot`.
 
     `limit` is the length at which the answer ends: by max_tokens or by the context. An `urgent` one goes ahead of others.
-    `submitted`, `began` and `last_token` are the times (time.perf_counter) at which it was made, at which the first step of its
-    prompt began (if progress is reported), and at which its last token became known.
+    `cache` is what the prefix cache had of its prompt, once that is placed. `submitted`, `began` and `last_token` are the times
+    (time.perf_counter) at which it was made, at which the first step of its prompt began, and at which its last token became
+    known.
     """
 
     id: int
@@ -29,7 +30,7 @@ class Sequence:
     urgent: bool = False
     computed: int = 0
     slot: int = UNPLACED
-    cached: int = 0
+    cache: CacheUse | None = None
     submitted: float = dataclasses.field(default_factory=time.perf_counter)
     began: float | None = None
     last_token: float | None = None
@@ -52,6 +53,10 @@ class Sequence:
     @property
     def params(self) -> SamplingParams:
         return self.answer.params
+
+    @property
+    def cached(self) -> int:
+        return self.cache.hit if self.cache else 0
 
     @property
     def usage(self) -> Usage:

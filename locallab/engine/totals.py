@@ -5,13 +5,19 @@ from __future__ import annotations
 import dataclasses
 from bisect import bisect_left
 from collections.abc import Sequence as Seq
+from typing import get_args
 
+from locallab.engine.request import CacheUse, MissReason, Tier
 from locallab.engine.sequence import Sequence
 
 TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Bounds for durations per token: from a small model on a fast GPU to a large one on a slow CPU."""
 FIRST_TOKEN_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0)
 """Bounds for durations per request, the time in the queue included."""
+
+
+TIERS: tuple[Tier, ...] = ("resident", "host", "disk")
+"""Where the prefix cache keeps what it has."""
 
 
 class Histogram:
@@ -41,6 +47,8 @@ class Totals:
 
     They outlive the engine. The tokens of a prompt count with the first token of the answer. `time_to_first_token` runs from
     `TextEngine.submit`, `inter_token` from one token of an answer to the next, `step` is the duration of a step.
+    `cache_requests` counts prompts by the reason why the prefix cache had no more of them, `missed_tokens` the tokens that it
+    did not have, and `hit_tokens` those that it had, by where they were. All keys are there from the start.
     """
 
     prompt_tokens: int = 0
@@ -48,9 +56,23 @@ class Totals:
     completion_tokens: int = 0
     preemptions: int = 0
     steps: int = 0
+    cache_requests: dict[MissReason, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(get_args(MissReason), 0))
+    missed_tokens: dict[MissReason, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(get_args(MissReason), 0))
+    hit_tokens: dict[Tier, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(TIERS, 0))
     time_to_first_token: Histogram = dataclasses.field(default_factory=lambda: Histogram(FIRST_TOKEN_SECONDS))
     inter_token: Histogram = dataclasses.field(default_factory=lambda: Histogram(TOKEN_SECONDS))
     step: Histogram = dataclasses.field(default_factory=lambda: Histogram(TOKEN_SECONDS))
+
+    def prompt(self, length: int, use: CacheUse | None) -> None:
+        """Count a prompt and, unless it was computed as a whole on purpose, its use of the prefix cache."""
+        self.prompt_tokens += length
+        if use is None:
+            return
+        self.cached_tokens += use.hit
+        self.cache_requests[use.reason] += 1
+        self.missed_tokens[use.reason] += use.total - use.hit
+        if use.tier != "none":
+            self.hit_tokens[use.tier] += use.hit
 
     def tokens(self, sequence: Sequence, count: int, now: float) -> None:
         """Count the next `count` tokens of an answer, all known at `now` (time.perf_counter)."""
@@ -67,5 +89,7 @@ class Totals:
             mine, theirs = getattr(self, field.name), getattr(other, field.name)
             if isinstance(mine, Histogram):
                 mine.add(theirs)
+            elif isinstance(mine, dict):
+                mine.update({key: count + theirs[key] for key, count in mine.items()})
             else:
                 setattr(self, field.name, mine + theirs)

@@ -175,7 +175,7 @@ class Worker:
         self._scheduler.costs.observe(n_answers, sum(chunk.count for chunk in chunks) - n_answers, seconds)
         self._scheduler.commit(chunks)
         for chunk in chunks:
-            self._report_progress(chunk, began)
+            self._report(chunk, began)
         if outputs:
             self._accept_all(chunks, outputs)
         return True
@@ -195,12 +195,16 @@ class Worker:
         self._batch.fill(tokens, positions, slots, outputs)
         return [i for i, wanted in enumerate(outputs) if wanted]
 
-    def _report_progress(self, chunk: Chunk, began: float) -> None:
-        """Not when a prompt is computed again after a preemption: it has been reported before."""
+    def _report(self, chunk: Chunk, began: float) -> None:
+        """Tell what the cache had of a prompt, and its progress if asked for. Not when a prompt is computed again after a
+        preemption: it has been reported before."""
         sequence = chunk.sequence
+        if sequence.began is None:
+            sequence.began = began
+            if sequence.cache is not None:
+                self._events.append((sequence.listener, TokenEvent("", cache=sequence.cache)))
         if not sequence.params.progress or chunk.start >= sequence.n_prompt or sequence.n_answer:
             return
-        sequence.began = sequence.began or began
         seconds = time.perf_counter() - sequence.began
         progress = Progress(sequence.n_prompt, sequence.cached, sequence.computed, seconds)
         self._events.append((sequence.listener, TokenEvent("", progress=progress)))
@@ -229,8 +233,7 @@ class Worker:
         answer = sequence.answer
         if not answer.begun:
             answer.begin(sequence.tokens, self._context.n_ctx)
-            self.totals.prompt_tokens += sequence.n_prompt
-            self.totals.cached_tokens += sequence.cached
+            self.totals.prompt(sequence.n_prompt, sequence.cache)
         if sequence.limit <= sequence.n_prompt:
             self._end(sequence, "length")
             return

@@ -8,13 +8,34 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from locallab.engine.request import CacheUse, MissReason
+
 NOTES = b"x-locallab-notes"
+CACHE = "x-locallab-cache"
+
+STOPS: Mapping[MissReason, str] = {
+    "end": "end",
+    "first time": "first time",
+    "diverged": "diverged at {}",
+    "evicted": "evicted at {}",
+    "no snapshot": "no snapshot before {}",
+}
+"""Each reason as a text, for the index of the token."""
 
 RawHeaders = Sequence[tuple[bytes, bytes]]
 
 
 def reply(body: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     return Response(msgspec.json.encode(body), status, headers, "application/json")
+
+
+def cache_text(use: CacheUse) -> str:
+    """Say what prompts got from the prefix cache, without any of their text."""
+    return f"hit={use.hit}/{use.total}; tier={use.tier}; stop={STOPS[use.reason].format(use.at)}"
+
+
+def cache_headers(use: CacheUse | None) -> dict[str, str]:
+    return {CACHE: cache_text(use)} if use else {}
 
 
 def adding_headers(send: Send, headers: RawHeaders) -> Send:

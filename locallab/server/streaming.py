@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from locallab.server.errors import report
 from locallab.server.inference.generation import ClientGone, Generation, Item
+from locallab.server.reply import cache_headers
 
 IDLE = 15.0
 """Seconds of silence after which a ping keeps clients and proxies from closing the connection."""
@@ -93,6 +94,7 @@ class EventStream(ByteStream):
         async with self._send_lock:  # what the ping task sends waits for the start
             items = await anext(generation)
             self._started = True
+            self.headers.update(cache_headers(generation.cache))
             head = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
             await self._send_with_timeout(send, head)
         try:

@@ -13,12 +13,14 @@ from typing import Any
 from locallab.engine import EngineStats, ModelInfo, Totals
 from locallab.engine.post import Post, call_each
 from locallab.engine.request import (
+    CacheUse,
     Constraint,
     FimTokens,
     FinishReason,
     Listener,
     Progress,
     SamplingParams,
+    Tier,
     TokenEvent,
     TokenLogprob,
     Usage,
@@ -67,6 +69,7 @@ class Running:
     listener: Listener
     steps: list[Step]
     text: TextStream
+    use: CacheUse | None = None
     said: int = 0
     scored: bool = False
 
@@ -88,7 +91,7 @@ class FakeEngine:
     """Has Engine's interface; a token is a byte. Plays `script(prompt, params)` for each request, one step of all at a time.
 
     `submitted`, `urgent`, `prepared` and `cancelled` record what was asked; `full` makes it refuse; `cached` is what its usage
-    says.
+    says, and `tier` where that was; no prompt gets more because it diverged, or because it is the first.
     """
 
     def __init__(
@@ -141,6 +144,7 @@ class FakeEngine:
         self.script = self._script
         self.full = False
         self.cached = 0
+        self.tier: Tier = "resident"
         self.submitted: list[tuple[str, SamplingParams]] = []
         self.urgent: list[bool] = []
         self.prepared: list[Constraint] = []
@@ -217,6 +221,9 @@ class FakeEngine:
                 self._post(events)
 
     def _step(self, request: Running) -> Iterator[TokenEvent]:
+        if request.use is None:
+            request.use = self._use(request)
+            yield TokenEvent("", cache=request.use)
         step = request.steps[0] if request.steps else b""
         if isinstance(step, threading.Event):
             if not step.is_set():
@@ -234,6 +241,11 @@ class FakeEngine:
         else:
             yield self._say(request, step)
             del request.steps[:1]
+
+    def _use(self, request: Running) -> CacheUse:
+        if not self.cached:
+            return CacheUse(0, len(request.prompt), "none", "first time", 0)
+        return CacheUse(self.cached, len(request.prompt), self.tier, "diverged", self.cached)
 
     def _say(self, request: Running, step: bytes) -> TokenEvent:
         limit = request.params.max_tokens
@@ -254,7 +266,7 @@ class FakeEngine:
         self, request: Running, text: str, reason: FinishReason, error: Exception | None = None, **fields: Any
     ) -> TokenEvent:
         del self._running[request.id]
-        self.totals.prompt_tokens += len(request.prompt)
+        self.totals.prompt(len(request.prompt), request.use)
         usage = Usage(len(request.prompt), request.said, self.cached)
         return TokenEvent(text, finish_reason=reason, usage=usage, error=error, stop=request.text.stop, **fields)
 

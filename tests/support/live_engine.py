@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from locallab.engine import SamplingParams, TextEngine, TokenEvent
-from locallab.engine.request import TokenLogprob
+from locallab.engine.request import CacheUse, TokenLogprob
 from locallab.settings import EngineSettings
 from tests.support.wait import PATIENCE
 
@@ -28,6 +28,7 @@ class Answer:
         self.text = ""
         self.logprobs: list[TokenLogprob] = []
         self.last: TokenEvent | None = None
+        self.cache: CacheUse | None = None
         self.id = -1
         self._begun = threading.Event()
         self._ended = threading.Event()
@@ -37,6 +38,9 @@ class Answer:
 
     def __call__(self, event: TokenEvent) -> None:
         assert self.last is None, "an event came after the last one"
+        if event.cache is not None:
+            self.cache = event.cache
+            return
         self.tokens += event.token_ids
         self.text += event.text
         self.logprobs += event.logprobs

@@ -16,7 +16,7 @@ from locallab.server.dialects.dialect import Dialect
 from locallab.server.dialects.registry import DIALECTS
 from locallab.server.docs.examples import EXAMPLES
 from locallab.server.docs.prose import ABOUT, EVENT, HEADERS, LINE, PARAMETERS, REASONS, SECURITY, TAGS, documented
-from locallab.server.endpoint import Endpoint
+from locallab.server.endpoint import Endpoint, Generating
 from locallab.server.fields.body import RANGES
 from locallab.server.streaming import EVENTS
 from locallab.version import __version__
@@ -106,9 +106,12 @@ def _success(endpoint: Endpoint, schemas: _Schemas) -> Schema:
         content = {contract.media_type: {"schema": {"type": "string"}}}
     if contract.streams:
         content[contract.stream_type] = {"schema": EVENT if contract.stream_type == EVENTS else LINE}
+    headers = _headers(200, _area(endpoint) not in ("open", "uncounted"))
+    if isinstance(endpoint, Generating):
+        headers["X-LocalLab-Cache"] = {"$ref": "#/components/headers/X-LocalLab-Cache"}
     return {
         "description": "the answer",
-        "headers": _headers(200, _area(endpoint) not in ("open", "uncounted")),
+        "headers": headers,
         "content": content,
     }
 

@@ -23,6 +23,9 @@ and `/api/chat` send lines of JSON unless `stream` is false. A stream that is si
 
 **Notes.** Repairs to the request, and what was left out of it, are listed in the header `x-locallab-notes` of the response.
 
+**Cache.** Answers of text models carry `x-locallab-cache: hit=1016/1113; tier=host; stop=diverged at 1016`: how many tokens
+of the prompt were found in the prefix cache, where (`resident`, `host`, `disk` or `none`), and why not more.
+
 **Errors.** Native routes and `/api/v1` answer `{"detail": "..."}`, `/v1` answers OpenAI's `{"error": {...}}`,
 `/v1/messages` Anthropic's `{"type": "error", "error": {...}}`, and the other routes below `/api` Ollama's
 `{"error": "..."}`.
@@ -31,9 +34,9 @@ and `/api/chat` send lines of JSON unless `stream` is false. A stream that is si
 
 **WebSocket.** `WS /api/v1/assistant/stream` takes one JSON object per message, `{"prompt": "...", "task": "generate"}` with
 the fields of the assistant routes and an optional `id`. It sends `{"type": "token", "text": "..."}` while the answer is
-written, then `{"type": "done", "tokens_used": 15, "model": "...", "finish_reason": "stop"}`, each with the `id` if there
-was one. `{"type": "cancel", "id": "..."}` cancels an answer. A wrong message gets `{"type": "error", "detail": "..."}`, and
-the connection stays open.
+written, then `{"type": "done", "tokens_used": 15, "model": "...", "finish_reason": "stop", "cache": "..."}`, each with the
+`id` if there was one; `cache` is what HTTP has in `x-locallab-cache`. `{"type": "cancel", "id": "..."}` cancels an answer. A
+wrong message gets `{"type": "error", "detail": "..."}`, and the connection stays open.
 """
 
 TAGS = {"docs": "This description."}
@@ -89,5 +92,6 @@ HEADERS: Mapping[str, Any] = {
     "X-RateLimit-Limit": _header("integer", "requests allowed in the limit's window"),
     "X-RateLimit-Remaining": _header("integer", "requests left in the window"),
     "X-RateLimit-Reset": _header("integer", "time of the limit's reset, in seconds since the epoch"),
+    "X-LocalLab-Cache": _header("string", "tokens of the prompt found in the prefix cache, where, and why not more"),
     "Retry-After": _header("integer", "seconds to wait before trying again"),
 }

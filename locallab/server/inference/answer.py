@@ -9,7 +9,7 @@ from starlette.types import ASGIApp
 
 from locallab.pool import Loaded
 from locallab.server.inference.generation import Generation, Job, unless_gone
-from locallab.server.reply import noted, reply
+from locallab.server.reply import cache_headers, noted, reply
 from locallab.server.streaming import EVENTS, EventStream, Formatter
 
 
@@ -38,4 +38,4 @@ async def answer(
 
     with generation:
         await unless_gone(read(), request.receive)
-    return noted(reply(formatter.whole()), notes)
+    return noted(reply(formatter.whole(), headers=cache_headers(generation.cache)), notes)

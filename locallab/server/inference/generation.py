@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from starlette.types import Receive
 
 from locallab.engine import TextEngine
-from locallab.engine.request import SamplingParams, TokenEvent, TokenLogprob, Usage
+from locallab.engine.request import CacheUse, SamplingParams, Tier, TokenEvent, TokenLogprob, Usage
 from locallab.errors import EngineClosed, EngineFailure
 
 Job = tuple[Sequence[int], SamplingParams]
@@ -49,6 +49,8 @@ class Generation:
     def __init__(self, engine: TextEngine, jobs: Sequence[Job], *, urgent: bool = False) -> None:
         self._engine = engine
         self._loop = asyncio.get_running_loop()
+        self._prompts = [id(prompt) for prompt, _ in jobs]
+        self._uses: dict[int, CacheUse] = {}  # by prompt, that of its first answer, in the order in which they began
         self._items: list[Item] = []
         self._waiter: asyncio.Future[None] | None = None
         self._running: dict[int, int] = {}  # index -> request id of the engine
@@ -78,6 +80,16 @@ class Generation:
     def done(self) -> bool:
         """True once every answer has ended without an error and has been read."""
         return not self._unfinished and not self._items and self._failure is None
+
+    @property
+    def cache(self) -> CacheUse | None:
+        """What the prompts that have begun got from the prefix cache: summed up, with the tier of the first that got anything
+        and the reason of the first. None before one has begun, and for prompts of which none is looked up."""
+        uses = list(self._uses.values())
+        if not uses:
+            return None
+        tier: Tier = next((use.tier for use in uses if use.hit), "none")
+        return dataclasses.replace(uses[0], hit=sum(use.hit for use in uses), total=sum(use.total for use in uses), tier=tier)
 
     def __aiter__(self) -> Generation:
         return self
@@ -111,6 +123,9 @@ class Generation:
         self._cancel()
 
     def _take(self, index: int, event: TokenEvent) -> None:
+        if event.cache is not None:
+            self._uses.setdefault(self._prompts[index], event.cache)
+            return
         reason = event.finish_reason
         if reason == "error":
             self._failure = self._failure or event.error or EngineFailure("the engine failed")

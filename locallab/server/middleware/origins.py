@@ -22,7 +22,9 @@ from locallab.server.reply import adding_headers
 SAFE = ("GET", "HEAD", "OPTIONS")
 """Methods that neither change nor generate anything; browsers hide their answers from a page that may not read them."""
 
-EXPOSED = "X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset, X-Request-ID, X-LocalLab-Notes, Retry-After"
+EXPOSED = (
+    "X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset, X-Request-ID, X-LocalLab-Notes, X-LocalLab-Cache, Retry-After"
+)
 
 MAX_AGE = 600
 """Seconds for which a browser may cache the answer to a preflight."""

@@ -49,7 +49,8 @@ def test_each_step_tells_and_the_last_one_has_read_all(engine: TextEngine) -> No
         done = [each.processed for each in steps]
         assert done == sorted(set(done)) and done[0] > cached and done[-1] == len(PROMPT)
         assert all(before.seconds <= after.seconds for before, after in itertools.pairwise(steps))
-        kinds = [event.progress is None for event in told.events]
+        assert told.events[0].cache and told.events[0].cache.hit == cached
+        kinds = [event.progress is None for event in told.events[1:]]
         assert kinds == sorted(kinds), "progress after the first token"
         assert len(told.tokens) == 4
     assert len([event for event in first.events if event.progress]) >= len(PROMPT) // 64

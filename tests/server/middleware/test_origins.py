@@ -122,7 +122,9 @@ def cors(response: httpx.Response) -> dict[str, str]:
     return {name: value for name, value in response.headers.items() if name.startswith("access-control-") or name == "vary"}
 
 
-EXPOSED = "X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset, X-Request-ID, X-LocalLab-Notes, Retry-After"
+EXPOSED = (
+    "X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset, X-Request-ID, X-LocalLab-Notes, X-LocalLab-Cache, Retry-After"
+)
 
 
 def test_a_foreign_page_has_nothing_generated(serve: Serve) -> None:

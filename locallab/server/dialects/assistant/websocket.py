@@ -28,6 +28,7 @@ from locallab.server.errors import report
 from locallab.server.fields.body import parse
 from locallab.server.inference.generation import ClientGone, Generation
 from locallab.server.inference.lease import require
+from locallab.server.reply import cache_text
 from locallab.server.streaming import dumps
 from locallab.server.websocket_protocol import RESTARTING
 from locallab.settings import ServerSettings
@@ -217,7 +218,8 @@ class Conversation:
                 async for items in running.generation:
                     if text := reader.read(items):
                         await self._send_event(running.id, token(text))
-        return reader.summary()
+                used = running.generation.cache
+        return {**reader.summary(), **({"cache": cache_text(used)} if used else {})}
 
     async def _close_if_idle(self) -> None:
         if not self._running:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import (
@@ -37,6 +38,24 @@ EVER: Mapping[str, tuple[str, Callable[[Totals], int]]] = {
     "cached_tokens": ("Tokens of prompts found in the prefix cache.", lambda totals: totals.cached_tokens),
     "completion_tokens": ("Tokens of answers.", lambda totals: totals.completion_tokens),
     "preemptions": ("Requests put back into the queue because the KV pool was full.", lambda totals: totals.preemptions),
+}
+
+BY_LABEL: Mapping[str, tuple[str, str, Callable[[Totals], Mapping[Any, int]]]] = {
+    "prefix_cache_requests": (
+        "Requests by the reason why the prefix cache had no more of their prompt.",
+        "reason",
+        lambda totals: totals.cache_requests,
+    ),
+    "prefix_cache_missed_tokens": (
+        "Tokens of prompts that the prefix cache did not have, by the reason.",
+        "reason",
+        lambda totals: totals.missed_tokens,
+    ),
+    "prefix_cache_hit_tokens": (
+        "Tokens of prompts that the prefix cache had, by where they were.",
+        "tier",
+        lambda totals: totals.hit_tokens,
+    ),
 }
 
 TIMES: Mapping[str, tuple[str, Callable[[Totals], Histogram]]] = {
@@ -129,12 +148,18 @@ class Metrics(Collector):
             for model, each in totals.items():
                 counter.add_metric((model,), count(each))
             yield counter
+        for name, (text, label, counts) in BY_LABEL.items():
+            counter = CounterMetricFamily(f"locallab_{name}", text, labels=("model", label))
+            for model, each in totals.items():
+                for value, number in counts(each).items():
+                    counter.add_metric((model, value), number)
+            yield counter
         for name, (text, histogram) in TIMES.items():
             family = HistogramMetricFamily(f"locallab_{name}", text, labels=MODEL)
             for model, each in totals.items():
                 buckets = (*map(str, histogram(each).bounds), "+Inf")
-                counts = itertools.accumulate(histogram(each).counts)
-                family.add_metric((model,), list(zip(buckets, counts, strict=True)), histogram(each).sum)
+                cumulated = itertools.accumulate(histogram(each).counts)
+                family.add_metric((model,), list(zip(buckets, cumulated, strict=True)), histogram(each).sum)
             yield family
 
 

@@ -16,6 +16,7 @@ from starlette.routing import BaseRoute
 
 from locallab import hardware
 from locallab.engine import EngineStats, build_features
+from locallab.engine.request import MissReason, Tier
 from locallab.pool import Loaded, Pool, PoolStats
 from locallab.server.dialects.native.metrics import Metrics
 from locallab.server.endpoint import Endpoint
@@ -125,6 +126,14 @@ class MemoryFigures(msgspec.Struct):
     vram_bytes: Bytes
 
 
+class CacheFigures(msgspec.Struct):
+    """What prompts got from the prefix cache since the model was loaded."""
+
+    requests: Annotated[dict[MissReason, int], Meta(description="prompts by the reason why the cache had no more of them")]
+    missed_tokens: Annotated[dict[MissReason, int], Meta(description="tokens of prompts that it did not have, by the reason")]
+    hit_tokens: Annotated[dict[Tier, int], Meta(description="tokens of prompts that it had, by where they were")]
+
+
 class LoadedModel(msgspec.Struct):
     """A loaded model with its actual figures."""
 
@@ -141,6 +150,7 @@ class LoadedModel(msgspec.Struct):
     loaded_at: Annotated[int, Meta(description="seconds since the epoch")]
     load_seconds: float
     stats: EngineStats
+    cache: CacheFigures
 
 
 class SystemInfo(msgspec.Struct):
@@ -169,7 +179,7 @@ def build() -> Build:
 
 
 def loaded_model(loaded: Loaded) -> LoadedModel:
-    info = loaded.engine.info
+    info, totals = loaded.engine.info, loaded.engine.totals
     return LoadedModel(
         name=loaded.spec.id,
         type=info.description,
@@ -184,6 +194,7 @@ def loaded_model(loaded: Loaded) -> LoadedModel:
         loaded_at=loaded.created,
         load_seconds=round(loaded.seconds, 3),
         stats=loaded.engine.stats(),
+        cache=CacheFigures(totals.cache_requests, totals.missed_tokens, totals.hit_tokens),
     )
 
 
