@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -143,6 +144,31 @@ def test_answers_to_one_prompt_compute_it_once(server):
     few = 7 * WORTH_WAITING  # each of the others may compute so many itself rather than wait
     assert len(answer.choices) == 4 and computed <= answer.usage.prompt_tokens + few < 2 * answer.usage.prompt_tokens
     assert answer.usage.completion_tokens == 32
+
+
+def test_a_prompt_is_told_why_it_is_computed_again(server):
+    def ask(prompt: str, stream: bool) -> tuple[int, int, str, str]:
+        body = {"prompt": prompt, "temperature": 0, "max_tokens": 4, "stream": stream}
+        told = httpx.post(f"{server.url}/v1/completions", json=body, timeout=300).headers["x-locallab-cache"]
+        found = re.fullmatch(r"hit=(\d+)/(\d+); tier=(\w+); stop=(.+)", told)
+        assert found
+        return int(found[1]), int(found[2]), found[3], found[4]
+
+    def sums() -> dict[str, dict[str, int]]:
+        return httpx.get(f"{server.url}/system/info").json()["model"]["cache"]  # type: ignore[no-any-return]
+
+    before, prompt = sums(), "A line that nobody has sent before: " + counting(503)
+    for stream in (False, True):
+        prompt = prompt[::-1]  # both times a new one
+        hit, total, tier, stop = ask(prompt, stream)
+        assert hit < 20 and stop == ("first time" if not hit else f"diverged at {hit}")
+        assert ask(prompt, stream) == (total - 1, total, "resident", "end")
+        hit, longer, tier, stop = ask(prompt + " and more", stream)
+        assert total - 2 <= hit < longer and (tier, stop) == ("resident", f"diverged at {hit}")
+    after = sums()
+    assert after["requests"]["end"] == before["requests"]["end"] + 2
+    assert sum(after["requests"].values()) == sum(before["requests"].values()) + 6
+    assert after["hit_tokens"]["resident"] > before["hit_tokens"]["resident"]
 
 
 def test_metrics_tell_what_was_done(server):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from locallab.engine.totals import FIRST_TOKEN_SECONDS, TOKEN_SECONDS, Histogram
+from locallab.engine.request import CacheUse, MissReason, Tier
+from locallab.engine.totals import FIRST_TOKEN_SECONDS, TOKEN_SECONDS, Histogram, Totals
 from tests.support.worker_rig import Rig
 
 seconds = st.floats(0, 1000) | st.sampled_from(TOKEN_SECONDS)
@@ -57,3 +60,19 @@ def test_a_preempted_request_has_one_first_token(monkeypatch: pytest.MonkeyPatch
     assert totals.preemptions == rig.scheduler.preemptions > 0
     assert sum(totals.time_to_first_token.counts) == 3 and totals.prompt_tokens == 24
     assert sum(totals.inter_token.counts) == totals.completion_tokens - 3
+
+
+def test_prompts_are_counted_by_what_the_cache_had() -> None:
+    totals, other = Totals(), Totals()
+    totals.prompt(30, CacheUse(0, 30, "none", "first time", 0))
+    totals.prompt(30, CacheUse(20, 30, "host", "diverged", 20))
+    totals.prompt(40, CacheUse(4, 40, "resident", "diverged", 4))
+    totals.prompt(50, None)
+    other.prompt(10, CacheUse(9, 10, "host", "end", 9))
+    assert list(totals.cache_requests) == list(get_args(MissReason)) and set(totals.hit_tokens) == {*get_args(Tier)} - {"none"}
+    totals.add(other)
+    assert (totals.prompt_tokens, totals.cached_tokens) == (160, 33)
+    assert totals.cache_requests == {"end": 1, "first time": 1, "diverged": 2, "evicted": 0, "no snapshot": 0}
+    assert totals.missed_tokens == {"end": 1, "first time": 30, "diverged": 46, "evicted": 0, "no snapshot": 0}
+    assert totals.hit_tokens == {"resident": 4, "host": 29, "disk": 0}
+    assert other.hit_tokens["host"] == 9

@@ -321,10 +321,11 @@ def test_the_documents_message(served: Served, client: Client) -> None:
 @pytest.mark.parametrize("prompt", [PROMPT, "def f(x):"])
 def test_the_same_answer_as_over_http(served: Served, client: Client, task: str, prompt: str) -> None:
     served.script(*say("words\n```py\nx = 1\n```\nmore"))
-    whole = served.http.post(f"/api/v1/assistant/{task}", json={"prompt": prompt, "language": "py"}).json()
+    response = served.http.post(f"/api/v1/assistant/{task}", json={"prompt": prompt, "language": "py"})
+    whole, cache = response.json(), response.headers["x-locallab-cache"]
     client.send(prompt=prompt, task=task, language="py", stream=True)
     text, last = client.answer()
-    assert text == whole.pop("response") and last == {"type": "done", **whole}
+    assert text == whole.pop("response") and last == {"type": "done", **whole, "cache": cache}
 
 
 def test_json(served: Served, client: Client) -> None:

@@ -101,6 +101,22 @@ def test_times_are_histograms(serve: Serve) -> None:
         assert found["step_seconds_count{model=tiny:1b}"] == 0
 
 
+def test_prompts_by_what_the_cache_had(serve: Serve) -> None:
+    with serve() as served:
+        for cached, tier in ((0, "resident"), (4, "resident"), (5, "host")):
+            served.engine.cached, served.engine.tier = cached, tier  # type: ignore[assignment]
+            served.http.post("/generate", json={"prompt": "hello there"})
+        found = {name: value for name, value in scrape(served.http).items() if name.startswith("prefix_cache") and value}
+        assert found == {
+            "prefix_cache_requests_total{model=tiny:1b,reason=first time}": 1,
+            "prefix_cache_requests_total{model=tiny:1b,reason=diverged}": 2,
+            "prefix_cache_missed_tokens_total{model=tiny:1b,reason=first time}": 12,
+            "prefix_cache_missed_tokens_total{model=tiny:1b,reason=diverged}": 15,
+            "prefix_cache_hit_tokens_total{model=tiny:1b,tier=resident}": 4,
+            "prefix_cache_hit_tokens_total{model=tiny:1b,tier=host}": 5,
+        }
+
+
 def test_loads_and_what_engines_did_that_are_gone(serve: Serve) -> None:
     with serve() as served:
         served.http.post("/generate", json={"prompt": "hi"})

@@ -41,6 +41,8 @@ def test_every_loaded_model_is_told_with_its_figures(serve: Serve) -> None:
         [model] = body["models"]
         assert body["model"] == model and model["name"] == "tiny:1b" and model["context"] == 512
         assert model["stats"]["completion_tokens"] == LENGTH and set(model["stats"]) == set(EngineStats.__dataclass_fields__)
+        assert model["cache"]["requests"] == {"end": 0, "first time": 1, "diverged": 0, "evicted": 0, "no snapshot": 0}
+        assert model["cache"]["missed_tokens"]["first time"] == 3 and not any(model["cache"]["hit_tokens"].values())
         assert set(model["memory"]) == {"ram_bytes", "vram_bytes"}
         assert body["loads"]["loads"] == 1 and set(body["loads"]) == set(PoolStats.__dataclass_fields__)
         served.http.post("/models/unload", json={})
