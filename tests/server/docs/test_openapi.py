@@ -166,6 +166,9 @@ def test_real_answers_are_as_described(served: Served, described: Described) -> 
         response = served.http.request(verb, path.format(**names), json=BODIES.get(path))
         assert response.status_code == (400 if path in OTHER_MODELS else 200), (path, response.text)
         described.check_response(operation, response)
+        if path not in OTHER_MODELS:
+            told = "X-LocalLab-Cache" in operation["responses"]["200"]["headers"]
+            assert told == ("x-locallab-cache" in response.headers), path
         if path == "/v1/responses":
             names["response_id"] = response.json()["id"]
 
