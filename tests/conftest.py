@@ -74,11 +74,19 @@ def clean(monkeypatch: pytest.MonkeyPatch, folders: Path) -> None:
 @pytest.fixture(scope="session")
 def model_path() -> Path:
     """The embedded model's file: LOCALLAB_TEST_MODEL, else where `locallab serve` keeps it, else fetched once into a cache."""
-    if GIVEN_MODEL:
-        return Path(GIVEN_MODEL)
+    return Path(GIVEN_MODEL) if GIVEN_MODEL else fetched("smollm2:135m")
+
+
+@pytest.fixture(scope="session")
+def gemma() -> Path:
+    """The file of Gemma 3 270M, a real model with a sliding window: from where `locallab serve` keeps it, or the cache."""
+    return fetched("gemma3:270m-base")
+
+
+def fetched(name: str) -> Path:
     from locallab.models import Registry, Store, default_path, fetch
 
-    spec = Registry.load(default_path()).default
+    spec = Registry.load(default_path()).get(name)
     return Store(GIVEN_HOME / "models").path(spec) or fetch(spec, Store(CACHE))
 
 

@@ -19,7 +19,7 @@ Part = Literal["model", "mmproj", "draft"]
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.gguf)", re.IGNORECASE)
 
 
-class HubSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="hub"):
+class HubSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag_field="kind", tag="hub"):
     """A file of a model repository on the Hugging Face Hub: by name, by quantization, or with neither the first of
     `quants.ORDER` that the repository has. `revision` None is the main branch."""
 
@@ -29,13 +29,36 @@ class HubSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fie
     revision: Text | None = None
 
 
-class PypiSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="pypi"):
+class PypiPiece(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A file inside the wheel of a Python package."""
 
     package: Word
     version: Word
     file: Text
+
+
+class PypiSource(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, tag_field="kind", tag="pypi"
+):
+    """A file inside the wheel of a Python package, or one that is cut into `pieces`, in order, each inside a wheel; `file` is
+    then the name of the whole. `sha256` is of the whole."""
+
+    package: Word | None = None
+    version: Word | None = None
+    file: Text
     sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    pieces: tuple[PypiPiece, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.package is None, self.version is None) != (bool(self.pieces), bool(self.pieces)):
+            raise ValueError("name either a package and its version, or pieces")
+
+    @property
+    def in_wheels(self) -> tuple[PypiPiece, ...]:
+        """The files in wheels that make up the file, in order."""
+        if self.package is None or self.version is None:
+            return self.pieces
+        return (PypiPiece(self.package, self.version, self.file),)
 
 
 class FileSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="file"):

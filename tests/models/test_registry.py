@@ -35,6 +35,7 @@ def load(tmp_path: Path, entries: str) -> Registry:
 
 
 HUB = "hub, repo: acme/tiny, file: tiny.gguf"
+PIECE = "{package: p, version: '1', file: f}"
 
 WRONG = {
     "unknown-key": (ENTRY + "    contxt: 1\n", "models.yaml:7: tiny:1m: contxt: unknown key"),
@@ -62,6 +63,22 @@ WRONG = {
     "short-digest": (
         ENTRY.replace(HUB, "pypi, package: p, version: '1', file: f, sha256: abc"),
         "tiny:1m: source.sha256: Expected `str` matching regex",
+    ),
+    "no-package": (
+        ENTRY.replace(HUB, f"pypi, file: f, sha256: {'a' * 64}"),
+        "models.yaml:4: tiny:1m: source: name either a package and its version, or pieces",
+    ),
+    "package-and-pieces": (
+        ENTRY.replace(HUB, f"pypi, package: p, version: '1', file: f, sha256: {'a' * 64}, pieces: [{PIECE}]"),
+        "models.yaml:4: tiny:1m: source: name either a package and its version, or pieces",
+    ),
+    "version-beside-pieces": (
+        ENTRY.replace(HUB, f"pypi, version: '1', file: f, sha256: {'a' * 64}, pieces: [{PIECE}]"),
+        "models.yaml:4: tiny:1m: source: name either a package and its version, or pieces",
+    ),
+    "option-as-a-piece": (
+        ENTRY.replace(HUB, f"pypi, file: f, sha256: {'a' * 64}, pieces: [{PIECE.replace(': p', ': --pre')}]"),
+        "models.yaml:4: tiny:1m: source.pieces[0].package: Expected `str` matching regex",
     ),
     "path-not-text": (ENTRY.replace(HUB, "file, path: 7"), "tiny:1m: source.path: Expected a path, got 7"),
     "file-and-quantization": (

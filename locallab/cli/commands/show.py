@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -41,17 +41,13 @@ def describe(spec: ModelSpec, store: Store) -> dict[str, Any]:
 
     from locallab.models import gguf
 
-    def known(source: object) -> dict[str, Any]:
-        values = msgspec.to_builtins(source, enc_hook=str)
-        return {name: value for name, value in values.items() if value is not None}
-
     path = store.path(spec)
     return {
         "id": spec.id,
         "description": spec.description,
         "aliases": list(spec.aliases),
         "recommended": spec.recommended,
-        "source": {part: known(source) for part, source in spec.parts.items()},
+        "source": {part: msgspec.to_builtins(source, enc_hook=str) for part, source in spec.parts.items()},
         "size": store.size(spec) or spec.size,
         "context": spec.context,
         "settings": dict(spec.settings),
@@ -101,12 +97,18 @@ def capabilities(header: Header, sees: bool) -> list[str]:
     return [name for name, has in found.items() if has]
 
 
+def _words(value: object) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(_words(each) for name, each in value.items() if name != "sha256")
+    return ", ".join(map(_words, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)
+
+
 def _lines(entry: Mapping[str, Any]) -> Iterable[tuple[str, str | None]]:
     yield "id", entry["id"]
     yield "about", entry["description"]
     yield "aliases", ", ".join(entry["aliases"]) or None
     for part, source in entry["source"].items():
-        yield "source" if part == "model" else part, " ".join(str(value) for name, value in source.items() if name != "sha256")
+        yield "source" if part == "model" else part, _words(source)
     yield "size", decimal_bytes(entry["size"]) if entry["size"] else None
     yield "context", f"{entry['context']:,} tokens per request" if entry["context"] else None
     yield "settings", ", ".join(f"{name}={value}" for name, value in entry["settings"].items()) or None

