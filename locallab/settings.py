@@ -19,6 +19,8 @@ from msgspec import Meta
 from locallab.errors import ConfigError
 
 KvType = Literal["f32", "f16", "bf16", "q8_0", "q4_0"]
+Layout = Literal["streams", "unified"]
+KvLayout = Literal["auto", "streams", "unified"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 Settings = TypeVar("Settings")
 
@@ -33,9 +35,16 @@ class EngineSettings:
     ] = None
     kv_tokens: Annotated[
         Annotated[int, Meta(ge=1)] | None,
-        Meta(description="tokens in the KV pool, shared by all requests; default: from the context and the free memory"),
+        Meta(description="tokens in the KV cache, for all requests together; default: from the context and the free memory"),
     ] = None
     kv_type: Annotated[KvType, Meta(description="data type of the KV cache")] = "f16"
+    kv_layout: Annotated[
+        KvLayout,
+        Meta(
+            description="where requests lie in the KV cache: streams, each in a part of its own as long as the context; "
+            "unified, all in one pool; auto: streams if enough of them fit"
+        ),
+    ] = "auto"
     gpu_layers: Annotated[int, Meta(ge=-1, description="layers to offload to the GPU; -1: all")] = -1
     threads: Annotated[
         Annotated[int, Meta(ge=1)] | None, Meta(description="CPU threads; default: the number of physical cores")
@@ -48,11 +57,18 @@ class EngineSettings:
     ] = 200
     cache_tokens: Annotated[
         Annotated[int, Meta(ge=0)] | None,
-        Meta(description="finished tokens kept in the KV pool; default: bounded by their measured cost"),
+        Meta(description="finished tokens kept in the KV cache; default: in one pool bounded by their measured cost"),
     ] = None
     cache_ram_mib: Annotated[
-        int, Meta(ge=0, description="host RAM, in MiB, for prefixes evicted from the KV pool; 0: none")
+        int, Meta(ge=0, description="host RAM, in MiB, for the state of prefixes, which requests share; 0: none")
     ] = 512
+    cache_disk: Annotated[
+        Annotated[str, Meta(min_length=1)] | None,
+        Meta(description="directory for prefixes that outlive the process, or auto: one in the user's cache; default: off"),
+    ] = None
+    cache_disk_gib: Annotated[
+        float, Meta(gt=0, le=1_000_000, description="maximum size of the directory of --cache-disk, in GiB")
+    ] = 10.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,6 +195,13 @@ def home() -> Path:
     """Return the folder of weights and state: LOCALLAB_HOME, or the platform's data directory."""
     folder = os.environ.get("LOCALLAB_HOME")
     return Path(folder).expanduser() if folder else Path(platformdirs.user_data_dir("locallab", appauthor=False))
+
+
+def cache_directory(cache_disk: str) -> Path:
+    """Return the directory that the setting names; "auto" is one in the platform's cache directory."""
+    if cache_disk == "auto":
+        return Path(platformdirs.user_cache_dir("locallab", appauthor=False)) / "prefixes"
+    return Path(cache_disk).expanduser()
 
 
 def config_home() -> Path:

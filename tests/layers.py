@@ -19,8 +19,9 @@ PARTS: Mapping[str, frozenset[str]] = {
     "units": frozenset(),
     "version": frozenset(),
     "memory_model": frozenset(),
+    "cache_files": frozenset(),
     "logs": frozenset(),
-    "engine": frozenset({"memory_model"}),
+    "engine": frozenset({"memory_model", "cache_files"}),
     "chat": frozenset({"engine"}),
     "models": frozenset(),
     "keys": frozenset(),
@@ -29,9 +30,11 @@ PARTS: Mapping[str, frozenset[str]] = {
     "pool": frozenset({"engine", "chat", "models", "fit"}),  # chat: a loaded model carries its template
     "server": frozenset({"engine", "chat", "pool", "models", "keys", "tunnel", "logs"}),  # logs: the id of the request at hand
     "inprocess": frozenset(
-        {"server", "pool", "models", "engine", "chat", "fit", "keys", "tunnel"}
+        {"server", "pool", "models", "engine", "chat", "fit", "keys", "tunnel", "cache_files"}
     ),  # the face for Python programs
-    "cli": frozenset({"server", "pool", "models", "engine", "logs", "keys", "tunnel", "fit", "chat", "inprocess"}),
+    "cli": frozenset(
+        {"server", "pool", "models", "engine", "logs", "keys", "tunnel", "fit", "chat", "inprocess", "cache_files"}
+    ),
     "__main__": frozenset({"cli"}),
 }
 """What each part may import of the others, besides ANYWHERE and itself."""

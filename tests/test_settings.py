@@ -78,6 +78,10 @@ def test_an_unknown_key_fails_by_name() -> None:
         (EngineSettings, "kv_type", "f11"),
         (EngineSettings, "threads", "two"),
         (EngineSettings, "gpu_layers", -2),
+        (EngineSettings, "cache_disk", ""),
+        (EngineSettings, "cache_disk_gib", 0),
+        (EngineSettings, "cache_disk_gib", "nan"),
+        (EngineSettings, "cache_disk_gib", "10GB"),
     ],
 )
 def test_a_wrong_value_names_its_origin_and_key(cls: type, name: str, value: object) -> None:
@@ -117,6 +121,12 @@ def test_every_setting_is_in_the_page_of_settings() -> None:
     text = PAGE.read_text().partition("<!-- settings -->")[2].partition("<!-- /settings -->")[0]
     shown = {name: f"`LOCALLAB_{name.upper()}`" if name in SECRET else f"`{flag(name)}" for name in NAMES}
     assert [name for name in NAMES if shown[name] not in text] == []
+
+
+def test_cache_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    assert settings.cache_directory("auto") == Path("/caches/locallab/prefixes")
+    assert settings.cache_directory("~/prefixes") == Path.home() / "prefixes"
 
 
 def test_home(monkeypatch: pytest.MonkeyPatch) -> None:

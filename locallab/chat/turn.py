@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from locallab.chat.answer_parser import AnswerParser
+from locallab.chat.control_tokens import SEAM
 from locallab.chat.messages import Message, written_out
 from locallab.chat.reasoning import Tags, ThinkParser, tags_of
 from locallab.chat.templates import ChatTemplate
@@ -20,6 +22,9 @@ EMBEDDED = {"json_schema", "json_object", "regex", "choice"}
 """Kinds of constraints that can be part of a larger grammar."""
 
 AFTER_REASONING = r"/\s*/"
+
+QUESTION, ANSWER = Message("user", SEAM), Message("assistant", SEAM)
+"""Messages whose text is the beginning of no other: a seam begins none."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,6 +67,16 @@ class ChatRequest:
         last = self.messages[-1]
         return last.content if self.continues and last.role == "assistant" and not last.tool_calls else None
 
+    @property
+    def said(self) -> list[Message]:
+        """Return the messages without the beginning of the answer."""
+        return list(self.messages if self.begun is None else self.messages[:-1])
+
+    @property
+    def offered(self) -> tuple[Tool, ...]:
+        """Return the tools that the model may call."""
+        return self.tools if self.choice.mode != "none" else ()
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Turn:
@@ -95,8 +110,7 @@ def plan(request: ChatRequest, template: ChatTemplate, control: Mapping[str, int
 
     Raises InvalidField if the template refuses the messages, or if a constraint does not fit tools or the answer's beginning.
     """
-    tools = request.tools if request.choice.mode != "none" else ()
-    native, begun = choose(template.source), request.begun
+    tools, native, begun = request.offered, choose(template.source), request.begun
     if begun is not None:  # a grammar covers a whole answer, not the rest of one
         reason = "does not go with an answer that the last message has begun"
         if request.answer is not None:
@@ -105,17 +119,31 @@ def plan(request: ChatRequest, template: ChatTemplate, control: Mapping[str, int
             raise InvalidField("tools", f"{reason}, with this model")
     tool_format = native if tools or (native.whole and begun is None) else None
     tags = None if native.whole else tags_of(template.source)
-    prompt, tags, opened = _reasoned(_prompt(request, tools, tool_format, template), tags, request)
+    prompt, tags, opened = _reasoned(_prompt(request, template), tags, request)
     prompt += "" if begun is None else native.lead + begun
     markers = (*(tool_format.controls if tool_format else ()), *((tags.begin, tags.end) if tags else ()))
     constraint = _constraint(request, tools, tool_format, tags, opened, Lark(control))
     return Turn(prompt, constraint, tuple(m for m in markers if m in control), tool_format, tools, tags, opened)
 
 
-def _prompt(request: ChatRequest, tools: Sequence[Tool], tool_format: ToolFormat | None, template: ChatTemplate) -> str:
-    messages = list(request.messages) if request.begun is None else list(request.messages[:-1])
+def upcoming(request: ChatRequest, template: ChatTemplate) -> Iterator[str]:
+    """Yield prompts that part from this request's where those of later requests are likely to: where another conversation with
+    its system messages and tools begins, where its last message of the user begins, and where its next turn does.
+
+    Those that the template refuses are left out.
+    """
+    said = request.said
+    start = next((i for i, message in enumerate(said) if message.role != "system"), len(said))
+    last = next((i for i in reversed(range(len(said))) if said[i].role == "user"), start)
+    for messages in ([*said[:start], QUESTION], [*said[:last], QUESTION], [*said, ANSWER, QUESTION]):
+        with contextlib.suppress(InvalidField):
+            yield _prompt(dataclasses.replace(request, messages=messages, continues=False), template)
+
+
+def _prompt(request: ChatRequest, template: ChatTemplate) -> str:
+    messages, tools, tool_format = request.said, request.offered, choose(template.source)
     variables = {**request.reasoning.variables(), **request.variables}
-    is_generic = isinstance(tool_format, Generic)
+    is_generic = bool(tools) and isinstance(tool_format, Generic)
     if is_generic:  # earlier calls look like those to come
         messages = [written_out(message) for message in messages]
     if tools and not is_generic and template.renders_tools:
@@ -123,7 +151,7 @@ def _prompt(request: ChatRequest, tools: Sequence[Tool], tool_format: ToolFormat
             {"type": "function", "function": {"name": t.name, "description": t.description, "parameters": dict(t.parameters)}}
             for t in tools
         ]
-    elif tools and tool_format:
+    elif tools:
         instructions = tool_format.instructions(tools)
         if messages and messages[0].role == "system":  # many templates take one system message only
             messages[0] = dataclasses.replace(messages[0], content=f"{instructions}\n\n{messages[0].content}")

@@ -13,6 +13,7 @@ import click
 
 from locallab.cli.commands import (
     bench,
+    cache,
     chat,
     completion,
     doctor,
@@ -72,7 +73,24 @@ def main(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-COMMANDS = (serve, pull, list_models, ps, rm, show, run, chat, fit, keys, import_models, bench, doctor, version, completion)
+COMMANDS = (
+    serve,
+    pull,
+    list_models,
+    ps,
+    rm,
+    show,
+    run,
+    chat,
+    fit,
+    keys,
+    cache,
+    import_models,
+    bench,
+    doctor,
+    version,
+    completion,
+)
 
 for each in COMMANDS:
     main.add_command(each.command)

@@ -88,7 +88,7 @@ def _type(annotated: Any) -> click.ParamType[Any]:
     if base is int and (meta.ge, meta.le) != (None, None):
         return click.IntRange(meta.ge, meta.le)  # type: ignore[arg-type]
     if base is float:
-        return click.FloatRange(meta.ge, meta.le)
+        return click.FloatRange(meta.ge if meta.gt is None else meta.gt, meta.le, min_open=meta.gt is not None)
     return {bool: click.BOOL, int: click.INT, str: click.STRING}[base]
 
 

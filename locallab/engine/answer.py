@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 
+from locallab.engine.context import Context
 from locallab.engine.grammar.guide import Guide
-from locallab.engine.llama import Context, Model
+from locallab.engine.llama import Model
 from locallab.engine.logprobs import Logits, Logprobs
 from locallab.engine.reasoning_budget import ReasoningTracker
 from locallab.engine.request import FinishReason, SamplingParams, TokenEvent, TokenLogprob

@@ -1,301 +1,331 @@
-"""The prefix cache's index: a radix tree of token prefixes over llama sequence ids. Pure; calls no llama.cpp.
+"""The prefix cache's index: one radix tree of token prefixes, wherever their state lies. Pure; calls no llama.cpp.
 
-A node is a run of tokens and of the KV cells that hold them once computed. A sequence is a path from the root.
-Sequences share a node only if the later one was added with a match, which shares the cells, so a node's sequences are its
-cells' reference count. Two sequences that computed the same tokens independently have two nodes side by side.
+The state of a prefix may lie in sequences of the KV cache, running or finished ("resident"), in host RAM, on disk, or nowhere
+any more. `PrefixTree` keeps what is stored; here is what is resident, and what a prompt can have of both.
 
-A live sequence's tokens are in the tree before they are computed; `computed` is the number of tokens with cells. This shows a
-request that another one is computing its prefix. Only the last node of a path can be partly computed.
+A running sequence's tokens are in the tree before they are computed. This shows a request that another computes its prefix.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections import OrderedDict
 from collections.abc import Iterator
 
-UNLIMITED = 1 << 62
-
-
-@dataclasses.dataclass(eq=False, slots=True)
-class Node:
-    """A run of tokens whose first has the position `start`. `live` counts the live ones of its sequences."""
-
-    start: int
-    tokens: list[int]
-    parent: Node | None
-    sequences: set[int]
-    children: dict[int, list[Node]] = dataclasses.field(default_factory=dict)
-    live: int = 0
-
-    @property
-    def end(self) -> int:
-        return self.start + len(self.tokens)
-
-
-@dataclasses.dataclass(slots=True)
-class Entry:
-    """A sequence: the last node of its path, its computed tokens, and False for `live` once it is finished."""
-
-    leaf: Node
-    computed: int = 0
-    live: bool = True
+from locallab.engine.limits import Limits
+from locallab.engine.prefix_tree import NEGLIGIBLE, Entry, Node, PrefixTree, common_length, path_of
+from locallab.engine.request import CacheUse, MissReason, Tier
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Match:
-    """A prefix of `length` tokens that `sequence` shares, of which it has computed `ready`."""
+    """What the cache has of a prompt.
 
-    sequence: int
-    length: int
-    ready: int
-
-
-NO_MATCH = Match(-1, 0, 0)
-
-
-class PrefixCache:
-    """Index of the tokens that each sequence holds. `used` counts KV cells, `cold_cells` those of no live sequence.
-
-    `rewind_limit` is the length of the longest sequence that can be shared in part: unlimited for full attention, the window
-    for sliding-window models, 0 for models with a running state.
+    `resident`: tokens in the sequence `slot`, which is running or finished; `live`: those in any running one. `finished`:
+    tokens in the finished sequence `finished_slot`, to be taken over with them. `stored`: tokens in host RAM or on disk;
+    `on_disk`: some must be read first. `known`: tokens that the running sequence `source` has or will have. `held`: tokens of
+    which there is any state. `common`: tokens that were ever seen; `continued`: and were followed by others than the prompt's.
     """
 
-    def __init__(self, rewind_limit: int = UNLIMITED) -> None:
-        self._root = Node(0, [], None, set())
-        self._entries: dict[int, Entry] = {}
-        self._cold: dict[int, None] = {}
-        self._rewind_limit = rewind_limit
+    resident: int = 0
+    slot: int = -1
+    live: int = 0
+    finished: int = 0
+    finished_slot: int = -1
+    stored: int = 0
+    on_disk: bool = False
+    known: int = 0
+    source: int = -1
+    held: int = 0
+    common: int = 0
+    continued: bool = False
+
+    def at_once(self, shares: bool) -> int:
+        """Return the tokens that a new sequence can have without a restore."""
+        return self.resident if shares else self.finished
+
+    def use(self, hit: int, total: int, limits: Limits, fetched: bool) -> CacheUse:
+        """Return what a prompt of `total` tokens that got `hit` is told; `fetched`: they came from disk."""
+        tier: Tier = "resident" if hit == self.at_once(limits.shares) else "disk" if fetched else "host"
+        reason, at = self.why(hit, total, limits.cuts)
+        return CacheUse(hit, total, tier if hit else "none", reason, at)
+
+    def why(self, hit: int, total: int, cuts: bool) -> tuple[MissReason, int]:
+        """Return why a prompt of `total` tokens got no more than `hit`, and where that shows, as CacheUse has them."""
+        if hit >= total - 1 or (self.common and hit >= self.common and not self.continued):
+            return "end", hit
+        if self.common < NEGLIGIBLE:
+            return "first time", hit
+        if hit > self.common - NEGLIGIBLE:
+            return "diverged", self.common
+        return ("no snapshot", self.common) if not cuts and self.held > hit else ("evicted", hit)
+
+
+NO_MATCH = Match()
+
+
+class PrefixCache(PrefixTree):
+    """The tree with the resident sequences. `shares`: these share cells, so that tokens in several are held once."""
+
+    def __init__(self, *, cuts: bool = True, shares: bool = True, capacity: int = 0) -> None:
+        super().__init__(cuts=cuts, capacity=capacity)
+        self.shares = shares
         self.used = 0
-        self.cold_cells = 0
+        self._entries: dict[int, Entry] = {}
+        self._finished: OrderedDict[int, None] = OrderedDict()
+        self._cold: int | None = 0
 
-    def __contains__(self, sequence: int) -> bool:
-        return sequence in self._entries
-
-    def __len__(self) -> int:
-        return len(self._entries)
+    def __contains__(self, slot: int) -> bool:
+        return slot in self._entries
 
     @property
-    def cold(self) -> Iterator[int]:
-        """Finished sequences, least recently used first."""
-        return iter(self._cold)
+    def finished(self) -> Iterator[int]:
+        """The slots of finished sequences, least recently used first."""
+        return iter(self._finished)
 
-    def computed(self, sequence: int) -> int:
-        """Return the number of computed tokens of a sequence."""
-        return self._entries[sequence].computed
+    @property
+    def cold_cells(self) -> int:
+        """Cells that no running sequence holds."""
+        if self._cold is None:
+            self._cold = self._count_cold()
+        return self._cold
 
-    def tokens(self, sequence: int) -> list[int]:
-        """Return all tokens of a sequence, computed or not."""
-        return [token for node in reversed(list(self._path(sequence))) for token in node.tokens]
+    def computed(self, slot: int) -> int:
+        """Return the number of computed tokens of a resident sequence."""
+        return self._entries[slot].computed
 
-    def match(self, tokens: list[int]) -> tuple[Match, Match]:
-        """Return the two best matches of a prefix of `tokens`, which is at most all but the last token.
+    def tokens(self, slot: int) -> list[int]:
+        """Return the known tokens of a resident sequence."""
+        entry = self._entries[slot]
+        runs = [node.tokens for node in path_of(entry.leaf)]
+        return list(itertools.chain.from_iterable(reversed(runs)))[: entry.length]
 
-        The first has the most computed tokens, the second the most tokens once they are computed.
+    # Looking up
+
+    def match(self, tokens: list[int]) -> Match:
+        """Return what the cache has of `tokens`, at most all but the last."""
+        path, common = self._descend(tokens, len(tokens) - 1)
+        if not path:
+            return NO_MATCH
+        stored, on_disk = self._stored(path, common)
+        reached = self._reached(path, common)
+        resident, slot = self._best(reached, (True, False)) if self.shares else (0, -1)
+        live, _ = self._best(reached, (True,)) if self.shares else (0, -1)
+        finished, finished_slot = self._best(reached, (False,))
+        known, _, source = max(((n, entry.computed, s) for s, entry, n in reached if entry.live), default=(0, 0, -1))
+        last = path[-1]
+        continued = common < last.end or bool(last.children)
+        held = next((min(node.end, common) for node in reversed(path) if not node.is_bare), 0)
+        return Match(resident, slot, live, finished, finished_slot, stored, on_disk, known, source, held, common, continued)
+
+    def followers(self, tokens: list[int], at: int) -> list[int]:
+        """Return the tokens that followed tokens[:at] in some other prompt."""
+        path, common = self._descend(tokens, at)
+        children = path[-1].children if path and path[-1].end == common else {}
+        return next((child.tokens for first, child in children.items() if first != tokens[at]), [])
+
+    # Resident sequences
+
+    def add(self, slot: int, tokens: list[int], shared: int = 0) -> None:
+        """Add a running sequence whose first `shared` tokens are cells of another. Raises ValueError for a slot in use."""
+        if slot in self._entries:
+            raise ValueError(f"slot {slot} is in use")
+        self._entries[slot] = Entry(self._root, 0, shared)
+        self.extend(slot, tokens)
+        self._cold = None
+
+    def take_over(self, slot: int, tokens: list[int], length: int) -> None:
+        """Make a finished sequence a running one with `tokens`, of which it keeps the first `length`."""
+        self.remove(slot)
+        self._entries[slot] = Entry(self._root, 0, 0)
+        self.extend(slot, tokens)
+        self.advance(slot, length)
+        self._cold = None
+
+    def extend(self, slot: int, tokens: list[int]) -> None:
+        """Append known tokens to a running sequence."""
+        entry = self._entries[slot]
+        node, at, rest = entry.leaf, entry.length, tokens
+        while rest:
+            if at < node.end:
+                n = common_length(node.tokens, rest, at - node.start)
+                at, rest = at + n, rest[n:]
+                if rest and at < node.end:
+                    node = self._split(node, at)
+            elif child := node.children.get(rest[0]):
+                node = child
+                self._join(slot, node)
+            elif self._grows(node, slot):
+                node.tokens.extend(rest)
+                at, rest = node.end, []
+            else:
+                child = node.children[rest[0]] = Node(node.end, list(rest), node, {slot: entry})
+                node, at, rest = child, child.end, []
+            entry.leaf, entry.length = node, at
+
+    def advance(self, slot: int, count: int) -> list[tuple[int, int, int]]:
+        """Count the next `count` tokens of a running sequence as computed, each in a cell of its own.
+
+        Return the ranges of positions, with the slot that has them too, whose cells should now be shared: (slot, start, end).
+        `used` counts them once already.
         """
-        ready = known = NO_MATCH
-        stack = [(self._root, 0)]
-        limit = len(tokens) - 1
-        while stack:
-            node, at = stack.pop()
-            for child in node.children.get(tokens[at], ()) if at < limit else ():
-                common = common_length(child.tokens, tokens, at, limit)
-                for sequence in child.sequences:
-                    candidate = self._shareable(sequence, at + common)
-                    ready = candidate if candidate.ready > ready.ready else ready
-                    known = candidate if candidate.length > known.length else known
-                if common == len(child.tokens):
-                    stack.append((child, child.end))
-        return ready, known
+        entry = self._entries[slot]
+        start, entry.computed = entry.computed, entry.computed + count
+        twice = self._held_by_others(entry, slot, start) if self.shares else []
+        self.used += count - sum(end - begin for _, begin, end in twice)
+        if twice:
+            self._cold = None
+        return twice
 
-    def private_cells(self, sequence: int) -> int:
-        """Return the number of cells that `remove` would free."""
-        entry = self._entries[sequence]
-        return sum(min(node.end, entry.computed) - node.start for node in self._path(sequence) if len(node.sequences) == 1)
-
-    def cold_prefix(self, match: Match) -> int:
-        """Return the number of cells of a match that no live sequence holds: sharing makes them unevictable."""
-        path = self._path(match.sequence) if match.ready else ()
-        return sum(min(node.end, match.ready) - node.start for node in path if not node.live and node.start < match.ready)
-
-    def add(self, sequence: int, tokens: list[int], match: Match = NO_MATCH) -> None:
-        """Add a live sequence with `tokens`, sharing the first `match.ready`. Raises ValueError for an id in use."""
-        if sequence in self._entries:
-            raise ValueError(f"sequence {sequence} is in use")
-        node = self._split(match.sequence, match.ready) if match.ready else self._root
-        self._entries[sequence] = Entry(node, match.ready)
-        for step in self._path(sequence):
-            step.sequences.add(sequence)
-            step.live += 1
-            if step.live == 1:
-                self.cold_cells -= len(step.tokens)
-        if match.sequence in self._cold:  # the most recently used is last
-            del self._cold[match.sequence]
-            self._cold[match.sequence] = None
-        self.extend(sequence, tokens[match.ready :])
-
-    def extend(self, sequence: int, tokens: list[int]) -> None:
-        """Append tokens that are not computed yet to a sequence."""
-        if not tokens:
-            return
-        entry = self._entries[sequence]
-        leaf = entry.leaf
-        if leaf.parent is not None and len(leaf.sequences) == 1 and not leaf.children:
-            leaf.tokens.extend(tokens)
-            return
-        child = Node(leaf.end, list(tokens), leaf, {sequence}, live=1)
-        leaf.children.setdefault(tokens[0], []).append(child)
-        entry.leaf = child
-
-    def advance(self, sequence: int, count: int) -> None:
-        """Count the next `count` tokens of a live sequence as computed, each in a cell of its own."""
-        entry = self._entries[sequence]
-        entry.computed += count
-        self.used += count
-
-    def finish(self, sequence: int) -> bool:
-        """Turn a live sequence into a finished one, cut to its computed tokens.
-
-        Returns False, and removes the sequence, when another one holds all of its tokens.
-        """
-        entry = self._entries[sequence]
-        self._cut(entry)
-        if self._is_covered(sequence):
-            self.remove(sequence)
+    def finish(self, slot: int) -> bool:
+        """Turn a running sequence into a finished one, cut to its computed tokens. Return False, and remove it, when that
+        keeps nothing that another sequence has not."""
+        entry = self._entries[slot]
+        self._cut(slot, entry)
+        if not self.private_cells(slot):
+            self.remove(slot)
             return False
         entry.live = False
-        for node in self._path(sequence):
-            self._leave(node)
-        self._cold[sequence] = None
+        self._finished[slot] = None
+        self._cold = None
         return True
 
-    def remove(self, sequence: int) -> int:
-        """Remove a sequence, live or finished, and return the number of cells that this frees."""
-        entry = self._entries[sequence]
-        self._cut(entry)
-        freed = 0
-        for node in list(self._path(sequence)):
-            if entry.live:
-                self._leave(node)
-            node.sequences.discard(sequence)
-            if not node.sequences:
-                freed += len(node.tokens)
-                self.cold_cells -= len(node.tokens)
-                self._unlink(node)
-        self.used -= freed
-        del self._entries[sequence]
-        self._cold.pop(sequence, None)
-        return freed
+    def remove(self, slot: int) -> None:
+        """Remove a resident sequence, running or finished."""
+        self._cut(slot, self._entries[slot])
+        self.used -= self.private_cells(slot)
+        entry = self._entries.pop(slot)
+        self._finished.pop(slot, None)
+        for node in list(path_of(entry.leaf)):
+            node.slots.pop(slot, None)
+            self._tidy(node)
+        self._cold = None
+
+    def relocate(self, slot: int, target: int) -> None:
+        """Give a running sequence another slot, one that is not in use."""
+        entry = self._entries[target] = self._entries.pop(slot)
+        for node in path_of(entry.leaf):
+            node.slots.pop(slot, None)
+            node.slots[target] = entry
+
+    def use(self, slot: int) -> None:
+        """Mark a finished sequence as the most recently used one."""
+        if slot in self._finished:
+            self._finished.move_to_end(slot)
+
+    def private_cells(self, slot: int) -> int:
+        """Return the number of cells that `remove` would free."""
+        entry = self._entries[slot]
+        if not self.shares:
+            return entry.computed
+        return sum(self._private(node, slot) for node in path_of(entry.leaf))
+
+    def clear(self) -> None:
+        """Remove all resident sequences; what is stored remains."""
+        for slot in list(self._entries):
+            self.remove(slot)
 
     def check_integrity(self) -> None:
         """Raise AssertionError when the tree contradicts itself; for tests."""
-        used = cold = 0
+        nodes = set()
         stack = [self._root]
         while stack:
             node = stack.pop()
-            for first, siblings in node.children.items():
-                assert siblings, "an empty list of children was left"
-                for child in siblings:
-                    assert child.parent is node and child.start == node.end and child.tokens[0] == first
-                    assert child.sequences, "a node without sequences was left"
-                    assert child.live == sum(self._entries[s].live for s in child.sequences)
-                    reach = max(self._entries[s].computed for s in child.sequences)
-                    cells = max(0, min(child.end, reach) - child.start)
-                    assert cells == len(child.tokens) or (len(child.sequences) == 1 and not child.children), (
-                        "shared but not computed"
-                    )
-                    used += cells
-                    cold += 0 if child.live else cells
-                    stack.append(child)
-        for sequence, entry in self._entries.items():
-            path = list(self._path(sequence))
-            assert all(sequence in node.sequences for node in path)
-            assert entry.computed <= entry.leaf.end
-            assert entry.live == (sequence not in self._cold)
-            assert entry.live or entry.computed == entry.leaf.end
-        assert (self.used, self.cold_cells) == (used, cold), f"counted {(self.used, self.cold_cells)}, found {(used, cold)}"
+            nodes.add(node)
+            for first, child in node.children.items():
+                assert child.parent is node and child.start == node.end and child.tokens[0] == first
+                assert child.rows is None or len(child.rows) == len(child.tokens)
+                assert all(self._entries[s].length > child.start for s in child.slots), "a slot beyond its length"
+                assert not child.is_bare or child in self._bare, "a node without state is not remembered as such"
+                stack.append(child)
+        for slot, entry in self._entries.items():
+            assert all(slot in node.slots for node in path_of(entry.leaf))
+            assert entry.computed <= entry.length <= entry.leaf.end and (entry.leaf.start < entry.length or not entry.length)
+            assert entry.live == (slot not in self._finished)
+            assert entry.live or entry.computed == entry.length
+        assert all(node.is_bare for node in self._bare) and set(self._bare) <= nodes
+        assert self._n_bare == sum(len(node.tokens) for node in self._bare)
+        assert self.size == sum(node.n_bytes for node in nodes), "bytes in host RAM are counted wrongly"
+        assert set(self._in_ram) == {n for n in nodes if (n.rows if self.cuts else n.fixed) is not None}
+        used = sum(entry.computed for entry in self._entries.values())
+        if self.shares:
+            used = sum(max((self._cells(node, s) for s in node.slots), default=0) for node in nodes)
+        assert (self.used, self.cold_cells) == (used, self._count_cold()), f"counted {self.used}, found {used}"
 
-    def _shareable(self, sequence: int, length: int) -> Match:
-        """Return the part of `sequence` that may be shared when its first `length` tokens match."""
-        entry = self._entries[sequence]
-        if self._rewind_limit < UNLIMITED:
-            whole = entry.computed == length
-            if entry.live or not (whole or entry.computed <= self._rewind_limit):
-                return NO_MATCH
-        return Match(sequence, length, min(length, entry.computed))
+    # Inside
 
-    def _path(self, sequence: int) -> Iterator[Node]:
-        """Yield the nodes of a sequence, leaf first, without the root."""
-        node: Node | None = self._entries[sequence].leaf
-        while node is not None and node.parent is not None:
-            yield node
-            node = node.parent
+    def _reached(self, path: list[Node], common: int) -> list[tuple[int, Entry, int]]:
+        """Return the resident sequences that have any of the path's tokens, and how many."""
+        found: list[tuple[int, Entry, int]] = []
+        below: set[int] = set()
+        for node in reversed(path):
+            for slot in node.slots.keys() - below:
+                entry = node.slots[slot]
+                found.append((slot, entry, min(entry.length, node.end, common)))
+            below = set(node.slots)
+        return found
 
-    def _split(self, sequence: int, length: int) -> Node:
-        """Return the node of `sequence` that ends at `length`, splitting the one that spans it."""
-        node = next(node for node in self._path(sequence) if node.start < length <= node.end)
-        if node.end == length:
-            return node
-        head, tail = node.tokens[: length - node.start], node.tokens[length - node.start :]
-        upper = Node(node.start, head, node.parent, set(node.sequences), {tail[0]: [node]}, node.live)
-        siblings = node.parent.children[head[0]]  # type: ignore[union-attr]
-        siblings[siblings.index(node)] = upper
-        node.start, node.tokens, node.parent = length, tail, upper
-        return upper
+    def _best(self, reached: list[tuple[int, Entry, int]], live: tuple[bool, ...]) -> tuple[int, int]:
+        """Return the longest computed prefix in a sequence that is running or not as `live` tells, and its slot."""
+        best, found = 0, -1
+        for slot, entry, length in reached:
+            if entry.live in live and min(entry.computed, length) > best and (self.cuts or entry.computed <= length):
+                best, found = min(entry.computed, length), slot
+        return best, found
 
-    def _cut(self, entry: Entry) -> None:
-        """Drop the tokens that are not computed. All are in the leaf, which no other sequence shares then."""
-        leaf = entry.leaf
-        if entry.computed >= leaf.end:
-            return
-        if entry.computed > leaf.start:
-            del leaf.tokens[entry.computed - leaf.start :]
-        else:
-            assert leaf.parent is not None
-            entry.leaf = leaf.parent
-            self._unlink(leaf)
+    def _grows(self, node: Node, slot: int) -> bool:
+        """Tell whether tokens may be appended to a node: nothing but this sequence knows of it."""
+        alone = node.slots.keys() == {slot} and not node.children
+        return alone and not node.has_rows and not node.has_fixed and node is not self._root
 
-    def _unlink(self, node: Node) -> None:
-        parent = node.parent
-        assert parent is not None
-        siblings = parent.children[node.tokens[0]]
-        siblings.remove(node)
-        if not siblings:
-            del parent.children[node.tokens[0]]
+    def _join(self, slot: int, node: Node) -> None:
+        node.slots[slot] = self._entries[slot]
+        self._forget_bare(node)
 
-    def _is_covered(self, sequence: int) -> bool:
-        """Return True if another sequence holds every token of this one."""
-        tokens = self.tokens(sequence)
-        if not tokens:
-            return True
-        leaf = self._entries[sequence].leaf
-        if any(self._covers(s, len(tokens)) for s in leaf.sequences if s != sequence):
-            return True
-        stack = [(self._root, 0)]
-        while stack:
-            node, at = stack.pop()
-            for child in node.children.get(tokens[at], ()):
-                common = common_length(child.tokens, tokens, at, len(tokens))
-                others = [s for s in child.sequences if s != sequence]
-                if at + common == len(tokens) and any(self._covers(s, len(tokens)) for s in others):
-                    return True
-                if common == len(child.tokens) and child.end < len(tokens):
-                    stack.append((child, child.end))
-        return False
+    def _cut(self, slot: int, entry: Entry) -> None:
+        """Drop a sequence's tokens that are not computed."""
+        while entry.leaf.start >= entry.computed and entry.leaf is not self._root:
+            node = entry.leaf
+            assert node.parent is not None
+            node.slots.pop(slot, None)
+            entry.leaf, entry.length = node.parent, node.start
+            if node.is_bare and not node.children:
+                self._unlink(node)
+            else:
+                self._tidy(node)
+        if entry.length > entry.computed:
+            leaf, entry.length = entry.leaf, entry.computed
+            if self._grows(leaf, slot):
+                del leaf.tokens[entry.computed - leaf.start :]
 
-    def _covers(self, sequence: int, length: int) -> bool:
-        """Return True if a sequence with the same `length` tokens can be shared up to there, now and later."""
-        computed = self._entries[sequence].computed
-        return computed >= length and (self._rewind_limit == UNLIMITED or computed == length)
+    def _held_by_others(self, entry: Entry, slot: int, start: int) -> list[tuple[int, int, int]]:
+        """Return which of a sequence's computed tokens from `start` on others have computed too, and who."""
+        found = []
+        for node in path_of(entry.leaf):
+            if node.end <= start:
+                break
+            begin = max(node.start, start)
+            others = [(min(self._entries[s].computed, entry.computed, node.end), s) for s in node.slots if s != slot]
+            end, other = max(others, default=(0, -1))
+            if end > begin:
+                found.append((other, begin, end))
+        return found
 
-    def _leave(self, node: Node) -> None:
-        node.live -= 1
-        if node.live == 0:
-            self.cold_cells += len(node.tokens)
+    def _private(self, node: Node, slot: int) -> int:
+        """Return the cells of a node that only this sequence holds."""
+        mine = self._cells(node, slot)
+        return max(0, mine - max((self._cells(node, s) for s in node.slots if s != slot), default=0))
 
+    def _cells(self, node: Node, slot: int) -> int:
+        return max(0, min(self._entries[slot].computed, node.end) - node.start)
 
-def common_length(run: list[int], tokens: list[int], at: int, limit: int) -> int:
-    """Return the length of the common prefix of `run` and tokens[at:limit]."""
-    n = min(len(run), limit - at)
-    if run[:n] == tokens[at : at + n]:
-        return n
-    return next(i for i in range(n) if run[i] != tokens[at + i])
+    def _count_cold(self) -> int:
+        if not self.shares:
+            return sum(self._entries[slot].computed for slot in self._finished)
+        nodes = {node for slot in self._finished for node in path_of(self._entries[slot].leaf)}
+        return sum(self._cold_in(node) for node in nodes)
+
+    def _cold_in(self, node: Node) -> int:
+        live = max((self._cells(node, s) for s in node.slots if self._entries[s].live), default=0)
+        return max(0, max(self._cells(node, s) for s in node.slots) - live)

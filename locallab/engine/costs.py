@@ -1,36 +1,41 @@
-"""Estimates of the duration of a step, learnt from the steps themselves. Pure."""
+"""Estimates of the duration of a step and of a move, learnt from these themselves. Pure."""
 
 from __future__ import annotations
 
 _WEIGHT = 0.2
 """Weight of the newest observation: after a few steps a passing load on the machine is forgotten."""
+_AGE = 256
+"""Observations after which a figure that was not seen again is forgotten: one lucky minimum must not stand for ever."""
 
 
 class StepCosts:
     """Estimates that a batch of `n_decode` answer and `n_prompt` prompt tokens takes decode(n_decode) + n_prompt * per_token().
 
     Both figures are kept per power of two of their number, since neither is linear: a token costs more in a small chunk than
-    in a large one. Chunks are sized for the cheapest.
+    in a large one. Chunks are sized for the cheapest. `move_seconds` is the time to save or to restore a token's state.
     """
 
     def __init__(self) -> None:
-        self._decode: dict[int, float] = {}
-        self._prompt: dict[int, float] = {}
+        self.move_seconds = 0.0
+        self._decode = _Figures(age=None)
+        self._prompt = _Figures(age=_AGE)
 
     def observe(self, n_decode: int, n_prompt: int, seconds: float) -> None:
         """Learn from a batch that took `seconds`."""
         if n_prompt == 0:
-            _blend(self._decode, n_decode, seconds)
+            self._decode.add(n_decode, seconds)
         else:
             rest = max(seconds - self.decode(n_decode), seconds * 0.1)
-            _blend(self._prompt, n_prompt, rest / n_prompt)
+            self._prompt.add(n_prompt, rest / n_prompt)
+
+    def observe_move(self, tokens: int, seconds: float) -> None:
+        """Learn from a sequence of `tokens` that was saved or restored in `seconds`."""
+        new = seconds / max(1, tokens)
+        self.move_seconds += (_WEIGHT if self.move_seconds else 1.0) * (new - self.move_seconds)
 
     def decode(self, n_decode: int) -> float:
         """Return the seconds of a batch of `n_decode` answer tokens, those of the nearest known size for an unknown one."""
-        if n_decode == 0 or not self._decode:
-            return 0.0
-        bucket = n_decode.bit_length()
-        return self._decode[min(self._decode, key=lambda known: abs(known - bucket))]
+        return self._decode.nearest(n_decode) if n_decode else 0.0
 
     def per_token(self) -> float:
         """Return the seconds of a prompt token in the cheapest known size of chunk."""
@@ -41,8 +46,34 @@ class StepCosts:
         cost = self.per_token()
         return max(0, int((seconds - self.decode(n_decode)) / cost)) if cost else 0
 
+    def pays(self, restored: int, computed: int) -> bool:
+        """Tell whether to restore `restored` tokens rather than to compute `computed`."""
+        return computed * self.per_token() > restored * self.move_seconds
 
-def _blend(figures: dict[int, float], number: int, new: float) -> None:
-    bucket = number.bit_length()
-    old = figures.get(bucket, new)
-    figures[bucket] = old + _WEIGHT * (new - old)
+
+class _Figures:
+    """Seconds per power of two. Those not seen in the last `age` observations are forgotten."""
+
+    def __init__(self, age: int | None) -> None:
+        self._age = age
+        self._seconds: dict[int, float] = {}
+        self._seen: dict[int, int] = {}
+        self._count = 0
+
+    def add(self, number: int, new: float) -> None:
+        bucket = number.bit_length()
+        old = self._seconds.get(bucket, new)
+        self._seconds[bucket] = old + _WEIGHT * (new - old)
+        self._count += 1
+        self._seen[bucket] = self._count
+        for stale in [b for b, seen in self._seen.items() if self._age and self._count - seen > self._age]:
+            del self._seconds[stale], self._seen[stale]
+
+    def nearest(self, number: int) -> float:
+        bucket = number.bit_length()
+        if not self._seconds:
+            return 0.0
+        return self._seconds[min(self._seconds, key=lambda known: abs(known - bucket))]
+
+    def values(self) -> list[float]:
+        return list(self._seconds.values())

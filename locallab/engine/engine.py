@@ -17,17 +17,19 @@ from typing import Any, Literal, Protocol
 from locallab import hardware
 from locallab.engine import llama
 from locallab.engine.limits import kv_room
+from locallab.engine.llama import Memory
 from locallab.engine.request import EngineStats, FimTokens, Kind
 from locallab.engine.totals import Totals
 from locallab.engine.worker import Close
 from locallab.errors import EngineClosed, InvalidField, ModelLoadError, Overloaded
-from locallab.settings import EngineSettings
+from locallab.settings import EngineSettings, Layout
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """Facts about a loaded model. The prefix cache may `reuse` any prefix, only whole finished sequences (recurrent, hybrid and
-    sliding-window models), or nothing where no text is made. `fim` is None for a model without fill-in-the-middle tokens.
+    """Facts about a loaded model. `memory` is what it keeps of earlier tokens, `kv_layout` where that lies. The prefix cache
+    may `reuse` any prefix, those of which it has a snapshot (a window or a running state cannot be cut), or nothing where no
+    text is made. `fim` is None for a model without fill-in-the-middle tokens.
     `dimensions` are those of an embedding model's vectors; `parallel` requests are computed at once. Sizes in bytes, lengths in
     tokens."""
 
@@ -44,13 +46,15 @@ class ModelInfo:
     bos: str
     eos: str
     add_bos: bool
-    reuse: Literal["prefix", "whole", "none"]
+    reuse: Literal["prefix", "snapshots", "none"]
     device: str
     fim: FimTokens | None = None
     control_tokens: Mapping[str, int] = dataclasses.field(default_factory=dict)
     kind: Kind = "text"
     dimensions: int = 0
     parallel: int = 1
+    memory: Memory = "attention"
+    kv_layout: Layout = "unified"
 
 
 class Works(Protocol):

@@ -1,6 +1,6 @@
-"""A thin layer over llama.h, the reference for every call here: Model, Context and Batch own their native memory.
+"""A model, a thin layer over llama.h, the reference for every call here. It owns its native memory.
 
-Only `Model.tokenize` and the vocabulary look-ups are thread-safe; one thread owns a Context.
+Only `Model.tokenize` and the vocabulary look-ups are thread-safe.
 """
 
 from __future__ import annotations
@@ -8,11 +8,9 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
+from typing import Literal
 
 # OpenMP's runtime reads this when it is loaded with llama_cpp. Its threads spin at every barrier, by default so long that one
 # which shares its core (with the event loop, a client) delays all others by a whole time slice of the kernel.
@@ -23,16 +21,14 @@ import llama_cpp
 from locallab.engine import amx, llama_log
 from locallab.engine.request import FimTokens
 from locallab.errors import EngineFailure, ModelLoadError
-from locallab.memory_model import KV_BYTES, STEP
+from locallab.memory_model import KV_BYTES
+
+Memory = Literal["attention", "window", "recurrent", "hybrid"]
 
 KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
 
-NO_ROOM = 1
-"""Result of llama_decode when it finds no KV slot; nothing has changed then."""
-
 logger = logging.getLogger(__name__)
 
-_Bytes = ctypes.POINTER(ctypes.c_uint8)
 
 llama_cpp.llama_backend_init()
 
@@ -108,6 +104,15 @@ class Model:
         return bool(llama_cpp.llama_model_is_recurrent(self._model) or llama_cpp.llama_model_is_hybrid(self._model))
 
     @property
+    def memory(self) -> Memory:
+        """What the model keeps of earlier tokens (llama_model_is_recurrent, _is_hybrid, llama_model_n_swa)."""
+        if llama_cpp.llama_model_is_hybrid(self._model):
+            return "hybrid"
+        if llama_cpp.llama_model_is_recurrent(self._model):
+            return "recurrent"
+        return "window" if self.sliding_window else "attention"
+
+    @property
     def has_decoder(self) -> bool:
         """False for models that only encode (llama_model_has_decoder)."""
         return bool(llama_cpp.llama_model_has_decoder(self._model))
@@ -176,7 +181,8 @@ class Model:
         heads = int(self.meta("{arch}.attention.head_count") or llama_cpp.llama_model_n_head(self._model) or 1)
         default = llama_cpp.llama_model_n_embd(self._model) // max(1, heads)
         key = int(self.meta("{arch}.attention.key_length") or default)
-        value = int(self.meta("{arch}.attention.value_length") or default)
+        latent = self.meta("{arch}.attention.key_length_mla")  # one vector for both
+        value = 0 if latent else int(self.meta("{arch}.attention.value_length") or default)
         n_head_kv = int(llama_cpp.llama_model_n_head_kv(self._model)) or 1
         return int(self.n_layer * n_head_kv * (key + value) * KV_BYTES[kv_type])
 
@@ -207,6 +213,10 @@ class Model:
         """Return the text of a token, control tokens included (llama_token_to_piece)."""
         return self._to_piece(token, special=True)
 
+    def text(self, tokens: Iterable[int]) -> str:
+        """Return the text of tokens, control tokens included; invalid UTF-8 becomes U+FFFD."""
+        return b"".join(map(self.name, tokens)).decode("utf-8", "replace")
+
     def control_tokens(self) -> dict[str, int]:
         """Return the control tokens by their texts (llama_vocab_is_control). Takes 42 ms for a vocabulary of 49,152."""
         found = [t for t in range(self.n_vocab) if llama_cpp.llama_vocab_is_control(self._vocab, t)]
@@ -229,127 +239,6 @@ class Model:
             buffer = ctypes.create_string_buffer(-n)
             n = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
         return buffer.raw[:n]
-
-
-class Context:
-    """A llama_context with one unified KV pool for all sequences. Owned by one thread."""
-
-    def __init__(self, model: Model, *, n_ctx: int, n_batch: int, n_sequences: int, threads: int, kv_type: str) -> None:
-        """Allocate the pool of `n_ctx` cells (llama_init_from_model). Raises ModelLoadError when that fails."""
-        params = llama_cpp.llama_context_default_params()
-        params.n_ctx = n_ctx
-        params.n_batch = n_batch
-        params.n_ubatch = min(STEP, n_batch)
-        params.n_seq_max = n_sequences
-        params.n_outputs_max = n_sequences
-        params.n_threads = params.n_threads_batch = threads
-        params.type_k = params.type_v = KV_TYPES[kv_type]
-        params.kv_unified = True
-        params.no_perf = True
-        with llama_log.captured() as problems:
-            self._ctx = llama_cpp.llama_init_from_model(model.handle, params)
-        if not self._ctx:
-            raise ModelLoadError(model.path, problems.reason(f"no context of {n_ctx} tokens could be made"))
-        self._memory = llama_cpp.llama_get_memory(self._ctx)
-        if not self._memory:  # embedding and diffusion models: each step would see only its own tokens
-            self.close()
-            raise ModelLoadError(model.path, "this model cannot generate text")
-        self._n_vocab = model.n_vocab
-        self._n_sequences = n_sequences
-        self._logits = np.empty((0, 0), np.float32)
-        self._logits_at = 0
-        self.n_ctx: int = llama_cpp.llama_n_ctx(self._ctx)
-
-    @property
-    def handle(self) -> int:
-        """The llama_context pointer."""
-        return self._ctx  # type: ignore[no-any-return]
-
-    def decode(self, batch: Batch) -> int:
-        """Compute `batch` and wait (llama_decode, llama_synchronize). Returns 0 or NO_ROOM. Raises EngineFailure."""
-        code = llama_cpp.llama_decode(self._ctx, batch.raw)
-        if code == 0:
-            llama_cpp.llama_synchronize(self._ctx)
-        elif code != NO_ROOM:
-            raise EngineFailure(f"llama_decode failed with code {code}")
-        return int(code)
-
-    def logits(self) -> npt.NDArray[np.float32]:
-        """Return the last batch's logits (llama_get_logits): one row of n_vocab per requested output, in batch order.
-
-        The array is a view, valid until the next `decode`. It has `n_sequences` rows; those beyond the outputs are undefined.
-        """
-        address = ctypes.cast(llama_cpp.llama_get_logits(self._ctx), ctypes.c_void_p).value or 0
-        if address != self._logits_at:  # llama.cpp reserves at least n_outputs_max rows and seldom moves them
-            pointer = ctypes.cast(address, ctypes.POINTER(ctypes.c_float))
-            self._logits = np.ctypeslib.as_array(pointer, shape=(self._n_sequences, self._n_vocab))
-            self._logits_at = address
-        return self._logits
-
-    def copy(self, source: int, target: int, length: int) -> None:
-        """Share the first `length` cells of `source` with the empty sequence `target` (llama_memory_seq_cp)."""
-        whole = length == self.last_position(source) + 1  # some models share only whole sequences, which -1 denotes
-        llama_cpp.llama_memory_seq_cp(self._memory, source, target, 0, -1 if whole else length)
-
-    def remove(self, sequence: int, start: int = 0) -> None:
-        """Drop the cells of `sequence` from position `start` on (llama_memory_seq_rm). Raises EngineFailure."""
-        if not llama_cpp.llama_memory_seq_rm(self._memory, sequence, start, -1):
-            raise EngineFailure(f"sequence {sequence} cannot be cut at position {start}")
-
-    def last_position(self, sequence: int) -> int:
-        """Return the largest position in `sequence`; -1 when it is empty (llama_memory_seq_pos_max)."""
-        return int(llama_cpp.llama_memory_seq_pos_max(self._memory, sequence))
-
-    def clear(self) -> None:
-        """Drop the cells of all sequences (llama_memory_clear)."""
-        llama_cpp.llama_memory_clear(self._memory, False)
-
-    def save(self, sequence: int) -> npt.NDArray[np.uint8]:
-        """Return the state of one sequence for `restore` (llama_state_seq_get_data). Raises EngineFailure."""
-        size = llama_cpp.llama_state_seq_get_size(self._ctx, sequence)
-        state = np.empty(size, np.uint8)
-        written = llama_cpp.llama_state_seq_get_data(self._ctx, state.ctypes.data_as(_Bytes), size, sequence)
-        if written != size:
-            raise EngineFailure(f"the state of sequence {sequence} has {size} bytes, {written} could be read")
-        return state
-
-    def restore(self, state: npt.NDArray[np.uint8], sequence: int) -> bool:
-        """Put a saved state into the empty `sequence` (llama_state_seq_set_data); return False when it does not fit."""
-        return bool(llama_cpp.llama_state_seq_set_data(self._ctx, state.ctypes.data_as(_Bytes), len(state), sequence))
-
-    def close(self) -> None:
-        """Free the context (llama_free)."""
-        if self._ctx:
-            llama_cpp.llama_free(self._ctx)
-            self._ctx = None
-
-
-class Batch:
-    """A llama_batch over numpy arrays, so that filling it takes four assignments."""
-
-    def __init__(self, capacity: int) -> None:
-        self._tokens = np.zeros(capacity, np.int32)
-        self._positions = np.zeros(capacity, np.int32)
-        self._sequences = np.zeros(capacity, np.int32)
-        self._outputs = np.zeros(capacity, np.int8)
-        self._counts = np.ones(capacity, np.int32)
-        self._pointers = self._sequences.ctypes.data + 4 * np.arange(capacity, dtype=np.uintp)
-        raw = llama_cpp.llama_batch()
-        raw.token = self._tokens.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_token))
-        raw.pos = self._positions.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_pos))
-        raw.n_seq_id = self._counts.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
-        raw.seq_id = ctypes.cast(self._pointers.ctypes.data, ctypes.POINTER(ctypes.POINTER(llama_cpp.llama_seq_id)))
-        raw.logits = self._outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
-        self.raw = raw
-
-    def fill(self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[int], outputs: Sequence[int]) -> None:
-        """Replace the content. Entry i is a token, its position, its sequence id, and 1 if its logits are requested."""
-        n = len(tokens)
-        self._tokens[:n] = tokens
-        self._positions[:n] = positions
-        self._sequences[:n] = sequences
-        self._outputs[:n] = outputs
-        self.raw.n_tokens = n
 
 
 def _check_file(path: Path) -> None:

@@ -46,7 +46,8 @@ class SamplingParams:
     `visible` are control tokens whose text is part of the answer; `reasoning` bounds what comes before the answer.
     `logprobs` asks for the log probability of each answer token and of that many likeliest ones in its place (None: neither);
     `prompt_logprobs` for the same of the prompt, which is then computed as a whole. `progress` asks for an event after each
-    step of the prompt.
+    step of the prompt. `boundaries` are lengths at which prompts are likely to part from this one, such as the end of the
+    system prompt: a model whose memory cannot be cut keeps its state there.
     """
 
     temperature: float = 0.8
@@ -70,6 +71,7 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: bool = False
     progress: bool = False
+    boundaries: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +108,8 @@ MissReason = Literal["end", "first time", "diverged", "evicted", "no snapshot"]
 class CacheUse:
     """What a prompt of `total` tokens got from the prefix cache: its first `hit` tokens, from `tier`.
 
-    `reason` says why not more: "end", all but the last token, which is always computed; "first time", no prompt began like
+    `reason` says why not more: "end", all but the last token, which is always computed, or what is known of the prompt ends
+    there, as with the next turn of a conversation; "first time", no prompt began like
     this one; "diverged", the token at index `at` differs from that of every known prompt; "evicted", what followed from `at`
     on has been dropped; "no snapshot", the prompt is known up to `at`, but the model's state can be restored at snapshots
     only, and the last one before is at `hit`.
@@ -171,7 +174,8 @@ Listener = Callable[[TokenEvent], None]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
-    """A snapshot for /system/info and metrics. Tokens unless said otherwise."""
+    """A snapshot for /system/info and metrics. Tokens unless said otherwise; prefixes take `stored_bytes` of host RAM, at most
+    `stored_limit`."""
 
     running: int
     waiting: int
@@ -183,3 +187,5 @@ class EngineStats:
     completion_tokens: int
     preemptions: int
     steps: int
+    stored_bytes: int
+    stored_limit: int

@@ -10,7 +10,8 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
-from locallab.engine.llama import Context, Model
+from locallab.engine.context import Context
+from locallab.engine.llama import Model
 from locallab.engine.logprobs import MOST_LOGPROBS
 from locallab.engine.request import SamplingParams
 from locallab.errors import InvalidField

@@ -4,61 +4,58 @@ There are no prefill and decode phases. Each running sequence has known and comp
 `known` under one token budget: first a token for each sequence that is decoding, then the other tokens that a grammar has
 forced on it, then chunks of prompts.
 
-The life of a sequence: submit -> waiting -> (admit) running -> finish or cancel. When the KV pool is full, the youngest running
-one goes back to waiting and is recomputed later. A finished sequence stays in the prefix cache until its room is needed.
-Urgent ones (somebody is typing) go ahead, within bounds: others are admitted after a few, and get half of the prompt budget.
+The life of a sequence: submit -> waiting -> (admit) running -> finish or cancel. When there is no room for all, one goes back
+to waiting: the youngest when the KV pool is full, the one whose turn has lasted longest when others wait for a place. What it
+computed is saved. A finished sequence stays in the prefix cache until its room is needed. Urgent ones (somebody is typing) go
+ahead, within bounds: others are admitted after a few, and get half of the prompt budget.
 """
 
 from __future__ import annotations
 
 import bisect
-import itertools
-from collections.abc import Iterator
 
+from locallab.engine import layout
 from locallab.engine.cache import NO_MATCH, Match, PrefixCache
+from locallab.engine.chunking import Chunking
 from locallab.engine.costs import StepCosts
-from locallab.engine.host_cache import HostCache, StoredMatch
 from locallab.engine.limits import Limits
-from locallab.engine.request import CacheUse, MissReason, Tier
 from locallab.engine.sequence import UNPLACED, Sequence
-from locallab.engine.step_plan import FORCED, Chunk, Copy, Move, Remove, Restore, Save, StepPlan, cut
+from locallab.engine.step_plan import FORCED, Chunk, Copy, Fetch, Move, Relocate, Remove, Restore, Save, StepPlan
+from locallab.engine.waiting import Waiting
 
 WORTH_WAITING = 8
 """Least gain in tokens for which a sequence waits for another's prefill, or a prefix is restored from host RAM."""
-WORTH_SAVING = 64
-"""Least cells that a finished sequence holds alone to be saved to host RAM rather than dropped."""
-TILE_STEPS = 10
-"""A tile may take this many times the length of a step: less than a tile hardly takes less time, or even more."""
-LEAST_CHUNK = 16
-"""Least prompt tokens in a step, however slow the machine."""
+WORTH_SAVING = 8
+"""Least tokens that host RAM does not have for which a finished sequence may be saved rather than dropped."""
+SELDOM = 4
+"""One in so many finished sequences is gone on with: a save must pay by that much."""
 LOOKAHEAD = 128
 """Answer tokens for which an admitted request must have room: preempting costs more than waiting."""
-ADMISSIONS = 64
-"""Waiting requests considered in one step, so that a long queue costs no time between steps."""
-OVERTAKING = 4
-"""Urgent requests in a row that are admitted ahead of waiting others; then one of the others goes first."""
+TURN = 128
+"""Answer tokens after which a request lets another have its place, if one waits and there is no other place."""
 
 
 class Scheduler:
     """Holds every sequence of one engine. Not thread-safe: only the engine's thread calls it. Every method mutates it."""
 
-    def __init__(self, limits: Limits, host: HostCache, costs: StepCosts) -> None:
+    def __init__(self, limits: Limits, costs: StepCosts) -> None:
         self.limits = limits
-        self.cache = PrefixCache(limits.rewind_limit)
-        self.host = host
         self.costs = costs
         self.running: list[Sequence] = []
-        self.waiting: list[Sequence] = []
+        self.waiting = Waiting()
         self.preemptions = 0
+        self._chunking = Chunking(limits, costs)
+        self.cache = PrefixCache(cuts=limits.cuts, shares=limits.shares, capacity=limits.cache_bytes)
         self._free_slots = list(range(limits.slots))[::-1]
         self._moves: list[Move] = []
-        self._oldest_first = False
-        self._overtaken = 0  # urgent sequences admitted ahead of others since the last one of those
-        self._ahead = 0  # prompt tokens by which urgent sequences are ahead of others, while there are both
+        self._reserved = 0  # cells of this plan's restores, not counted by the cache before they have succeeded
+        self._put_back_now: set[Sequence] = set()  # not admitted again by the same plan: their saves are still to be made
+        self._tried: set[int] = set()  # finished sequences that need no saving, or cannot be saved
 
     def submit(self, sequence: Sequence) -> None:
-        """Queue a new sequence, or put one back at the place of its age. Urgent ones come before all others."""
-        bisect.insort(self.waiting, sequence, key=lambda s: (not s.urgent, s.id))
+        """Queue a new sequence. Urgent ones come before all others."""
+        sequence.boundaries = self.limits.boundaries(sequence.n_prompt, sequence.params.boundaries)
+        self.waiting.add(sequence)
 
     def finish(self, sequence: Sequence) -> None:
         """Take an ended sequence out, waiting or running; what it computed stays in the prefix cache."""
@@ -67,7 +64,7 @@ class Scheduler:
             return
         self.running.remove(sequence)
         kept = self.cache.finish(sequence.slot)
-        if kept and not (self.limits.cache_cells or self.host.capacity):
+        if kept and not (self.limits.cache_cells or self.cache.capacity):
             self.cache.remove(sequence.slot)
             kept = False
         if not kept:
@@ -81,20 +78,75 @@ class Scheduler:
 
     def plan(self) -> StepPlan:
         """Admit, preempt and evict, and return the next step. Its tokens count as computed only after `commit`."""
+        self._reserved = 0
+        self._put_back_now.clear()
+        for sequence in self.running:
+            sequence.waiters.clear()
         decoding = self._make_room_for_decode()
+        self._take_turns()
         self._admit()
         while self.cache.cold_cells > self.limits.cache_cells and self._evict_one():
             pass  # not before the admission: what a waiting request shares is live now
-        answers = list(self._answer_chunks(decoding))
-        prompts = list(self._prompt_chunks(decoding, sum(chunk.count for chunk in answers)))
+        self._relocate()
+        decoding = [s for s in decoding if s.slot != UNPLACED]
+        prefilling = [s for s in self.running if s not in decoding]
+        pending = sum(s.pending for s in self.running) > len(decoding)
+        room = self._room_for_prompts(len(decoding)) if pending else 0
+        answers = list(self._chunking.answers(decoding, room))
+        n_answers = sum(chunk.count for chunk in answers)
+        outputs = self.limits.outputs - len(self.running)
+        room = max(0, room - n_answers + len(decoding))
+        prompts = list(self._chunking.prompts(prefilling, n_answers, room, outputs))
         moves, self._moves = self._moves, []
-        return StepPlan(moves, self._batches(answers, prompts))
+        return StepPlan(moves, self._chunking.batches(answers, prompts))
 
-    def commit(self, chunks: list[Chunk]) -> None:
-        """Count the chunks of a decoded batch as computed."""
+    def commit(self, chunks: list[Chunk]) -> list[Save]:
+        """Count the chunks of a decoded batch as computed. Return what is to be saved now, before it is changed."""
+        saves = []
         for chunk in chunks:
-            chunk.sequence.computed += chunk.count
-            self.cache.advance(chunk.sequence.slot, chunk.count)
+            sequence = chunk.sequence
+            sequence.computed += chunk.count
+            self._advance(sequence.slot, chunk.count)
+            reached = bisect.bisect_right(sequence.boundaries, sequence.computed)
+            if reached:
+                at = sequence.boundaries[reached - 1]
+                del sequence.boundaries[:reached]
+                if self.cache.capacity and (self.limits.cuts or at == sequence.computed):
+                    saves.append(Save(sequence.slot, sequence.tokens[: sequence.computed]))
+        return saves
+
+    def restored(self, sequence: Sequence, start: int, end: int) -> None:
+        """Count what was put back into a sequence's slot."""
+        self._advance(sequence.slot, end - start)
+
+    def unrestored(self, sequence: Sequence, end: int) -> None:
+        """Queue a sequence again whose first `end` tokens could not be put back; it is computed without them."""
+        self.cache.drop(sequence.tokens[:end])
+        self._put_back(sequence)
+
+    def unsaved(self, slot: int) -> None:
+        """Note that a sequence's state could not be saved: nobody waits for it any more."""
+        for sequence in self.running:
+            if sequence.slot == slot:
+                sequence.savable = False
+
+    def fetched(self, sequence: Sequence) -> None:
+        """Note that what a waiting sequence needs has been read from disk, or could not be."""
+        sequence.fetch = "done"
+
+    @property
+    def idle(self) -> bool:
+        """True if there is nothing to compute before something has been read from disk."""
+        return not self.running and any(s.fetch == "asked" for s in self.waiting)
+
+    def to_save(self) -> Save | None:
+        """Return a finished sequence that host RAM does not have yet, for when there is nothing else to do."""
+        for slot in self.cache.finished if self.cache.capacity else ():
+            if slot not in self._tried:
+                self._tried.add(slot)
+                if self._is_worth_saving(tokens := self.cache.tokens(slot)):
+                    return Save(slot, tokens)
+        return None
 
     def relieve(self) -> bool:
         """Free some KV room after llama.cpp found none for the plan; return False when nothing is left to free."""
@@ -106,20 +158,21 @@ class Scheduler:
         return True
 
     def reset(self) -> None:
-        """Forget every sequence and prefix: the content of the KV pool is lost."""
-        self.cache = PrefixCache(self.limits.rewind_limit)
+        """Forget every sequence: the content of the KV cache is lost, what lies in host RAM is not."""
         self.running.clear()
         self.waiting.clear()
+        self.cache.clear()
         self._free_slots = list(range(self.limits.slots))[::-1]
         self._moves.clear()
-
-    def unrestored(self, sequence: Sequence) -> None:
-        """Queue a sequence again whose saved state could not be restored; it is computed without it."""
-        self._put_back(sequence)
+        self._tried.clear()
 
     @property
     def _free_cells(self) -> int:
-        return self.limits.cells - self.cache.used
+        return self.limits.cells - self.cache.used - self._reserved if self.limits.pooled else 1 << 40
+
+    def _advance(self, slot: int, count: int) -> None:
+        """Count tokens as computed, and share the cells of those that another sequence has too."""
+        self._moves += [Copy(other, slot, start, end) for other, start, end in self.cache.advance(slot, count)]
 
     def _make_room_for_decode(self) -> list[Sequence]:
         """Make room for a token of each sequence that decodes, and return these: their prompt is computed, and little of the
@@ -131,137 +184,148 @@ class Scheduler:
             if not self._evict_one():
                 self._preempt_youngest()
 
+    def _take_turns(self) -> None:
+        """Put back the request whose turn has lasted longest, when others wait and every place is taken."""
+        if not self.waiting or len(self.running) < self.limits.parallel:
+            return
+        longest = max(self.running, key=lambda s: s.n_answer - s.turn_began)
+        if longest.n_answer - longest.turn_began >= TURN and longest.limit - len(longest.tokens) > TURN // 4:
+            self._put_back(longest, save=True)
+            self.waiting.to_the_end(longest)
+
     def _admit(self) -> None:
         """Move waiting sequences to running, oldest first. One that waits for a prefix lets others pass; one that waits for
         room does not, so that it gets it."""
-        for sequence in self._candidates():
-            ready, known = (NO_MATCH, NO_MATCH) if sequence.unscored else self.cache.match(sequence.tokens)
-            if known.length - ready.ready >= WORTH_WAITING:
-                continue
-            saved = None if sequence.unscored else self.host.match(sequence.tokens)
-            room = self._free_cells + self.cache.cold_cells  # a saved state is first restored whole
-            if saved and (saved.length < ready.ready + WORTH_WAITING or len(saved.stored.tokens) > room):
-                saved = None
-            shared = NO_MATCH if saved else ready
-            if not self._fits(sequence, shared):
+        for sequence in self.waiting.in_turn(self._put_back_now):
+            if len(self.running) >= self.limits.parallel:
                 return
-            self._place(sequence, shared)
-            if saved:
-                self._restore(sequence, saved)
+            found = NO_MATCH if sequence.unscored else self.cache.match(sequence.tokens)
+            if self._waits(sequence, found):
+                continue
+            if not self._fits(sequence, found):
+                return
+            self._place(sequence, found)
 
-    def _candidates(self) -> Iterator[Sequence]:
-        """Yield waiting sequences in the order of admission while there is a place: urgent ones first, but not too many in a
-        row."""
-        if len(self.running) >= self.limits.parallel:
-            return
-        urgent = [s for s in self.waiting[:ADMISSIONS] if s.urgent]
-        others = list(itertools.islice((s for s in self.waiting if not s.urgent), ADMISSIONS))
-        while (urgent or others) and len(self.running) < self.limits.parallel:
-            overtakes = bool(urgent and others) and self._overtaken < OVERTAKING
-            sequence = (urgent if overtakes or not others else others).pop(0)
-            yield sequence
-            if sequence.slot != UNPLACED:
-                self._overtaken = self._overtaken + 1 if overtakes else 0
-
-    def _fits(self, sequence: Sequence, match: Match) -> bool:
-        """Tell whether there is room for a sequence beside what the running ones need soon; alone, it always fits."""
-        if not self.running:
+    def _waits(self, sequence: Sequence, found: Match) -> bool:
+        """Tell whether a sequence should wait: for one that computes what both begin with, or for the disk."""
+        at_once = found.at_once(self.limits.shares)
+        if found.on_disk and found.stored - at_once >= WORTH_WAITING:
+            if sequence.fetch == "":
+                sequence.fetch = "asked"
+                self._moves.append(Fetch(sequence, found.stored))
+            if sequence.fetch == "asked":
+                return True
+        if found.known - max(at_once, found.stored) < WORTH_WAITING:
+            return False
+        source = next(s for s in self.running if s.slot == found.source)
+        if self.limits.shares:
+            source.waiters.append(sequence)
             return True
-        wanted = sum(_soon(s) - s.computed for s in self.running) + _soon(sequence) - match.ready
-        live = self.cache.used - self.cache.cold_cells + self.cache.cold_prefix(match)
+        return self._waits_for_snapshot(sequence, source, found.known)
+
+    def _waits_for_snapshot(self, sequence: Sequence, source: Sequence, length: int) -> bool:
+        """Tell whether a running sequence will save its first `length` tokens for another; ask it to."""
+        computed = self.cache.computed(source.slot)
+        passed = source.computed >= length and computed != length  # perhaps only planned: a restore is not counted before
+        if not (source.savable and self.limits.holds(length)) or (passed and not self.limits.cuts):
+            return False
+        if computed >= length:
+            self._moves.append(Save(source.slot, source.tokens[:computed]))
+        elif length not in source.boundaries:
+            bisect.insort(source.boundaries, length)
+        source.waiters.append(sequence)
+        return True
+
+    def _fits(self, sequence: Sequence, found: Match) -> bool:
+        """Tell whether there is room for a sequence beside what the running ones need soon; alone, it always fits."""
+        if not self.running or not self.limits.pooled:
+            return True
+        wanted = sum(_soon(s) - self.cache.computed(s.slot) for s in self.running) + _soon(sequence)
+        if self.limits.shares:
+            wanted -= found.live
+        live = self.cache.used - self.cache.cold_cells
         return live + wanted <= self.limits.cells
 
-    def _place(self, sequence: Sequence, match: Match) -> None:
-        if not self._free_slots:
-            self._evict_one(keep=match.sequence)
-        slot = self._free_slots.pop()
+    def _place(self, sequence: Sequence, found: Match) -> None:
+        """Give a sequence a slot with the longest prefix that is worth it."""
+        at_once = found.at_once(self.limits.shares)
+        restores = found.stored - at_once >= WORTH_WAITING and not found.on_disk
+        restores = restores and self.costs.pays(found.stored, found.stored - at_once)
         self.waiting.remove(sequence)
-        self.cache.add(slot, sequence.tokens, match)
-        if match.ready:
-            self._moves.append(Copy(match.sequence, slot, match.ready))
-        sequence.slot = slot
-        self._begin_at(sequence, match.ready, "resident")
+        if self.limits.shares:
+            sequence.slot = self._new_slot(sequence, at_once, keep=found.slot)
+            self.cache.add(sequence.slot, sequence.tokens, at_once)
+            self.cache.use(found.slot)
+            if at_once:
+                self._moves.append(Copy(found.slot, sequence.slot, 0, at_once))
+        elif at_once and not restores:
+            self._take_over(sequence, found.finished_slot, at_once)
+        else:
+            at_once = 0
+            sequence.slot = self._new_slot(sequence, found.stored if restores else 0)
+            self.cache.add(sequence.slot, sequence.tokens)
+        computed = found.stored if restores else at_once
+        if restores:
+            self._restore(sequence, at_once, found.stored)
+        self._begin_at(sequence, computed, found)
+        sequence.fetch = ""
         bisect.insort(self.running, sequence, key=lambda s: s.id)
 
-    def _restore(self, sequence: Sequence, saved: StoredMatch) -> None:
-        while self._free_cells < len(saved.stored.tokens) and self._evict_one():
+    def _take_over(self, sequence: Sequence, slot: int, length: int) -> None:
+        """Let a sequence go on in the slot of a finished one, whose tokens behind `length` are saved before they go."""
+        held = self.cache.computed(slot)
+        if held > length:
+            self._save(slot, held - length)
+            self._moves.append(Remove(slot, length))
+        self.cache.take_over(slot, sequence.tokens, length)
+        self._tried.discard(slot)
+        sequence.slot = slot
+
+    def _restore(self, sequence: Sequence, start: int, end: int) -> None:
+        while self._free_cells < end - start and self._evict_one():
             pass
-        self.host.touch(saved.stored)
-        self._moves.append(Restore(sequence, saved.stored, saved.length))
-        self.cache.advance(sequence.slot, saved.length)
-        self._begin_at(sequence, saved.length, "host")
+        self._reserved += end - start
+        self.cache.use_stored(sequence.tokens, end)
+        self._moves.append(Restore(sequence, start, end))
 
-    def _begin_at(self, sequence: Sequence, computed: int, tier: Tier) -> None:
+    def _begin_at(self, sequence: Sequence, computed: int, found: Match) -> None:
         sequence.computed = computed
-        if sequence.began is None and not sequence.unscored:  # a prefix found after a preemption was computed for this request
-            total = sequence.n_prompt
-            reason: MissReason = "end" if computed == total - 1 else "diverged" if computed else "first time"
-            sequence.cache = CacheUse(computed, total, tier if computed else "none", reason, computed)
+        sequence.turn_began = sequence.n_answer
+        del sequence.boundaries[: bisect.bisect_right(sequence.boundaries, computed)]
+        if not self.limits.cuts and found.common - computed >= WORTH_WAITING and found.common not in sequence.boundaries:
+            bisect.insort(sequence.boundaries, found.common)  # here prompts part: the next one finds a snapshot
+        if sequence.began is None and not sequence.unscored:  # what is found after a preemption was computed for this request
+            sequence.cache = found.use(computed, sequence.n_prompt, self.limits, sequence.fetch != "")
 
-    def _answer_chunks(self, decoding: list[Sequence]) -> Iterator[Chunk]:
-        """Yield a token for each, and of forced tokens as many more as the budget has room for, oldest sequence first."""
-        n_decode = len(decoding)
-        spare = sum(s.pending for s in decoding) - n_decode
-        if spare:
-            spare = min(spare, self._budget(n_decode), self.limits.batch - n_decode, self._room_for_prompts(n_decode))
-        for sequence in decoding:
-            count = 1 + max(0, min(sequence.pending - 1, spare))
-            spare -= count - 1
-            yield Chunk.of(sequence, count)
+    def _new_slot(self, sequence: Sequence, computed: int, keep: int = -1) -> int:
+        """Return a free slot; evict for it if there is none. Where ids matter, choose by what is to be computed."""
+        if not self._free_slots:
+            self._evict_one(keep)
+        if self.limits.layout == "unified":
+            return self._free_slots.pop()
+        pending = (len(sequence.tokens) - computed) * self.costs.per_token() / self.limits.step_seconds
+        slot = layout.stream_for_prompt(self._free_slots, pending)
+        self._free_slots.remove(slot)
+        return slot
 
-    def _prompt_chunks(self, decoding: list[Sequence], n_decode: int) -> Iterator[Chunk]:
-        """Spend the rest of the budget on prompts."""
-        prefilling = [s for s in self.running if s not in decoding]
-        if not prefilling:
+    def _relocate(self) -> None:
+        """Close a gap among the streams of answers, if that pays."""
+        if self.limits.layout == "unified":
             return
-        room = min(self.limits.batch - n_decode, self._room_for_prompts(n_decode))
-        budget = min(self._budget(n_decode), room)
-        tile = self.limits.tile if budget >= self.limits.tile else 0
-        outputs = self.limits.slots - len(self.running)
-        for sequence in self._in_turn(prefilling):
-            if budget <= 0:
-                return
-            if sequence.unscored:
-                count = min(sequence.pending, budget, 1 + outputs)
-                outputs -= count - 1
-            else:
-                count = cut(sequence.pending, budget, room, tile)
-            if count:
-                self._ahead = max(0, self._ahead + (count if sequence.urgent else -count))
-                yield Chunk.of(sequence, count)
-            room -= count
-            budget -= count
-
-    def _in_turn(self, prefilling: list[Sequence]) -> list[Sequence]:
-        """Return prompts in the order in which they get budget: in turns the oldest first and the shortest first. Urgent ones
-        go before all others while those have not had fewer tokens."""
-        self._oldest_first = not self._oldest_first
-        ordered = prefilling if self._oldest_first else sorted(prefilling, key=lambda s: s.pending)
-        if all(not s.urgent for s in ordered) or all(s.urgent for s in ordered):
-            self._ahead = 0
-            return ordered
-        return sorted(ordered, key=lambda s: s.urgent != (self._ahead <= 0))
-
-    def _budget(self, n_decode: int) -> int:
-        """Return the prompt tokens of this step: as many as keep it short for those who read their answers.
-
-        Where attention works in tiles, a part of one costs several times as much per token once the context is long. So the
-        budget is whole tiles, at least one, unless a tile takes far too long (a large model on a slow machine).
-        """
-        seconds = self.limits.step_seconds * (1 if n_decode else 2.5)
-        tokens = max(LEAST_CHUNK, self.costs.chunk(n_decode, seconds))
-        tile = self.limits.tile
-        patience = self.limits.step_seconds * (TILE_STEPS if n_decode else 2.5 * TILE_STEPS)
-        if tile and tile * self.costs.per_token() <= patience:
-            return max(tile, (tokens + tile // 2) // tile * tile)
-        return tokens
-
-    def _batches(self, answers: list[Chunk], prompts: list[Chunk]) -> list[list[Chunk]]:
-        """Put all chunks into one batch; where attention works in tiles, answers into batches below a tile, then prompts."""
-        tile = self.limits.tile
-        if not tile or sum(chunk.count for chunk in answers + prompts) < tile:
-            return list(_packed(answers + prompts, self.limits.batch))
-        return [*_packed(answers, tile - 1), *_packed(prompts, self.limits.batch)]
+        answering = {s.slot: s for s in self.running if s.computed >= s.n_prompt and s.computed == self.cache.computed(s.slot)}
+        free = [*self._free_slots, *self.cache.finished]
+        figures = {slot: (s.computed, s.limit - len(s.tokens)) for slot, s in answering.items()}
+        move = layout.relocation(figures, free, self.costs.decode(1), 2 * self.costs.move_seconds)
+        if move is None:
+            return
+        source, target = move
+        if target not in self._free_slots:
+            self._evict(target)
+        self._free_slots.remove(target)
+        self.cache.relocate(source, target)
+        answering[source].slot = target
+        self._moves.append(Relocate(answering[source], source))
+        self._free_slots.append(source)
 
     def _room_for_prompts(self, n_decode: int) -> int:
         """Evict for prompt chunks and return the cells they may use: at least one, since running sequences were admitted with
@@ -273,46 +337,49 @@ class Scheduler:
 
     def _evict_one(self, keep: int = -1) -> bool:
         """Drop the least recently used finished sequence, or save it to host RAM first; return False when there is none."""
-        slot = next((s for s in self.cache.cold if s != keep), None)
+        slot = next((s for s in self.cache.finished if s != keep), None)
         if slot is None:
             return False
-        if self.host.capacity and self.cache.private_cells(slot) >= WORTH_SAVING:
-            tokens = self.cache.tokens(slot)
-            if not self.host.covers(tokens):
-                self._moves.append(Save(slot, tokens))
+        self._evict(slot)
+        return True
+
+    def _evict(self, slot: int) -> None:
+        private = self.cache.private_cells(slot)
+        self._save(slot, private)
         self.cache.remove(slot)
         self._release(slot)
-        return True
+
+    def _save(self, slot: int, lost: int) -> None:
+        """Save a sequence of which so many tokens would be lost, if host RAM does not have them and that is likely to pay."""
+        if self.cache.capacity and lost >= WORTH_SAVING:
+            tokens = self.cache.tokens(slot)[: self.cache.computed(slot)]
+            if self._is_worth_saving(tokens):
+                self._moves.append(Save(slot, tokens))
+
+    def _is_worth_saving(self, tokens: list[int]) -> bool:
+        unsaved = self.cache.unsaved(tokens)
+        return unsaved >= WORTH_SAVING and self.costs.pays(len(tokens), unsaved // SELDOM)
 
     def _preempt_youngest(self) -> None:
         self.preemptions += 1
-        self._put_back(self.running[-1])
+        self._put_back(self.running[-1], save=True)
 
-    def _put_back(self, sequence: Sequence) -> None:
+    def _put_back(self, sequence: Sequence, save: bool = False) -> None:
         self.running.remove(sequence)
+        if save:
+            self._save(sequence.slot, self.cache.private_cells(sequence.slot))
         self.cache.remove(sequence.slot)
         self._release(sequence.slot)
         sequence.slot = UNPLACED
         sequence.computed = 0
-        self.submit(sequence)
+        sequence.waiters.clear()
+        self._put_back_now.add(sequence)
+        self.waiting.put_back(sequence)
 
     def _release(self, slot: int) -> None:
         self._moves.append(Remove(slot))
         self._free_slots.append(slot)
-
-
-def _packed(chunks: list[Chunk], size: int) -> Iterator[list[Chunk]]:
-    """Split chunks into batches of at most `size` tokens; a larger chunk gets a batch of its own."""
-    part: list[Chunk] = []
-    filled = 0
-    for chunk in chunks:
-        if part and filled + chunk.count > size:
-            yield part
-            part, filled = [], 0
-        part.append(chunk)
-        filled += chunk.count
-    if part:
-        yield part
+        self._tried.discard(slot)
 
 
 def _soon(sequence: Sequence) -> int:

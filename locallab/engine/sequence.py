@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from typing import Literal
 
 from locallab.engine.answer import Answer
 from locallab.engine.request import CacheUse, Listener, SamplingParams, Usage
@@ -16,6 +17,9 @@ class Sequence:
     """Known tokens (prompt, then answer) of which the first `computed` have their KV in the llama sequence `slot`.
 
     `limit` is the length at which the answer ends: by max_tokens or by the context. An `urgent` one goes ahead of others.
+    `order` is its place in the queue, `turn_began` the length of the answer when it last left it. Its state is saved at the
+    `boundaries`, unless it proved not `savable`; the `waiters` wait for what it computes now. `fetch` tells of what it needs
+    from disk: "asked" while it is read, "done" once that has come or failed.
     `cache` is what the prefix cache had of its prompt, once that is placed. `submitted`, `began` and `last_token` are the times
     (time.perf_counter) at which it was made, at which the first step of its prompt began, and at which its last token became
     known.
@@ -31,6 +35,12 @@ class Sequence:
     computed: int = 0
     slot: int = UNPLACED
     cache: CacheUse | None = None
+    order: int = 0
+    turn_began: int = 0
+    boundaries: list[int] = dataclasses.field(default_factory=list)
+    savable: bool = True
+    waiters: list[Sequence] = dataclasses.field(default_factory=list)
+    fetch: Literal["", "asked", "done"] = ""
     submitted: float = dataclasses.field(default_factory=time.perf_counter)
     began: float | None = None
     last_token: float | None = None

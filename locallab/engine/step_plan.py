@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-from locallab.engine.host_cache import Stored
 from locallab.engine.sequence import Sequence
 
 FORCED = 16
@@ -13,36 +12,56 @@ FORCED = 16
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Copy:
-    """Share the first `length` cells of `source` with the empty sequence `target`."""
+    """Let `target` share the cells of positions [start, end) of `source`, in place of its own if it has any there."""
 
     source: int
     target: int
-    length: int
+    start: int
+    end: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Remove:
-    sequence: int
+    """Drop the cells of `slot` from position `start` on."""
+
+    slot: int
+    start: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Save:
-    """Read the state of `sequence` and give it to the host cache as the state of `tokens`."""
+    """Keep the state of `slot`, which has computed `tokens`, in host RAM."""
 
-    sequence: int
+    slot: int
     tokens: list[int]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Restore:
-    """Put a state of the host cache into the slot of `sequence`, then keep its first `length` cells."""
+    """Put the stored state of tokens [start, end) of a sequence into its slot, which has those before `start`."""
 
     sequence: Sequence
-    stored: Stored
-    length: int
+    start: int
+    end: int
 
 
-Move = Copy | Remove | Save | Restore
+@dataclasses.dataclass(frozen=True, slots=True)
+class Relocate:
+    """Move a running sequence, `tokens` long, from the stream `source` to its slot."""
+
+    sequence: Sequence
+    source: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Fetch:
+    """Read from disk what a restore of the first `end` tokens of a waiting sequence needs."""
+
+    sequence: Sequence
+    end: int
+
+
+Move = Copy | Remove | Save | Restore | Relocate | Fetch
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -5,37 +5,52 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import logging
 import time
 from collections.abc import Sequence as Seq
 from pathlib import Path
-from typing import Literal
 
 from locallab import hardware
+from locallab.cache_files import fingerprint
 from locallab.engine import llama, sampler
 from locallab.engine.answer import Answer
-from locallab.engine.cache import UNLIMITED
+from locallab.engine.context import Batch, Context
 from locallab.engine.costs import StepCosts
+from locallab.engine.disk_cache import DiskCache, model_digest
 from locallab.engine.engine import Engine, Works, device, free_memory, info_of
 from locallab.engine.grammar.grammars import Grammars
-from locallab.engine.host_cache import HostCache
-from locallab.engine.limits import WALK_SECONDS, context_length, idle_cells
+from locallab.engine.limits import (
+    GPU_WALK_SHARE,
+    LEAST_SPACING,
+    WALK_SECONDS,
+    WALK_SHARE,
+    Limits,
+    context_length,
+    idle_cells,
+    snapshot_spacing,
+)
 from locallab.engine.limits import limits as limits_of
 from locallab.engine.post import Post, call_each
 from locallab.engine.request import Constraint, Listener, SamplingParams
 from locallab.engine.scheduler import Scheduler
 from locallab.engine.sequence import Sequence
+from locallab.engine.state_format import UnknownFormat
 from locallab.engine.worker import Cancel, Submit, Worker
 from locallab.errors import ContextLengthExceeded, InvalidField, ModelLoadError
-from locallab.settings import EngineSettings
+from locallab.settings import EngineSettings, cache_directory
 
 CALIBRATION_TOKENS = 64
+
+logger = logging.getLogger(__name__)
 
 
 class TextEngine(Engine):
     """An engine that answers prompts, many at once in one KV pool."""
 
-    def __init__(self, path: Path, settings: EngineSettings, post: Post = call_each) -> None:
-        """Load the model (seconds). Raises ModelLoadError."""
+    def __init__(self, path: Path, settings: EngineSettings, post: Post = call_each, digest: str | None = None) -> None:
+        """Load the model (seconds). `digest` is that of the weights, if it is known: prefixes on disk are kept under it.
+        Raises ModelLoadError."""
+        self._digest = digest
         self._ids = itertools.count()
         self._post = post
         super().__init__(path, settings)
@@ -86,46 +101,80 @@ class TextEngine(Engine):
         native.callback(self._grammars.close)
         limits = limits_of(model, settings, free_memory(model, settings, on_gpu), on_gpu)
         threads = settings.threads or hardware.threads()
-        context = llama.Context(
+        context = Context(
             model,
             n_ctx=limits.cells,
             n_batch=limits.batch,
-            n_sequences=limits.slots,
+            n_sequences=limits.slots + limits.shares,
+            n_outputs=limits.outputs,
             threads=threads,
             kv_type=settings.kv_type,
+            unified=limits.pooled,
         )
         native.callback(context.close)
-        reuse: Literal["prefix", "whole"] = "prefix" if limits.rewind_limit == UNLIMITED else "whole"
-        where = device(model, settings, threads, on_gpu)
+        costs = StepCosts()
+        limits = _calibrate(context, costs, model.n_vocab, limits, context_length(model, settings))
+        if limits.pooled and settings.cache_tokens is None:
+            walk, share = WALK_SECONDS * model.n_layer * model.n_head / threads, WALK_SHARE
+            if on_gpu:  # a cell's bytes at the rate at which a step reads the weights
+                walk = model.kv_bytes_per_token(settings.kv_type) * costs.decode(1) / model.size_bytes
+                share = GPU_WALK_SHARE
+            limits = dataclasses.replace(limits, cache_cells=idle_cells(limits, costs.per_token(), walk, share))
         self.info = info_of(
             model,
             context=context_length(model, settings),
             kv_tokens=limits.cells,
-            reuse=reuse,
-            device=where,
+            kv_layout=limits.layout,
+            memory=model.memory,
+            reuse="prefix" if limits.cuts else "snapshots",
+            device=device(model, settings, threads, on_gpu),
             fim=model.fim,
             parallel=limits.parallel,
         )
-        costs = _calibrate(context, model.n_vocab, min(CALIBRATION_TOKENS, limits.batch))
-        if settings.cache_tokens is None:
-            walk = WALK_SECONDS * model.n_layer * model.n_head / threads
-            if on_gpu:  # a cell's bytes at the rate at which a step reads the weights
-                walk = model.kv_bytes_per_token(settings.kv_type) * costs.decode(1) / model.size_bytes
-            limits = dataclasses.replace(limits, cache_cells=idle_cells(limits, costs.per_token(), walk))
-        host = HostCache(settings.cache_ram_mib << 20, limits.rewind_limit)
-        return Worker(context, Scheduler(limits, host, costs), model.n_vocab, self._post, self._ended)
+        disk = self._open_disk(path, context, limits)
+        if disk is not None:
+            native.callback(disk.close)
+        return Worker(context, Scheduler(limits, costs), model, self._post, self._ended, disk)
+
+    def _open_disk(self, path: Path, context: Context, limits: Limits) -> DiskCache | None:
+        """Return the prefixes on disk that this model, llama.cpp and these settings would compute to the same bytes."""
+        settings = self._settings
+        if settings.cache_disk is None or not settings.cache_ram_mib:
+            return None
+        facts = fingerprint(
+            path.name,
+            weights=model_digest(path, self._digest),
+            llama_cpp=str(llama.build_features()["llama_cpp_python"]),
+            system=llama.system_info(),
+            kv_type=settings.kv_type,
+            gpu_layers=settings.gpu_layers,
+            row=context.format.row,
+            cuts=limits.cuts,
+            streams=1 if limits.cuts or limits.pooled else limits.slots,
+        )
+        return DiskCache(cache_directory(settings.cache_disk), int(settings.cache_disk_gib * 2**30), facts)
 
 
-def _calibrate(context: llama.Context, n_vocab: int, chunk: int) -> StepCosts:
-    """Measure a decode step and a prompt chunk of this length, to cut the first chunks for this machine; this also warms up."""
-    costs = StepCosts()
-    batch = llama.Batch(chunk)
-    for count in (1, 1, chunk):
-        batch.fill([i % n_vocab for i in range(count)], range(count), [0] * count, [0] * (count - 1) + [1])
+def _calibrate(context: Context, costs: StepCosts, n_vocab: int, limits: Limits, n_ctx: int) -> Limits:
+    """Measure a decode step, a prompt chunk and a move, to cut the first chunks for this machine; this also warms up. Return
+    the limits with what the state of a sequence takes."""
+    count = min(CALIBRATION_TOKENS, limits.batch)
+    batch = Batch(count)
+    for n in (1, 1, count):
+        context.clear()
+        batch.fill([i % n_vocab for i in range(n)], range(n), [0] * n, [0] * (n - 1) + [1])
         began = time.perf_counter()
         context.decode(batch)
         seconds = time.perf_counter() - began
-        context.clear()
-        n_answers = int(count == 1)
-        costs.observe(n_answers, count - n_answers, seconds)
-    return costs
+        costs.observe(int(n == 1), n if n > 1 else 0, seconds)
+    try:
+        context.learn_format(count, limits.cuts)
+    except UnknownFormat as error:
+        logger.info("%s: prefixes of this model are kept whole", error)
+        limits = dataclasses.replace(limits, cuts=False)
+    began = time.perf_counter()
+    rows, fixed = context.save(0, 0, count)
+    costs.observe_move(count, time.perf_counter() - began)
+    context.clear()
+    spacing = snapshot_spacing(fixed.nbytes, limits.cache_bytes, n_ctx, LEAST_SPACING * costs.move_seconds, costs.per_token())
+    return dataclasses.replace(limits, row_bytes=rows.shape[1], fixed_bytes=fixed.nbytes, snapshot_every=spacing)

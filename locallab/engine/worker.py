@@ -8,14 +8,17 @@ import queue
 import time
 from collections.abc import Callable
 
+from locallab.engine.context import NO_ROOM, Batch, Context
+from locallab.engine.disk_cache import DiskCache
 from locallab.engine.grammar.guide import Masks
-from locallab.engine.llama import NO_ROOM, Batch, Context
+from locallab.engine.llama import Model
 from locallab.engine.logprobs import Logits
+from locallab.engine.mover import Fetched, Lost, Mover, Result, Written
 from locallab.engine.post import Events, Post
-from locallab.engine.request import EngineStats, FinishReason, Progress, TokenEvent
+from locallab.engine.request import CacheUse, EngineStats, FinishReason, Progress, TokenEvent
 from locallab.engine.scheduler import Scheduler
 from locallab.engine.sequence import UNPLACED, Sequence
-from locallab.engine.step_plan import Chunk, Copy, Move, Remove, Restore, Save
+from locallab.engine.step_plan import Chunk
 from locallab.engine.totals import Totals
 from locallab.errors import EngineClosed, EngineFailure
 
@@ -39,13 +42,28 @@ class Close:
     deadline: float
 
 
-Command = Submit | Cancel | Close
+READING = 0.05
+"""Seconds to wait for another thread while there is nothing to compute before it has read from disk."""
+
+AROUND = 16
+"""Tokens on either side of a divergence that the debug log shows."""
+
+
+Command = Submit | Cancel | Close | Result
 
 
 class Worker:
     """Runs steps until it is closed. Only `commands`, `stats` and `totals` may be touched from other threads."""
 
-    def __init__(self, context: Context, scheduler: Scheduler, n_vocab: int, post: Post, ended: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        context: Context,
+        scheduler: Scheduler,
+        model: Model,
+        post: Post,
+        ended: Callable[[], None],
+        disk: DiskCache | None = None,
+    ) -> None:
         """`ended` is called in the worker's thread whenever a sequence has ended."""
         self.commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self.totals = Totals()
@@ -54,10 +72,12 @@ class Worker:
         self._post = post
         self._ended = ended
         self._batch = Batch(scheduler.limits.batch)
-        self._masks = Masks(n_vocab)
+        self._model = model
+        self._masks = Masks(model.n_vocab)
         self._sequences: dict[int, Sequence] = {}
         self._events: Events = []
         self._deadline: float | None = None
+        self._mover = Mover(context, scheduler, self.commands, disk)
 
     def run(self) -> None:
         """Work until a Close command has been carried out. Every sequence gets its last event, whatever happens."""
@@ -89,6 +109,8 @@ class Worker:
             completion_tokens=totals.completion_tokens,
             preemptions=totals.preemptions,
             steps=totals.steps,
+            stored_bytes=scheduler.cache.size,
+            stored_limit=scheduler.cache.capacity,
         )
 
     def _take_commands(self) -> bool:
@@ -98,7 +120,9 @@ class Worker:
                 idle = not self._sequences and self._deadline is None
                 if idle:
                     self._hand_out()
-                self._carry_out(self.commands.get(block=idle))
+                    idle = not self._save_idle()
+                wait = READING if self._scheduler.idle else 0.0
+                self._carry_out(self.commands.get(timeout=wait) if wait and not idle else self.commands.get(block=idle))
             except queue.Empty:
                 break
         if self._deadline is None:
@@ -107,6 +131,13 @@ class Worker:
             for sequence in list(self._sequences.values()):
                 self._end(sequence, "cancelled", error=EngineClosed("the engine was closed"))
         return bool(self._sequences)
+
+    def _save_idle(self) -> bool:
+        """Save a finished sequence while nobody waits; return False when there is none to save."""
+        save = self._scheduler.to_save()
+        if save is not None:
+            self._mover.save(save.slot, save.tokens)
+        return save is not None
 
     def _carry_out(self, command: Command) -> None:
         match command:
@@ -117,6 +148,8 @@ class Worker:
                     self._end(self._sequences[id], "cancelled")
             case Close(deadline):
                 self._deadline = deadline if self._deadline is None else min(deadline, self._deadline)
+            case Written() | Fetched() | Lost():
+                self._mover.take(command)
 
     def _begin(self, sequence: Sequence) -> None:
         self._sequences[sequence.id] = sequence
@@ -131,34 +164,13 @@ class Worker:
         plan = self._scheduler.plan()
         self.totals.preemptions = self._scheduler.preemptions
         for move in plan.moves:
-            self._move(move)
+            self._mover.carry_out(move)
         for batch in plan.batches:
             chunks = [chunk for chunk in batch if chunk.sequence.slot != UNPLACED]
             if chunks and not self._compute(chunks):
                 return
         self.totals.steps += 1
         self.totals.step.observe(time.perf_counter() - began)
-
-    def _move(self, move: Move) -> None:
-        match move:
-            case Copy(source, target, length):
-                self._context.copy(source, target, length)
-            case Remove(sequence):
-                self._context.remove(sequence)
-            case Save(sequence, tokens):
-                self._scheduler.host.put(tokens, self._context.save(sequence))
-            case Restore():
-                self._restore(move)
-
-    def _restore(self, move: Restore) -> None:
-        slot = move.sequence.slot
-        if self._context.restore(move.stored.state, slot):
-            if move.length < len(move.stored.tokens):
-                self._context.remove(slot, move.length)
-            return
-        logger.warning("a prefix of %d tokens could not be put back from host RAM", move.length)
-        self._scheduler.host.drop(move.stored)
-        self._scheduler.unrestored(move.sequence)
 
     def _compute(self, chunks: list[Chunk]) -> bool:
         """Decode one batch and accept what follows from it. False: there was no room, the rest of the plan is void."""
@@ -173,7 +185,8 @@ class Worker:
         seconds = time.perf_counter() - began
         n_answers = sum(chunk.count for chunk in chunks if chunk.is_answer)
         self._scheduler.costs.observe(n_answers, sum(chunk.count for chunk in chunks) - n_answers, seconds)
-        self._scheduler.commit(chunks)
+        for save in self._scheduler.commit(chunks):
+            self._mover.save(save.slot, save.tokens)
         for chunk in chunks:
             self._report(chunk, began)
         if outputs:
@@ -203,11 +216,20 @@ class Worker:
             sequence.began = began
             if sequence.cache is not None:
                 self._events.append((sequence.listener, TokenEvent("", cache=sequence.cache)))
+                self._log_miss(sequence, sequence.cache)
         if not sequence.params.progress or chunk.start >= sequence.n_prompt or sequence.n_answer:
             return
         seconds = time.perf_counter() - sequence.began
         progress = Progress(sequence.n_prompt, sequence.cached, sequence.computed, seconds)
         self._events.append((sequence.listener, TokenEvent("", progress=progress)))
+
+    def _log_miss(self, sequence: Sequence, use: CacheUse) -> None:
+        """Show where a prompt left the known ones: in the log alone, since it is text of a prompt."""
+        if use.reason == "diverged" and logger.isEnabledFor(logging.DEBUG):
+            before, after = sequence.tokens[max(0, use.at - AROUND) : use.at], sequence.tokens[use.at : use.at + AROUND]
+            known = self._scheduler.cache.followers(sequence.tokens, use.at)[:AROUND]
+            texts = [self._model.text(tokens) for tokens in (before, after, known)]
+            logger.debug("a prompt diverged at token %d: behind %r it has %r, a known one %r", use.at, *texts)
 
     def _accept_all(self, chunks: list[Chunk], outputs: list[int]) -> None:
         """Let each answer that has caught up go on. Those that need a mask come last: only they wait for it."""

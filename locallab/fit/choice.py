@@ -7,7 +7,9 @@ The first of these that fits is chosen; configured values are never changed:
 3. all layers on the CPU, with the wanted context, reduced to FLOOR if necessary;
 4. all layers on the GPU, then all on the CPU, with a context reduced to LEAST.
 
-For one context the KV pool shrinks first, then fewer requests run concurrently, then the KV cache is compressed.
+For one context the KV cache shrinks first, then fewer requests run concurrently, then the KV cache is compressed. It holds
+whole contexts, so that each may be a stream of its own: on a GPU with all layers as many as GPU_SHARE of the memory left after
+the weights has room for, elsewhere as RAM_SHARE of the RAM left after them has, at least two and at most `default_contexts`.
 """
 
 from __future__ import annotations
@@ -17,16 +19,29 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from locallab.fit.estimates import FLOAT, Estimate, Load, estimate
+from locallab.fit.estimates import FLOAT, Estimate, Load, estimate, kv_bytes, layers_on_gpu, state_bytes
 from locallab.fit.explain import reason
 from locallab.fit.machine import Machine
 from locallab.fit.model_shape import Shape
-from locallab.memory_model import DEFAULT_CONTEXT, EMBEDDING_BATCH, OUTPUT_BYTES, default_pool, whole_cells
-from locallab.settings import EngineSettings, KvType
+from locallab.memory_model import (
+    DEFAULT_CONTEXT,
+    EMBEDDING_BATCH,
+    GPU_SHARE,
+    OUTPUT_BYTES,
+    RAM_SHARE,
+    default_contexts,
+    kv_layout,
+    wanted_layout,
+    whole_cells,
+)
+from locallab.settings import EngineSettings, KvLayout, KvType
 
 FLOOR, LEAST = 4096, 512
 PARALLEL = (64, 16), (4, 1)
 """Concurrent requests to try, in two rounds."""
+
+CONTEXTS = (8, 4, 2, 1)
+"""Whole contexts to try in the KV cache, after the most."""
 
 SHARE = 4
 """A GPU is used only if it takes more than one in this many layers."""
@@ -41,6 +56,7 @@ class Wishes:
     context: int | None = None
     kv_tokens: int | None = None
     kv_type: KvType | None = None
+    kv_layout: KvLayout | None = None
     gpu_layers: int | None = None
     parallel: int | None = None
     batch: int | None = None
@@ -70,7 +86,7 @@ class Fit:
     @property
     def layer(self) -> dict[str, Any]:
         """The chosen settings as a layer for `settings.resolve`, below the configured ones."""
-        names = ("gpu_layers", "context", "kv_tokens", "kv_type", "parallel")
+        names = ("gpu_layers", "context", "kv_tokens", "kv_type", "kv_layout", "parallel")
         return {**{name: getattr(self.load, name) for name in names}, "cache_ram_mib": self.cache_ram_mib}
 
 
@@ -114,40 +130,70 @@ def _loads(shape: Shape, machine: Machine, wishes: Wishes) -> Iterator[Load]:
         places = [wishes.gpu_layers]
     else:
         places = [-1, 0]
-        yield from _variants(shape, wishes, -1, ample)
+        yield from _variants(shape, machine, wishes, -1, ample)
         context = next((each for each in ample if each <= DEFAULT_CONTEXT), ample[-1])
         total = len(shape.layers) + 1
         for gpu_layers in range(total - 1, total // SHARE, -1):
-            yield from _variants(shape, wishes, gpu_layers, [context])
-        yield from _variants(shape, wishes, 0, ample)
+            yield from _variants(shape, machine, wishes, gpu_layers, [context])
+        yield from _variants(shape, machine, wishes, 0, ample)
         ample = []
     for listed in (ample, scant):
         for place in places:
-            yield from _variants(shape, wishes, place, listed)
+            yield from _variants(shape, machine, wishes, place, listed)
 
 
-def _variants(shape: Shape, wishes: Wishes, gpu_layers: int, contexts: Iterable[int]) -> Iterator[Load]:
+def _variants(shape: Shape, machine: Machine, wishes: Wishes, gpu_layers: int, contexts: Iterable[int]) -> Iterator[Load]:
     kv_types: tuple[KvType, ...] = (wishes.kv_type,) if wishes.kv_type else ("f16", "q8_0") if shape.compressible else ("f16",)
     rounds = ((wishes.parallel,),) if wishes.parallel else PARALLEL
     batch = wishes.batch or EngineSettings().batch
     for several in rounds:
         for context, kv_type, parallel in itertools.product(contexts, kv_types, several):
-            for pool in _pools(shape, wishes, context, parallel, batch if gpu_layers else EMBEDDING_BATCH):
-                yield Load(
-                    gpu_layers=gpu_layers,
-                    context=min(context, pool),
-                    kv_tokens=pool,
-                    kv_type=kv_type,
-                    parallel=parallel,
-                    batch=batch,
-                )
+            least = Load(
+                gpu_layers=gpu_layers,
+                context=context,
+                kv_tokens=whole_cells(context),
+                kv_type=kv_type,
+                parallel=parallel,
+                kv_layout="unified",
+                batch=batch,
+            )
+            for pool in _pools(shape, machine, wishes, least):
+                yield _with_pool(shape, wishes, least, pool)
 
 
-def _pools(shape: Shape, wishes: Wishes, context: int, parallel: int, embedding_batch: int) -> list[int]:
-    """Return sizes of the KV pool in cells, largest first. An embedding model needs one cell per token computed at once."""
+def _with_pool(shape: Shape, wishes: Wishes, load: Load, pool: int) -> Load:
+    """Return the load with so many KV cells, in the layout that these allow."""
+    context = min(load.context, pool)
+    cache = EngineSettings().cache_ram_mib if wishes.cache_ram_mib is None else wishes.cache_ram_mib
+    wanted = "unified" if shape.embeds else wanted_layout(wishes.kv_layout or "auto", cache, load.parallel)
+    layout = kv_layout(wanted, pool, context, load.parallel, load.gpu_layers != 0)
+    return dataclasses.replace(load, context=context, kv_tokens=pool, kv_layout=layout)
+
+
+def _pools(shape: Shape, machine: Machine, wishes: Wishes, least: Load) -> list[int]:
+    """Return sizes of the KV cache in cells, largest first, for a load with one context. An embedding model needs one cell per
+    token computed at once."""
     if wishes.kv_tokens:
         return [whole_cells(wishes.kv_tokens)]
     if shape.embeds:
+        batch = least.batch if least.gpu_layers else EMBEDDING_BATCH
         widest = OUTPUT_BYTES // FLOAT // max(1, shape.n_vocab)
-        return [whole_cells(max(context, min(embedding_batch, widest) if shape.whole else embedding_batch))]
-    return list(dict.fromkeys((whole_cells(min(default_pool(context), parallel * context)), whole_cells(context))))
+        return [whole_cells(max(least.context, min(batch, widest) if shape.whole else batch))]
+    most = _most_contexts(shape, machine, wishes, least)
+    return [least.kv_tokens * count for count in (most, *(each for each in CONTEXTS if each < most))]
+
+
+def _most_contexts(shape: Shape, machine: Machine, wishes: Wishes, least: Load) -> int:
+    """Return how many whole contexts the KV cache should hold."""
+    needs = estimate(shape, least)
+    if machine.shared or layers_on_gpu(shape, least.gpu_layers) < len(shape.layers):
+        most, fewest = default_contexts(least.context, least.parallel), min(2, least.parallel)
+        room = RAM_SHARE * (machine.usable_ram - needs.weights + needs.gpu_weights)
+    else:
+        most, fewest = least.parallel, 1
+        room = GPU_SHARE * (machine.usable_vram - needs.gpu_weights)
+    for count in range(most, fewest, -1):
+        load = _with_pool(shape, wishes, least, count * least.kv_tokens)
+        if kv_bytes(shape, load) + state_bytes(shape, load) <= room:
+            return count
+    return fewest

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
-from locallab.fit.model_shape import Shape
-from locallab.memory_model import KV_BYTES, MASK_BYTES, STEP, slots
-from locallab.settings import KvType
+from locallab.fit.model_shape import Layer, Shape
+from locallab.memory_model import KV_BYTES, MASK_BYTES, STEP, KvCache, kv_cache, whole_cells
+from locallab.settings import KvType, Layout
 
 TOKEN_BYTES, MERGE_BYTES = 160, 150
 """Bytes of RAM that llama.cpp takes for each token of the vocabulary and for each tokenizer merge (measured)."""
@@ -17,13 +18,15 @@ FLOAT = 4
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """A way to load a model. `gpu_layers` as llama.cpp counts them, the output being one; `kv_tokens`: cells of the KV pool."""
+    """A way to load a model. `gpu_layers` as llama.cpp counts them, the output being one; `kv_tokens`: cells of the KV cache;
+    `parallel`: most requests at once, which fewer streams reduce."""
 
     gpu_layers: int
     context: int
     kv_tokens: int
     kv_type: KvType
     parallel: int
+    kv_layout: Layout
     batch: int = 2048
 
 
@@ -48,18 +51,18 @@ class Estimate:
 def estimate(shape: Shape, load: Load, gpus: int = 1) -> Estimate:
     """Estimate the memory of a model of this shape loaded like this. Each of several GPUs computes its own layers, and on all
     but the last, space for less than a layer stays empty."""
-    on_gpu = layers_on_gpu(shape, load.gpu_layers)
+    cache, on_gpu = kv_cache_of(shape, load), layers_on_gpu(shape, load.gpu_layers)
     below, above = shape.layers[: len(shape.layers) - on_gpu], shape.layers[len(shape.layers) - on_gpu :]
     gpu, ram = _Sum(), _Sum()
     for place, layers in ((ram, below), (gpu, above)):
         place.weights += sum(layer.weights for layer in layers)
-        place.kv += int(sum(layer.kv for layer in layers) * load.kv_tokens * KV_BYTES[load.kv_type])
-        place.state += sum(layer.state for layer in layers) * FLOAT * sequences(shape, load.parallel)
+        place.kv += kv_bytes(shape, load, layers)
+        place.state += state_bytes(shape, load, layers)
     ram.weights += shape.embeddings
     if load.gpu_layers:
         gpu.weights += shape.output + shape.rest
         # A GPU widens a layer's compressed KV cache before the attention over a long prompt.
-        widened = 0 if load.kv_type in ("f16", "bf16") else 2 * max((layer.kv for layer in above), default=0) * load.kv_tokens
+        widened = 0 if load.kv_type in ("f16", "bf16") else 2 * max((layer.kv for layer in above), default=0) * cache.cells
         gpu.compute += gpus * (_graph(shape, load) + widened)
         gpu.compute += (gpus - 1) * max((layer.weights for layer in above), default=0)
         inputs = _masks(shape, load) + FLOAT * _tokens(shape, load) * shape.width
@@ -68,7 +71,7 @@ def estimate(shape: Shape, load: Load, gpus: int = 1) -> Estimate:
         ram.weights += shape.rest + (0 if shape.tied else shape.output)
         ram.compute += _graph(shape, load)
     # Where texts are computed as a whole, llama.cpp keeps logits for every token, though none is read.
-    rows = load.kv_tokens if shape.whole else sequences(shape, load.parallel)
+    rows = load.kv_tokens if shape.whole else cache.outputs
     ram.compute += FLOAT * shape.n_vocab * rows + vocabulary(shape)
     return Estimate(
         weights=gpu.weights + ram.weights,
@@ -86,9 +89,18 @@ def layers_on_gpu(shape: Shape, gpu_layers: int) -> int:
     return len(shape.layers) if gpu_layers < 0 else min(len(shape.layers), max(0, gpu_layers - 1))
 
 
-def sequences(shape: Shape, parallel: int) -> int:
-    """Return the number of sequences that the engine allocates: running ones, and finished ones kept in the KV pool."""
-    return parallel if shape.embeds else slots(parallel, shape.keeps_state)
+def kv_cache_of(shape: Shape, load: Load) -> KvCache:
+    """Return the KV cache that the engine allocates; one for embeddings keeps nothing that is finished."""
+    if shape.embeds:
+        return KvCache("unified", whole_cells(load.kv_tokens), load.parallel, load.parallel)
+    return kv_cache(load.kv_layout, load.kv_tokens, load.context, load.parallel, shape.keeps_state, load.gpu_layers != 0)
+
+
+def kv_bytes(shape: Shape, load: Load, layers: Iterable[Layer] | None = None) -> int:
+    """Return the bytes of the KV cache, or of the part that belongs to these layers."""
+    cells = _cells(shape, load)
+    listed = shape.layers if layers is None else layers
+    return int(sum(layer.kv * cells[layer.sliding] for layer in listed) * KV_BYTES[load.kv_type])
 
 
 def vocabulary(shape: Shape) -> int:
@@ -110,12 +122,24 @@ class _Sum:
         return self.weights + self.kv + self.state + self.compute
 
 
+def state_bytes(shape: Shape, load: Load, layers: Iterable[Layer] | None = None) -> int:
+    """Return the bytes of the states of all sequences, or of the part that belongs to these layers."""
+    listed = shape.layers if layers is None else layers
+    return sum(layer.state for layer in listed) * FLOAT * kv_cache_of(shape, load).sequences
+
+
+def _cells(shape: Shape, load: Load) -> tuple[int, int]:
+    """Return the cells of a layer with full attention and of one with a window; contexts for embeddings keep all."""
+    cache = kv_cache_of(shape, load)
+    return cache.cells, cache.cells if shape.embeds else cache.window_cells(shape.window, load.batch)
+
+
 def _tokens(shape: Shape, load: Load) -> int:
     """Return the tokens of the largest step that llama.cpp allocates for, the same number for each sequence."""
     if shape.whole:
         return load.kv_tokens
-    count = sequences(shape, load.parallel)
-    return -(-min(STEP, load.batch, load.kv_tokens) // count) * count
+    cache = kv_cache_of(shape, load)
+    return -(-min(STEP, load.batch, cache.cells) // cache.sequences) * cache.sequences
 
 
 def _graph(shape: Shape, load: Load) -> int:
@@ -123,24 +147,27 @@ def _graph(shape: Shape, load: Load) -> int:
 
     Each keeps the residual, its input and its output beside its intermediate results.
     """
-    tokens, count = _tokens(shape, load), sequences(shape, load.parallel)
+    tokens, cache = _tokens(shape, load), kv_cache_of(shape, load)
     state = max((layer.state for layer in shape.layers), default=0)
     moments = [
         3 * shape.feed_forward + shape.heads_width if not shape.experts_used else 0,
         3 * shape.experts_used * shape.expert_width + shape.heads_width,
         shape.experts_used * (2 * shape.width + shape.expert_width),
-        7 * shape.inner - 3 * shape.width + state * count // max(1, tokens) if shape.inner else 0,
+        7 * shape.inner - 3 * shape.width + state * cache.sequences // max(1, tokens) if shape.inner else 0,
     ]
     inside = _masks(shape, load) + FLOAT * tokens * (3 * shape.width + max(moments))
     if shape.embeds:
         return inside
-    at_logits = FLOAT * (shape.width * (tokens + count) + shape.n_vocab * min(count, tokens))
+    outputs = cache.outputs
+    at_logits = FLOAT * (shape.width * (tokens + outputs) + shape.n_vocab * min(outputs, tokens))
     return max(inside, at_logits)
 
 
 def _masks(shape: Shape, load: Load) -> int:
-    """Return the bytes of the attention masks of a step: one for layers with full attention, one for those with a window."""
+    """Return the bytes of the attention masks of a step, over the cells of a stream: one for layers with full attention, one
+    for those with a window."""
     if shape.whole:
         return MASK_BYTES * load.kv_tokens * load.kv_tokens
-    kinds = {layer.sliding for layer in shape.layers if layer.kv}
-    return 2 * _tokens(shape, load) * load.kv_tokens * len(kinds)
+    cells = _cells(shape, load)
+    seen = sum(cells[kind] for kind in {layer.sliding for layer in shape.layers if layer.kv})
+    return 2 * _tokens(shape, load) * seen // kv_cache_of(shape, load).streams

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from locallab.fit.estimates import Estimate, Load
+from locallab.fit.estimates import Estimate, Load, kv_cache_of
 from locallab.fit.machine import Machine
 from locallab.fit.model_shape import Shape
 from locallab.units import binary_bytes
@@ -21,8 +21,8 @@ def reason(shape: Shape, machine: Machine, fits: bool, chosen: Tried, first: Tri
         differences = [
             *([place(shape, wanted.gpu_layers)] if wanted.gpu_layers != load.gpu_layers else []),
             *([f"context {wanted.context:,}"] if wanted.context != load.context else []),
-            *([f"KV {wanted.kv_type}"] if wanted.kv_type != load.kv_type else []),
-            *([_requests(wanted)] if wanted.parallel != load.parallel else []),
+            *([_kv(shape, wanted)] if _kv(shape, wanted) != _kv(shape, load) else []),
+            *([_requests(shape, wanted)] if _requests(shape, wanted) != _requests(shape, load) else []),
         ]
         text += f"; {', '.join(differences) or f'a KV pool of {wanted.kv_tokens:,} tokens'} would take {_takes(first[1])}"
     if machine.gpus and not machine.gpu_build:
@@ -39,11 +39,18 @@ def place(shape: Shape, gpu_layers: int) -> str:
 
 
 def _described(shape: Shape, load: Load) -> str:
-    return f"{place(shape, load.gpu_layers)}, context {load.context:,}, KV {load.kv_type}, {_requests(load)}"
+    return f"{place(shape, load.gpu_layers)}, context {load.context:,}, {_kv(shape, load)}, {_requests(shape, load)}"
 
 
-def _requests(load: Load) -> str:
-    return f"{load.parallel} requests at once" if load.parallel > 1 else "one request at a time"
+def _kv(shape: Shape, load: Load) -> str:
+    streams = kv_cache_of(shape, load).streams
+    layout = "one pool" if load.kv_layout == "unified" else "one stream" if streams == 1 else f"{streams} streams"
+    return f"KV {load.kv_type}{f' in {layout}' if load.parallel > 1 and not shape.embeds else ''}"
+
+
+def _requests(shape: Shape, load: Load) -> str:
+    parallel = kv_cache_of(shape, load).parallel
+    return f"{parallel} requests at once" if parallel > 1 else "one request at a time"
 
 
 def _takes(needs: Estimate) -> str:

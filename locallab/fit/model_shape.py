@@ -5,20 +5,15 @@ from __future__ import annotations
 import dataclasses
 
 from locallab.errors import ModelLoadError
-from locallab.memory_model import KV_BYTES
+from locallab.memory_model import KV_BYTES, windowed
 from locallab.models.gguf import ENCODERS, Header
 from locallab.settings import KvType
 
-SLIDING = {
-    **dict.fromkeys(("gemma2", "gpt-oss"), 2),
-    **dict.fromkeys(("afmoe", "cohere2", "exaone4", "exaone-moe", "llama4", "olmo2", "smallthinker"), 4),
-    "gemma3n": 5,
-    "gemma3": 6,
-}
-"""Sliding-window architectures: every n-th layer has full attention."""
+WINDOWS = {"exaone-moe": 128, "gemma2": 4096, "llama4": 8192}
+"""Sliding windows of architectures that have one even if the file declares none."""
 
-ALWAYS_SLIDING = frozenset({"exaone-moe", "gemma2", "llama4"})
-"""Architectures that have a window even if the file declares none."""
+FIXED_WINDOWS = {"llama4": 8192, "smallthinker": 4096}
+"""Windows of architectures for which the file says only whether there is one."""
 
 BY_THE_LAST = (3, 4)
 """Pooling types that use only the last token of a text: llama.cpp's LAST and RANK."""
@@ -47,8 +42,9 @@ class Layer:
 @dataclasses.dataclass(frozen=True, slots=True)
 class Shape:
     """The figures of a model that determine its memory. `embeddings` and `output` are bytes, one tensor if `tied`; `rest` is
-    the bytes of other tensors outside the layers; the other figures are vector widths or counts. `compressible`: the KV cache
-    may have a block type. `embeds`: it makes embeddings or scores, no text; `whole`: each text must be computed in one step."""
+    the bytes of other tensors outside the layers; the other figures are vector widths or counts. `window`: tokens that layers
+    with a sliding window see. `compressible`: the KV cache may have a block type. `embeds`: it makes embeddings or scores, no
+    text; `whole`: each text must be computed in one step."""
 
     layers: tuple[Layer, ...]
     embeddings: int
@@ -65,6 +61,7 @@ class Shape:
     n_merges: int
     n_ctx_train: int
     compressible: bool
+    window: int = 0
     embeds: bool = False
     whole: bool = False
 
@@ -74,7 +71,7 @@ class Shape:
         return sum(layer.weights for layer in self.layers) + self.embeddings + self.rest + (0 if self.tied else self.output)
 
     def kv_bytes(self, kv_type: KvType) -> int:
-        """Return the bytes of KV cache per token."""
+        """Return the bytes of KV cache per token, within the window of layers that have one."""
         return int(sum(layer.kv for layer in self.layers) * KV_BYTES[kv_type])
 
     @property
@@ -109,6 +106,7 @@ def shape(header: Header) -> Shape:
         n_merges=header.lengths.get("tokenizer.ggml.merges", 0),
         n_ctx_train=header.number("context_length") or 0,
         compressible=key % 32 == 0 and value % 32 == 0,
+        window=_window(header) if any(layer.sliding for layer in layers) else 0,
         embeds=header.embeds,
         whole=header.embeds and (ahead or header.number("pooling_type") not in BY_THE_LAST),
     )
@@ -153,7 +151,8 @@ def _layers(header: Header) -> tuple[Layer, ...]:
     kv_heads = header.each_layer("attention.head_count_kv", count, heads)
     if header.architecture in ENCODERS:
         kv_heads = (0,) * count
-    sliding, recurrent = _sliding(header, count), _recurrent(header, kv_heads)
+    recurrent = _recurrent(header, kv_heads)
+    sliding = _sliding(header, recurrent)
     shared = header.number("attention.shared_kv_layers")
     with_kv = SHARED_KV.get(header.architecture, count) if shared is None else count - shared
     state = _state(header)
@@ -178,16 +177,22 @@ def _head(header: Header, kind: str) -> tuple[int, int]:
     return key, 0 if header.number("attention.key_length_mla") else value  # MLA: one vector for both
 
 
-def _sliding(header: Header, count: int) -> tuple[bool, ...]:
-    """Return for each layer whether its attention has a window. The engine keeps full KV caches for these layers too."""
+def _window(header: Header) -> int:
+    """Return the tokens in the sliding window, 0 if there is none."""
+    declared = header.number("attention.sliding_window", WINDOWS.get(header.architecture))
+    return FIXED_WINDOWS.get(header.architecture, declared) if declared else 0
+
+
+def _sliding(header: Header, recurrent: tuple[bool, ...]) -> tuple[bool, ...]:
+    """Return for each layer whether its attention has a window."""
     name = "attention.sliding_window_pattern"
-    period = SLIDING.get(header.architecture, 0)
-    if not header.number("attention.sliding_window") and header.architecture not in ALWAYS_SLIDING:
-        return (False,) * count
+    if not _window(header):
+        return (False,) * len(recurrent)
     if f"{header.architecture}.{name}" in header.arrays:
-        return tuple(map(bool, header.each_layer(name, count)))
-    period = period and (header.number(name) or period)
-    return tuple(index % period < period - 1 if period else False for index in range(count))
+        return tuple(map(bool, header.each_layer(name, len(recurrent))))
+    if header.architecture == "lfm2":
+        return tuple(not has_state for has_state in recurrent)
+    return windowed(header.architecture, len(recurrent), header.number(name))
 
 
 def _recurrent(header: Header, kv_heads: tuple[int, ...]) -> tuple[bool, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 
-from locallab import hardware, settings
+from locallab import cache_files, hardware, settings
 from locallab.engine.llama import supports_gpu
 from locallab.errors import ConfigError
 from locallab.fit import Machine, unnamed
@@ -84,5 +84,5 @@ def check(where: str, values: Mapping[str, Any], *classes: type) -> None:
 def engine_layers(where: str, values: Mapping[str, Any], first: Mapping[str, Any] | None = None) -> Layers:
     """Return `layers` for EngineSettings, after checking the values. Raises ConfigError."""
     found = layers(EngineSettings, where, values, first)
-    settings.resolve(EngineSettings, *found)
+    cache_files.check(settings.resolve(EngineSettings, *found))
     return found

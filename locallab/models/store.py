@@ -89,6 +89,12 @@ class Store:
         except (OSError, msgspec.DecodeError):
             return None
 
+    def digest(self, path: Path) -> str | None:
+        """Return the SHA-256 of each file of the model that `path` begins, joined; None if they were never checked."""
+        record = self.record_in(path.parent)
+        digests = [kept.sha256 for kept in record.files] if record and path.name == record.files[0].path else []
+        return "-".join(filter(None, digests)) if digests and all(digests) else None
+
     def folder(self, spec: ModelSpec, part: Part = "model") -> Path:
         """Return the folder for this part's files, which is unused if its source is a file. Changes nothing."""
         folder = self.root / _folder(spec)

@@ -44,9 +44,14 @@ class Loaded:
         return cast(TextEngine, self.engine)
 
 
-def open_engine(path: Path, settings: EngineSettings, post: Post, header: Header | None = None) -> Engine:
-    """Load the file, as an EmbeddingEngine if `header` describes an embedding model or a reranker. Raises ModelLoadError."""
-    return EmbeddingEngine(path, settings) if header and header.embeds else TextEngine(path, settings, post)
+def open_engine(
+    path: Path, settings: EngineSettings, post: Post, header: Header | None = None, digest: str | None = None
+) -> Engine:
+    """Load the file, as an EmbeddingEngine if `header` describes an embedding model or a reranker. `digest` is that of the
+    weights, if it is known. Raises ModelLoadError."""
+    if header and header.embeds:
+        return EmbeddingEngine(path, settings)
+    return TextEngine(path, settings, post, digest)
 
 
 def open_model(spec: ModelSpec, suited: Suited, engine: OpenEngine, memory: Memory) -> Loaded:

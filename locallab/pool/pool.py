@@ -314,7 +314,7 @@ class Pool:
     def _open_engine(self, path: Path, settings: EngineSettings, header: Header | None) -> Engine:
         if self._engine is not None:
             return self._engine(path, settings, self._post)
-        return open_engine(path, settings, self._post, header)
+        return open_engine(path, settings, self._post, header, self.store.digest(path))
 
     def _report(self, id: str, done: int, total: int | None) -> None:
         if watcher := self._watching.get(id):

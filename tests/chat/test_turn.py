@@ -7,8 +7,9 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer
 
 from locallab.chat import ChatTemplate, Message, ToolCall
+from locallab.chat.control_tokens import SEAM
 from locallab.chat.tools import Tool, ToolChoice
-from locallab.chat.turn import ChatRequest, ReasoningOptions, Turn, plan
+from locallab.chat.turn import ChatRequest, ReasoningOptions, Turn, plan, upcoming
 from locallab.engine.request import Constraint
 from locallab.errors import InvalidField
 from tests.support.splits import parse
@@ -219,3 +220,17 @@ def test_the_parser_reads_reasoning_text_and_calls() -> None:
     answer = parse(parser, f"<think>so</think>\n\nLet me see.\n{CALL}\n")
     assert (answer.reasoning, answer.text, parser.called) == ("so", "Let me see.", True)
     assert [(call.name, json.loads(call.arguments)) for call in answer.calls] == [("weather", {"city": "Oslo"})]
+
+
+def test_prompts_that_are_likely_to_come() -> None:
+    """They part from this one behind the system messages, ahead of the last message of the user, and at the next turn."""
+    talk = [Message("system", "A"), Message("user", "B"), Message("assistant", "C"), Message("user", "D")]
+    template = ChatTemplate("{% for m in messages %}[{{ m.content }}]{% endfor %}")
+    for messages in (talk, [*talk, Message("assistant", "E", reasoning="why")]):
+        found = list(upcoming(ChatRequest(messages=messages, continues=True), template))
+        assert found == [f"[A][{SEAM}]", f"[A][B][C][{SEAM}]", f"[A][B][C][D][{SEAM}][{SEAM}]"]
+
+
+def test_prompts_that_the_template_refuses_are_left_out() -> None:
+    template = ChatTemplate("{% if messages | length > 1 %}{{ raise_exception('no') }}{% endif %}{{ messages[0].content }}")
+    assert list(upcoming(ChatRequest(messages=MESSAGES), template)) == [SEAM, SEAM]

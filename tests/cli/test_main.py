@@ -13,7 +13,7 @@ from locallab import __version__, cli, errors
 ROOT = Path(__file__).parents[2]
 COMMANDS = [
     *("serve", "pull", "list", "ps", "rm", "show", "run", "chat"),
-    *("fit", "keys", "import", "bench", "doctor", "version", "completion"),
+    *("fit", "keys", "cache", "import", "bench", "doctor", "version", "completion"),
 ]
 
 

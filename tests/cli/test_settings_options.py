@@ -18,6 +18,7 @@ class Sample:
     kind: Annotated[Literal["a", "b"], Meta(description="a kind")] = "a"
     quick: Annotated[bool, Meta(description="whether to hurry")] = False
     share: Annotated[float, Meta(ge=0, description="a share")] = 0.5
+    size: Annotated[float, Meta(gt=0, le=9, description="a size")] = 1.0
     name: Annotated[str, Meta(description="a name")] = "x"
 
 
@@ -38,12 +39,13 @@ def test_flag() -> None:
 
 def test_unused_options_are_none() -> None:
     assert set(run()[0].values()) == {None}
-    assert list(run()[0]) == ["some_count", "limit", "kind", "quick", "share", "name"]
+    assert list(run()[0]) == ["some_count", "limit", "kind", "quick", "share", "size", "name"]
 
 
 def test_options_have_their_types() -> None:
-    seen, _ = run("--some-count", "4", "--limit", "5", "--kind", "b", "--no-quick", "--share", "1", "--name", "y")
-    assert seen == {"some_count": 4, "limit": 5, "kind": "b", "quick": False, "share": 1.0, "name": "y"}
+    numbers = ("--some-count", "4", "--limit", "5", "--share", "1", "--size", "2.5")
+    seen, _ = run(*numbers, "--kind", "b", "--no-quick", "--name", "y")
+    assert seen == {"some_count": 4, "limit": 5, "kind": "b", "quick": False, "share": 1.0, "size": 2.5, "name": "y"}
     assert run("--quick")[0]["quick"] is True
 
 
@@ -55,6 +57,8 @@ def test_options_have_their_types() -> None:
         (["--limit", "x"], "not a valid integer"),
         (["--kind", "c"], "'a', 'b'"),
         (["--share", "-1"], "x>=0"),
+        (["--size", "0"], "0<x<=9"),
+        (["--size", "2GB"], "'2GB' is not a valid"),
     ],
 )
 def test_wrong_values_are_refused(arguments: list[str], reason: str) -> None:

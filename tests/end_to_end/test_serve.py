@@ -69,6 +69,19 @@ def test_32_streams_at_once_are_each_what_they_are_alone(server):
     asyncio.run(run())
 
 
+def test_a_model_with_a_sliding_window_and_without_a_chat_template(gemma: Path) -> None:
+    async def run(process: Process) -> None:
+        async with process.client as client:
+            text, reason = await go_on(client, counting(3))
+            assert (text.strip()[:2], reason) == ("28", "length")
+            text, reason, _ = await stream(client, "Name a colour.", max_tokens=4)
+            assert (bool(text), reason) == (True, "length")
+
+    with serving(gemma, "--context", "2048") as process:
+        assert httpx.get(f"{process.url}/system/info").json()["model"]["architecture"] == "gemma3"
+        asyncio.run(run(process))
+
+
 def test_greedy_is_the_same_with_and_without_a_cached_prefix(server):
     async def ask(client: openai.AsyncOpenAI, prompt: str) -> tuple[str, int]:
         answer = await client.completions.create(model="any", prompt=prompt, temperature=0, max_tokens=8)

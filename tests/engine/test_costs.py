@@ -46,3 +46,72 @@ def test_chunks_are_cut_for_the_cheapest_way():
     costs.observe(0, 100, 0.5)
     assert costs.per_token() == 0.005
     assert costs.chunk(0, 1.0) == 200
+
+
+def test_one_lucky_figure_does_not_stand_for_ever():
+    costs = StepCosts()
+    costs.observe(0, 500, 0.5)
+    for _ in range(256):
+        costs.observe(0, 64, 0.64)
+    assert costs.per_token() == 0.001, "it may have been no luck"
+    costs.observe(0, 64, 0.64)
+    assert costs.per_token() == pytest.approx(0.01)
+
+
+def test_a_figure_that_is_seen_again_stays():
+    costs = StepCosts()
+    for i in range(2000):
+        costs.observe(0, *((500, 0.5) if i % 200 == 0 else (64, 0.64)))
+    assert costs.per_token() == pytest.approx(0.001)
+
+
+def test_steps_of_answers_are_not_forgotten():
+    costs = StepCosts()
+    costs.observe(1, 0, 0.01)
+    for _ in range(2000):
+        costs.observe(8, 0, 0.04)
+    assert costs.decode(1) == 0.01
+
+
+def test_a_chunk_beside_answers_costs_what_they_do_not():
+    costs = StepCosts()
+    costs.observe(8, 0, 0.04)
+    costs.observe(8, 100, 0.14)
+    assert costs.per_token() == pytest.approx(0.001)
+    costs = StepCosts()
+    costs.observe(8, 0, 0.04)
+    costs.observe(8, 100, 0.01)
+    assert costs.per_token() == pytest.approx(0.00001), "never nothing"
+
+
+def test_moves_are_learnt_from_moves():
+    costs = StepCosts()
+    assert costs.move_seconds == 0.0
+    costs.observe_move(1000, 0.01)
+    assert costs.move_seconds == pytest.approx(1e-5)
+    costs.observe_move(1000, 0.02)
+    assert costs.move_seconds == pytest.approx(1.2e-5), "one that was slow counts, but not alone"
+    for _ in range(50):
+        costs.observe_move(500, 0.01)
+    assert costs.move_seconds == pytest.approx(2e-5, rel=0.01)
+    costs.observe_move(0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("restored", "computed", "expected"),
+    [
+        pytest.param(1000, 1000, True, id="all of it"),
+        pytest.param(1000, 101, True, id="enough of it is new"),
+        pytest.param(1000, 99, False, id="most is there already"),
+        pytest.param(0, 0, False, id="nothing"),
+    ],
+)
+def test_a_restore_pays_if_it_takes_less_time(restored, computed, expected):
+    costs = StepCosts()
+    costs.observe(0, 100, 0.1)
+    costs.observe_move(100, 0.01)
+    assert costs.pays(restored, computed) is expected
+
+
+def test_nothing_pays_before_anything_is_known():
+    assert not StepCosts().pays(100, 100)

@@ -142,7 +142,7 @@ def test_a_long_prompt_is_scored_in_chunks(engine: TextEngine) -> None:
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TextEngine]:
     path = tiny_gguf.write(tmp_path_factory.mktemp("models") / "tiny.gguf", "llama", more=MORE)
-    with running(path, context=512, parallel=4, kv_tokens=2048, cache_tokens=512) as engine:
+    with running(path, context=512, parallel=4, kv_layout="unified", kv_tokens=2048, cache_tokens=512) as engine:
         yield engine
 
 

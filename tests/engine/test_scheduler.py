@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,50 +12,67 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from locallab.engine import scheduler
-from locallab.engine.llama import NO_ROOM
 from locallab.engine.request import TokenEvent
 from locallab.errors import EngineFailure
-from tests.support.fake_llama import FakeGuide, answer, guided_answer
+from locallab.settings import Layout
+from tests.support.fake_llama import FakeGuide, Kind, answer, guided_answer
 from tests.support.worker_rig import Rig
 
-BASES = [[1, 2, 3, 4] * 12, [5, 6, 7] * 10, [1, 2, 3, 4] * 4 + [9] * 20]
+BASES = [[1, 2, 3, 4] * 30, [5, 6, 7] * 10, [1, 2, 3, 4] * 4 + [9] * 20]
 prompts = st.builds(
     lambda base, cut, tail: base[:cut] + tail,
     st.sampled_from(BASES),
-    st.integers(0, 48),
+    st.integers(0, 120),
     st.lists(st.integers(1, 3), min_size=1, max_size=12),
 )
+CONSTANTS = ("LOOKAHEAD", "WORTH_SAVING", "TURN")
+KINDS: tuple[Kind, ...] = ("attention", "window", "recurrent")
+LAYOUTS: tuple[Layout, ...] = ("unified", "streams")
+AMPLE = 1 << 20
+each_kind = pytest.mark.parametrize("kind", KINDS)
+each_layout = pytest.mark.parametrize("layout", LAYOUTS)
 
 
 class Traffic(RuleBasedStateMachine):
-    """Whatever arrives and leaves: each request gets the tokens it would get alone, nothing leaks, none starves."""
+    """Whatever arrives, leaves and fails: each request gets the tokens it would get alone, is computed but for what was cached,
+    nothing leaks, none starves."""
 
     @initialize(
-        lookahead=st.sampled_from([1, 128]),
-        cells=st.sampled_from([96, 128, 256]),
-        parallel=st.integers(1, 8),
+        layout=st.sampled_from(LAYOUTS),
+        kind=st.sampled_from(KINDS),
+        host=st.sampled_from([0, 400, AMPLE, AMPLE]),
+        constants=st.tuples(st.sampled_from([1, 128]), st.sampled_from([8, 64]), st.sampled_from([6, 128])),
+        context=st.sampled_from([160, 256]),
+        parallel=st.integers(1, 6),
         extra=st.integers(2, 6),
         cache_cells=st.sampled_from([0, 32, 200]),
-        host=st.sampled_from([0, 200, 4000]),
-        rewind=st.sampled_from([None, 0, 40]),
+        every=st.sampled_from([0, 10, 32]),
         chunk=st.sampled_from([1, 16, 64]),
         tile=st.sampled_from([0, 4, 32]),
+        even=st.booleans(),
+        costs=st.tuples(st.sampled_from([0.0, 0.01]), st.sampled_from([0.0, 0.0003, 0.01])),
     )
-    def begin(self, lookahead, cells, parallel, extra, cache_cells, host, rewind, chunk, tile):
-        scheduler.LOOKAHEAD = lookahead
+    def begin(self, layout, kind, host, constants, context, parallel, extra, cache_cells, every, chunk, tile, even, costs):
+        self.before = {name: getattr(scheduler, name) for name in CONSTANTS}
+        for name, value in zip(CONSTANTS, constants, strict=True):
+            setattr(scheduler, name, value)
         self.rig = Rig(
-            cells=cells,
+            layout=layout,
+            kind=kind,
+            cells=context * (parallel if layout == "streams" else 1),
             parallel=parallel,
             slots=parallel + extra,
             cache_cells=cache_cells,
             host_bytes=host,
-            rewind_limit=rewind,
+            snapshot_every=every,
             chunk=chunk,
             tile=tile,
+            even=even,
+            step_cost=costs[0],
+            move_cost=costs[1],
         )
-        self.rig.context.can_rewind = rewind != 0
         self.wanted: dict[int, int] = {}
-        self.answers: dict[int, Callable[[Sequence[int], int], list[int]]] = {}
+        self.guided: set[int] = set()
         self.cancelled: set[int] = set()
         self.telling: dict[int, bool] = {}
 
@@ -64,14 +82,35 @@ class Traffic(RuleBasedStateMachine):
         guided=st.booleans(),
         urgent=st.booleans(),
         tells=st.sampled_from([{}, {}, {"logprobs": 0}, {"logprobs": 2, "prompt_logprobs": True}]),
+        boundary=st.integers(0, 130),
     )
-    def arrive(self, prompt, max_tokens, guided, urgent, tells):
+    def arrive(self, prompt, max_tokens, guided, urgent, tells, boundary):
         guide = FakeGuide(prompt) if guided else None
-        id = self.rig.submit(prompt, max_tokens, guide=guide, urgent=urgent, **tells)
+        id = self.rig.submit(prompt, max_tokens, guide=guide, urgent=urgent, boundaries=(boundary,), **tells)
         if tells:
             self.telling[id] = "prompt_logprobs" in tells
+        if guided:
+            self.guided.add(id)
         self.wanted[id] = max_tokens
-        self.answers[id] = guided_answer if guided else answer
+
+    @rule(prompt=prompts, count=st.integers(2, 4), urgent=st.booleans())
+    def arrive_together(self, prompt, count, urgent):
+        for i in range(count):
+            self.wanted[self.rig.submit(prompt, 5, urgent=urgent and i == count - 1)] = 5
+
+    @precondition(lambda self: self.wanted)
+    @rule(
+        data=st.data(),
+        kept=st.integers(0, 40),
+        tail=st.lists(st.integers(1, 3), min_size=1, max_size=12),
+        count=st.integers(1, 3),
+    )
+    def go_on(self, data, kept, tail, count):
+        """Go on with an answer as it is so far, or edited, perhaps in several ways at once."""
+        id = data.draw(st.sampled_from(sorted(self.wanted)))
+        prompt = [*self.rig.prompts[id], *self.rig.tokens(id)[:kept], *tail]
+        for i in range(count if len(prompt) < self.rig.context_length - 10 else 0):
+            self.wanted[self.rig.submit([*prompt, i + 1], 8)] = 8
 
     @precondition(lambda self: self.rig.worker._sequences)
     @rule(data=st.data())
@@ -79,6 +118,15 @@ class Traffic(RuleBasedStateMachine):
         id = data.draw(st.sampled_from(sorted(self.rig.worker._sequences)))
         self.rig.cancel(id)
         self.cancelled.add(id)
+
+    @rule(call=st.sampled_from(["save", "restore", "restore", "decode"]), times=st.integers(1, 3))
+    def fail(self, call, times):
+        self.rig.context.fails[call] += times
+
+    @precondition(lambda self: not self.rig.worker._sequences)
+    @rule()
+    def rest(self):
+        self.rig.rest()
 
     @rule(steps=st.integers(1, 12))
     def step(self, steps):
@@ -91,30 +139,44 @@ class Traffic(RuleBasedStateMachine):
             self.rig.check()
 
     def teardown(self):
-        if not hasattr(self, "rig"):
-            return
-        self.finish()
-        scheduler.LOOKAHEAD = 128
+        if hasattr(self, "rig"):
+            try:
+                self.finish()
+            finally:
+                for name, value in self.before.items():
+                    setattr(scheduler, name, value)
 
     def finish(self):
         self.rig.drain(steps=4000)
         assert self.rig.ended == len(self.wanted)
         for id, max_tokens in self.wanted.items():
-            prompt = self.rig.prompts[id]
-            expected = self.answers[id](prompt, min(max_tokens, self.rig.scheduler.limits.cells - len(prompt)))
-            got = self.rig.tokens(id)
-            assert [e.finish_reason for e in self.rig.events[id]].count(None) == len(self.rig.events[id]) - 1
-            if id in self.cancelled and self.rig.last(id).finish_reason == "cancelled":
-                assert got == expected[: len(got)]
-            else:
-                assert got == expected
-                assert self.rig.last(id).finish_reason == "length"
-            assert told(self.rig.events[id]) == (got if id in self.telling else [])
-            if self.rig.last(id).finish_reason != "cancelled":
-                assert scored(self.rig.events[id]) == (prompt[1:] if self.telling.get(id) else [])
-            usage = self.rig.last(id).usage
-            assert (usage.prompt_tokens, usage.completion_tokens) == (len(prompt), len(got))
-            assert 0 <= usage.cached_tokens < len(prompt)
+            self.check_answer(id, max_tokens)
+            self.check_computed(id)
+        if "decode" not in self.rig.context.fails:
+            assert self.rig.context.decoded == sum(len(chunk) for chunks in self.rig.chunks.values() for chunk in chunks)
+
+    def check_answer(self, id, max_tokens):
+        prompt, got, last = self.rig.prompts[id], self.rig.tokens(id), self.rig.last(id)
+        count = min(max_tokens, self.rig.context_length - len(prompt))
+        expected = guided_answer(prompt, count) if id in self.guided else answer(prompt, count)
+        assert [e.finish_reason for e in self.rig.events[id]].count(None) == len(self.rig.events[id]) - 1
+        assert got == expected[: len(got)]
+        assert last.finish_reason == "length" or id in self.cancelled or "decode" in self.rig.context.fails
+        if last.finish_reason == "length":
+            assert len(got) == len(expected)
+            assert scored(self.rig.events[id]) == (prompt[1:] if self.telling.get(id) else [])
+        assert told(self.rig.events[id]) == (got if id in self.telling else [])
+        assert (last.usage.prompt_tokens, last.usage.completion_tokens) == (len(prompt), len(got))
+        assert 0 <= last.usage.cached_tokens < len(prompt)
+
+    def check_computed(self, id):
+        """Check that a request was computed once, but for what was cached, and further only where it was put back."""
+        chunks = self.rig.chunks.get(id, [])
+        if not chunks or id in self.rig.put_back:
+            return
+        assert chunks[0].start == self.rig.cached(id)
+        assert all(before.stop == after.start for before, after in itertools.pairwise(chunks))
+        assert self.rig.last(id).finish_reason != "length" or chunks[-1].stop >= len(self.rig.prompts[id])
 
 
 def told(events: Sequence[TokenEvent]) -> list[int]:
@@ -152,6 +214,13 @@ def test_the_chunk_follows_the_measured_cost():
     assert [c.count for c in plan.batches[0]] == [1, 16]
 
 
+def test_log_probabilities_of_a_prompt_do_not_wait_for_streams_to_be_free():
+    rig = Rig(layout="streams", parallel=1, outputs=64, chunk=64, cells=256)
+    id = rig.submit([5] * 200, 1, logprobs=0, prompt_logprobs=True)
+    assert rig.drain() <= 6
+    assert len(rig.tokens(id)) == 1
+
+
 def test_answers_and_prompts_share_no_tile():
     rig = Rig(cells=512, parallel=9, chunk=64, tile=8)
     for i in range(8):
@@ -174,7 +243,7 @@ def test_a_chunk_is_whole_tiles_where_the_time_allows():
 def test_a_chunk_is_less_than_a_tile_only_where_one_takes_seconds(cost, counts):
     """At 0.05 s a token a tile takes 3.2 s, sixteen times as long as a step should, and less than one would take no less."""
     rig = Rig(cells=4096, batch=512, tile=64)
-    rig.scheduler.limits = dataclasses.replace(rig.scheduler.limits, step_seconds=0.2)
+    rig.scheduler._chunking.limits = dataclasses.replace(rig.scheduler.limits, step_seconds=0.2)
     rig.scheduler.costs._prompt = {7: cost}
     rig.submit([7] * 600, 1)
     assert [c.count for c in rig.scheduler.plan().batches[-1]] == counts
@@ -212,36 +281,104 @@ def test_64_sequences_are_computed_at_once_and_one_may_use_the_whole_pool():
     assert rig.tokens(alone) == answer([9] * 2000, 47)
 
 
-def test_requests_that_arrive_together_compute_their_common_prefix_once():
-    rig = Rig(cells=1024, parallel=8)
+@each_kind
+@each_layout
+def test_requests_that_arrive_together_compute_their_common_prefix_once(layout: Layout, kind: Kind):
+    rig = Rig(layout=layout, kind=kind, cells=4096, host_bytes=AMPLE)
     prefix = [1, 2, 3, 4, 5] * 40
     ids = [rig.submit([*prefix, 10 + i], 4) for i in range(8)]
     rig.drain()
     assert rig.context.decoded == len(prefix) + 8 + 8 * 3
-    assert sorted(rig.last(id).usage.cached_tokens for id in ids) == [0] + [len(prefix)] * 7
+    assert sorted(rig.cached(id) for id in ids) == [0] + [len(prefix)] * 7
     assert [rig.tokens(id) for id in ids] == [answer([*prefix, 10 + i], 4) for i in range(8)]
 
 
-def test_a_finished_answer_is_the_next_turns_prefix():
-    rig = Rig()
-    first = rig.submit([1, 2, 3], 6)
+@each_kind
+@each_layout
+def test_equal_prompts_are_computed_once(layout: Layout, kind: Kind):
+    rig = Rig(layout=layout, kind=kind, cells=2048, host_bytes=AMPLE)
+    prompt = [1, 2, 3, 4, 5] * 20
+    ids = [rig.submit(prompt, 3) for _ in range(4)]
     rig.drain()
-    turn = [1, 2, 3, *rig.tokens(first)[:-1], 9, 9]
-    second = rig.submit(turn, 1)
-    rig.drain()
-    assert rig.last(second).usage.cached_tokens == len(turn) - 2
+    assert rig.context.decoded == len(prompt) + 3 + 4 * 2
+    assert [rig.cached(id) for id in ids] == [0] + [len(prompt) - 1] * 3
 
 
-def test_a_model_that_cannot_rewind_shares_only_whole_sequences():
-    rig = Rig(rewind_limit=0)
-    first = rig.submit([1, 2, 3, 4], 4)
+def test_prompts_wait_for_none_whose_state_cannot_be_kept():
+    """Nobody waits for a snapshot that host RAM has no room for, or that could not be made."""
+    prompt = [1, 2, 3, 4, 5] * 20
+    for host_bytes, fails in ((0, 0), (len(prompt), 0), (AMPLE, 100)):
+        rig = Rig(layout="streams", cells=2048, host_bytes=host_bytes)
+        rig.context.fails["save"] = fails
+        ids = [rig.submit(prompt, 3) for _ in range(4)]
+        rig.drain()
+        assert [rig.tokens(id) for id in ids] == [answer(prompt, 3)] * 4
+        assert [rig.cached(id) for id in ids] == [0] * 4
+
+
+@pytest.mark.parametrize("kind", ["window", "recurrent"])
+@each_layout
+def test_where_a_prompt_will_part_its_state_is_kept(layout: Layout, kind: Kind):
+    """At the boundaries that the request names, every so many tokens, before the last token, and where prompts did part."""
+    rig = Rig(layout=layout, kind=kind, cells=4096, host_bytes=AMPLE, snapshot_every=50)
+    prompt = [i % 60 + 1 for i in range(120)]
+    rig.ask(prompt, 2, boundaries=(37, 300))
+    cases = {20: 0, 40: 37, 49: 37, 60: 50, 110: 100, 119: 119}
+    for common, cached in cases.items():
+        id = rig.submit([*prompt[:common], 63, 62], 1)
+        rig.drain()
+        assert rig.cached(id) == cached
+        id = rig.submit([*prompt[:common], 61, 62], 1)
+        rig.drain()
+        assert rig.cached(id) == (common if common - cached >= 8 else cached)
+
+
+def test_no_sequence_is_asked_for_a_state_that_it_has_passed():
+    """The second of three is to be put back at 31; only then the third asks for what it begins with."""
+    rig = Rig(kind="window", cells=512, host_bytes=AMPLE, snapshot_every=100)
+    prompt = [i + 1 for i in range(31)]
+    rig.ask([*prompt, 40], 1)
+    ids = [rig.submit([*prompt, 41], 2), rig.submit([*prompt[:20], 42], 2)]
+    rig.drain(20)
+    assert [rig.cached(id) for id in ids] == [31, 0]
+
+
+@each_kind
+@each_layout
+def test_the_next_turn_continues_an_answer(layout: Layout, kind: Kind):
+    rig = Rig(layout=layout, kind=kind, cells=2048, host_bytes=AMPLE)
+    turn = [1, 2, 3]
+    for _ in range(4):
+        turn += [*rig.ask(turn, 12)[:-1]]
+        cached = len(turn)
+        turn += [9, 9]
+        id = rig.submit(turn, 1)
+        rig.drain()
+        assert rig.cached(id) == cached
+
+
+@each_kind
+@each_layout
+def test_of_an_edited_history_the_beginning_is_found(layout: Layout, kind: Kind):
+    rig = Rig(layout=layout, kind=kind, cells=2048, host_bytes=AMPLE, snapshot_every=1000)
+    prompt = [i % 60 + 1 for i in range(100)]
+    rig.ask(prompt, 20)
+    edited = [*prompt, 63, 62, 61]
+    id = rig.submit(edited, 3)
     rig.drain()
-    whole = [1, 2, 3, 4, *rig.tokens(first)[:-1]]
+    assert rig.cached(id) == (100 if kind == "attention" else 99)
+    assert rig.tokens(id) == answer(edited, 3)
+
+
+@pytest.mark.parametrize("kind", ["window", "recurrent"])
+@each_layout
+def test_a_state_that_cannot_be_cut_is_continued_only_as_it_is(layout: Layout, kind: Kind):
+    rig = Rig(layout=layout, kind=kind, cells=1024)
+    whole = [1, 2, 3, 4, *rig.ask([1, 2, 3, 4], 4)[:-1]]
     part = rig.submit([1, 2, 3, 4, 8, 8], 1)
     more = rig.submit([*whole, 8], 1)
     rig.drain()
-    assert rig.last(part).usage.cached_tokens == 0
-    assert rig.last(more).usage.cached_tokens == len(whole)
+    assert (rig.cached(part), rig.cached(more)) == (0, len(whole))
 
 
 def test_a_full_pool_puts_back_the_youngest(monkeypatch):
@@ -302,7 +439,8 @@ def test_cold_prefixes_move_to_host_ram_and_come_back():
     rig.drain()
     rig.submit([9, 9], 1)
     rig.drain()
-    assert rig.context.used < 100 and len(rig.scheduler.host) == 1
+    assert rig.context.used < 100
+    assert rig.stored() == [[*prompt, answer(prompt, 1)[0]]]
     again = rig.submit([*prompt, 5], 3)
     rig.drain()
     assert rig.last(again).usage.cached_tokens == len(prompt)
@@ -319,25 +457,193 @@ def test_the_next_turn_finds_what_was_just_finished_however_small_the_bound():
     assert rig.last(again).usage.cached_tokens == len(prompt)
 
 
-def test_a_state_that_cannot_be_put_back_is_computed_again():
-    rig = Rig(cells=512, cache_cells=0, host_bytes=10_000)
+@each_kind
+@each_layout
+def test_a_state_that_cannot_be_put_back_is_computed_again(layout: Layout, kind: Kind):
+    rig = Rig(layout=layout, kind=kind, cells=512, parallel=1, cache_cells=0, host_bytes=AMPLE)
     prompt = [1, 2, 3, 4] * 30
-    rig.submit(prompt, 2)
+    whole = [*prompt, *rig.ask(prompt, 2)[:-1]]
+    rig.rest()
+    rig.ask([9, 9], 1)
+    rig.context.fails["restore"] = 1
+    again = rig.submit([*whole, 5], 3)
     rig.drain()
-    rig.submit([9, 9], 1)
+    assert rig.cached(again) == 0
+    assert rig.tokens(again) == answer([*whole, 5], 3)
+    assert rig.context.fails["restore"] == 0
+
+
+@each_kind
+@each_layout
+def test_a_state_that_cannot_be_put_back_concerns_one_request(layout: Layout, kind: Kind):
+    """What others were given in the same step stays theirs, also what they share with the one that failed."""
+    rig = Rig(layout=layout, kind=kind, cells=2048, cache_cells=0, host_bytes=AMPLE, parallel=4)
+    prompt = [1, 2, 3, 4] * 30
+    whole = [*prompt, *rig.ask(prompt, 2)[:-1]]
+    rig.rest()
+    rig.ask([9, 9], 1)
+    running = rig.submit([7] * 20, 30)
+    rig.step()
+    rig.context.fails["restore"] = 1
+    ids = [rig.submit([*whole, 5 + i], 3) for i in range(3)]
     rig.drain()
-    rig.context.restore = lambda *_: False  # type: ignore[method-assign]
+    assert [rig.tokens(id) for id in ids] == [answer([*whole, 5 + i], 3) for i in range(3)]
+    assert rig.tokens(running) == answer([7] * 20, 30)
+    assert rig.put_back and rig.put_back <= set(ids)
+
+
+def test_a_prefix_put_back_behind_a_shared_one_may_fail():
+    rig = Rig(cells=512, cache_cells=0, host_bytes=AMPLE)
+    prompt = [1, 2, 3, 4] * 30
+    rig.ask(prompt, 2)
+    rig.ask([9, 9], 1)
+    holder = rig.submit([*prompt[:50], 8], 30)
+    rig.step()
+    rig.context.fails["restore"] = 1
+    ids = [rig.submit([*prompt, 5 + i], 3) for i in range(3)]
+    rig.drain()
+    assert [rig.tokens(id) for id in ids] == [answer([*prompt, 5 + i], 3) for i in range(3)]
+    assert rig.tokens(holder) == answer([*prompt[:50], 8], 30) and holder not in rig.put_back
+
+
+def test_a_prefix_put_back_for_several_at_once_is_shared_again():
+    rig = Rig(cells=512, cache_cells=0, host_bytes=AMPLE)
+    prompt = [1, 2, 3, 4] * 30
+    rig.ask(prompt, 2)
+    rig.ask([9, 9], 1)
+    ids = [rig.submit([*prompt, 5 + i], 4) for i in range(3)]
+    rig.step()
+    rig.step()
+    assert rig.context.used == rig.cache.used < 150
+    rig.drain()
+    assert [rig.cached(id) for id in ids] == [120] * 3
+
+
+@each_kind
+@each_layout
+def test_idle_time_saves_what_finished(layout: Layout, kind: Kind):
+    rig = Rig(layout=layout, kind=kind, cells=4096, host_bytes=AMPLE)
+    first = [1, 2, 3, 4] * 30
+    for _ in range(3):
+        whole = [*first, *rig.ask(first, 3)[:-1]]
+        rig.rest()
+        assert rig.cache.unsaved(whole) == 0, "a turn was passed over"
+        first = [*whole, *[7] * 80]
+    assert not rig.worker._save_idle()
+
+
+@each_kind
+def test_a_preempted_request_is_not_computed_twice(monkeypatch: pytest.MonkeyPatch, kind: Kind):
+    monkeypatch.setattr("locallab.engine.scheduler.LOOKAHEAD", 1)
+    rig = Rig(kind=kind, cells=256, parallel=4, cache_cells=0, host_bytes=AMPLE)
+    ids = [rig.submit([i + 1] * 80, 60) for i in range(3)]
+    rig.drain()
+    assert rig.scheduler.preemptions > 0
+    assert [rig.tokens(id) for id in ids] == [answer([i + 1] * 80, 60) for i in range(3)]
+    assert rig.context.decoded == 3 * (80 + 59)
+    assert [rig.cached(id) for id in ids] == [0] * 3
+
+
+@each_kind
+@each_layout
+def test_a_request_that_waits_gets_its_turn(layout: Layout, kind: Kind):
+    rig = Rig(layout=layout, kind=kind, cells=2048, parallel=2, host_bytes=AMPLE)
+    long = [rig.submit([i + 1] * 20, 600) for i in range(2)]
+    late = rig.submit([50] * 20, 4)
+    steps = 0
+    while not rig.last_or_none(late):
+        rig.step()
+        rig.worker._hand_out()
+        steps += 1
+    assert scheduler.TURN <= steps < scheduler.TURN + 20
+    assert [len(rig.tokens(id)) < 600 for id in long] == [True, True]
+    rig.drain()
+    assert [rig.tokens(id) for id in long] == [answer([i + 1] * 20, 600) for i in range(2)]
+    assert rig.context.decoded == 2 * (20 + 599) + 20 + 3, "what had its turn was computed again"
+
+
+def test_a_turn_is_not_cut_shortly_before_its_end():
+    rig = Rig(cells=2048, parallel=1)
+    long = rig.submit([1] * 20, scheduler.TURN + 20)
+    late = rig.submit([50] * 20, 4)
+    rig.drain()
+    assert rig.put_back == set()
+    assert (len(rig.tokens(long)), len(rig.tokens(late))) == (scheduler.TURN + 20, 4)
+
+
+def test_answers_in_streams_close_their_gaps_where_a_move_pays():
+    """Eight answers of different lengths: each that ends leaves a gap, which is filled at once, or never."""
+    gaps = {}
+    for move_cost in (0.0001, 10.0):
+        rig = Rig(layout="streams", cells=8 * 256, parallel=8, step_cost=0.01, move_cost=move_cost)
+        ids = [rig.submit([i + 1] * 10, 30 + 20 * ((i * 3) % 8)) for i in range(8)]
+        gaps[move_cost] = 0
+        while not rig.last_or_none(ids[7]):
+            rig.step()
+            gaps[move_cost] += rig.gaps()
+            rig.worker._hand_out()
+        rig.drain()
+        assert [rig.tokens(id) for id in ids] == [answer([i + 1] * 10, 30 + 20 * ((i * 3) % 8)) for i in range(8)]
+    assert gaps[0.0001] <= 8 < 60 < gaps[10.0]
+
+
+def test_an_answer_that_cannot_be_moved_is_computed_again():
+    rig = Rig(layout="streams", cells=4 * 256, parallel=4, step_cost=0.01)
+    ids = [rig.submit([i + 1] * 10, 5 if i == 1 else 40) for i in range(4)]
+    rig.context.fails["restore"] = 1
+    rig.drain()
+    assert rig.context.fails["restore"] == 0
+    assert [rig.tokens(id) for id in ids] == [answer([i + 1] * 10, 5 if i == 1 else 40) for i in range(4)]
+    assert len(rig.put_back) == 1
+
+
+def test_long_prompts_are_read_in_high_streams_and_short_ones_in_low_ones():
+    rig = Rig(layout="streams", cells=8 * 512, parallel=8, chunk=16)
+    rig.submit([1] * 200, 4)
+    rig.submit([2] * 10, 4)
+    rig.step()
+    assert [s.slot for s in rig.scheduler.running] == [7, 0]
+
+
+@pytest.mark.parametrize("move_cost", [0.0, 0.01])
+def test_a_prefix_is_put_back_only_where_that_is_faster(move_cost: float):
+    """A token takes a millisecond to compute."""
+    rig = Rig(cells=512, cache_cells=0, host_bytes=AMPLE, move_cost=move_cost)
+    prompt = [1, 2, 3, 4] * 30
+    rig.ask(prompt, 2)
+    rig.ask([9, 9], 1)
     again = rig.submit([*prompt, 5], 3)
     rig.drain()
-    assert rig.last(again).usage.cached_tokens == 0
-    assert rig.tokens(again) == answer([*prompt, 5], 3)
-    assert len(rig.scheduler.host) == 0
+    assert rig.cached(again) == (0 if move_cost else 120)
 
 
-def without_room(rig: Rig, times: int) -> None:
-    """Let llama.cpp find no room for the next batches, though by count there is some."""
-    decode, left = rig.context.decode, iter(range(times))
-    rig.context.decode = lambda batch: decode(batch) if next(left, None) is None else NO_ROOM  # type: ignore[method-assign]
+def who_waits(**waiter: bool) -> tuple[Rig, list[int]]:
+    """Return a rig that has begun the first of three long prompts; a short one waits for what the second begins with."""
+    rig = Rig(cells=2048, chunk=16, batch=64)
+    ids = [rig.submit([i + 1] * 300, 1) for i in range(3)]
+    rig.step()
+    assert list(rig.chunks) == ids[:1]
+    ids.append(rig.submit([*[2] * 40, 9], 1, **waiter))  # type: ignore[arg-type]
+    return rig, ids
+
+
+def test_what_others_wait_for_inherits_their_length():
+    """In turns the oldest gets the budget, and the one for which the shortest waits."""
+    rig, ids = who_waits()
+    for _ in range(2):
+        rig.step()
+    assert list(rig.chunks) == ids[:2]
+    rig.drain()
+    assert rig.cached(ids[3]) == 40
+
+
+def test_what_others_wait_for_inherits_their_urgency():
+    rig, ids = who_waits(urgent=True)
+    rig.step()
+    assert [rig.chunks[id] != [] for id in ids] == [True, True, False, False]
+    assert len(rig.chunks[ids[0]]) == 1
+    rig.drain()
+    assert rig.cached(ids[3]) == 40
 
 
 def test_without_room_a_finished_prefix_goes_first():
@@ -346,7 +652,7 @@ def test_without_room_a_finished_prefix_goes_first():
     rig.drain()
     assert rig.scheduler.cache.cold_cells
     id = rig.submit([7, 8, 9], 4)
-    without_room(rig, 1)
+    rig.context.fails["decode"] = 1
     rig.drain()
     assert rig.tokens(id) == answer([7, 8, 9], 4)
     assert rig.scheduler.preemptions == 0
@@ -356,7 +662,7 @@ def test_without_room_the_youngest_is_preempted_and_computed_again():
     rig = Rig(cache_cells=0)
     ids = [rig.submit([i, 2, 3], 6) for i in range(3)]
     rig.step()
-    without_room(rig, 2)
+    rig.context.fails["decode"] = 2
     rig.drain()
     assert [rig.tokens(id) for id in ids] == [answer([i, 2, 3], 6) for i in range(3)]
     assert rig.scheduler.preemptions == 2
@@ -365,7 +671,7 @@ def test_without_room_the_youngest_is_preempted_and_computed_again():
 def test_without_room_for_a_single_sequence_it_fails():
     rig = Rig(cache_cells=0)
     rig.submit([1, 2, 3], 4)
-    without_room(rig, 1)
+    rig.context.fails["decode"] = 1
     with pytest.raises(EngineFailure, match="no KV room for a single sequence"):
         rig.worker._step()
 
@@ -430,6 +736,8 @@ def test_an_urgent_prompt_is_computed_in_the_step_that_lets_it_in():
 
 
 @given(
+    layout=st.sampled_from(LAYOUTS),
+    kind=st.sampled_from(KINDS),
     others=st.lists(st.integers(1, 300), min_size=1, max_size=5),
     urgent=st.integers(1, 60),
     flood=st.integers(1, 4),
@@ -438,9 +746,12 @@ def test_an_urgent_prompt_is_computed_in_the_step_that_lets_it_in():
     chunk=st.sampled_from([1, 8, 40]),
 )
 @settings(max_examples=60, deadline=None)
-def test_urgent_requests_starve_nobody(others, urgent, flood, parallel, tile, chunk):
+def test_urgent_requests_starve_nobody(layout, kind, others, urgent, flood, parallel, tile, chunk):
     """However many come, who waits gets in, and who is in gets half of what prompts are given."""
-    rig = Rig(cells=512, parallel=parallel, slots=parallel + 3, chunk=chunk, tile=tile)
+    cells = 512 * (parallel if layout == "streams" else 1)
+    rig = Rig(
+        layout=layout, kind=kind, cells=cells, parallel=parallel, slots=parallel + 3, chunk=chunk, tile=tile, host_bytes=AMPLE
+    )
     waiting = [rig.submit([i + 1] * length, 3) for i, length in enumerate(others)]
     for step in range(6000):
         for i in range(flood if len(rig.scheduler.waiting) < 20 else 0):

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from locallab.engine.step_plan import cut
+from locallab.engine.answer import Answer
+from locallab.engine.request import SamplingParams
+from locallab.engine.sequence import Sequence
+from locallab.engine.step_plan import FORCED, Chunk, cut
+from tests.support.fake_llama import FakeModel
 
 CASES = {
     "all of it fits": ((40, 100, 100, 0), 40),
@@ -39,3 +44,33 @@ def test_a_cut_is_within_its_bounds(pending: int, budget: int, more: int, tile: 
         assert count >= min(tile, pending, room), "a piece shorter than a tile"
     if count < pending:
         assert count == room or pending - count >= tile, "a rest shorter than a tile"
+
+
+CHUNKS = {  # prompt, answer and computed tokens, those in the chunk: last, outputs, is_answer
+    "the middle of a prompt": ((10, 0, 0, 5), (False, 0, False)),
+    "the end of a prompt": ((10, 0, 5, 5), (True, 1, False)),
+    "its last token alone": ((10, 0, 9, 1), (True, 1, True)),
+    "a sampled token": ((10, 3, 12, 1), (True, 1, True)),
+    "some of those that a grammar forced": ((10, 9, 11, 4), (False, 0, True)),
+    "more than an answer's": ((10, 40, 10, FORCED + 1), (False, 0, False)),
+    "computed again": ((10, 5, 0, 15), (True, 1, False)),
+}
+
+
+@pytest.mark.parametrize(("numbers", "expected"), CHUNKS.values(), ids=CHUNKS)
+def test_chunks(numbers: tuple[int, int, int, int], expected: tuple[bool, int, bool]) -> None:
+    n_prompt, n_answer, computed, count = numbers
+    answer = Answer(SamplingParams(), FakeModel())  # type: ignore[arg-type]
+    sequence = Sequence(0, [1] * (n_prompt + n_answer), n_prompt, 100, answer, lambda event: None, computed=computed)
+    chunk = Chunk.of(sequence, count)
+    assert (chunk.start, chunk.count) == (computed, count)
+    assert (chunk.last, chunk.outputs, chunk.is_answer) == expected
+
+
+@pytest.mark.parametrize(("computed", "count", "outputs"), [(0, 4, 4), (4, 6, 6), (9, 1, 1)])
+def test_every_token_of_a_scored_prompt_has_an_output(computed: int, count: int, outputs: int) -> None:
+    answer = Answer(SamplingParams(logprobs=0, prompt_logprobs=True), FakeModel())  # type: ignore[arg-type]
+    for _ in range(computed):
+        answer.score(np.zeros((1, FakeModel.n_vocab), np.float32), [1] * 10, 10)
+    sequence = Sequence(0, [1] * 10, 10, 100, answer, lambda event: None, computed=computed)
+    assert Chunk.of(sequence, count).outputs == outputs

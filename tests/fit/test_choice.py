@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from locallab.fit import Fit, Gpu, Machine, Shape, Wishes, approximate, choose, estimate, shape
 from locallab.fit.choice import FLOOR, LEAST
+from locallab.fit.estimates import kv_cache_of
 from locallab.fit.model_shape import Layer
 from locallab.memory_model import DEFAULT_CONTEXT
 from locallab.models import gguf
-from locallab.settings import EngineSettings, resolve
+from locallab.settings import EngineSettings, KvLayout, resolve
 from tests.support import tiny_gguf
 
 GIB = 1 << 30
@@ -59,8 +60,47 @@ def test_what_suits_a_machine(where: Machine, expected: tuple[int, int, str, int
     assert summary(fit) == expected
 
 
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        (machine(64), ("streams", 8)),
+        (machine(30), ("unified", 5)),
+        (machine(10), ("unified", 2)),
+        (machine(7), ("unified", 1)),
+        (machine(64, 6.5), ("unified", 1)),
+        (machine(64, 24), ("unified", 14)),
+        (machine(64, 32), ("streams", 20)),
+        (machine(256, 128), ("streams", 64)),
+        (machine(64, 4.5), ("unified", 1)),
+        (Machine(64 * GIB, (Gpu("Orin", None),), 8, True), ("unified", 8)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_whole_contexts_in_the_kv_cache(where: Machine, expected: tuple[str, int]) -> None:
+    """On a CPU 2 to 8, as a quarter of what the weights leave holds; on a GPU of its own memory as 80% of that holds, up to one
+    for each request."""
+    load = choose(SEVEN, where).load
+    assert (load.kv_layout, load.kv_tokens / load.context) == expected
+
+
+def test_no_more_contexts_than_requests() -> None:
+    for where in (machine(64), machine(256, 128)):
+        assert choose(SEVEN, where, Wishes(parallel=3)).load.kv_tokens == 3 * DEFAULT_CONTEXT
+
+
+@pytest.mark.parametrize("layout", ["streams", "unified"])
+@pytest.mark.parametrize("where", [machine(64), machine(7), machine(64, 24)], ids=["ample", "little", "GPU"])
+def test_a_fixed_layout_is_kept(where: Machine, layout: KvLayout) -> None:
+    fit = choose(SEVEN, where, Wishes(kv_layout=layout))
+    assert fit.fits
+    assert fit.load.kv_layout == layout
+
+
 def test_states_of_many_sequences_make_it_fewer_requests() -> None:
-    assert [choose(HYBRID, machine(ram)).load.parallel for ram in (64, 11, 6)] == [64, 16, 4]
+    found = [choose(HYBRID, machine(ram)).load for ram in (64, 5.5)]
+    assert [kv_cache_of(HYBRID, load).parallel for load in found] == [8, 1]
+    pooled = [choose(HYBRID, machine(ram), Wishes(kv_layout="unified")).load.parallel for ram in (64, 11, 6)]
+    assert pooled == [64, 16, 4]
 
 
 def test_what_fits_nowhere() -> None:
@@ -73,15 +113,18 @@ def test_what_fits_nowhere() -> None:
 def test_reasons() -> None:
     """One line each: what is done, what it takes, what can be used, and what was wanted but is too much."""
     assert choose(SEVEN, machine(64)).reason == (
-        "on the CPU, context 8,192, KV f16, 64 requests at once: takes 6.6 GiB of RAM; 57.6 GiB of RAM can be used"
+        "on the CPU, context 8,192, KV f16 in 8 streams, 8 requests at once: takes 12.6 GiB of RAM; 57.6 GiB of RAM can be used"
     )
     assert choose(SEVEN, machine(64, 5.4)).reason == (
-        "all 33 layers on the GPU, context 4,096, KV q8_0, 64 requests at once: takes 4.8 GiB of GPU memory and 503 MiB of RAM;"
-        " 4.9 GiB of GPU memory and 57.6 GiB of RAM can be used; context 8,192, KV f16 would take 6.5 GiB of GPU memory and"
-        " 515 MiB of RAM"
+        "all 33 layers on the GPU, context 4,096, KV q8_0 in one pool, 64 requests at once: takes 4.8 GiB of GPU memory and"
+        " 503 MiB of RAM; 4.9 GiB of GPU memory and 57.6 GiB of RAM can be used; context 8,192, KV f16 in one pool would take"
+        " 5.5 GiB of GPU memory and 507 MiB of RAM"
     )
-    assert "; all 33 layers on the GPU, KV f16 would take 6.5 GiB" in choose(SEVEN, machine(64, 4.5)).reason
-    assert "; a KV pool of 16,384 tokens would take 6.5 GiB" in choose(SEVEN, machine(64, 6.5)).reason
+    assert "; all 33 layers on the GPU, KV f16 in one pool would take 5.5 GiB" in choose(SEVEN, machine(64, 4.5)).reason
+    alone = choose(SEVEN, machine(7), Wishes(kv_layout="streams"))
+    assert "KV f16 in one stream, one request at a time: takes" in alone.reason
+    pooled = choose(SEVEN, machine(7), Wishes(kv_layout="unified"))
+    assert "; a KV pool of 16,384 tokens would take" in pooled.reason
     assert choose(SEVEN, machine(64, 24, build=False)).reason.endswith(
         "; the GPU is not used, because this llama.cpp was built without CUDA"
     )
@@ -114,6 +157,7 @@ def test_the_layer_is_all_that_was_chosen() -> None:
         "context": 8192,
         "kv_tokens": 8192,
         "kv_type": "f16",
+        "kv_layout": "unified",
         "parallel": 64,
         "cache_ram_mib": 512,
     }
@@ -142,6 +186,7 @@ wishes = st.builds(
     context=st.none() | st.integers(1, 100_000),
     kv_tokens=st.none() | st.integers(1, 100_000),
     kv_type=st.none() | st.sampled_from(["f16", "q4_0"]),
+    kv_layout=st.none() | st.sampled_from(["auto", "streams", "unified"]),
     gpu_layers=st.none() | st.integers(-1, 40),
     parallel=st.none() | st.integers(1, 192),
     usual_context=st.none() | st.integers(1, 100_000),
@@ -158,6 +203,7 @@ def test_what_is_chosen_fits_and_keeps_what_is_fixed(shape: Shape, where: Machin
     assert fit.estimate == estimate(shape, load, max(1, len(where.gpus)))
     assert wanted.kv_type in (None, load.kv_type)
     assert wanted.parallel in (None, load.parallel)
+    assert wanted.kv_layout in (None, "auto", load.kv_layout)
     assert wanted.context is None or load.context == min(wanted.context, load.kv_tokens)
     assert wanted.kv_tokens is None or load.kv_tokens == -(-wanted.kv_tokens // 256) * 256
     assert load.gpu_layers == 0 if not where.has_gpu else wanted.gpu_layers in (None, load.gpu_layers)

@@ -97,13 +97,34 @@ LISTED = [True, True, False, False, False, False]
         ("gemma3", [], [False] * 6),
         ("gemma3", [lambda writer: writer.add_sliding_window(8)], [True] * 5 + [False]),
         ("gemma2", [], [True, False] * 3),
+        ("smallthinker", [lambda writer: writer.add_sliding_window(8)], [False, True, True, True, False, True]),
+        ("exaone4", [lambda writer: writer.add_sliding_window(8)], [False] * 6),
         ("gemma4", [lambda w: w.add_sliding_window(8), lambda w: w.add_sliding_window_pattern(LISTED)], LISTED),
     ],
-    ids=["not heeded", "no window", "every sixth", "always", "as listed"],
+    ids=["not heeded", "no window", "every sixth", "always", "the first", "not this one", "as listed"],
 )
 def test_windows(path: Path, architecture: str, steps: list[Step], expected: list[bool]) -> None:
     found = shape(read(header(path, architecture, 6, *steps)))
     assert [layer.sliding for layer in found.layers] == expected
+
+
+@pytest.mark.parametrize(
+    ("architecture", "declared", "expected"),
+    [("gemma3", 8, 8), ("gemma3", 0, 0), ("gemma2", None, 4096), ("gemma2", 8, 8), ("llama4", 8, 8192), ("llama", 8, 0)],
+)
+def test_the_size_of_the_window(path: Path, architecture: str, declared: int | None, expected: int) -> None:
+    steps = [] if declared is None else [lambda writer: writer.add_sliding_window(declared)]
+    assert shape(read(header(path, architecture, 6, *steps))).window == expected
+
+
+def test_all_attention_of_lfm2_has_the_window(path: Path) -> None:
+    steps = [
+        lambda w: w.add_sliding_window(8),
+        lambda w: w.add_head_count_kv([0, 2, 0, 2]),
+        lambda w: w.add_shortconv_l_cache(3),
+    ]
+    found = shape(read(header(path, "lfm2", 4, *steps)))
+    assert [layer.sliding for layer in found.layers] == [False, True, False, True]
 
 
 def test_heads_of_layers_with_a_window(path: Path) -> None:

@@ -85,7 +85,7 @@ def test_the_engine_gets_what_was_chosen_and_what_is_fixed(tiny: Path) -> None:
     found = suited.settings
     assert (found.context, found.kv_type, found.parallel, found.step_ms) == (400, "q8_0", 3, 7)
     assert found.kv_tokens and found.kv_tokens >= 3 * 400
-    assert suited.reason.startswith("on the CPU, context 400, KV q8_0, 3 requests at once: takes ")
+    assert suited.reason.startswith("on the CPU, context 400, KV q8_0 in 3 streams, 3 requests at once: takes ")
 
 
 def test_the_context_that_an_entry_wants_is_lowered_where_it_does_not_fit(tiny: Path) -> None:

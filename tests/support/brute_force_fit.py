@@ -19,6 +19,7 @@ import llama_cpp
 from locallab.engine import SamplingParams, TextEngine, TokenEvent
 from locallab.engine.llama import KV_TYPES
 from locallab.fit import Load
+from locallab.memory_model import KvCache
 from locallab.settings import EngineSettings
 
 ROOT = Path(__file__).parents[2]
@@ -42,16 +43,17 @@ def logged() -> Iterator[list[str]]:
         logger.setLevel(level)
 
 
-def rehearsed(path: Path, load: Load, sequences: int) -> dict[str, float]:
-    """Return the bytes of KV pool with states, compute buffers and logits, from a load that allocates nothing."""
+def rehearsed(path: Path, load: Load, cache: KvCache) -> dict[str, float]:
+    """Return the bytes of KV cache with states, compute buffers and logits, from a load that allocates nothing."""
     model_params = llama_cpp.llama_model_default_params()
     model_params.no_alloc = True
     model_params.load_mode = 0  # no mapped file
     params = llama_cpp.llama_context_default_params()
-    params.n_ctx, params.n_batch, params.n_ubatch = load.kv_tokens, load.batch, min(512, load.batch)
-    params.n_seq_max = params.n_outputs_max = sequences
+    params.n_ctx, params.n_batch, params.n_ubatch = cache.cells, load.batch, min(512, load.batch)
+    params.n_seq_max, params.n_outputs_max = cache.sequences, cache.outputs
     params.type_k = params.type_v = KV_TYPES[load.kv_type]
-    params.kv_unified = True
+    params.kv_unified = cache.layout == "unified"
+    params.swa_full = False
     with logged() as lines:
         model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_params)
         assert model, lines[-3:]

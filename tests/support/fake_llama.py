@@ -1,20 +1,28 @@
 """A model and a context without weights: the next token is a hash of the tokens that lie in a sequence's cells.
 
-Cells are kept as llama.cpp keeps them (shared by `copy`, one pool, positions without gaps), so a prefix that is reused
-wrongly, a cell that leaks or a pool that overflows shows at once.
+Cells are kept as llama.cpp keeps them (a pool in which `copy` shares them, or a stream of them for each sequence; positions
+without gaps), so a prefix that is reused wrongly, a cell that leaks or a pool that overflows shows at once.
 """
 
 from __future__ import annotations
 
+import collections
 import itertools
 import zlib
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from locallab.engine.llama import NO_ROOM, Batch
+from locallab.engine.context import NO_ROOM, Batch
+from locallab.engine.state_format import Bytes, Rows
 from locallab.errors import EngineFailure
+from locallab.settings import Layout
+
+Kind = Literal["attention", "window", "recurrent"]
+Cells = dict[int, tuple[int, int]]
+"""Of each position the cell and the token in it."""
 
 VOCAB = 64
 END = 0
@@ -110,67 +118,138 @@ class FakeModel:
         raise AssertionError("every token here stands for something")
 
 
+FIXED_BYTES = {"attention": 0, "window": 8, "recurrent": 8}
+ROW_BYTES = {"attention": 8, "window": 8, "recurrent": 0}
+
+
 class FakeContext:
-    def __init__(self, cells: int, can_rewind: bool = True, slots: int = 256) -> None:
+    """Memory of one `kind`, in one `layout`. `decoded` counts tokens; `fails` says how many of the next calls of "save",
+    "restore" (`move` too) and "decode" fail, the last for lack of room.
+
+    Memory of the kind "attention" can be cut. Others have a state besides the rows, which belongs to one position: all of it
+    is restored, or nothing.
+    """
+
+    def __init__(self, cells: int, layout: Layout = "unified", kind: Kind = "attention", n_sequences: int = 256) -> None:
         self.n_ctx = cells
-        self.slots = slots
-        self.can_rewind = can_rewind
-        self.sequences: dict[int, list[tuple[int, int]]] = {}
+        self.n_sequences = n_sequences
+        self.n_outputs = n_sequences
+        self.layout = layout
+        self.kind = kind
+        self.sequences: dict[int, Cells] = {}
         self.decoded = 0
+        self.fails: collections.Counter[str] = collections.Counter()
         self._cell = itertools.count()
         self._outputs: list[list[int]] = []
+        self._states: dict[bytes, list[int]] = {}
 
     @property
     def used(self) -> int:
-        return len({cell for cells in self.sequences.values() for cell, _ in cells})
+        return len({cell for cells in self.sequences.values() for cell, _ in cells.values()})
 
     def tokens(self, sequence: int) -> list[int]:
-        return [token for _, token in self.sequences.get(sequence, [])]
+        return tokens_in(self.sequences.get(sequence, {}))
 
-    def copy(self, source: int, target: int, length: int) -> None:
-        assert not self.sequences.get(target), "the target of a copy must be empty"
-        cells = self.sequences[source]
-        assert length <= len(cells), "more was copied than is there"
-        assert self.can_rewind or length == len(cells), "this model shares only whole sequences"
-        self.sequences[target] = cells[:length]
+    def state(self, fixed: Bytes) -> list[int]:
+        """Return the tokens whose state the fixed part of a snapshot is."""
+        return self._states[fixed.tobytes()]
 
-    def remove(self, sequence: int, start: int = 0) -> None:
-        assert self.can_rewind or start == 0, "this model cannot rewind"
-        self.sequences[sequence] = self.sequences.get(sequence, [])[:start]
-        if not start:
-            del self.sequences[sequence]
+    def copy(self, source: int, target: int, start: int, end: int) -> None:
+        assert self.layout == "unified" and self.kind == "attention", "these sequences share no cells"
+        cells = self._of(target)
+        assert not any(start <= position < end for position in cells), "the target of a copy must have no cells there"
+        cells.update({position: self._of(source)[position] for position in range(start, end)})
+
+    def remove(self, sequence: int, start: int = 0, end: int = -1) -> None:
+        cells = self._of(sequence)
+        gone = [position for position in cells if start <= position and not 0 <= end <= position]
+        assert self.kind == "attention" or len(gone) in (0, len(cells)), "this memory cannot be cut"
+        for position in gone:
+            del cells[position]
 
     def clear(self) -> None:
         self.sequences.clear()
 
-    def save(self, sequence: int) -> bytes:
-        return bytes(self.tokens(sequence))
+    def save(self, sequence: int, start: int, count: int) -> tuple[Rows, Bytes]:
+        tokens = self.tokens(sequence)
+        assert len(tokens) == count, "a sequence is saved as it is"
+        if self._fails("save"):
+            raise EngineFailure("the state cannot be saved")
+        fixed = np.array([count, zlib.crc32(bytes(tokens))], np.uint32).view(np.uint8)[: FIXED_BYTES[self.kind]]
+        self._states[fixed.tobytes()] = tokens
+        return rows_of(tokens)[start:, : ROW_BYTES[self.kind]], fixed
 
-    def restore(self, state: bytes, sequence: int) -> bool:
-        assert not self.sequences.get(sequence), "the target of a restore must be empty"
-        if self.used + len(state) > self.n_ctx:
+    def restore(self, sequence: int, rows: list[Rows], fixed: Bytes, end: int) -> bool:
+        cells = self._of(sequence)
+        assert not cells, "the target of a restore must be empty"
+        if self._fails("restore"):
             return False
-        self.sequences[sequence] = [(next(self._cell), token) for token in state]
+        found = np.concatenate(rows)
+        start = end - len(found)
+        tokens = self.state(fixed)[start:] if self.kind == "recurrent" else [token for token, _ in read_rows(found)]
+        assert self.kind == "recurrent" or [at for _, at in read_rows(found)] == list(range(start, end)), "rows out of place"
+        assert self.kind == "attention" or (start, tokens) == (0, self.state(fixed)), "rows of one state, the rest of another"
+        assert self._has_room({sequence: len(tokens)}), "something is put back where there is no room"
+        cells.update({start + i: (next(self._cell), token) for i, token in enumerate(tokens)})
+        return True
+
+    def move(self, source: int, target: int, end: int) -> bool:
+        assert self.layout == "streams" and not self.sequences.get(target), "the target of a move must be an empty stream"
+        cells = self.sequences.pop(source)
+        assert len(cells) == end, "a sequence is moved as it is"
+        if self._fails("restore"):
+            return False
+        self.sequences[target] = cells
         return True
 
     def decode(self, batch: Batch) -> int:
-        n = batch.raw.n_tokens
-        if self.used + n > self.n_ctx:
+        slots = batch._sequences[: batch.raw.n_tokens].tolist()
+        if self._fails("decode"):
             return NO_ROOM
+        assert self._has_room(collections.Counter(slots)), "more is computed than there is room for"
+        assert self.layout == "unified" or slots == sorted(slots), "streams must be in order"
         self._outputs = []
-        self.decoded += n
-        for i in range(n):
-            slot = int(batch._sequences[i])
-            cells = self.sequences.setdefault(slot, [])
+        self.decoded += len(slots)
+        for i, slot in enumerate(slots):
+            cells = self._of(slot)
             assert batch._positions[i] == len(cells), "positions must have no gaps"
-            cells.append((next(self._cell), int(batch._tokens[i])))
+            cells[len(cells)] = (next(self._cell), int(batch._tokens[i]))
             if batch._outputs[i]:
                 self._outputs.append(self.tokens(slot))
         return 0
 
     def logits(self) -> npt.NDArray[np.float32]:
-        assert len(self._outputs) <= self.slots, "llama.cpp has been told of fewer outputs"
+        assert len(self._outputs) <= self.n_outputs, "llama.cpp has been told of fewer outputs"
         rows = np.zeros((len(self._outputs), VOCAB), np.float32)
         for row, tokens in zip(rows, self._outputs, strict=True):
             row[next_token(tokens)] = 1
         return rows
+
+    def _of(self, sequence: int) -> Cells:
+        assert 0 <= sequence < self.n_sequences, "llama.cpp has been told of fewer sequences"
+        return self.sequences.setdefault(sequence, {})
+
+    def _has_room(self, more: dict[int, int]) -> bool:
+        if self.layout == "unified":
+            return self.used + sum(more.values()) <= self.n_ctx
+        return all(len(self._of(slot)) + count <= self.n_ctx // self.n_sequences for slot, count in more.items())
+
+    def _fails(self, call: str) -> bool:
+        fails = self.fails[call] > 0
+        self.fails[call] -= fails
+        return fails
+
+
+def tokens_in(cells: Cells) -> list[int]:
+    assert sorted(cells) == list(range(len(cells))), "a sequence has a hole"
+    return [cells[position][1] for position in range(len(cells))]
+
+
+def rows_of(tokens: Sequence[int]) -> Rows:
+    """Return rows that tell their tokens and positions."""
+    return np.array([tokens, range(len(tokens))], np.int32).T.copy().view(np.uint8).reshape(len(tokens), 8)
+
+
+def read_rows(rows: Rows) -> list[tuple[int, int]]:
+    """Return the token and the position of each row."""
+    return [(int(token), int(position)) for token, position in rows.copy().view(np.int32).reshape(-1, 2)]

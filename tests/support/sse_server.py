@@ -1,4 +1,4 @@
-"""A scripted chat server for the tests of scripts/bench: it streams answers slowly or badly, by its flags."""
+"""A scripted chat server for the tests of scripts/bench and scripts/soak: it streams answers slowly or badly, by its flags."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import asyncio
 import json
 from pathlib import Path
 from typing import Any
+
+RIVALS = ("yes", "no")
 
 
 class ScriptedServer:
@@ -47,23 +49,36 @@ class ScriptedServer:
         event(writer, choice({"role": "assistant", "content": None}))
         await asyncio.sleep(self.flags.first)
         tokens = request["max_tokens"] // 2 if fault in ("cut", "event", "short") else request["max_tokens"]
+        choices = range(request.get("n", 1))
         for _ in range(tokens):
-            event(writer, choice({"content": 'a "content": "word'}))
+            for index in choices:
+                event(writer, choice({"content": self.flags.word}, index, logprobs=self.logprobs(request)))
             await writer.drain()
             await asyncio.sleep(self.flags.gap)
         if fault == "event":
             event(writer, {"error": {"message": "scripted event"}})
         if fault in ("cut", "event"):
             return
-        event(writer, choice({}, finish="length"))
+        for index in choices:
+            event(writer, choice({}, index, "length"))
         if self.flags.usage:
             words = sum(len(message["content"].split()) for message in request["messages"])
-            event(writer, {"choices": [], "usage": {"prompt_tokens": words, "completion_tokens": tokens}})
+            usage = {"prompt_tokens": words, "completion_tokens": tokens * len(choices)}
+            details = {"prompt_tokens_details": {"cached_tokens": int(words * self.flags.cached)}}
+            event(writer, {"choices": [], "usage": usage | details})
         writer.write(b"e\r\ndata: [DONE]\r\n\r\n0\r\n\r\n")
 
+    def logprobs(self, request: dict[str, Any]) -> dict[str, Any] | None:
+        """Tell of the answer's only word, and of RIVALS, which trail it by `lead`."""
+        if not (request.get("logprobs") and self.flags.logprobs):
+            return None
+        rivals = [{"token": word, "logprob": -1.0 - self.flags.lead} for word in RIVALS if word != self.flags.word]
+        chosen = {"token": self.flags.word, "logprob": -1.0}
+        return {"content": [{**chosen, "top_logprobs": [chosen, *rivals]}]}
 
-def choice(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
-    return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}], "usage": None}
+
+def choice(delta: dict[str, Any], index: int = 0, finish: str | None = None, **fields: Any) -> dict[str, Any]:
+    return {"choices": [{"index": index, "delta": delta, "finish_reason": finish, **fields}], "usage": None}
 
 
 def event(writer: asyncio.StreamWriter, content: dict[str, Any]) -> None:
@@ -84,5 +99,9 @@ if __name__ == "__main__":
     parser.add_argument("--fault", choices=("none", "status", "cut", "event", "short"), default="none")
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--no-usage", dest="usage", action="store_false")
+    parser.add_argument("--cached", type=float, default=0.0)
+    parser.add_argument("--no-logprobs", dest="logprobs", action="store_false")
+    parser.add_argument("--word", default='a "content": "word')
+    parser.add_argument("--lead", type=float, default=0.0)
     parser.add_argument("--record", type=Path)
     asyncio.run(ScriptedServer(parser.parse_args()).serve())

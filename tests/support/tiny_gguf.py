@@ -12,11 +12,20 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-ARCHITECTURES = ("llama", "mamba", "lfm2", "gemma3")
-"""Full attention, recurrent, hybrid, sliding window."""
+ARCHITECTURES = {
+    "llama": "llama",
+    "mamba": "mamba",
+    "lfm2": "lfm2",
+    "gemma3": "gemma3",
+    "gpt-oss": "gpt-oss",
+    "qwen35": "qwen35",
+    "lfm2-window": "lfm2",
+}
+"""The kinds of model, and what each calls itself in its metadata: full attention; recurrent; hybrid; sliding window; sliding
+window with attention sinks and experts; hybrid with a gated delta net; hybrid whose attention layers all have a window."""
 
 WINDOW = 16
-"""Window of gemma3's sliding-window layers in tokens, including the newest one."""
+"""Window of the sliding-window layers in tokens, including the newest one."""
 
 BOS, EOS, FIRST_PLAIN = 1, 2, 3
 N_VOCAB = FIRST_PLAIN + 256 + 26
@@ -27,6 +36,8 @@ _CONV, _STATE, _RANK = 4, 8, 4
 _SHORT_CONV = 3
 _SLIDING = [True, True, False, True]
 _RECURRENT = [False, True, False, True]
+_EXPERTS = 2
+_DELTA_HEADS, _DELTA_KEY_HEADS, _DELTA_STATE = 4, 2, 16
 
 
 Tokens = Sequence[tuple[str, gguf.TokenType]]
@@ -40,32 +51,41 @@ def write(
     without: Iterable[str] = (),
     called: str | None = None,
     more: Tokens = (),
+    weights: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
 ) -> Path:
-    """Write a model to `path`, and return it. The same arguments give the same bytes.
+    """Write a model of a kind of ARCHITECTURES to `path`, and return it. The same arguments give the same bytes.
 
     `without` names tensors to leave out; `called` is the architecture to claim in the metadata; `more` are tokens behind the
-    N_VOCAB that every such model has.
+    N_VOCAB that every such model has; `weights` is the type of the matrices whose rows are made of whole blocks.
     """
-    model = _Tiny(path, architecture, seed, frozenset(without), called, more)
+    model = _Tiny(path, architecture, seed, frozenset(without), called, more, weights)
     model.close()
     return path
 
 
 class _Tiny:
     def __init__(
-        self, path: Path, architecture: str, seed: int, without: frozenset[str], called: str | None, more: Tokens
+        self,
+        path: Path,
+        architecture: str,
+        seed: int,
+        without: frozenset[str],
+        called: str | None,
+        more: Tokens,
+        weights: gguf.GGMLQuantizationType,
     ) -> None:
         n_vocab = N_VOCAB + len(more)
         self._more = more
         self._random = np.random.default_rng(seed)
         self._without = without
-        self._writer = gguf.GGUFWriter(path, called or architecture)
+        self._weights = weights
+        self._writer = gguf.GGUFWriter(path, called or ARCHITECTURES[architecture])
         self._facts()
         self._vocabulary()
         self._matrix("token_embd.weight", n_vocab, _EMBED, scale=1 / _EMBED**0.5 if architecture == "gemma3" else 1)
-        self._ones("token_embd_norm.weight" if architecture == "lfm2" else "output_norm.weight", _EMBED)
+        self._ones("token_embd_norm.weight" if ARCHITECTURES[architecture] == "lfm2" else "output_norm.weight", _EMBED)
         self._matrix("output.weight", n_vocab, _EMBED, scale=4 / _EMBED**0.5)
-        getattr(self, f"_{architecture}")()
+        getattr(self, f"_{architecture.replace('-', '_')}")()
 
     def close(self) -> None:
         self._writer.write_header_to_file()
@@ -105,6 +125,58 @@ class _Tiny:
                 self._attention(layer)
                 self._head_norms(layer)
             self._feed_forward(layer)
+
+    def _lfm2_window(self) -> None:
+        self._writer.add_sliding_window(WINDOW)
+        self._lfm2()
+
+    def _gpt_oss(self) -> None:
+        """Write a model that uses both of its experts for every token: rounding would pick another one now and then."""
+        self._attention_facts(_KV_HEADS)
+        self._writer.add_sliding_window(WINDOW)
+        self._writer.add_sliding_window_pattern(_SLIDING)
+        self._writer.add_expert_count(_EXPERTS)
+        self._writer.add_expert_used_count(_EXPERTS)
+        self._writer.add_expert_feed_forward_length(_FEED_FORWARD)
+        for layer in range(_LAYERS):
+            self._ones(f"blk.{layer}.attn_norm.weight", _EMBED)
+            self._attention(layer)
+            self._full(f"blk.{layer}.attn_output.bias", 0, _EMBED)
+            self._full(f"blk.{layer}.attn_sinks.weight", 1, _HEADS)
+            self._ones(f"blk.{layer}.post_attention_norm.weight", _EMBED)
+            self._matrix(f"blk.{layer}.ffn_gate_inp.weight", _EXPERTS, _EMBED)
+            self._full(f"blk.{layer}.ffn_gate_inp.bias", 0, _EXPERTS)
+            self._experts(f"blk.{layer}.ffn_gate_exps", _FEED_FORWARD, _EMBED)
+            self._experts(f"blk.{layer}.ffn_up_exps", _FEED_FORWARD, _EMBED)
+            self._experts(f"blk.{layer}.ffn_down_exps", _EMBED, _FEED_FORWARD)
+
+    def _qwen35(self) -> None:
+        inner, keys = _DELTA_HEADS * _DELTA_STATE, _DELTA_KEY_HEADS * _DELTA_STATE
+        self._attention_facts(_KV_HEADS)
+        self._writer.add_rope_dimension_sections([4, 2, 2, 0])
+        self._writer.add_full_attention_interval(2)
+        self._writer.add_ssm_conv_kernel(_CONV)
+        self._writer.add_ssm_inner_size(inner)
+        self._writer.add_ssm_state_size(_DELTA_STATE)
+        self._writer.add_ssm_time_step_rank(_DELTA_HEADS)
+        self._writer.add_ssm_group_count(_DELTA_KEY_HEADS)
+        for layer in range(_LAYERS):
+            self._ones(f"blk.{layer}.attn_norm.weight", _EMBED)
+            self._ones(f"blk.{layer}.post_attention_norm.weight", _EMBED)
+            if layer % 2:
+                self._attention(layer, gated=True)
+                self._head_norms(layer)
+            else:
+                self._matrix(f"blk.{layer}.attn_qkv.weight", 2 * keys + inner, _EMBED)
+                self._matrix(f"blk.{layer}.attn_gate.weight", inner, _EMBED)
+                self._matrix(f"blk.{layer}.ssm_conv1d.weight", 2 * keys + inner, _CONV)
+                self._full(f"blk.{layer}.ssm_dt.bias", -3, _DELTA_HEADS)  # a state that remembers long
+                self._full(f"blk.{layer}.ssm_a", -0.5, _DELTA_HEADS)
+                self._matrix(f"blk.{layer}.ssm_beta.weight", _DELTA_HEADS, _EMBED)
+                self._matrix(f"blk.{layer}.ssm_alpha.weight", _DELTA_HEADS, _EMBED)
+                self._ones(f"blk.{layer}.ssm_norm.weight", _DELTA_STATE)
+                self._matrix(f"blk.{layer}.ssm_out.weight", _EMBED, inner, scale=2 / inner**0.5)
+            self._feed_forward_weights(layer)
 
     def _mamba(self) -> None:
         inner = 2 * _EMBED
@@ -152,10 +224,10 @@ class _Tiny:
         self._writer.add_eos_token_id(EOS)
         self._writer.add_unk_token_id(0)
 
-    def _attention(self, layer: int) -> None:
-        """Write weights of sharp attention, so that its inputs matter."""
+    def _attention(self, layer: int, gated: bool = False) -> None:
+        """Write weights of sharp attention, so that its inputs matter. `gated`: each head's query comes with a gate."""
         name = f"blk.{layer}.attn_"
-        self._matrix(f"{name}q.weight", _HEADS * _HEAD, _EMBED, scale=1.5 / _EMBED**0.5)
+        self._matrix(f"{name}q.weight", _HEADS * _HEAD * (2 if gated else 1), _EMBED, scale=1.5 / _EMBED**0.5)
         self._matrix(f"{name}k.weight", _KV_HEADS * _HEAD, _EMBED, scale=1.5 / _EMBED**0.5)
         self._matrix(f"{name}v.weight", _KV_HEADS * _HEAD, _EMBED, scale=1.5 / _EMBED**0.5)
         self._matrix(f"{name}output.weight", _EMBED, _HEADS * _HEAD, scale=2 / _EMBED**0.5)
@@ -166,6 +238,9 @@ class _Tiny:
 
     def _feed_forward(self, layer: int) -> None:
         self._ones(f"blk.{layer}.ffn_norm.weight", _EMBED)
+        self._feed_forward_weights(layer)
+
+    def _feed_forward_weights(self, layer: int) -> None:
         self._matrix(f"blk.{layer}.ffn_gate.weight", _FEED_FORWARD, _EMBED)
         self._matrix(f"blk.{layer}.ffn_up.weight", _FEED_FORWARD, _EMBED)
         self._matrix(f"blk.{layer}.ffn_down.weight", _EMBED, _FEED_FORWARD)
@@ -173,7 +248,15 @@ class _Tiny:
     def _matrix(self, name: str, rows: int, columns: int, scale: float | None = None) -> None:
         """Write random weights of deviation `scale`; by default the output is about as large as the input."""
         deviation = columns**-0.5 if scale is None else scale
-        self._add(name, self._random.normal(0, deviation, (rows, columns)).astype(np.float32))
+        values = self._random.normal(0, deviation, (rows, columns)).astype(np.float32)
+        whole = columns % gguf.GGML_QUANT_SIZES[self._weights][0] == 0
+        kind = self._weights if whole else gguf.GGMLQuantizationType.F32
+        self._add(name, gguf.quants.quantize(values, kind), kind)
+
+    def _experts(self, name: str, rows: int, columns: int) -> None:
+        values = self._random.normal(0, columns**-0.5, (_EXPERTS, rows, columns)).astype(np.float32)
+        self._add(f"{name}.weight", gguf.quants.quantize(values, self._weights), self._weights)
+        self._add(f"{name}.bias", np.zeros((_EXPERTS, rows), np.float32))
 
     def _ones(self, name: str, size: int) -> None:
         self._full(name, 1, size)
@@ -181,6 +264,6 @@ class _Tiny:
     def _full(self, name: str, value: float, size: int) -> None:
         self._add(name, np.full(size, value, np.float32))
 
-    def _add(self, name: str, values: np.ndarray) -> None:
+    def _add(self, name: str, values: np.ndarray, type: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32) -> None:
         if name not in self._without:
-            self._writer.add_tensor(name, values)
+            self._writer.add_tensor(name, values, raw_dtype=type)

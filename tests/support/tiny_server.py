@@ -19,7 +19,7 @@ from tests.support import tiny_embedding_gguf, tiny_gguf
 from tests.support.http_server import running
 from tests.support.openapi_check import Described
 
-ENGINE = {"threads": 1, "gpu_layers": 0, "cache_ram_mib": 0}
+ENGINE = {"threads": 1, "gpu_layers": 0}
 
 
 @dataclasses.dataclass
@@ -46,10 +46,18 @@ class Tiny:
 
 
 @contextlib.contextmanager
-def tiny_server(folder: Path, load: str = "chat", on_demand: Any = "keep", **settings: Any) -> Iterator[Tiny]:
+def tiny_server(
+    folder: Path,
+    load: str = "chat",
+    on_demand: Any = "keep",
+    architecture: str = "llama",
+    cache_ram_mib: int = 0,
+    **settings: Any,
+) -> Iterator[Tiny]:
+    """`architecture` is that of the model "chat"."""
     rank = tiny_embedding_gguf.Pooling.RANK
     paths = {
-        "chat": tiny_gguf.write(folder / "chat.gguf", "llama"),
+        "chat": tiny_gguf.write(folder / "chat.gguf", architecture),
         "embed": tiny_embedding_gguf.bert(folder / "embed.gguf"),
         "decoder": tiny_embedding_gguf.qwen3(folder / "decoder.gguf"),
         "rank": tiny_embedding_gguf.bert(folder / "rank.gguf", rank),
@@ -59,7 +67,8 @@ def tiny_server(folder: Path, load: str = "chat", on_demand: Any = "keep", **set
     for name, path in paths.items():
         registry.add("a test", ModelSpec(id=name, source=FileSource(path=path), description="made"))
     options = ServerSettings(rate_limit=False, on_demand=on_demand, **settings)
-    pool = Pool(registry, Store(folder / "store"), [("a test", ENGINE)], on_demand=on_demand, grace=0.0)
+    engine = {**ENGINE, "cache_ram_mib": cache_ram_mib}
+    pool = Pool(registry, Store(folder / "store"), [("a test", engine)], on_demand=on_demand, grace=0.0)
     pool.load_now(load)
     app = create_app(pool, options, Keyring(options, KeyStore(folder / "keys.json")))
     with running(app) as url, httpx.Client(base_url=url, timeout=30) as client:

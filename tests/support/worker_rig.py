@@ -2,58 +2,99 @@
 
 from __future__ import annotations
 
+import collections
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 
+from locallab.engine import layout as layouts
 from locallab.engine.answer import Answer
+from locallab.engine.cache import Node
 from locallab.engine.costs import StepCosts
-from locallab.engine.host_cache import HostCache
 from locallab.engine.limits import Limits
 from locallab.engine.post import call_each
 from locallab.engine.request import SamplingParams, TokenEvent
 from locallab.engine.scheduler import Scheduler
 from locallab.engine.sequence import Sequence
+from locallab.engine.step_plan import Chunk, Copy, Remove, Save, StepPlan
 from locallab.engine.worker import Cancel, Submit, Worker
-from tests.support.fake_llama import FakeContext, FakeGuide, FakeMasks, FakeModel
+from locallab.errors import EngineFailure
+from locallab.settings import Layout
+from tests.support.fake_llama import (
+    FIXED_BYTES,
+    ROW_BYTES,
+    FakeContext,
+    FakeGuide,
+    FakeMasks,
+    FakeModel,
+    Kind,
+    read_rows,
+    tokens_in,
+)
+
+TOKEN_SECONDS = 0.001
+"""Time that the rig believes a prompt token to take; `chunk` of them are a step."""
 
 
 class Rig:
-    """A worker whose `step` runs one step of the submitted requests, and checks every invariant."""
+    """A worker whose `step` runs one step of the submitted requests, and checks every invariant.
+
+    In streams there are `parallel` of them, with `cells` in all. `host_bytes` of host RAM are for prefixes; a token takes
+    ROW_BYTES there. `step_cost` and `move_cost` are the seconds of a step with one token and of moving a token.
+    """
 
     def __init__(
         self,
         *,
+        layout: Layout = "unified",
+        kind: Kind = "attention",
         cells: int = 256,
         batch: int = 64,
         parallel: int = 8,
         slots: int = 12,
+        outputs: int = 0,
         cache_cells: int = 64,
         host_bytes: int = 0,
-        rewind_limit: int | None = None,
+        snapshot_every: int = 0,
         chunk: int = 16,
         tile: int = 0,
+        even: bool = False,
+        step_cost: float = 0.0,
+        move_cost: float = 0.0,
     ) -> None:
-        limit = {} if rewind_limit is None else {"rewind_limit": rewind_limit}
-        limits = Limits(
+        self.limits = Limits(
             cells=cells,
             batch=batch,
             parallel=parallel,
-            slots=slots,
+            slots=slots if layout == "unified" else parallel,
+            outputs=outputs or (slots if layout == "unified" else parallel),
             cache_cells=cache_cells,
-            step_seconds=chunk / 1000,
+            step_seconds=chunk * TOKEN_SECONDS,
             tile=tile,
-            **limit,
+            layout=layout,
+            even=even or layout == "streams",
+            cuts=kind == "attention",
+            cache_bytes=host_bytes,
+            row_bytes=ROW_BYTES[kind],
+            fixed_bytes=FIXED_BYTES[kind],
+            snapshot_every=snapshot_every,
         )
-        costs = StepCosts()
-        costs.observe(0, 1000, 1.0)
-        costs.observe = lambda *_: None  # type: ignore[method-assign]
-        self.context = FakeContext(cells, rewind_limit is None, slots)
-        self.scheduler = Scheduler(limits, HostCache(host_bytes, **limit), costs)
+        self.context = FakeContext(cells, layout, kind, self.limits.slots + self.limits.shares)
+        self.context.n_outputs = self.limits.outputs
+        self.scheduler = Scheduler(self.limits, _fixed_costs(step_cost, move_cost))
+        self.cache = self.scheduler.cache
         self.ended = 0
-        self.worker = Worker(self.context, self.scheduler, FakeModel.n_vocab, call_each, self._count)  # type: ignore[arg-type]
+        self.worker = Worker(self.context, self.scheduler, FakeModel(), call_each, self._count)  # type: ignore[arg-type]
         self.masks = self.worker._masks = FakeMasks()  # type: ignore[assignment]
         self.events: dict[int, list[TokenEvent]] = {}
         self.prompts: dict[int, list[int]] = {}
+        self.chunks: dict[int, list[range]] = collections.defaultdict(list)
+        self.put_back: set[int] = set()
         self._ids = iter(range(1 << 30))
+        self._watch()
+
+    @property
+    def context_length(self) -> int:
+        return self.limits.cells if self.limits.pooled else self.limits.cells // self.limits.slots
 
     def submit(
         self, prompt: Seq[int], max_tokens: int = 8, *, guide: FakeGuide | None = None, urgent: bool = False, **params: object
@@ -61,19 +102,31 @@ class Rig:
         id = next(self._ids)
         self.events[id] = []
         self.prompts[id] = list(prompt)
-        limit = min(self.scheduler.limits.cells, len(prompt) + max_tokens)
+        limit = min(self.context_length, len(prompt) + max_tokens)
         sampling = SamplingParams(temperature=0, **params)  # type: ignore[arg-type]
         answer = Answer(sampling, FakeModel(), guide)  # type: ignore[arg-type]
         sequence = Sequence(id, list(prompt), len(prompt), limit, answer, self.events[id].append, urgent)
         self.worker._carry_out(Submit(sequence))
         return id
 
+    def ask(self, prompt: Seq[int], max_tokens: int = 8, **params: object) -> list[int]:
+        """Let a request run to its end, and what else there is; return its tokens."""
+        id = self.submit(prompt, max_tokens, **params)  # type: ignore[arg-type]
+        self.drain()
+        return self.tokens(id)
+
     def cancel(self, id: int) -> None:
         self.worker._carry_out(Cancel(id))
 
     def step(self) -> None:
+        """Run a step. Where one was to fail, it may; then all requests fail, as in Worker.run."""
         if self.worker._sequences:
-            self.worker._step()
+            try:
+                self.worker._step()
+            except EngineFailure as error:
+                if "decode" not in self.context.fails:
+                    raise
+                self.worker._fail_all(error)
         self.check()
 
     def drain(self, steps: int = 2000) -> int:
@@ -85,6 +138,11 @@ class Rig:
             self.step()
         raise AssertionError(f"requests {sorted(self.worker._sequences)} starve")
 
+    def rest(self) -> None:
+        """Do what the worker does while nobody waits."""
+        while self.worker._save_idle():
+            self.check()
+
     def tokens(self, id: int) -> list[int]:
         return [token for event in self.events[id] for token in event.token_ids]
 
@@ -95,22 +153,119 @@ class Rig:
         """Return the last event, once it has come."""
         return next((e for e in self.events[id] if e.finish_reason), None)
 
+    def cached(self, id: int) -> int:
+        usage = self.last(id).usage
+        assert usage is not None
+        return usage.cached_tokens
+
+    def stored(self) -> list[list[int]]:
+        """Return the prefixes that lie in host RAM, without those that are the beginning of others."""
+        found = [tokens for tokens, node in self._nodes() if node.rows is not None]
+        return [tokens for tokens in found if not any(other[: len(tokens)] == tokens for other in found if other != tokens)]
+
+    def gaps(self) -> int:
+        """Return the gaps between the streams of answers."""
+        return layouts.gaps([s.slot for s in self.scheduler.running if s.n_answer])
+
     def check(self) -> None:
-        scheduler, cache = self.scheduler, self.scheduler.cache
-        cache.check_integrity()
-        done = {move.sequence for move in scheduler._moves if type(move).__name__ == "Remove"}
-        held = {s for s, cells in self.context.sequences.items() if cells} - done
-        for slot in held:
-            indexed = cache.tokens(slot)[: cache.computed(slot)]
-            assert self.context.tokens(slot) == indexed, "the index is not what the cells hold"
-        assert {s for s in range(scheduler.limits.slots) if s in cache and cache.computed(s)} == held
-        cells = {cell for slot in held for cell, _ in self.context.sequences[slot]}
-        assert len(cells) == cache.used, "cells were leaked or counted twice"
-        assert sorted(scheduler._free_slots + [s for s in range(scheduler.limits.slots) if s in cache]) == list(
-            range(scheduler.limits.slots)
-        ), "a sequence id was leaked"
-        assert len(scheduler.running) <= scheduler.limits.parallel
-        assert {s.slot for s in scheduler.running} <= {s for s in range(scheduler.limits.slots) if s in cache}
+        self.cache.check_integrity()
+        self._check_sequences()
+        self._check_cells()
+        self._check_host_ram()
+
+    def _check_sequences(self) -> None:
+        scheduler, cache = self.scheduler, self.cache
+        slots = range(self.limits.slots)
+        finished = list(cache.finished)
+        live = [s.slot for s in scheduler.running]
+        assert sorted(scheduler._free_slots + finished + live) == list(slots), "a slot was leaked or is used twice"
+        assert {slot for slot in slots if slot in cache} == {*finished, *live}
+        assert len(live) <= self.limits.parallel
+        assert all(s.slot == -1 for s in scheduler.waiting)
+        for sequence in scheduler.running:
+            assert cache.tokens(sequence.slot) == sequence.tokens, "the index does not know what a sequence has"
+            assert cache.computed(sequence.slot) == sequence.computed
+        assert {s.id for s in scheduler.running + scheduler.waiting} == set(self.worker._sequences)
+
+    def _check_cells(self) -> None:
+        """Check that the index is what the cells hold, once the moves are made that have been planned already."""
+        cells = {slot: dict(each) for slot, each in self.context.sequences.items()}
+        for move in self.scheduler._moves:
+            match move:
+                case Copy(source, target, start, end):
+                    cells[target].update({position: cells[source][position] for position in range(start, end)})
+                case Remove(slot, start):
+                    cells[slot] = {at: cell for at, cell in cells.get(slot, {}).items() if at < start}
+                case Save(slot, tokens):
+                    assert tokens_in(cells[slot]) == tokens, "something else is to be saved than what is there"
+                case _:
+                    raise AssertionError(f"{move} is left of a step")
+        held = {slot: tokens_in(each) for slot, each in cells.items() if each}
+        slots = [slot for slot in range(self.limits.slots) if slot in self.cache and self.cache.computed(slot)]
+        indexed = {slot: self.cache.tokens(slot)[: self.cache.computed(slot)] for slot in slots}
+        assert held == indexed, "the index is not what the cells hold"
+        physical = {cell for each in cells.values() for cell, _ in each.values()}
+        assert self.cache.used == len(physical), "cells were leaked or counted twice"
+
+    def _check_host_ram(self) -> None:
+        assert self.cache.size <= self.limits.cache_bytes
+        for tokens, node in self._nodes():
+            if node.rows is not None and self.limits.row_bytes:
+                rows = [*zip(tokens, range(len(tokens)), strict=True)][node.start :]
+                assert read_rows(node.rows) == rows, "rows in host RAM are those of other tokens"
+            if node.fixed is not None and self.limits.fixed_bytes:
+                assert self.context.state(node.fixed) == tokens, "a snapshot in host RAM is that of another prefix"
+
+    def _nodes(self) -> Iterator[tuple[list[int], Node]]:
+        """Yield every node of the index with all the tokens up to its end."""
+        stack: list[tuple[list[int], Node]] = [([], self.cache._root)]
+        while stack:
+            above, node = stack.pop()
+            tokens = above + node.tokens
+            stack += [(tokens, child) for child in node.children.values()]
+            yield tokens, node
+
+    def _watch(self) -> None:
+        """Check each plan, and note what is computed for whom."""
+        scheduler = self.scheduler
+        plan, commit, put_back = scheduler.plan, scheduler.commit, scheduler._put_back
+
+        def checked_plan() -> StepPlan:
+            made = plan()
+            for batch in made.batches:
+                self._check_batch(batch)
+            return made
+
+        def noted_commit(chunks: list[Chunk]) -> list[Save]:
+            for chunk in chunks:
+                self.chunks[chunk.sequence.id].append(range(chunk.start, chunk.start + chunk.count))
+            return commit(chunks)
+
+        def noted_put_back(sequence: Sequence, save: bool = False) -> None:
+            self.put_back.add(sequence.id)
+            put_back(sequence, save)
+
+        scheduler.plan = checked_plan  # type: ignore[method-assign]
+        scheduler.commit = noted_commit  # type: ignore[method-assign]
+        scheduler._put_back = noted_put_back  # type: ignore[method-assign]
+
+    def _check_batch(self, batch: list[Chunk]) -> None:
+        assert 0 < sum(chunk.count for chunk in batch) <= self.limits.batch
+        assert len({chunk.sequence.id for chunk in batch}) == len(batch)
+        if self.limits.even and len(batch) > 1:
+            assert all(chunk.is_answer and chunk.count == 1 for chunk in batch), "llama.cpp splits a batch that is not even"
+            slots = [chunk.sequence.slot for chunk in batch]
+            assert slots == sorted(slots), "llama.cpp splits a batch whose sequences are not in order"
 
     def _count(self) -> None:
         self.ended += 1
+
+
+def _fixed_costs(step: float, move: float) -> StepCosts:
+    """Return costs that learn nothing from the fake context."""
+    costs = StepCosts()
+    costs.observe(0, 1000, 1000 * TOKEN_SECONDS)
+    costs.observe(1, 0, step)
+    costs.observe_move(1, move)
+    costs.observe = costs.observe_move = lambda *_: None  # type: ignore[method-assign]
+    return costs

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from locallab.fit import Fit, Machine, Shape
     from locallab.models import ModelSpec
 
-NAMES = ("context", "gpu_layers", "kv_type", "parallel")
+NAMES = ("context", "gpu_layers", "kv_type", "kv_layout", "parallel")
 CONTEXTS = (2048, 4096, 8192, 16384, 32768, 65536, 131072)
 KV_TYPES: tuple[KvType, ...] = ("f16", "q8_0", "q4_0")
 
@@ -96,8 +96,8 @@ class Report:
             "layers": len(shape.layers) + 1,
             "context_trained": shape.n_ctx_train or None,
             "kv_bytes_per_token": {kv_type: shape.kv_bytes(kv_type) for kv_type in get_args(KvType)},
-            "table": [_entry(cell) for cell in self.cells],
-            "chosen": {**_entry(chosen), "cache_ram_mib": chosen.cache_ram_mib, "reason": chosen.reason},
+            "table": [_entry(shape, cell) for cell in self.cells],
+            "chosen": {**_entry(shape, chosen), "cache_ram_mib": chosen.cache_ram_mib, "reason": chosen.reason},
         }
 
     def print(self) -> None:
@@ -126,20 +126,24 @@ class Report:
         console.print(f"chosen: {chosen.reason}" if chosen.fits else chosen.reason, markup=False)
 
 
-def _entry(fit: Fit) -> dict[str, Any]:
+def _entry(shape: Shape, fit: Fit) -> dict[str, Any]:
+    from locallab.fit.estimates import kv_cache_of
+
     needs = fit.estimate
     return {
         "fits": fit.fits,
         **{name: getattr(fit.load, name) for name in (*NAMES, "kv_tokens")},
+        "requests_at_once": kv_cache_of(shape, fit.load).parallel,
         **{f"{name}_bytes": getattr(needs, name) for name in ("weights", "kv", "state", "compute", "gpu", "ram", "total")},
     }
 
 
 def _cell(shape: Shape, fit: Fit) -> str:
-    from locallab.fit.estimates import layers_on_gpu
+    from locallab.fit.estimates import kv_bytes, layers_on_gpu
     from locallab.units import binary_bytes
 
-    kv = binary_bytes(shape.kv_bytes(fit.load.kv_type) * fit.load.context)
+    one = dataclasses.replace(fit.load, kv_tokens=fit.load.context, parallel=1, kv_layout="streams")
+    kv = binary_bytes(kv_bytes(shape, one))
     on_gpu = layers_on_gpu(shape, fit.load.gpu_layers) + bool(fit.load.gpu_layers)
     where = "no" if not fit.fits else f"GPU {on_gpu}" if on_gpu else "CPU"
     return f"[{'green' if fit.fits else 'red'}]{kv} / {binary_bytes(fit.estimate.total)} / {where}[/]"

@@ -17,7 +17,7 @@ from locallab.cli.tables import table
 @api_client.options
 @click.option("--json", "as_json", is_flag=True, help="print an object of url, version, uptime_seconds and models")
 def command(url: str | None, api_key: str | None, as_json: bool) -> None:
-    """List the loaded models of a running server, with their memory, device, requests and age."""
+    """List the loaded models of a running server, with their memory, device, KV cache, requests and age."""
     from locallab.units import duration
 
     with api_client.ApiClient(url, api_key) as server:
@@ -27,6 +27,7 @@ def command(url: str | None, api_key: str | None, as_json: bool) -> None:
             "id": model["name"],
             **{name: model[name] for name in ("type", "device", "context", "kv_tokens", "loaded_at")},
             **model["memory"],
+            **{name: model.get(name) for name in ("memory_kind", "kv_layout", "prefix_reuse")},
             **{name: model["stats"][name] for name in ("running", "waiting", "completion_tokens")},
         }
         for model in info["models"]
@@ -36,7 +37,7 @@ def command(url: str | None, api_key: str | None, as_json: bool) -> None:
         click.echo(json.dumps({"url": server.url, **kept, "models": models}))
         return
     click.echo(f"LocalLab {info['version']} at {server.url}, up for {duration(info['uptime_seconds'])}", err=True)
-    table(("model", "memory", "device", "context", "running", "waiting", "loaded"), map(_row, models))
+    table(("model", "memory", "device", "context", "kv cache", "running", "waiting", "loaded"), map(_row, models))
 
 
 def _row(model: Mapping[str, Any]) -> tuple[str, ...]:
@@ -48,6 +49,7 @@ def _row(model: Mapping[str, Any]) -> tuple[str, ...]:
         " + ".join(f"{decimal_bytes(size)} {kind}" for kind, size in memory.items() if size) or "-",
         model["device"],
         f"{model['context']:,}",
+        ", ".join(filter(None, (model["memory_kind"], model["kv_layout"]))) or "-",
         str(model["running"]),
         str(model["waiting"]),
         f"{duration(max(0, time.time() - model['loaded_at']))} ago",

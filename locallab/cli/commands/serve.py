@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from locallab import logs, settings
+from locallab import cache_files, logs, settings
 from locallab.cli.llama_library import loading_llama
 from locallab.cli.settings_options import Layer, layers, options, server_settings, unknown
 from locallab.keys import Keyring, KeyStore, ensure_key
@@ -38,7 +38,7 @@ def command(**flags: Any) -> int:
     """
     server = server_settings(**flags)
     engine = layers(EngineSettings, flags)
-    settings.resolve(EngineSettings, *engine)
+    cache_files.check(settings.resolve(EngineSettings, *engine))
     with logs.configured(server.log_level, server.log_format), _stoppable():
         for name in unknown(os.environ, ServerSettings, EngineSettings):
             log.warning("the environment variable %s is not a setting", name)
@@ -115,7 +115,7 @@ def banner(loaded: Loaded, base: str, new_key: str | None = None, needs_key: boo
 LocalLab {__version__} listens on {base}
   model    {model} ({info.description})
   device   {info.device}
-  context  {info.context:,} tokens per request; the KV pool holds {info.kv_tokens:,}{key_line}
+  context  {info.context:,} tokens per request; the KV cache holds {info.kv_tokens:,}{key_line}
 
 Try it:
   curl {base}/v1/chat/completions{header} -H 'Content-Type: application/json' -d '{body}'

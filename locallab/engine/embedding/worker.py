@@ -67,6 +67,8 @@ class EmbedWorker:
             completion_tokens=0,
             preemptions=0,
             steps=totals.steps,
+            stored_bytes=0,
+            stored_limit=0,
         )
 
     def _take_commands(self) -> bool:

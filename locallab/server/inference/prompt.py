@@ -6,13 +6,14 @@ import asyncio
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 from locallab.chat.control_tokens import guarded, pieces
 from locallab.chat.fim import infill
 from locallab.chat.templates import ChatTemplate
-from locallab.chat.turn import ChatRequest, Turn, plan
+from locallab.chat.turn import ChatRequest, Turn, plan, upcoming
+from locallab.engine.prefix_tree import NEGLIGIBLE, common_length
 from locallab.engine.request import Constraint, ReasoningBudget, SamplingParams
 from locallab.errors import InvalidField
 from locallab.pool import Loaded
@@ -30,6 +31,9 @@ PROMPTS = {
 
 LONG = 16_384
 """Characters from which tokenizing would hold up the event loop, and so runs in a thread."""
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
 
 
 class TokenFacts(Protocol):
@@ -85,15 +89,22 @@ async def text_prompt(loaded: Loaded, text: str) -> list[int]:
 
 async def tokenized(loaded: Loaded, pieces: Sequence[str]) -> list[int]:
     """Tokenize a text in pieces as `text_prompt` does; no token spans two pieces."""
-    if sum(map(len, pieces)) < LONG:
-        return tokenize(loaded.engine, pieces)
-    return await asyncio.to_thread(tokenize, loaded.engine, pieces)
+    return await _aside(sum(map(len, pieces)), tokenize, loaded.engine, pieces)
 
 
-def tokenize(engine: Tokenizer, pieces: Sequence[str]) -> list[int]:
-    """Tokenize as `tokenized`; blocks."""
+async def _aside(
+    length: int, function: Callable[_Arguments, _Result], *arguments: _Arguments.args, **named: _Arguments.kwargs
+) -> _Result:
+    """Call a function that takes its time with a text of `length` characters: in a thread if that is long."""
+    if length < LONG:
+        return function(*arguments, **named)
+    return await asyncio.to_thread(function, *arguments, **named)
+
+
+def tokenize(engine: Tokenizer, pieces: Sequence[str], *, begins: bool = True) -> list[int]:
+    """Tokenize as `tokenized`; blocks. `begins` is False for a part of a text that does not begin it."""
     head, *rest = pieces or [""]
-    bare = bool(engine.info.bos) and head.startswith(engine.info.bos)
+    bare = not begins or (bool(engine.info.bos) and head.startswith(engine.info.bos))
     tokens = engine.tokenize(head, add_special=not bare, parse_special=True)
     for piece in rest:
         tokens += engine.tokenize(piece, add_special=False, parse_special=True)
@@ -111,8 +122,41 @@ class PreparedChat:
 
 def plan_chat(model: PromptModel, request: ChatRequest) -> Turn:
     """Render the chat; control tokens written in its messages stay text. Raises InvalidField for what the model cannot do."""
-    safe = dataclasses.replace(request, messages=guarded(request.messages, model.markup))
-    return plan(safe, model.template, model.engine.info.control_tokens)
+    return plan(_guarded(model, request), model.template, model.engine.info.control_tokens)
+
+
+def _guarded(model: PromptModel, request: ChatRequest) -> ChatRequest:
+    return dataclasses.replace(request, messages=guarded(request.messages, model.markup))
+
+
+def boundaries(model: PromptModel, request: ChatRequest, text: str, tokens: Sequence[int]) -> tuple[int, ...]:
+    """Return the lengths in tokens at which prompts of later requests are likely to part from a chat's prompt.
+
+    `text` is the prompt as it was rendered, and `tokens` are those of all of it. The last token before such a place may depend
+    on what follows, so it belongs to what parts.
+    """
+    marks, found = _marks(model, text, tokens), [0]
+    parts = {common_length(text, other) for other in upcoming(_guarded(model, request), model.template)}
+    for at in sorted(parts - {len(text)}):
+        start, first = next((mark for mark in reversed(marks) if mark[0] < at), (0, 0))
+        before = tokenize(model.engine, pieces(text[start:at]), begins=(start, first) == (0, 0))
+        length = first + common_length(tokens, before[:-1], first)
+        if length - found[-1] >= NEGLIGIBLE:
+            found.append(length)
+    return tuple(found[1:])
+
+
+def _marks(model: PromptModel, text: str, tokens: Sequence[int]) -> list[tuple[int, int]]:
+    """Return where the control tokens of a prompt are, in its text and among its tokens: no token spans them, so that a part
+    of the text can be tokenized from there. None of them if the two disagree."""
+    ids = model.engine.info.control_tokens
+    spelled = list(model.markup.finditer(text)) if model.markup else []
+    known = frozenset(ids.values())
+    places = [index for index, token in enumerate(tokens) if token in known]
+    places = places[max(0, len(places) - len(spelled)) :]  # the opening token is not spelled in every prompt
+    if [tokens[index] for index in places] != [ids[match[0]] for match in spelled]:
+        return []
+    return [(match.start(), index) for match, index in zip(spelled, places, strict=True)]
 
 
 async def prepare_chat(loaded: Loaded, request: ChatRequest, params: SamplingParams, n: int = 1) -> PreparedChat:
@@ -120,6 +164,9 @@ async def prepare_chat(loaded: Loaded, request: ChatRequest, params: SamplingPar
     info = loaded.engine.info
     turn = plan_chat(loaded, request)
     prompt = await tokenized(loaded, pieces(turn.prompt))
+    if info.reuse == "snapshots":
+        found = await _aside(len(turn.prompt), boundaries, loaded, request, turn.prompt, prompt)
+        params = dataclasses.replace(params, boundaries=found)
     await compile_constraint(loaded, turn.constraint)
     budget = None
     if request.reasoning.budget is not None and turn.tags is not None:

@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 from locallab import cli, hardware
 from locallab.engine import llama
 from tests.support import tiny_gguf
+from tests.support.gguf_headers import Made
 
 GIB = 1 << 30
 
@@ -49,7 +50,7 @@ def test_a_file(path: Path) -> None:
     assert "tiny: the file" in done.stdout
     assert "5 layers with the output, trained with a context of 512" in done.stdout
     assert "free here: 8.0 GiB of RAM; no GPU" in done.stdout
-    assert "chosen: on the CPU, context 512, KV f16, 64 requests at once: takes " in done.stdout
+    assert "chosen: on the CPU, context 512, KV f16 in 32 streams, 32 requests at once: takes " in done.stdout
     assert "estimated" not in done.stdout
 
 
@@ -61,6 +62,7 @@ def test_what_scripts_get(path: Path) -> None:
     assert found["kv_bytes_per_token"]["f16"] == 4 * 2 * (16 + 16) * 2
     assert found["chosen"]["fits"]
     assert found["chosen"]["context"] == 512
+    assert [found["chosen"][name] for name in ("kv_layout", "parallel", "requests_at_once")] == ["streams", 64, 32]
     assert found["chosen"]["total_bytes"] == found["chosen"]["ram_bytes"]
     assert found["chosen"]["reason"].startswith("on the CPU")
 
@@ -96,6 +98,20 @@ def test_wishes(gpu: None) -> None:
     assert [asked[name] for name in ("gpu_layers", "context", "kv_type", "parallel")] == [12, 3000, "q4_0", 2]
     assert 0 < asked["gpu_bytes"] < free["gpu_bytes"]
     assert "GPU 12" in fit("qwen2.5-coder:7b", "--gpu-layers", "12").stdout
+
+
+def test_a_layout_of_one_s_own() -> None:
+    pooled = report("qwen2.5-coder:7b", "--kv-layout", "unified")
+    assert {row["kv_layout"] for row in pooled["table"]} == {"unified"}
+    assert pooled["chosen"]["requests_at_once"] == 64
+    assert " in one pool, " in pooled["chosen"]["reason"]
+
+
+def test_a_window_makes_the_cache_of_a_request_smaller(tmp_path: Path) -> None:
+    made = Made(architecture="gemma3", layers=6, width=640, heads=4, kv_heads=1, head=256, vocabulary=64000, window=512)
+    done = fit(str(made.write(tmp_path / "windows.gguf")))
+    layer = 2 * 256 * 2
+    assert f" {(layer * 32768 + 5 * layer * 1024) >> 20} MiB / " in done.stdout
 
 
 def test_wishes_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

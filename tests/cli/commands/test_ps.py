@@ -25,9 +25,11 @@ def test_what_is_loaded(serve: Serve) -> None:
         assert answer.result().status_code == 200
     assert shown.stderr.startswith(f"LocalLab {__version__} at {served.url}, up for ")
     heading, first, second = (line.split() for line in shown.stdout.splitlines())
-    assert heading == ["model", "memory", "device", "context", "running", "waiting", "loaded"]
+    assert heading == ["model", "memory", "device", "context", "kv", "cache", "running", "waiting", "loaded"]
     assert (first[0], second[0]) == ("other:2b", "tiny:1b")
-    assert first[1:4] == ["100", "MB", "RAM"]
+    assert first[1:4] == ["100", "MB", "RAM"] and "attention, unified" in shown.stdout
+    kept = [tuple(model[name] for name in ("memory_kind", "kv_layout", "prefix_reuse")) for model in report["models"]]
+    assert kept == [("attention", "unified", "prefix")] * 2
     assert (report["url"], report["version"], report["models"][0]["id"]) == (served.url, __version__, "other:2b")
     assert [(model["running"], model["ram_bytes"]) for model in report["models"]] == [(1, 10**8), (0, 10**8)]
 

@@ -87,8 +87,11 @@ def test_a_port_in_use_fails_before_anything_is_loaded() -> None:
         (["--model", "smollm2:135"], "unknown model 'smollm2:135'; did you mean smollm2:135m"),
         (["--model", "nowhere.gguf"], "nowhere.gguf"),
         (["--host", "no.such.host.invalid"], "host: 'no.such.host.invalid' is not an address of this machine"),
+        (["--cache-disk", "setup.cfg"], "cache_disk: setup.cfg cannot be used: it is no directory; name a writable directory"),
+        (["--cache-disk", "/proc/x"], "cache_disk: /proc/x cannot be used: No such file or directory"),
+        (["--cache-disk-gib", "10GB"], "'--cache-disk-gib': '10GB' is not a valid"),
     ],
-    ids=["unknown model", "missing file", "bad host"],
+    ids=["unknown model", "missing file", "bad host", "no directory", "bad directory", "bad size"],
 )
 def test_what_cannot_work_is_one_line_and_status_2(arguments: list[str], reason: str) -> None:
     status, err = failed(*arguments)
@@ -174,4 +177,4 @@ def test_banner() -> None:
     assert "listens on http://127.0.0.1:8000\n" in text
     assert "smollm2:135m (llama 135M Q4_1)" in text
     assert "CPU (2 threads)" in text
-    assert "8,192 tokens per request; the KV pool holds 16,384" in text
+    assert "8,192 tokens per request; the KV cache holds 16,384" in text

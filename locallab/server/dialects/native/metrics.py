@@ -31,6 +31,8 @@ NOW: Mapping[str, tuple[str, Callable[[EngineStats], int]]] = {
     "kv_used_tokens": ("Tokens in the KV pool, of running requests and of the prefix cache.", lambda stats: stats.kv_used),
     "kv_cached_tokens": ("Tokens in the KV pool that only the prefix cache holds.", lambda stats: stats.cached),
     "kv_capacity_tokens": ("Tokens the KV pool has room for.", lambda stats: stats.kv_total),
+    "prefix_cache_stored_bytes": ("Host RAM that prefixes take.", lambda stats: stats.stored_bytes),
+    "prefix_cache_limit_bytes": ("Host RAM that prefixes may take.", lambda stats: stats.stored_limit),
 }
 
 EVER: Mapping[str, tuple[str, Callable[[Totals], int]]] = {

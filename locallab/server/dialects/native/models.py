@@ -14,6 +14,7 @@ from locallab.engine import Kind
 from locallab.errors import InvalidField
 from locallab.models.spec import ModelSpec
 from locallab.pool import Pool, Status
+from locallab.server.dialects.native.system import KvLayout, MemoryKind, PrefixReuse, kv_facts
 from locallab.server.endpoint import Endpoint
 from locallab.server.fields.body import parse, read
 from locallab.server.reply import reply
@@ -148,9 +149,9 @@ class ModelStatus(msgspec.Struct, kw_only=True):
     architecture: str | UnsetType = UNSET
     type: str | UnsetType = UNSET
     device: str | UnsetType = UNSET
-    prefix_reuse: Annotated[
-        Literal["prefix", "whole", "none"] | UnsetType, Meta(description="the part of a prompt that the prefix cache can reuse")
-    ] = UNSET
+    memory_kind: MemoryKind = UNSET
+    kv_layout: KvLayout = UNSET
+    prefix_reuse: PrefixReuse | UnsetType = UNSET
     kind: Annotated[Kind | UnsetType, Meta(description="the kind of output")] = UNSET
     dimensions: Annotated[int | UnsetType, Meta(description="length of an embedding model's vectors")] = UNSET
     loaded_at: Annotated[int | UnsetType, Meta(description="seconds since the epoch")] = UNSET
@@ -196,7 +197,7 @@ def standing(pool: Pool, spec: ModelSpec) -> ModelStatus:
         "architecture": info.architecture,
         "type": info.description,
         "device": info.device,
-        "prefix_reuse": info.reuse,
+        **kv_facts(info),
         "kind": info.kind,
         "dimensions": info.dimensions or UNSET,
         "loaded_at": loaded.created,

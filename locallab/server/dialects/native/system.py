@@ -5,23 +5,25 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import psutil
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from locallab import hardware
-from locallab.engine import EngineStats, build_features
+from locallab.engine import EngineStats, ModelInfo, build_features
+from locallab.engine.llama import Memory
 from locallab.engine.request import MissReason, Tier
 from locallab.pool import Loaded, Pool, PoolStats
 from locallab.server.dialects.native.metrics import Metrics
 from locallab.server.endpoint import Endpoint
 from locallab.server.errors import RETRY_AFTER
 from locallab.server.reply import reply
+from locallab.settings import Layout
 from locallab.tunnel import TunnelFacts
 from locallab.version import __version__
 
@@ -134,7 +136,27 @@ class CacheFigures(msgspec.Struct):
     hit_tokens: Annotated[dict[Tier, int], Meta(description="tokens of prompts that it had, by where they were")]
 
 
-class LoadedModel(msgspec.Struct):
+MemoryKind = Annotated[
+    Memory | UnsetType,
+    Meta(
+        description="what a model of text keeps of earlier tokens: all of them (attention), in some layers the last ones only"
+        " (window), a running state (recurrent), or that beside attention (hybrid)"
+    ),
+]
+KvLayout = Annotated[
+    Layout | UnsetType,
+    Meta(description="unified: requests share one KV cache and the cells of a prefix; streams: each has a part of its own"),
+]
+PrefixReuse = Annotated[
+    Literal["prefix", "snapshots", "none"],
+    Meta(
+        description="what the prefix cache can reuse of an earlier prompt: any prefix; one that ends where the state was saved,"
+        " since a window or a running state cannot be cut (snapshots); or nothing, where no text is made"
+    ),
+]
+
+
+class LoadedModel(msgspec.Struct, kw_only=True):
     """A loaded model with its actual figures."""
 
     name: str
@@ -147,6 +169,9 @@ class LoadedModel(msgspec.Struct):
     trained_context: int
     kv_tokens: Annotated[int, Meta(description="tokens the KV pool holds for all requests together")]
     memory: MemoryFigures
+    memory_kind: MemoryKind = UNSET
+    kv_layout: KvLayout = UNSET
+    prefix_reuse: PrefixReuse
     loaded_at: Annotated[int, Meta(description="seconds since the epoch")]
     load_seconds: float
     stats: EngineStats
@@ -178,6 +203,12 @@ def build() -> Build:
     return msgspec.convert(build_features(), Build)
 
 
+def kv_facts(info: ModelInfo) -> dict[str, Any]:
+    """Return what a model keeps of earlier tokens, where, and what that means for sharing: see MemoryKind and the others."""
+    kept = {"memory_kind": info.memory, "kv_layout": info.kv_layout} if info.kind == "text" else {}
+    return {**kept, "prefix_reuse": info.reuse}
+
+
 def loaded_model(loaded: Loaded) -> LoadedModel:
     info, totals = loaded.engine.info, loaded.engine.totals
     return LoadedModel(
@@ -191,6 +222,7 @@ def loaded_model(loaded: Loaded) -> LoadedModel:
         trained_context=info.n_ctx_train,
         kv_tokens=info.kv_tokens,
         memory=MemoryFigures(loaded.memory.ram, loaded.memory.vram),
+        **kv_facts(info),
         loaded_at=loaded.created,
         load_seconds=round(loaded.seconds, 3),
         stats=loaded.engine.stats(),

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import gc
 import threading
+from pathlib import Path
 
 import httpx
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from websockets.sync.client import connect
 
+from locallab.engine.costs import StepCosts
 from locallab.server.middleware.traffic import Traffic, TrafficCounter
 from tests.support.fake_engine import TEXT
 from tests.support.http_server import Serve, Served
+from tests.support.tiny_server import tiny_server
 from tests.support.wait import until
 
 LENGTH = len(TEXT.encode())
@@ -115,6 +119,15 @@ def test_prompts_by_what_the_cache_had(serve: Serve) -> None:
             "prefix_cache_hit_tokens_total{model=tiny:1b,tier=resident}": 4,
             "prefix_cache_hit_tokens_total{model=tiny:1b,tier=host}": 5,
         }
+
+
+def test_host_ram_of_prefixes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StepCosts, "pays", lambda *_: True)  # a tiny model computes as fast as it saves
+    with tiny_server(tmp_path, cache_ram_mib=3) as tiny:
+        found = scrape(tiny.http)
+        assert found["prefix_cache_limit_bytes{model=chat}"] == 3 << 20 and not found["prefix_cache_stored_bytes{model=chat}"]
+        tiny.post("/v1/completions", prompt="a long text " * 10, max_tokens=1)
+        until(lambda: scrape(tiny.http)["prefix_cache_stored_bytes{model=chat}"] > 0)
 
 
 def test_loads_and_what_engines_did_that_are_gone(serve: Serve) -> None:

@@ -17,6 +17,7 @@ from locallab.server.dialects.native.system import build, machine, process
 from locallab.settings import ServerSettings
 from tests.support.fake_engine import TEXT, FakeEngine, registry
 from tests.support.http_server import Serve, Served, running
+from tests.support.tiny_server import tiny_server
 from tests.support.wait import until
 
 LENGTH = len(TEXT.encode())
@@ -44,10 +45,26 @@ def test_every_loaded_model_is_told_with_its_figures(serve: Serve) -> None:
         assert model["cache"]["requests"] == {"end": 0, "first time": 1, "diverged": 0, "evicted": 0, "no snapshot": 0}
         assert model["cache"]["missed_tokens"]["first time"] == 3 and not any(model["cache"]["hit_tokens"].values())
         assert set(model["memory"]) == {"ram_bytes", "vram_bytes"}
+        assert (model["memory_kind"], model["kv_layout"], model["prefix_reuse"]) == ("attention", "unified", "prefix")
         assert body["loads"]["loads"] == 1 and set(body["loads"]) == set(PoolStats.__dataclass_fields__)
         served.http.post("/models/unload", json={})
         body = served.http.get("/system/info").json()
         assert (body["model"], body["models"], body["loads"]["unloads"]) == (None, [], 1)
+
+
+@pytest.mark.parametrize("architecture", ["gemma3", "mamba", "lfm2"])
+def test_what_a_model_keeps_of_earlier_tokens(tmp_path: Path, architecture: str) -> None:
+    kind = {"gemma3": "window", "mamba": "recurrent", "lfm2": "hybrid"}[architecture]
+    with tiny_server(tmp_path, architecture=architecture, cache_ram_mib=1, on_demand="swap") as tiny:
+        for about in (tiny.http.get("/system/info").json()["model"], tiny.http.get("/models/current").json()):
+            assert (about["memory_kind"], about["prefix_reuse"]) == (kind, "snapshots")
+            assert about["kv_layout"] in ("unified", "streams")
+        stats = tiny.http.get("/system/info").json()["model"]["stats"]
+        assert (stats["stored_bytes"], stats["stored_limit"]) == (0, 1 << 20)
+        tiny.post("/v1/chat/completions", messages=[{"role": "user", "content": "Hi"}], max_tokens=1)
+        until(lambda: tiny.http.get("/system/info").json()["model"]["stats"]["stored_bytes"] > 0)
+        loaded = tiny.http.post("/models/load", json={"model_id": "embed"}).json()
+        assert loaded["prefix_reuse"] == "none" and not {"memory_kind", "kv_layout"} & loaded.keys()
 
 
 def test_cuda_is_told_from_what_llama_cpp_says(monkeypatch: pytest.MonkeyPatch) -> None:
