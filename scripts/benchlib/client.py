@@ -11,26 +11,29 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from benchlib.prompts import SCHEMA, Prompt
+from benchlib.prompts import Prompt
 
 # A delta with some text; a quote inside a JSON string is escaped, so the answer's own text cannot match.
 CONTENT = re.compile(rb'"(?:content|reasoning_content)"\s*:\s*"(?!")')
-JSON_FORMAT = {"response_format": {"type": "json_schema", "json_schema": {"name": "people", "schema": SCHEMA}}}
+# The first number by this name in an event is that of its choice; quotes in the answer's own text are escaped here too.
+INDEX = re.compile(rb'"index"\s*:\s*(\d+)')
 RARE = re.compile(rb'"(?:finish_reason"\s*:\s*"|usage"\s*:\s*\{|error"\s*:)')
 
 
 @dataclass(slots=True)
 class Answer:
-    """What came back for one request; times are those of time.perf_counter."""
+    """What came back for one request; times are those of time.perf_counter. `max_tokens` is the sum over its `n` choices."""
 
     max_tokens: int
     started: float
+    n: int = 1
     ended: float = 0.0
     status: int = 0
-    arrivals: list[float] = field(default_factory=list)  # one for each event with text
+    arrivals: dict[int, list[float]] = field(default_factory=dict)  # of each choice: one for each event with text
     prompt_tokens: int | None = None
+    cached_tokens: int | None = None
     usage_tokens: int | None = None
-    finish_reason: str | None = None
+    finish_reasons: dict[int, str] = field(default_factory=dict)
     done: bool = False
     cut_off: bool = False
     error: str | None = None
@@ -38,7 +41,7 @@ class Answer:
     @property
     def tokens(self) -> int:
         """Tokens of the answer: the server's own count, else the number of events with text."""
-        return len(self.arrivals) if self.usage_tokens is None else self.usage_tokens
+        return sum(map(len, self.arrivals.values())) if self.usage_tokens is None else self.usage_tokens
 
     def take(self, line: bytes, now: float) -> None:
         """Takes one line of the event stream, which arrived at `now`."""
@@ -49,7 +52,8 @@ class Answer:
             self.done = True
             return
         if CONTENT.search(data):
-            self.arrivals.append(now)
+            index = INDEX.search(data)
+            self.arrivals.setdefault(int(index[1]) if index else 0, []).append(now)
         if RARE.search(data):
             self._read(json.loads(data))
 
@@ -57,16 +61,20 @@ class Answer:
         if event.get("error"):
             self.error = f"error event: {_message(event)}"
         for choice in event.get("choices") or []:
-            self.finish_reason = choice.get("finish_reason") or self.finish_reason
+            if choice.get("finish_reason"):
+                self.finish_reasons[choice.get("index", 0)] = choice["finish_reason"]
         usage = event.get("usage") or {}
         self.prompt_tokens = usage.get("prompt_tokens", self.prompt_tokens)
-        self.usage_tokens = usage.get("completion_tokens", self.usage_tokens)
+        self.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", self.cached_tokens)
+        if "completion_tokens" in usage:  # llama.cpp's server counts each choice by itself, others all of them at the end
+            before = self.usage_tokens if self.n > 1 else None
+            self.usage_tokens = (before or 0) + usage["completion_tokens"]
 
     def close(self, now: float, error: str | None = None) -> None:
-        """Ends the answer at `now`; one that began and lacks its finish reason or [DONE] was cut off."""
+        """Ends the answer at `now`; one that began and lacks a finish reason or [DONE] was cut off."""
         self.ended = now
         self.error = self.error or error
-        whole = self.done and self.finish_reason is not None
+        whole = self.done and len(self.finish_reasons) == self.n
         if self.status == 200 and self.error is None and not whole:
             self.cut_off, self.error = True, "cut off: no [DONE]" if not self.done else "cut off: no finish_reason"
 
@@ -129,7 +137,7 @@ class ResponseReader:
 
 
 class ChatClient:
-    """Sends prompts to one server, each on a connection of its own."""
+    """Sends chats to one server, each on a connection of its own."""
 
     def __init__(self, url: str, model: str, api_key: str | None, timeout: float) -> None:
         parts = urlsplit(url)
@@ -145,10 +153,15 @@ class ChatClient:
 
     async def ask(self, prompt: Prompt, on_first: Callable[[], None] | None = None) -> Answer:
         """Sends `prompt` and reads the answer to its end; what goes wrong is in its `error`, never raised."""
-        request = self._request(prompt)
-        answer, error = Answer(1 if prompt.as_json else prompt.max_tokens, time.perf_counter()), None
+        answer = Answer(prompt.n * (1 if prompt.as_json else prompt.max_tokens), time.perf_counter(), prompt.n)
+        await self.send(prompt.body(), answer, on_first)
+        return answer
+
+    async def send(self, body: dict[str, Any], answer: Answer, on_first: Callable[[], None] | None = None) -> None:
+        """Streams the chat of `body` into `answer`; raises only what `answer.take` raises of its own."""
+        error = None
         try:
-            await asyncio.wait_for(self._exchange(request, answer, on_first), self.timeout)
+            await asyncio.wait_for(self._exchange(self._request(body), answer, on_first), self.timeout)
         except asyncio.TimeoutError:
             error = f"no whole answer in {self.timeout:g} s"
         except ConnectionError as problem:
@@ -157,20 +170,10 @@ class ChatClient:
         except (OSError, ValueError, TypeError, AttributeError) as problem:  # JSON of another shape gives the last two
             error = f"{type(problem).__name__}: {problem}"
         answer.close(time.perf_counter(), error)
-        return answer
 
-    def _request(self, prompt: Prompt) -> bytes:
-        system = [{"role": "system", "content": prompt.system}] if prompt.system else []
-        body = {
-            "model": self.model,
-            "messages": [*system, {"role": "user", "content": prompt.user}],
-            "max_tokens": prompt.max_tokens,
-            "temperature": 0,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            **(JSON_FORMAT if prompt.as_json else {"ignore_eos": True}),
-        }
-        data = json.dumps(body).encode()
+    def _request(self, body: dict[str, Any]) -> bytes:
+        stream = {"model": self.model, "stream": True, "stream_options": {"include_usage": True}}
+        data = json.dumps({**stream, **body}).encode()
         return f"{self._head}{len(data)}\r\n\r\n".encode() + data
 
     async def _exchange(self, request: bytes, answer: Answer, on_first: Callable[[], None] | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
+from typing import Any
 
 # Each is one token of SmolLM2 (and of most English vocabularies) with a space before it.
 _WORDS = """
@@ -45,17 +46,35 @@ SCHEMA = {
     "additionalProperties": False,
 }
 """What the answers of a JSON workload look like: much of it follows from the schema alone."""
+JSON_FORMAT = {"response_format": {"type": "json_schema", "json_schema": {"name": "people", "schema": SCHEMA}}}
 SPARE_TOKENS = 128  # what the chat template and its own system prompt may add
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One chat request: its texts and the length of its answer; `as_json` holds the answer to SCHEMA, with which it ends."""
+    """One chat request: its texts, the length of its answer, and how many answers (`n`) it asks for.
+
+    `history`: what user and assistant said before, alternating. `as_json` holds the answer to SCHEMA, with which it ends.
+    """
 
     system: str
     user: str
     max_tokens: int
     as_json: bool = False
+    n: int = 1
+    history: tuple[str, ...] = ()
+
+    def body(self) -> dict[str, Any]:
+        """The request's fields, without those that every request has."""
+        said = [("user", "assistant")[place % 2] for place in range(len(self.history))]
+        messages = [*zip(said, self.history, strict=True), ("user", self.user)]
+        return {
+            "messages": [{"role": role, "content": text} for role, text in [("system", self.system), *messages] if text],
+            "max_tokens": self.max_tokens,
+            "temperature": 0,
+            **({"n": self.n} if self.n > 1 else {}),
+            **(JSON_FORMAT if self.as_json else {"ignore_eos": True}),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,23 +87,35 @@ class Workload:
     requests: int
     as_json: bool = False
     decoders: int = 0  # clients that decode while `requests` long prompts arrive one after another; 0: no such mix
+    n: int = 1  # answers to each request
+    turns: int = 1  # of each of the `requests` conversations
+    clients: tuple[int, ...] = ()  # the numbers of clients that it runs with, if not those of the run
+    after: str = ""  # the workload that runs straight before it
+    restart: bool = False  # the server is stopped and started before it, and the prompts are those of `after` again
 
     def context(self) -> int:
         """Tokens that the longest request needs, prompt and answer, with room for other vocabularies."""
-        need = (self.system_words + self.user_words) * 115 // 100 + SPARE_TOKENS + self.max_tokens
+        words = self.system_words + self.user_words + (self.turns - 1) * (self.max_tokens + NEXT_WORDS)
+        need = words * 115 // 100 + SPARE_TOKENS + self.max_tokens
         if self.decoders:
             need = max(need, DECODER.context())
         return -(-need // 256) * 256
 
 
+NEXT_WORDS = 40  # of each later turn of a conversation
+CONVERSATIONS = 10  # there are at least so many in a plan of conversations, and more than clients
 DECODER = Workload(system_words=0, user_words=40, max_tokens=256, requests=1)
 WORKLOADS = {
     "short": Workload(system_words=0, user_words=40, max_tokens=64, requests=3),
     "prompt": Workload(system_words=0, user_words=350, max_tokens=64, requests=3),
     "shared": Workload(system_words=840, user_words=20, max_tokens=64, requests=2),
-    "shared-warm": Workload(system_words=840, user_words=20, max_tokens=64, requests=2),
+    "shared-warm": Workload(system_words=840, user_words=20, max_tokens=64, requests=2, after="shared"),
     "json": Workload(system_words=0, user_words=40, max_tokens=400, requests=2, as_json=True),
-    "long": Workload(system_words=0, user_words=2000, max_tokens=16, requests=3, decoders=4),
+    "turns": Workload(system_words=0, user_words=640, max_tokens=64, requests=2, turns=3),
+    "n": Workload(system_words=0, user_words=350, max_tokens=64, requests=2, n=4),
+    "long": Workload(system_words=0, user_words=2000, max_tokens=16, requests=3, decoders=4, clients=(5,)),
+    "cold": Workload(system_words=0, user_words=6000, max_tokens=16, requests=1, clients=(1,)),
+    "restart": Workload(system_words=0, user_words=6000, max_tokens=16, requests=1, clients=(1,), after="cold", restart=True),
 }
 WARM_UP = Prompt(system="", user="Say something about the weather.", max_tokens=8)
 
@@ -108,8 +139,12 @@ class Planner:
     def plan(self, name: str, clients: int, round_: int) -> Plan:
         """The plan of workload `name` in round `round_`; `clients` is ignored by a workload with decoders."""
         workload, key = WORKLOADS[name], f"{self.seed} {clients} {round_}"
+        if workload.restart:
+            name = workload.after
         if self.requests is not None:
             workload = replace(workload, requests=self.requests)
+        elif workload.turns > 1:
+            workload = replace(workload, requests=max(workload.requests, -(-CONVERSATIONS // clients)))
         if workload.decoders:
             decoders = [self._lane(DECODER, "", f"{key} decoder {lane}") for lane in range(workload.decoders)]
             return Plan(decoders, self._lane(workload, "", f"{key} {name}"))
@@ -121,7 +156,22 @@ class Planner:
         texts = [_text(workload.user_words - TASK_WORDS, f"{key} {number}") for number in range(workload.requests)]
         if workload.as_json:  # however quick the run: an answer that is cut is no JSON
             return [Prompt(system, text + JSON_TASK, workload.max_tokens, as_json=True) for text in texts]
-        return [Prompt(system, text + TASK, tokens) for text in texts]
+        first = [Prompt(system, text + TASK, tokens, n=workload.n) for text in texts]
+        return first + [
+            self._next(prompt, turn, f"{key} {number}")
+            for turn in range(1, workload.turns)
+            for number, prompt in enumerate(first)
+        ]
+
+    def _next(self, prompt: Prompt, turn: int, key: str) -> Prompt:
+        """A later turn of the conversation that `prompt` began: the client has put words of its own for every answer."""
+        said = [prompt.user]
+        for number in range(1, turn + 1):
+            said += [
+                _text(prompt.max_tokens, f"{key} answer {number}"),
+                _text(NEXT_WORDS - TASK_WORDS, f"{key} {number}") + TASK,
+            ]
+        return replace(prompt, history=tuple(said[:-1]), user=said[-1])
 
 
 def _text(count: int, key: str) -> str:

@@ -18,17 +18,44 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-PLACEHOLDERS = ("python", "binary", "model", "port", "threads", "clients", "context", "context_total")
+COMMANDS = {
+    "llama-server": (
+        "{binary} -m {model} --host 127.0.0.1 --port {port} -t {threads} -tb {threads} "
+        "-np {clients} -c {context_total} --no-webui"
+    ),
+    "locallab": (
+        "locallab serve --model {model} --port {port} --threads {threads} --context {context} "
+        "--kv-tokens {context_total} --parallel 64 --no-access-log --log-level warning"
+    ),
+    "llama-cpp-python": (
+        "{python} -m llama_cpp.server --model {model} --host 127.0.0.1 --port {port} --n_threads {threads} "
+        "--n_threads_batch {threads} --n_ctx {context} --logits_all false --flash_attn true --verbose false"
+    ),
+}
+PLACEHOLDERS = ("python", "binary", "model", "port", "threads", "clients", "context", "context_total", "scratch")
 POLL_SECONDS = 0.1
 STOP_SECONDS = 15.0
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """What a server must hold at once: `clients` requests of at most `context` tokens, prompt and answer."""
+    """What a server must hold at once: `clients` answers of at most `context` tokens with their prompts."""
 
     clients: int
     context: int
+    scarcity: int = 1
+
+    @property
+    def total(self) -> int:
+        """Tokens of the KV cache: one part in `scarcity` of what the answers may need, but a whole context."""
+        return max(self.context, self.clients * self.context // self.scarcity)
+
+
+def expand(template: str) -> str:
+    """`template` with the commands of COMMANDS in the place of their names in braces."""
+    for name, command in COMMANDS.items():
+        template = template.replace(f"{{{name}}}", command)
+    return template
 
 
 def fill(template: str, **values: object) -> list[str]:
@@ -36,7 +63,8 @@ def fill(template: str, **values: object) -> list[str]:
     try:
         return [part.format(**values) for part in shlex.split(template)]
     except (KeyError, IndexError):
-        raise ValueError(f"unknown placeholder in {template!r}; known: {', '.join(PLACEHOLDERS)}") from None
+        known = ", ".join((*COMMANDS, *PLACEHOLDERS))
+        raise ValueError(f"unknown placeholder in {template!r}; known: {known}") from None
 
 
 class Server:
@@ -117,8 +145,8 @@ class Server:
     def _launch(self, command: str, size: Size, say: Callable[[str], None]) -> None:
         port = _free_port()
         self.url = f"http://127.0.0.1:{port}"
-        total = size.clients * size.context
-        arguments = fill(command, **self._values, port=port, clients=size.clients, context=size.context, context_total=total)
+        sizes = {"clients": size.clients, "context": size.context, "context_total": size.total}
+        arguments = fill(command, **self._values, **sizes, port=port)
         say(f"{self.name}: {shlex.join(arguments)}")
         handle, path = tempfile.mkstemp(prefix=f"bench-{self.name}-", suffix=".log")
         self._log = Path(path)

@@ -14,7 +14,7 @@ from benchlib.load import Outcome
 
 METRICS = ("tokens_per_s", "ttft_p50", "ttft_p95", "itl_p50", "itl_p99")
 HEADINGS = (
-    *("workload", "clients", "server", "prompt", "tokens/s", "x", "TTFT p50", "x", "TTFT p95", "x"),
+    *("workload", "clients", "server", "prompt", "cached", "tokens/s", "x", "TTFT p50", "x", "TTFT p95", "x"),
     *("ITL p50", "ITL p99", "x", "errors", "cut off", "peak MiB"),
 )
 
@@ -45,6 +45,7 @@ class Sample:
     cut_off: int  # those of them that began and then ended without finish_reason or [DONE]
     short_answers: int  # whole answers of fewer tokens than asked for
     prompt_tokens: float | None
+    cached: float | None  # share of the prompt tokens that the server found in its cache, as it says itself
     tokens: int
     seconds: float
     tokens_per_s: float
@@ -68,6 +69,7 @@ class Row:
     clients: int
     server: str
     prompt_tokens: float | None
+    cached: float | None
     values: dict[str, float | None]
     ratios: dict[str, float | None]
     requests: int
@@ -98,8 +100,9 @@ def measure(outcome: Outcome, turn: Turn) -> Sample:
     """One turn as a sample. Where prompts arrived among decoders, TTFT is that of the arrivals, ITL that of the decoders."""
     whole = [answer for answer in outcome.answers if answer.error is None]
     waited = [a for a in outcome.arrivals or outcome.lanes if a.error is None and a.arrivals]
-    ttft = [(answer.arrivals[0] - answer.started) * 1000 for answer in waited]
-    gaps = [gap for answer in outcome.lanes if answer.error is None for gap in _gaps(answer)]
+    ttft = [(times[0] - answer.started) * 1000 for answer in waited for times in answer.arrivals.values()]
+    streams = [times for answer in outcome.lanes if answer.error is None for times in answer.arrivals.values()]
+    gaps = [(later - earlier) * 1000 for times in streams for earlier, later in pairwise(times)]
     tokens = sum(answer.tokens for answer in whole)
     return Sample(
         workload=turn.workload,
@@ -111,6 +114,7 @@ def measure(outcome: Outcome, turn: Turn) -> Sample:
         cut_off=sum(answer.cut_off for answer in outcome.answers),
         short_answers=sum(answer.tokens < answer.max_tokens for answer in whole),
         prompt_tokens=median(answer.prompt_tokens for answer in waited),
+        cached=_cached_share(whole),
         tokens=tokens,
         seconds=outcome.seconds,
         tokens_per_s=tokens / outcome.seconds,
@@ -127,8 +131,10 @@ def measure(outcome: Outcome, turn: Turn) -> Sample:
     )
 
 
-def _gaps(answer: Answer) -> list[float]:
-    return [(later - earlier) * 1000 for earlier, later in pairwise(answer.arrivals)]
+def _cached_share(answers: Iterable[Answer]) -> float | None:
+    known = [(answer.cached_tokens, answer.prompt_tokens) for answer in answers if answer.cached_tokens is not None]
+    prompts = sum(tokens or 0 for _, tokens in known)
+    return sum(cached for cached, _ in known) / prompts if prompts else None
 
 
 def summarise(samples: Sequence[Sample], reference: str) -> list[Row]:
@@ -151,8 +157,9 @@ def _row(turns: list[Sample], base: dict[int, Sample]) -> Row:
         clients=turns[0].clients,
         server=turns[0].server,
         prompt_tokens=median(turn.prompt_tokens for turn in turns),
+        cached=median(turn.cached for turn in turns),
         values={metric: median(getattr(turn, metric) for turn in turns) for metric in METRICS},
-        ratios={metric: median(_ratio(turn, base.get(turn.round), metric) for turn in turns) for metric in METRICS},
+        ratios={metric: median(ratio(turn, base.get(turn.round), metric) for turn in turns) for metric in METRICS},
         requests=sum(turn.requests for turn in turns),
         errors=sum(turn.errors for turn in turns),
         cut_off=sum(turn.cut_off for turn in turns),
@@ -161,7 +168,8 @@ def _row(turns: list[Sample], base: dict[int, Sample]) -> Row:
     )
 
 
-def _ratio(turn: Sample, base: Sample | None, metric: str) -> float | None:
+def ratio(turn: Sample, base: Sample | None, metric: str) -> float | None:
+    """`metric` of `turn`, as a multiple of that of `base`; None where either is missing, or `base` has 0."""
     value, against = getattr(turn, metric), getattr(base, metric, None)
     return value / against if value is not None and against else None
 
@@ -183,21 +191,22 @@ def _pad(cell: str, width: int, column: int) -> str:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    value, ratio = row.values, row.ratios
+    value, ratios = row.values, row.ratios
     return (
         row.workload,
         str(row.clients),
         row.server,
         _number(row.prompt_tokens, 0),
+        "-" if row.cached is None else f"{row.cached:.0%}",
         _number(value["tokens_per_s"], 1),
-        _number(ratio["tokens_per_s"], 2),
+        _number(ratios["tokens_per_s"], 2),
         _number(value["ttft_p50"], 0),
-        _number(ratio["ttft_p50"], 2),
+        _number(ratios["ttft_p50"], 2),
         _number(value["ttft_p95"], 0),
-        _number(ratio["ttft_p95"], 2),
+        _number(ratios["ttft_p95"], 2),
         _number(value["itl_p50"], 1),
         _number(value["itl_p99"], 1),
-        _number(ratio["itl_p99"], 2),
+        _number(ratios["itl_p99"], 2),
         f"{row.errors}/{row.requests}",
         str(row.cut_off),
         _number(row.peak_mib, 0),

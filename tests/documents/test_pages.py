@@ -17,7 +17,9 @@ from tests.support.pages import PAGES, ROOT, anchors, blocks, broken_links, code
 every_page = pytest.mark.parametrize("page", PAGES)
 
 OTHERS = {"--no-repack", "--write"}
-"""Flags in inline code that are neither ours nor scripts/bench's: llama.cpp's server's, scripts/cli-reference's."""
+"""Flags in inline code that are neither ours nor those of SCRIPTS: llama.cpp's server's, scripts/cli-reference's."""
+
+SCRIPTS = ("scripts/bench", "scripts/gpu-check", "scripts/soak")
 
 
 def test_every_page_is_listed() -> None:
@@ -58,21 +60,22 @@ def flags(command: click.Command) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def bench_flags() -> set[str]:
-    done = subprocess.run([sys.executable, ROOT / "scripts/bench", "--help"], capture_output=True, text=True, check=True)
-    return set(re.findall(r"--[a-z-]+", done.stdout))
+def script_flags() -> dict[str, set[str]]:
+    commands = {script: [sys.executable, ROOT / script, "--help"] for script in SCRIPTS}
+    shown = {script: subprocess.check_output(command, text=True) for script, command in commands.items()}
+    return {script: set(re.findall(r"^  (?:-h, )?(--[a-z-]+)", text, re.MULTILINE)) for script, text in shown.items()}
 
 
 @every_page
-def test_commands_and_their_flags_exist(page: str, bench_flags: set[str]) -> None:
+def test_commands_and_their_flags_exist(page: str, script_flags: dict[str, set[str]]) -> None:
     for line in commands(page):
-        found = re.search(r"(?:^|[ $])(locallab|scripts/bench|--[a-z-]+)(?= |$)(.*)", line)
+        found = re.search(r"(?:^|[ $])(locallab|scripts/bench|scripts/gpu-check|scripts/soak|--[a-z-]+)(?= |$)(.*)", line)
         if found is None:
             continue
         words = shlex.split(found[2])
         used = {word.partition("=")[0] for word in words if word.startswith("--")}
-        if found[1] == "scripts/bench":
-            assert used <= bench_flags, line
+        if found[1] in SCRIPTS:
+            assert used <= script_flags[found[1]], line
         elif found[1] == "locallab":
             command: click.Command = main
             while words and isinstance(command, click.Group) and words[0] in command.commands:
@@ -80,7 +83,7 @@ def test_commands_and_their_flags_exist(page: str, bench_flags: set[str]) -> Non
             assert command is not main or not words or words[0].startswith("--"), line
             assert used <= flags(command), line
         elif line.startswith("--"):
-            assert found[1] in flags(main) | bench_flags | OTHERS, line
+            assert found[1] in flags(main).union(OTHERS, *script_flags.values()), line
 
 
 def test_the_table_of_imports_is_the_rule() -> None:

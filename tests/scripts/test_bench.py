@@ -20,7 +20,7 @@ from benchlib import cpu, report, summary  # noqa: E402
 from benchlib.client import Answer, ChatClient, ResponseReader  # noqa: E402
 from benchlib.load import Outcome  # noqa: E402
 from benchlib.prompts import WORKLOADS, Planner  # noqa: E402
-from benchlib.servers import fill  # noqa: E402
+from benchlib.servers import PLACEHOLDERS, Size, expand, fill  # noqa: E402
 from benchlib.summary import Turn  # noqa: E402
 
 SERVER = SCRIPTS.parent / "tests/support/sse_server.py"
@@ -60,7 +60,7 @@ def rows_by_server(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def answer(arrivals: list[float], *, started: float = 0.0, max_tokens: int = 2, **values: Any) -> Answer:
-    return Answer(max_tokens, started, arrivals=arrivals, status=200, **values)
+    return Answer(max_tokens, started, arrivals={0: arrivals} if arrivals else {}, status=200, **values)
 
 
 def sample(server: str, round_: int, **values: Any) -> summary.Sample:
@@ -104,6 +104,16 @@ class TestMeasure:
         assert measured.itl_p99 == measured.itl_max == pytest.approx(200)
         assert measured.tokens == 4
 
+    def test_takes_the_times_of_each_choice(self) -> None:
+        both = Answer(4, 0.0, 2, arrivals={0: [1.0, 1.5], 1: [3.0, 3.5]}, status=200)
+        measured = summary.measure(Outcome([both], [], 10.0, 0.1), TURN)
+        assert (measured.ttft_p50, measured.itl_max, measured.tokens) == (2000, 500, 4)
+
+    def test_sums_up_what_the_servers_cache_had(self) -> None:
+        told = [answer([0.1], prompt_tokens=tokens, cached_tokens=cached) for tokens, cached in ((100, 0), (300, 200))]
+        for answers, share in (([*told, answer([0.1], prompt_tokens=100)], 0.5), ([answer([0.1])], None)):
+            assert summary.measure(Outcome(answers, [], 1.0, 0.1), TURN).cached == share
+
     def test_knows_no_times_when_nothing_was_whole(self) -> None:
         outcome = Outcome([answer([], error="HTTP 500: no")], [], 1.0, 0.0)
         measured = summary.measure(outcome, TURN)
@@ -139,6 +149,16 @@ class TestReport:
         samples = [sample("ref", 1, other_cpu=0.05), sample("ref", 2, other_cpu=0.5), sample("ref", 3)]
         assert "1 of 3 turns are noisy" in report.markdown(samples, "ref", 3, {})
         assert "noisy" not in report.markdown(samples[:1], "ref", 1, {})
+
+    def test_compares_a_restart_with_the_cold_prompt_of_its_round(self) -> None:
+        times = {"cold": (1000.0, 2000.0, 4000.0), "restart": (100.0, 100.0, 100.0)}
+        samples = [
+            sample("ref", number, workload=workload, ttft_p50=time)
+            for workload, each in times.items()
+            for number, time in enumerate(each)
+        ]
+        assert "- restart, ref: TTFT p50 after the restart is 0.05 of the cold one" in report.markdown(samples, "ref", 3, {})
+        assert "after the restart" not in report.markdown(samples[:3], "ref", 3, {})
 
 
 class TestCpu:
@@ -201,17 +221,35 @@ class TestAnswer:
     def test_counts_events_with_text(self, data: bytes, arrivals: int) -> None:
         taken = Answer(1, 0.0, status=200)
         taken.take(b"data: " + data, 1.0)
-        assert len(taken.arrivals) == arrivals
+        assert sum(map(len, taken.arrivals.values())) == arrivals
+
+    def test_keeps_choices_apart_and_waits_for_all(self) -> None:
+        taken = Answer(4, 0.0, 2, status=200)
+        for now, index in enumerate((1, 0, 1)):
+            taken.take(b'data: {"choices":[{"index": %d,"delta":{"content":"\\"index\\":7"}}]}' % index, now)
+        assert taken.arrivals == {1: [0, 2], 0: [1]}
+        taken.take(b'data: {"choices":[{"index":1,"finish_reason":"length"}]}', 3.0)
+        taken.take(b"data: [DONE]", 3.0)
+        taken.close(4.0)
+        assert taken.error == "cut off: no finish_reason"
 
     def test_prefers_the_servers_count_of_tokens(self) -> None:
         taken = Answer(3, 0.0, status=200)
         taken.take(b'data: {"choices":[{"delta":{"content":"a"},"finish_reason":"length"}]}', 1.0)
         assert taken.tokens == 1
-        taken.take(b'data: {"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":3}}', 1.0)
+        usage = b'{"prompt_tokens":7,"completion_tokens":3,"prompt_tokens_details":{"cached_tokens":5}}'
+        taken.take(b'data: {"choices":[],"usage":%s}' % usage, 1.0)
         taken.take(b"data: [DONE]", 1.0)
         taken.close(2.0)
-        assert (taken.tokens, taken.prompt_tokens, taken.finish_reason) == (3, 7, "length")
+        assert (taken.tokens, taken.prompt_tokens, taken.cached_tokens, taken.finish_reasons) == (3, 7, 5, {0: "length"})
         assert (taken.error, taken.cut_off) == (None, False)
+
+    @pytest.mark.parametrize(("n", "tokens"), [(1, 5), (2, 8)], ids=["of one choice: running", "of several: one each"])
+    def test_takes_several_counts_of_tokens(self, n: int, tokens: int) -> None:
+        taken = Answer(8, 0.0, n, status=200)
+        for count in (3, 5):
+            taken.take(b'data: {"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":%d}}' % count, 1.0)
+        assert (taken.tokens, taken.prompt_tokens) == (tokens, 7)
 
     @pytest.mark.parametrize(
         ("lines", "error"),
@@ -265,8 +303,29 @@ class TestPlanner:
     def test_json_is_asked_for_with_a_schema(self) -> None:
         client = ChatClient("http://127.0.0.1:1", "m", None, 1.0)
         for name, has, has_not in (("json", b"response_format", b"ignore_eos"), ("short", b"ignore_eos", b"response_format")):
-            request = client._request(Planner(seed=1).plan(name, 1, 1).lanes[0][0])
+            request = client._request(Planner(seed=1).plan(name, 1, 1).lanes[0][0].body())
             assert has in request and has_not not in request
+
+    @pytest.mark.parametrize(("clients", "conversations"), [(1, 10), (4, 3), (8, 2)])
+    def test_conversations_take_turns_with_edited_answers(self, clients: int, conversations: int) -> None:
+        for lane in Planner(seed=1).plan("turns", clients, 1).lanes:
+            assert [len(prompt.history) for prompt in lane] == [0] * conversations + [2] * conversations + [4] * conversations
+            for number in range(conversations):
+                first, second, third = ((*prompt.history, prompt.user) for prompt in lane[number::conversations])
+                assert (second[:1], third[:3]) == (first, second)
+                assert [len(text.split()) for text in third] == [640, 64, 40, 64, 40]
+
+    def test_restart_asks_the_same_as_cold(self) -> None:
+        planner = Planner(seed=1)
+        assert planner.plan("restart", 1, 1) == planner.plan("cold", 1, 1) != planner.plan("cold", 1, 2)
+        assert len(planner.plan("cold", 1, 1).lanes[0][0].user.split()) == 6000
+
+    def test_a_request_says_how_many_answers_and_who_said_what(self) -> None:
+        planner = Planner(seed=1)
+        assert planner.plan("n", 1, 1).lanes[0][0].body()["n"] == 4
+        shared, turns = (planner.plan(name, 1, 1).lanes[0][-1].body()["messages"] for name in ("shared", "turns"))
+        assert [message["role"] for message in shared] == ["system", "user"]
+        assert [message["role"] for message in turns] == ["user", "assistant", "user", "assistant", "user"]
 
     def test_quick_asks_for_shorter_answers(self) -> None:
         plan = Planner(seed=1, requests=1, quick=True).plan("short", 2, 1)
@@ -279,11 +338,25 @@ class TestPlanner:
             "shared": 1280,
             "shared-warm": 1280,
             "json": 768,
+            "turns": 1280,
+            "n": 768,
             "long": 2560,
+            "cold": 7168,
+            "restart": 7168,
         }
 
 
+class TestSize:
+    @pytest.mark.parametrize(("scarcity", "total"), [(1, 8000), (4, 2000), (100, 1000)])
+    def test_a_scarce_cache_holds_a_whole_context(self, scarcity: int, total: int) -> None:
+        assert Size(8, 1000, scarcity).total == total
+
+
 class TestFill:
+    def test_usual_commands_stand_in_braces(self) -> None:
+        filled = fill(expand("{locallab} --step-ms 9"), **dict.fromkeys(PLACEHOLDERS, "x"))
+        assert (filled[:2], filled[-2:]) == (["locallab", "serve"], ["--step-ms", "9"])
+
     def test_keeps_values_with_spaces_whole(self) -> None:
         assert fill("run -m {model} 'a b'", model="my model.gguf") == ["run", "-m", "my model.gguf", "a b"]
 
@@ -335,6 +408,12 @@ class TestComparison:
         sizes = [len(json.loads(line)["messages"][0]["content"].split()) for line in record.read_text().splitlines()]
         assert sizes[1:] == [40] * 4 + [2000]
 
+    def test_cached_tokens_and_several_answers_are_counted(self, start_server: StartServer, tmp_path: Path) -> None:
+        result, done = compare(tmp_path, "--quick", "--workloads", "n", "--url", f"one={start_server('--cached', '0.5')}")
+        [sample] = result["samples"]
+        assert (sample["errors"], sample["short_answers"], sample["tokens"], sample["cached"]) == (0, 0, 2 * 4 * 16, 0.5)
+        assert re.search(r"^\| n +\| +2 \| one +\| +350 \| +50% \|", done.stdout, re.MULTILINE)
+
     @pytest.mark.parametrize(
         ("fault", "errors", "cut_off", "message"),
         [
@@ -377,7 +456,7 @@ class TestLaunched:
     @pytest.mark.parametrize("exclusive", [[], ["--exclusive"]], ids=["together", "exclusive"])
     def test_starts_measures_and_stops_the_server(self, model: Path, tmp_path: Path, exclusive: list[str]) -> None:
         flags = ["--quick", "--workloads", "short", "--clients", "1,2", "--model", str(model), "--locallab", *exclusive]
-        result, done = compare(tmp_path, *flags, "--locallab-command", self.command())
+        result, done = compare(tmp_path, *flags, "--variant", "locallab=" + self.command())
         assert [(row["clients"], row["errors"]) for row in result["rows"]] == [(1, 0), (2, 0)]
         assert all(sample["server_cpu"] >= 0 and sample["other_cpu"] >= 0 for sample in result["samples"])
         assert all(row["peak_mib"] > 1 for row in result["rows"])
@@ -385,6 +464,23 @@ class TestLaunched:
         assert len(pids) == 2
         assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
         assert "- model: tiny model.gguf" in done.stdout
+
+    def test_restarts_the_server_before_it_asks_again(self, model: Path, tmp_path: Path) -> None:
+        record = tmp_path / "sent"
+        remember = f"sh -c 'echo > {{scratch}}/start-$$; ls {{scratch}} >> {tmp_path}/seen; exec \"$@\"' sh "
+        command = remember + self.command("--record", str(record))
+        result, done = compare(
+            tmp_path, "--quick", "--workloads", "restart", "--model", str(model), "--variant", f"one={command}"
+        )
+        assert [(row["workload"], row["clients"], row["errors"]) for row in result["rows"]] == [
+            ("cold", 1, 0),
+            ("restart", 1, 0),
+        ]
+        assert len(set(re.findall(r"one: ready at .* \(pid (\d+)\)", done.stderr))) == 2
+        _, cold, _, again = [json.loads(line) for line in record.read_text().splitlines()]
+        assert cold == again
+        assert len((tmp_path / "seen").read_text().split()) == 3
+        assert "- restart, one: TTFT p50 after the restart is" in done.stdout
 
     @pytest.mark.parametrize(
         ("command", "reason"),
@@ -397,7 +493,7 @@ class TestLaunched:
     def test_shows_a_server_that_does_not_start(
         self, start_server: StartServer, model: Path, tmp_path: Path, command: str, reason: str
     ) -> None:
-        flags = ["--quick", "--workloads", "short", "--model", str(model), "--locallab", "--locallab-command", command]
+        flags = ["--quick", "--workloads", "short", "--model", str(model), "--locallab", "--variant", f"locallab={command}"]
         result, done = compare(tmp_path, *flags, "--url", f"good={start_server()}", "--reference", "good")
         assert reason in done.stderr
         rows = rows_by_server(result)
@@ -407,7 +503,7 @@ class TestLaunched:
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "terminate"])
     def test_interruption_stops_the_servers(self, model: Path, number: signal.Signals) -> None:
         flags = ["--quick", "--workloads", "short", "--model", str(model), "--locallab"]
-        command = [sys.executable, str(SCRIPTS / "bench"), *flags, "--locallab-command", self.command("--first 60")]
+        command = [sys.executable, str(SCRIPTS / "bench"), *flags, "--variant", "locallab=" + self.command("--first 60")]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
             assert running.stderr
             ready = next(found for line in running.stderr if (found := re.search(r"ready at .* \(pid (\d+)\)", line)))
@@ -427,15 +523,18 @@ class TestFlags:
             (["--locallab"], "--model"),
             (["--url", "x"], "--url"),
             (["--url", "a=http://x", "--url", "a=http://y"], "'a' is taken"),
-            (["--url", "a=http://x", "--workloads", "shared-warm"], "shared-warm needs shared"),
+            (["--url", "a=http://x", "--workloads", "restart"], "--workloads: restart needs servers that this script launches"),
+            (["--variant", "a"], "--variant: NAME=... is needed, got 'a'"),
+            (["--model", __file__, "--variant", "a=x", "--variant", "a=y"], "--variant: each needs a name of its own"),
+            (["--model", __file__, "--variant", "a={llama-server}"], "{llama-server} needs --llama-server PATH"),
             (["--url", "a=http://x", "--workloads", "tall"], "unknown workload 'tall'"),
             (["--url", "a=http://x", "--clients", "1,0"], "at least 1 is needed, got '0'"),
-            (["--url", "a=http://x", "--timeout", "0"], "--timeout: more than 0 seconds"),
+            (["--url", "a=http://x", "--timeout", "0"], "--timeout: more than 0"),
             (["--url", "a=http://x", "--reference", "b"], "--reference b: no such server; given: a"),
             (["--url", "a=http://x", "--json", "/no/such/place.json"], "--json: no such directory"),
             (
-                ["--model", __file__, "--locallab", "--locallab-command", "run {colour}"],
-                "--locallab-command: unknown placeholder",
+                ["--model", __file__, "--locallab", "--variant", "locallab=run {colour}"],
+                "--variant: unknown placeholder",
             ),
         ],
     )

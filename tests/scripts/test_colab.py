@@ -51,6 +51,7 @@ def run(monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path, more: str 
         "LOCALLAB_COLAB_SECONDS": "0.2",
         "LOCALLAB_MODEL": str(model),
         "LOCALLAB_CONTEXT": "512",
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
         "IPYTHONDIR": str(tmp_path),
         **environ,
     }.items():
@@ -130,6 +131,12 @@ def test_what_is_installed() -> None:
 def test_a_gpu_without_a_build_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     functions()["install"]((14, 0), run=lambda command, check: None)
     assert "no prebuilt llama.cpp for CUDA 14.0: the GPU will not be used" in capsys.readouterr().out
+
+
+def test_prompts_are_kept_on_the_drive_if_it_is_mounted(tmp_path: Path) -> None:
+    cell = functions()
+    assert cell["cache"](str(tmp_path)) == str(tmp_path / "locallab-cache")
+    assert cell["cache"](str(tmp_path / "not mounted")) == cell["cache"]() == "auto"
 
 
 def test_commands_that_are_missing_or_fail_say_nothing() -> None:
