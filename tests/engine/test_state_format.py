@@ -178,8 +178,6 @@ def test_values_by_column_are_refused() -> None:
 
 
 CELLS, SEQUENCES = 1024, 4
-CELL = 12
-"""Bytes of a row that tell its position and sequence."""
 
 
 class Live:
@@ -286,6 +284,7 @@ def test_a_moved_sequence_goes_on(live: Live) -> None:
     assert live.context.move(0, 2, len(WORDS))
     assert live.context.last_position(0) == -1
     again, _ = live.context.save(2, 0, len(WORDS))
-    assert np.array_equal(again[:, CELL:], rows[:, CELL:]), "but for the sequence's id"
+    cell = live.context.format.cell
+    assert np.array_equal(again[:, cell:], rows[:, cell:]), "but for the sequence's id"
     expected = live.compute(1, [*WORDS, *MORE])
     assert np.abs(live.compute(2, MORE, len(WORDS)) - expected).max() < NOISE
