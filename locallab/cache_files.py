@@ -49,7 +49,7 @@ class Damaged(ValueError):
 
 
 class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a file holds: the state of the tokens from `start` to `end`. `rows` is the bytes for each of them, `fixed` those of
+    """A file's content: the state of the tokens from `start` to `end`. `rows` is the bytes for each of them, `fixed` those of
     the state at `end`; None stands for a part that is left out. `digest` is that of both parts."""
 
     folder: str
@@ -70,7 +70,7 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class About(msgspec.Struct, frozen=True):
-    """What a folder is for: the facts of its fingerprint, and the owner of its prefixes."""
+    """The purpose of a folder: the facts of its fingerprint, and the owner of its prefixes."""
 
     facts: dict[str, Fact]
     owner: str = ""

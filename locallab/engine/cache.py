@@ -20,7 +20,7 @@ from locallab.engine.request import CacheUse, MissReason, Tier
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Match:
-    """What the cache has of a prompt.
+    """The parts of a prompt that the cache has.
 
     `resident`: tokens in the sequence `slot`, which is running or finished; `live`: those in any running one. `finished`:
     tokens in the finished sequence `finished_slot`, to be taken over with them. `stored`: tokens in host RAM or on disk;

@@ -105,7 +105,7 @@ class Model:
 
     @property
     def memory(self) -> Memory:
-        """What the model keeps of earlier tokens (llama_model_is_recurrent, _is_hybrid, llama_model_n_swa)."""
+        """The kind of memory of earlier tokens (llama_model_is_recurrent, _is_hybrid, llama_model_n_swa)."""
         if llama_cpp.llama_model_is_hybrid(self._model):
             return "hybrid"
         if llama_cpp.llama_model_is_recurrent(self._model):

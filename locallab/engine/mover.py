@@ -33,7 +33,7 @@ class Written:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Fetched:
-    """What a record has, None if it could not be read; the last of those that `sequence` waits for, if it is one."""
+    """The content of a record, None if it could not be read. `sequence` waits for it, if it is the last of several."""
 
     record: Record
     payload: Payload | None

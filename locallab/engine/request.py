@@ -106,7 +106,7 @@ MissReason = Literal["end", "first time", "diverged", "evicted", "no snapshot"]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CacheUse:
-    """What a prompt of `total` tokens got from the prefix cache: its first `hit` tokens, from `tier`.
+    """The share that a prompt of `total` tokens got from the prefix cache: its first `hit` tokens, from `tier`.
 
     `reason` says why not more: "end", all but the last token, which is always computed, or what is known of the prompt ends
     there, as with the next turn of a conversation; "first time", no prompt began like

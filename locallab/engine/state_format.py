@@ -48,7 +48,7 @@ class StateFormat:
 
     @property
     def row(self) -> str:
-        """What a row holds, as text: equal texts mean equal rows, whatever the number of streams."""
+        """The layout of a row as text: equal texts mean equal rows, whatever the number of streams."""
         return " ".join([str(self.cell), *(f"{header.hex()}:{size}" for header, size in self.tensors)])
 
     def split(self, state: Bytes, start: int, count: int) -> tuple[Rows, Bytes]:

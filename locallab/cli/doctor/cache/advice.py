@@ -1,4 +1,4 @@
-"""What kind of change makes two prompts part, and what to do about it."""
+"""The kind of change that makes two prompts part, and the advice for it."""
 
 from __future__ import annotations
 
