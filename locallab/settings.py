@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -121,7 +121,7 @@ class ServerSettings:
     ] = ""
     allowed_hosts: Annotated[
         str | None,
-        Meta(description="comma-separated host names that requests may use; default: this machine's, any with a key"),
+        Meta(description="comma-separated host names that requests may use; default: local ones, any with a key"),
     ] = None
     cors_origins: Annotated[
         str | None,
@@ -193,18 +193,36 @@ def configured(cls: type, *layers: tuple[str, Mapping[str, Any]]) -> dict[str, A
 
 def home() -> Path:
     """Return the folder of weights and state: LOCALLAB_HOME, or the platform's data directory."""
-    folder = os.environ.get("LOCALLAB_HOME")
-    return Path(folder).expanduser() if folder else Path(platformdirs.user_data_dir("locallab", appauthor=False))
+    return _folder("LOCALLAB_HOME", platformdirs.user_data_dir)
 
 
 def cache_directory(cache_disk: str) -> Path:
     """Return the directory that the setting names; "auto" is one in the platform's cache directory."""
     if cache_disk == "auto":
-        return Path(platformdirs.user_cache_dir("locallab", appauthor=False)) / "prefixes"
-    return Path(cache_disk).expanduser()
+        return _usual("--cache-disk", platformdirs.user_cache_dir) / "prefixes"
+    return Path(os.path.expanduser(cache_disk))
 
 
 def config_home() -> Path:
     """Return the folder of the user's configuration: LOCALLAB_CONFIG, or the platform's configuration directory."""
-    folder = os.environ.get("LOCALLAB_CONFIG")
-    return Path(folder).expanduser() if folder else Path(platformdirs.user_config_dir("locallab", appauthor=False))
+    return _folder("LOCALLAB_CONFIG", platformdirs.user_config_dir)
+
+
+def _folder(name: str, usual: Callable[..., str]) -> Path:
+    """Return the folder that a variable names, else the platform's. Raises ConfigError."""
+    named = os.environ.get(name)
+    path = Path(os.path.expanduser(named)) if named else _usual(name, usual)
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{name}: {path} is not a folder")
+    return path
+
+
+def _usual(setting: str, usual: Callable[..., str]) -> Path:
+    """Return the platform's folder. Raises ConfigError where the user has no home."""
+    try:
+        path = Path(usual("locallab", appauthor=False))
+    except RuntimeError:
+        path = Path("~")
+    if not path.is_absolute():
+        raise ConfigError(f"{setting}: there is no home directory to choose a folder in; set HOME, or {setting} to a folder")
+    return path

@@ -58,13 +58,15 @@ def _serve(server: ServerSettings, engine: Sequence[Layer]) -> int:
 
         with loading_llama():
             from locallab.inprocess.launch import open_app
+        from locallab.server.middleware.hosts import Hosts
         from locallab.tunnel import announcement, configured_tunnel
 
         def announce(address: str) -> None:
             click.echo(announcement(address, loaded.spec.id, new_key or server.api_key))
 
         def ready() -> None:
-            click.echo(banner(loaded, url, new_key, keyring.required))
+            names = Hosts(server.allowed_hosts).patterns if runner.is_public(sock) and not keyring.required else ()
+            click.echo(banner(loaded, url, new_key, keyring.required, names))
             if tunnel is not None:
                 tunnel.start()
 
@@ -100,22 +102,24 @@ def _stoppable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def banner(loaded: Loaded, base: str, new_key: str | None = None, needs_key: bool = False) -> str:
+def banner(loaded: Loaded, base: str, new_key: str | None = None, needs_key: bool = False, names: Sequence[str] = ()) -> str:
     """Return the text printed once the server is up: the model, and two ways to try it.
 
-    `new_key` was just created and is shown once; `needs_key` tells that requests need a key, that or another.
+    `new_key` was just created and is shown once; `needs_key` tells that requests need a key, that or another. `names` are the
+    only host names that the server answers to, besides addresses.
     """
     info, model = loaded.engine.info, loaded.spec.id
     messages = [{"role": "user", "content": "Hello!"}]
     body = json.dumps({"model": model, "messages": messages})
     key_line = f"\n  key      {new_key} (shown only now; `locallab keys` creates and revokes keys)" if new_key else ""
+    only = f"\n  names    any address, {', '.join(names)} (--allowed-hosts adds others)" if names else ""
     key = new_key or ("YOUR_KEY" if needs_key else "none")
     header = f" -H 'Authorization: Bearer {key}'" if needs_key else ""
     return f"""\
 LocalLab {__version__} listens on {base}
   model    {model} ({info.description})
   device   {info.device}
-  context  {info.context:,} tokens per request; the KV cache holds {info.kv_tokens:,}{key_line}
+  context  {info.context:,} tokens per request; the KV cache holds {info.kv_tokens:,}{key_line}{only}
 
 Try it:
   curl {base}/v1/chat/completions{header} -H 'Content-Type: application/json' -d '{body}'

@@ -17,6 +17,10 @@ from locallab.errors import ConfigError, Forbidden
 from locallab.keys import Keyring
 from locallab.tunnel import Tunnel
 
+RESERVED = ("localhost", "*.localhost", "*.local", "*.internal")
+"""Names that no page of the internet can have: they lead to this machine or stay in its network, as those by which containers
+call their host do (RFC 6761, RFC 6762, ICANN's reservation of .internal)."""
+
 _PATTERN = re.compile(r"\*|(\*\.)?[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?")
 
 
@@ -48,7 +52,8 @@ def matches(name: str, pattern: str) -> bool:
 
 
 class Hosts:
-    """Names of this machine, and those in `setting`, comma-separated: "*", names, and patterns such as *.example.com.
+    """Names of this machine and its network, and those in `setting`, comma-separated: "*", names, and patterns such as
+    *.example.com.
 
     Raises ConfigError for an invalid name.
     """
@@ -60,12 +65,12 @@ class Hosts:
             if not _PATTERN.fullmatch(entry) and not is_address(entry):
                 raise ConfigError(f"allowed_hosts: {entry!r} is not a host name such as example.com or *.example.com")
         own = normal(socket.gethostname() if hostname is None else hostname)
-        self._patterns = {"localhost", "*.localhost", own, f"{own.partition('.')[0]}.local", *entries}
+        self.patterns = tuple(dict.fromkeys((*RESERVED, own, *entries)))
 
     def allow(self, host: str) -> bool:
         """Return whether a Host header, with or without a port, is allowed. An empty one is: browsers always send a name."""
         name = normal(without_port(host.strip()))
-        return not name or is_address(name) or any(matches(name, pattern) for pattern in self._patterns)
+        return not name or is_address(name) or any(matches(name, pattern) for pattern in self.patterns)
 
 
 class HostCheck:

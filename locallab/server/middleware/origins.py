@@ -29,6 +29,9 @@ EXPOSED = (
 MAX_AGE = 600
 """Seconds for which a browser may cache the answer to a preflight."""
 
+PROGRAMS = ("app", "tauri", "vscode-file", "vscode-webview")
+"""Schemes of the pages inside desktop programs: no web site can have such an origin, its user has installed it."""
+
 _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([^/?#@\s,]+)")
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
@@ -50,7 +53,7 @@ def _is_same(origin: str, host: str) -> bool:
 def _is_local(origin: str) -> bool:
     found = _ORIGIN.fullmatch(origin)
     if found is None or found[1] not in _DEFAULT_PORTS:
-        return False
+        return found is not None and found[1] in PROGRAMS
     name = normal(without_port(found[2]))
     if name == "localhost" or name.endswith(".localhost"):
         return True
@@ -61,17 +64,16 @@ def _is_local(origin: str) -> bool:
 
 
 def _matches(origin: str, pattern: str) -> bool:
-    if "://*." not in pattern:
-        return origin == pattern
     scheme, _, name = pattern.partition("://")
-    return origin.startswith(f"{scheme}://") and matches(origin[len(scheme) + 3 :], name)
+    return origin == pattern or (origin.startswith(f"{scheme}://") and matches(origin[len(scheme) + 3 :], name))
 
 
 class Origins:
-    """The origins in `setting`, comma-separated: "*", "null", origins, and patterns such as https://*.example.com.
+    """The origins in `setting`, comma-separated: "*", "null", origins, and patterns such as https://*.example.com or
+    vscode-webview://*.
 
-    None allows pages of this machine, or any page where a key is required: a page that has the key may use it. A page served
-    by this server is always allowed. Raises ConfigError for an invalid origin.
+    None allows pages of this machine and of programs on it, or any page where a key is required: a page that has the key may
+    use it. A page served by this server is always allowed. Raises ConfigError for an invalid origin.
     """
 
     def __init__(self, setting: str | None) -> None:

@@ -50,6 +50,18 @@ def test_the_banner_without_keys() -> None:
     assert "Authorization" not in banner(None, False) and 'api_key="none"' in banner(None, False)
 
 
+def test_beyond_this_machine_without_keys_the_banner_tells_the_names(model_path: Path) -> None:
+    arguments = ["--model", str(model_path), "--port", "0", "--context", "512", "--threads", "1", "--allowed-hosts", "box.lan"]
+    with serving(*arguments, "--host", "0.0.0.0", "--no-auth") as (_, base, text):
+        found = re.search(r"^  names    any address, (.*) \(--allowed-hosts adds others\)$", text, re.MULTILINE)
+        assert found
+        for name in found[1].split(", "):
+            host = name.replace("*", "any")
+            assert httpx.get(f"{base}/health", headers={"host": host}).status_code == 200, host
+        assert "box.lan" in found[1]
+        assert httpx.get(f"{base}/health", headers={"host": "other.example"}).status_code == 403
+
+
 def test_beyond_this_machine_a_key_is_made_printed_and_kept(model_path: Path) -> None:
     arguments = ["--model", str(model_path), "--port", "0", "--context", "512", "--threads", "1", "--host", "0.0.0.0"]
     with serving(*arguments) as (_, base, text):

@@ -22,6 +22,7 @@ from tests.support.echo_model import PATH, ROUTES
 from tests.support.http_server import Serve, Served
 
 OWN = ["localhost", "localhost:8000", "LocalHost.", "me.localhost:1", "127.0.0.1", "127.0.0.1:80", "[::1]:8000", "[::1]", "::1"]
+OWN += ["host.docker.internal:8000", "host.containers.internal", "gateway.docker.internal", "other.local:1", "Ray.Internal."]
 OWN += ["10.0.0.5:8000", "[fe80::1]:8000", "box", "BOX:8000", "box.local", ""]
 FOREIGN = [
     "evil.example",
@@ -31,6 +32,9 @@ FOREIGN = [
     "xlocalhost",
     "notbox",
     "box.example",
+    "internal",
+    "host.docker.internal.evil.example",
+    "xinternal",
 ]
 FOREIGN += ["127.0.0.1@evil.example", "1.2.3.4.5", "[::1].evil.example]", "local", "box.local.example", ".localhost.x"]
 
@@ -51,7 +55,7 @@ def test_names_of_others(host: str) -> None:
 def test_the_machines_own_name() -> None:
     assert Hosts(None).allow(socket.gethostname())
     full = Hosts(None, "box.lan")
-    assert full.allow("box.lan") and full.allow("box.local") and not full.allow("box") and not full.allow("other.lan")
+    assert full.allow("box.lan") and not full.allow("box") and not full.allow("other.lan")
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,10 @@ LOCAL = [
     "http://[::1]:8080",
     "http://app.localhost",
     "HTTP://LOCALHOST:1",
+    "app://obsidian.md",
+    "tauri://localhost",
+    "vscode-webview://1q2w3e4r5t6y7u8i9o0p",
+    "vscode-file://vscode-app",
 ]
 FOREIGN = [
     "https://evil.example",
@@ -41,6 +45,9 @@ FOREIGN += [
     "http://localhost@evil.example",
     "chrome-extension://localhost",
     "http://",
+    "app:",
+    "app://",
+    "xapp://localhost",
 ]
 
 HEADERS = "authorization, x-api-key, x-stainless-os, anthropic-version, ngrok-skip-browser-warning, content-type"
@@ -88,6 +95,11 @@ def test_pages_of_this_very_server(scheme: str, name: str, port: str, other: str
         ("*", "null", True),
         ("", "http://localhost", False),
         ("app://obsidian.md", "app://obsidian.md", True),
+        ("app://obsidian.md", "app://other", False),
+        ("vscode-webview://*", "vscode-webview://1q2w3e", True),
+        ("vscode-webview://*", "app://1q2w3e", False),
+        ("https://*", "https://any.example", True),
+        ("https://*", "http://any.example", False),
     ],
 )
 def test_pages_by_setting(setting: str, origin: str, allowed: bool) -> None:
