@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -12,6 +13,7 @@ from locallab.errors import ConfigError, UnknownModel
 from locallab.models import adhoc, registry_file
 from locallab.models.spec import FileSource, HubSource, ModelSpec, PypiSource, Source
 from locallab.settings import config_home
+from locallab.version import DISTRIBUTION
 
 __all__ = ["FileSource", "HubSource", "ModelSpec", "PypiSource", "Registry", "Source", "default_path", "user_path"]
 
@@ -47,7 +49,7 @@ class Registry:
         """Load the usual registry: the shipped file, the user's own if it exists, then `extra`, the setting `registry` with
         comma-separated paths."""
         user = user_path()
-        named = [Path(path.strip()).expanduser() for path in (extra or "").split(",") if path.strip()]
+        named = [Path(os.path.expanduser(path.strip())) for path in (extra or "").split(",") if path.strip()]
         return cls.load(default_path(), *([user] if user.exists() else []), *named)
 
     def get(self, model_id: str) -> ModelSpec:
@@ -109,7 +111,7 @@ def default_path() -> Path:
     if (checkout / "setup.cfg").is_file():
         return checkout / "models.yaml"
     try:
-        shipped = metadata.files("locallab") or []
+        shipped = metadata.files(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:
         shipped = []
     for file in shipped:

@@ -14,6 +14,7 @@ import venv
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "models.yaml", "locallab")
@@ -43,7 +44,7 @@ def build(folder: Path) -> Path:
         copy(path, sources / name)
     isolation = [] if setuptools_major() < NEEDED_SETUPTOOLS else ["--no-build-isolation"]
     run(sys.executable, "-m", "pip", "wheel", "--no-deps", *isolation, "--wheel-dir", folder, sources, cwd=folder)
-    return next(folder.glob("locallab-*.whl"))
+    return next(folder.glob("locallab_server-*.whl"))
 
 
 def setuptools_major() -> int:
@@ -88,6 +89,19 @@ def test_every_file_is_in_the_wheel(installed: Path, tmp_path: Path) -> None:
     there = {path.partition("/locallab/")[2] for path in run(installed / "python", "-c", code, cwd=tmp_path).splitlines()}
     ours = {str(path.relative_to(package)) for path in package.rglob("*.*") if path.suffix != ".pyc"}
     assert {path for path in there if not path.endswith(".pyc")} == ours
+
+
+def test_a_young_interface_has_an_upper_bound() -> None:
+    """Those below 1.0, and those whose inner workings this package builds on."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    inner = {"llama-cpp-python", "llguidance", "jinja2", "starlette", "sse-starlette", "uvicorn", "limits", "click"}
+    for line in config["options"]["install_requires"].split():
+        requirement = Requirement(line)
+        young = re.search(r">=0\.", line) is not None
+        bounded = any(each.operator in ("<", "==") for each in requirement.specifier)
+        assert bounded or not (young or requirement.name in inner), f"{line} has no upper bound"
+        assert requirement.specifier.contains(importlib.metadata.version(requirement.name))
 
 
 def test_the_changelog_is_about_this_version() -> None:

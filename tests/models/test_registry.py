@@ -319,9 +319,9 @@ def test_the_bundled_file() -> None:
 
 def test_the_bundled_file_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site = tmp_path / "lib" / "site-packages"
-    info = site / "locallab-9.dist-info"
+    info = site / "locallab_server-9.dist-info"
     info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: locallab\nVersion: 9\n")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: locallab-server\nVersion: 9\n")
     (info / "RECORD").write_text("locallab/models/registry.py,,\n../../share/locallab/models.yaml,,\n")
     (tmp_path / "share" / "locallab").mkdir(parents=True)
     shipped = write(tmp_path / "share" / "locallab", "models:" + ENTRY)

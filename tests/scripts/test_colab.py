@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ast
 import configparser
+import contextlib
+import importlib.metadata
 import re
+import types
 from pathlib import Path
 from typing import Any
 
@@ -116,16 +119,42 @@ def test_the_build_for_a_runtime(smi: str, nvcc: str, name: str) -> None:
 def test_what_is_installed() -> None:
     commands: list[list[str]] = []
     cell = functions()
+    cell["SOURCE"] = "git+https://example.com/locallab"
     cell["install"]((12, 5), run=lambda command, check: commands.append(command))
     first, second = (" ".join(command[3:]) for command in commands)
     assert first == (
         "install --quiet --no-deps --only-binary :all: --index-url https://abetlen.github.io/llama-cpp-python/whl/cu125 "
         + cell["LLAMA"]
     )
-    assert second == "install --quiet locallab"
+    assert second == "install --quiet git+https://example.com/locallab"
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     assert cell["LLAMA"] in config["options"]["install_requires"].split()
+
+
+def test_the_source_is_found_beside_the_notebook(tmp_path: Path) -> None:
+    found = functions()["found"]
+    assert Path(found(str(NOTEBOOK.parent))).resolve() == ROOT
+    folder = tmp_path / "content"
+    (folder / "sample_data").mkdir(parents=True)
+    with pytest.raises(SystemExit, match="upload its wheel or clone its repository"):
+        found(str(folder))
+    (folder / "clone" / "locallab" / "engine").mkdir(parents=True)
+    assert Path(found(str(folder))) == folder / "clone"
+    (folder / "locallab_server-0.1.0-py3-none-any.whl").touch()
+    (folder / "locallab-0.11.3-py3-none-any.whl").touch()
+    assert Path(found(str(folder))).name == "locallab_server-0.1.0-py3-none-any.whl"
+
+
+@pytest.mark.parametrize(
+    ("installed", "refused"),
+    [(["locallab-server", "click"], False), (["locallab", "locallab-server"], True), (["locallab"], True), (["click"], True)],
+)
+def test_another_project_of_this_name_is_refused(installed: list[str], refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    distributions = [types.SimpleNamespace(metadata={"Name": name}) for name in installed]
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda: iter(distributions))
+    with pytest.raises(SystemExit, match="is another project") if refused else contextlib.nullcontext():
+        functions()["refuse_strangers"]()
 
 
 def test_a_gpu_without_a_build_is_told(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.metadata
 import json
 import os
 import queue
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from locallab.errors import ConfigError
 from locallab.models import hub_status
 from locallab.server import runner
 from locallab.settings import ServerSettings
+from locallab.version import DISTRIBUTION, __version__
 
 Status = Literal["ok", "warn", "fail"]
 DEADLINE = 9.0
@@ -65,6 +67,7 @@ def everything(server: ServerSettings) -> dict[str, Look]:
 
     return {
         "python": lambda: python(sys.version_info[:2]),
+        "package": lambda: package(importlib.metadata.distributions(name="locallab")),
         "compiler": compiler,
         "llama.cpp": llama,
         "driver": driver,
@@ -111,6 +114,15 @@ def python(version: Sequence[int]) -> Check:
             "python", "warn", f"{text}, which is newer than the versions LocalLab is tested with", "use Python 3.12 if it fails"
         )
     return Check("python", "ok", text)
+
+
+def package(others: Iterable[importlib.metadata.Distribution]) -> Check:
+    """Look for another project whose files lie in the same folder: distributions called locallab."""
+    for other in others:
+        detail = f"another project called locallab {other.version} is installed in the same folder"
+        remedy = f"pip uninstall -y locallab; then install {DISTRIBUTION} again with pip's --force-reinstall --no-deps"
+        return Check("package", "fail", detail, remedy)
+    return Check("package", "ok", f"{DISTRIBUTION} {__version__}")
 
 
 def compiler() -> Check:

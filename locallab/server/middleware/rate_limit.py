@@ -103,7 +103,7 @@ def _redis(url: str) -> RedisStorage:
         from redis.asyncio.retry import Retry
         from redis.backoff import NoBackoff
     except ImportError:
-        raise ConfigError("redis_url: needs Redis's client: pip install 'locallab[redis]'") from None
+        raise ConfigError("redis_url: needs Redis's client: pip install redis") from None
     options: Mapping[str, object] = {
         "socket_timeout": PATIENCE,
         "socket_connect_timeout": PATIENCE,

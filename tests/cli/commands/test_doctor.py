@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import socket
@@ -19,7 +20,7 @@ from locallab.engine import llama
 from locallab.models import hub_status
 from locallab.settings import ServerSettings
 
-NAMES = ["python", "compiler", "llama.cpp", "driver", "cuda", "memory", "disk", "port", "hub", "token", "ngrok"]
+NAMES = ["python", "package", "compiler", "llama.cpp", "driver", "cuda", "memory", "disk", "port", "hub", "token", "ngrok"]
 
 
 @pytest.fixture
@@ -55,6 +56,16 @@ def test_as_people_see_it(offline: None) -> None:
     assert str(number) in lines[at]
     assert "→ stop the program" in lines[at + 1]
     assert any(line.startswith("ok    python ") for line in lines)
+
+
+def test_another_project_of_the_same_name(tmp_path: Path) -> None:
+    (tmp_path / "locallab-0.11.3.dist-info").mkdir()
+    (tmp_path / "locallab-0.11.3.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: locallab\nVersion: 0.11.3\n")
+    found = checks.package(importlib.metadata.distributions(name="locallab", path=[str(tmp_path)]))
+    assert found.status == "fail"
+    assert found.detail == "another project called locallab 0.11.3 is installed in the same folder"
+    assert found.remedy and found.remedy.startswith("pip uninstall -y locallab")
+    assert checks.package([]).status == "ok"
 
 
 def test_a_check_that_fails_or_hangs_breaks_no_other() -> None:

@@ -377,7 +377,7 @@ def test_the_error_of_a_missing_client_names_its_extra(monkeypatch: pytest.Monke
     for name in [name for name in sys.modules if name.partition(".")[0] == "redis"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "redis", None)
-    with pytest.raises(ConfigError, match=r"^redis_url: needs Redis's client: pip install 'locallab\[redis\]'$"):
+    with pytest.raises(ConfigError, match=r"^redis_url: needs Redis's client: pip install redis$"):
         RateLimits(ServerSettings(redis_url="redis://localhost"))
 
 
