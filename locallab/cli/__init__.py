@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -30,6 +33,7 @@ from locallab.cli.commands import (
     version,
 )
 from locallab.errors import ConfigError, LocalLabError, UnknownModel
+from locallab.settings import variable
 from locallab.version import __version__
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -43,16 +47,41 @@ class _Group(click.Group):
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
         """Run the command and exit. Unlike click's own, report a failure in one line."""
         extra["standalone_mode"] = False
+        _tolerate_any_text()
         try:
-            sys.exit(super().main(args, prog_name or "locallab", **extra))
+            status = super().main(args, prog_name or "locallab", **extra)
+            sys.stdout.flush()
+            sys.exit(status)
         except click.ClickException as error:
             _fail(error.format_message(), error.exit_code)
         except (ConfigError, UnknownModel) as error:
             _fail(str(error), 2)
         except LocalLabError as error:
             _fail(str(error), 1)
-        except click.Abort:
+        except (click.Abort, KeyboardInterrupt):
             _fail("interrupted", 130)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+            sys.exit(1)
+        except OSError as error:
+            _report(error, f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
+        except Exception as error:
+            _report(error, f"internal error: {type(error).__name__}: {error}")
+
+
+def _tolerate_any_text() -> None:
+    """Replace what cannot be decoded or encoded: old notes that are piped in, an answer's letters on an ASCII terminal."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _report(error: Exception, message: str) -> NoReturn:
+    """Fail with an error that no part of LocalLab has foreseen, whose traceback is for those who ask for it."""
+    if os.environ.get(variable("log_level")) == "debug":
+        traceback.print_exception(error)
+        _fail(message, 1)
+    _fail(f"{message}; {variable('log_level')}=debug shows where", 1)
 
 
 def _fail(message: str, status: int) -> NoReturn:

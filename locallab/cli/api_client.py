@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import ipaddress
 import json
+import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -79,7 +80,8 @@ class ApiClient:
             "timeout": httpx.Timeout(ANSWER, connect=CONNECT),
             "trust_env": not is_local,  # proxies are for remote servers only
         }
-        self._http = httpx.Client(**self._options)
+        with _usable_proxies():
+            self._http = httpx.Client(**self._options)
 
     def __enter__(self) -> ApiClient:
         return self
@@ -218,6 +220,23 @@ class ApiClient:
 
     def _alien(self) -> ServerError:
         return ServerError(f"the server at {self.url} is not LocalLab")
+
+
+@contextlib.contextmanager
+def _usable_proxies() -> Iterator[None]:
+    """Raise ConfigError for a proxy in the environment that httpx cannot use."""
+    try:
+        yield
+    except (ImportError, ValueError) as error:  # SOCKS without its package, an unknown scheme
+        raise ConfigError(
+            f"{', '.join(_proxies())}: {error}; name a proxy such as http://127.0.0.1:8080, or unset it"
+        ) from None
+
+
+def _proxies() -> list[str]:
+    """Return the environment's variables that name proxies, with their values."""
+    names = ("all_proxy", "http_proxy", "https_proxy")
+    return [f"{name}={value}" for name, value in os.environ.items() if value and name.lower() in names]
 
 
 def _parse(url: str) -> tuple[str, bool]:

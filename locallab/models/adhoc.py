@@ -22,7 +22,7 @@ def is_adhoc(name: str) -> bool:
 def spec(name: str) -> ModelSpec:
     """Return the entry for `name`. Raises ConfigError with the expected form."""
     if not name.lower().startswith(HUB):
-        path = Path(name).expanduser().absolute()
+        path = Path(os.path.expanduser(name)).absolute()
         if not path.is_file():
             hint = f"; for a repository on the Hub write hf:{name}" if re.fullmatch(f"{_REPO}/{_REPO}", name) else ""
             raise ConfigError(f"model: there is no file {path}{hint}")

@@ -93,9 +93,9 @@ def _hub_cache() -> Path:
     from huggingface_hub import constants  # slow to import
 
     if named := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
-        return Path(os.path.expandvars(named)).expanduser()
+        return Path(os.path.expanduser(os.path.expandvars(named)))
     if home := os.environ.get("HF_HOME"):
-        return Path(os.path.expandvars(home)).expanduser() / "hub"
+        return Path(os.path.expanduser(os.path.expandvars(home))) / "hub"
     return Path(constants.HF_HUB_CACHE)
 
 
@@ -137,7 +137,7 @@ def blob(sha256: str | None, size: int | None) -> Path | None:
 
 def _ollama_roots() -> list[Path]:
     named = os.environ.get("OLLAMA_MODELS")
-    return [Path(named).expanduser()] if named else [Path.home() / ".ollama" / "models", SERVICE]
+    return [Path(os.path.expanduser(named))] if named else [Path(os.path.expanduser("~/.ollama")) / "models", SERVICE]
 
 
 def _scan_ollama() -> Iterator[Importable]:

@@ -68,7 +68,7 @@ class _Entry:
         def decode_path(kind: type, value: Any) -> Path:
             if not value or not isinstance(value, str):
                 raise TypeError(f"Expected a path, got {value!r}")
-            return self._path.parent / Path(value).expanduser()
+            return self._path.parent / Path(os.path.expanduser(value))
 
         try:
             spec = msgspec.convert(self._entry, ModelSpec, dec_hook=decode_path)

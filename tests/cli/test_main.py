@@ -53,6 +53,9 @@ def test_a_wrong_command_line_is_one_line_and_status_2(arguments: list[str]) -> 
         (errors.ModelLoadError("x.gguf", "truncated"), 1),
         (errors.EngineFailure("-3"), 1),
         (KeyboardInterrupt(), 130),
+        (ValueError("of a library"), 1),
+        (RuntimeError("of another\nin two lines"), 1),
+        (PermissionError(13, "Permission denied", "/some/file"), 1),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -64,7 +67,18 @@ def test_a_failure_is_one_line_and_a_status(error: BaseException, status: int, m
     result = CliRunner().invoke(cli.main, ["fail"])
     assert result.exit_code == status
     assert result.stderr.lstrip().count("\n") == result.stderr.count("locallab: ") == 1
-    assert " ".join(str(error).split()) in result.stderr
+    expected = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+    assert " ".join(expected.split()) in result.stderr
+
+
+def test_the_traceback_of_an_unforeseen_error_is_for_those_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = "locallab: internal error: ZeroDivisionError: integer division or modulo by zero"
+    monkeypatch.setitem(cli.main.commands, "fail", click.Command("fail", callback=lambda: 1 // 0))
+    told = CliRunner().invoke(cli.main, ["fail"]).stderr
+    assert told == f"{line}; LOCALLAB_LOG_LEVEL=debug shows where\n"
+    monkeypatch.setenv("LOCALLAB_LOG_LEVEL", "debug")
+    told = CliRunner().invoke(cli.main, ["fail"]).stderr
+    assert "Traceback" in told and told.endswith(f"\n{line}\n")
 
 
 def test_the_status_a_command_returns_is_the_exit_status(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -41,6 +42,8 @@ def command(model: str | None, prompt: str | None, url: str | None, api_key: str
     if model and prompt is None and any(map(str.isspace, model)) and not model.lower().endswith(".gguf"):
         model, prompt = None, model  # only the path of a file may have a space
     piped = "" if sys.stdin.isatty() else sys.stdin.read()
+    if prompt:
+        prompt = os.fsencode(prompt).decode(errors="replace")  # an argument may hold bytes that are no UTF-8
     parts = [part for part in (prompt, piped) if part and part.strip()]
     if not parts:
         raise ConfigError("prompt: is missing: pass a model and a prompt, or pipe it in; for conversations use `locallab chat`")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,7 +66,7 @@ def _save(talk: Talk, name: str) -> None:
     if not name:
         note("/save FILE: the name of the file is missing")
         return
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     as_json = path.suffix == ".json"
     text = json.dumps(talk.conversation, ensure_ascii=False, indent=2) + "\n" if as_json else talk.markdown()
     try:

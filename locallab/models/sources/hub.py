@@ -133,7 +133,7 @@ class _Fetching:
         """Turn errors of the Hub into SourceErrors; errors of the disk pass through."""
         try:
             yield
-        except (http_error(), OSError, ValueError, quants.NoChoice, WrongContent) as error:
+        except (http_error(), OSError, ImportError, ValueError, quants.NoChoice, WrongContent) as error:  # ImportError: SOCKS
             if isinstance(error, OSError) and error.errno:
                 raise
             raise SourceError(f"{self._spec.id}: {_reason(error, self._source, self._page)}") from error
@@ -164,5 +164,5 @@ def _reason(error: Exception, source: HubSource, page: str) -> str:
     reason = str(error).strip() or type(error).__name__
     return (
         f"{what} of {page} cannot be fetched: {reason.splitlines()[0]};"
-        " check the network and HF_ENDPOINT, or use a source of kind 'file' for the model"
+        " check the network, its proxy and HF_ENDPOINT, or use a source of kind 'file' for the model"
     )

@@ -142,7 +142,8 @@ def _largest(folder: Path) -> int:
 def _reason(output: str) -> str:
     """Extract the reason of a failure from pip's stderr: its last error, and a broken connection, which is only a warning."""
     lines = [line.strip() for line in output.splitlines() if line.strip()] or ["it gave no reason"]
-    errors = [line for line in lines if line.lower().startswith("error:")] or lines
+    errors = [line for line in lines if line.lower().startswith("error:") and line != "ERROR: Exception:"]
+    errors = errors or lines  # the last line of a traceback has the reason
     reason = re.sub("^error: *", "", errors[-1], flags=re.IGNORECASE)
     broken = re.findall(r"connection broken by '(.*)':", output)
     return f"{reason} ({broken[-1]})" if broken else reason

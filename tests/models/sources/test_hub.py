@@ -174,7 +174,12 @@ FAILURES = {
     "unauthorized": ({}, None, 401, r"/acme/tiny refuses access to tiny.gguf \(HTTP 401\): set HF_TOKEN"),
     "forbidden": ({}, None, 403, r"/acme/tiny refuses access to tiny.gguf \(HTTP 403\): set HF_TOKEN"),
     "not-found": ({}, None, 404, "tiny.gguf of http.*/acme/tiny cannot be fetched: .*404"),
-    "broken": ({}, None, 500, "tiny.gguf of http.*/acme/tiny cannot be fetched: .*500 .*; check the network and HF_ENDPOINT"),
+    "broken": (
+        {},
+        None,
+        500,
+        "tiny.gguf of http.*/acme/tiny cannot be fetched: .*500 .*; check the network, its proxy",
+    ),
     "not-a-repo-id": ({"repo": "a/b/c"}, None, None, "a/b/c cannot be fetched: Repo id must be in the form"),
 }
 

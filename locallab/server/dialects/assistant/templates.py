@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -60,7 +61,7 @@ class Templates:
 def overrides(setting: str | None) -> list[Path]:
     """Return the user's own file: that of the setting `templates`, else templates.yaml of the configuration folder, if any."""
     if setting:
-        return [Path(setting).expanduser()]
+        return [Path(os.path.expanduser(setting))]
     own = config_home() / "templates.yaml"
     return [own] if own.is_file() else []
 
