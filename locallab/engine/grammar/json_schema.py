@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from typing import Any
 
@@ -20,6 +20,7 @@ _SCHEMA = (
 """Keywords whose values are schemas by name, lists of schemas, and single schemas."""
 _SKIPPED = ("disallow", "divisibleBy", "extends", "propertyDependencies")
 """Keywords of other drafts, which llguidance ignores as annotations."""
+_ANNOTATIONS = {"title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment"}
 _COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _OLD_DRAFT = re.compile(r"draft-0[3-7]\b")
@@ -48,6 +49,8 @@ _FORMATS: dict[str, dict[str, Any]] = {
     "date-time": {"pattern": f"^{_DATE}[tT]{_TIME}$"},
     "hostname": {"format": "hostname", "maxLength": 253},
 }
+_ENFORCED = ("date", "time", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid")
+"""Formats; any other is an annotation (JSON Schema 2020-12, validation, 7.2.1)."""
 
 OVERLAP = "patternProperties: two of its patterns match the same name"
 
@@ -91,6 +94,7 @@ def make_exact(schema: dict[str, Any]) -> str:
     """
     schemas = _subschemas(schema)
     for each in schemas:
+        _drop_what_says_nothing(each)
         _check(each)
         _normalize_counts(each)
         _normalize_bounds(each)
@@ -151,6 +155,51 @@ def _targets(reference: str, root: Any, base: Any) -> Iterator[Any]:
         yield place
 
 
+def _drop_what_says_nothing(schema: dict[str, Any]) -> None:
+    """Remove (mutates) keywords that llguidance does not know, where every value meets them."""
+    if isinstance(name := schema.get("format"), str) and name not in _ENFORCED:
+        del schema["format"]
+    if isinstance(anchor := schema.pop("$dynamicAnchor", None), str):  # without a $dynamicRef, which is refused
+        schema.setdefault("$anchor", anchor)
+    branches = [schema.get("then", True), schema.get("else", True)]
+    met = {
+        "propertyNames": _any_text(schema.get("propertyNames")),
+        "not": schema.get("not") is False or schema.get("not") == {"not": {}},
+        "uniqueItems": schema.get("uniqueItems") is False or schema.get("maxItems") in (0, 1),
+        "unevaluatedItems": _anything(schema.get("unevaluatedItems")),
+        "unevaluatedProperties": _anything(schema.get("unevaluatedProperties")),
+        "contains": schema.get("minContains") == 0 and "maxContains" not in schema,
+        "minContains": "contains" not in schema or (schema.get("minContains") == 0 and "maxContains" not in schema),
+        "maxContains": "contains" not in schema,
+        "dependentRequired": _each(schema.get("dependentRequired"), lambda names: names == []),
+        "dependentSchemas": _each(schema.get("dependentSchemas"), _anything),
+        "dependencies": _each(schema.get("dependencies"), lambda value: value == [] or _anything(value)),
+        "if": all(map(_anything, branches)),
+        "then": "if" not in schema or all(map(_anything, branches)),
+        "else": "if" not in schema or all(map(_anything, branches)),
+        "$recursiveAnchor": True,
+    }
+    for key in [key for key, always in met.items() if always and key in schema]:
+        del schema[key]
+
+
+def _anything(schema: Any) -> bool:
+    return schema is True or schema == {}
+
+
+def _any_text(schema: Any) -> bool:
+    """Return whether every text meets a schema: it says no more than that it is one."""
+    if not isinstance(schema, dict):
+        return schema is True
+    kind = schema.get("type", "string")
+    asserting = schema.keys() - _ANNOTATIONS - {"type"}
+    return (kind == "string" or (isinstance(kind, list) and "string" in kind)) and not asserting
+
+
+def _each(values: Any, holds: Callable[[Any], bool]) -> bool:
+    return isinstance(values, dict) and all(map(holds, values.values()))
+
+
 def _check(schema: dict[str, Any]) -> None:
     """Raise ValueError for keywords and values that llguidance accepts but does not enforce in full."""
     for key in _SKIPPED:
@@ -161,8 +210,6 @@ def _check(schema: dict[str, Any]) -> None:
     for key in ("enum", "type"):
         if schema.get(key) == []:
             raise ValueError(f"{key} is empty: nothing meets it")
-    if schema.get("format") == "unknown":
-        raise ValueError("cannot be enforced: Unknown format: unknown")
     for key in ("const", "enum"):  # llguidance would leave characters out, or round
         todo = [schema.get(key)]
         while todo:

@@ -212,7 +212,6 @@ REFUSED: list[tuple[str, str, str]] = [
     ("json_schema", '{"type": "object", "minProperties": 2}', "minProperties"),
     ("json_schema", '{"oneOf": [{"type": "integer"}, {"type": "number"}]}', "oneOf"),
     ("json_schema", '{"oneOf": [{"type": "integer"}, {"minimum": 2}], "x-guidance": {"coerce_one_of": true}}', "oneOf"),
-    ("json_schema", '{"type": "string", "format": "no-such"}', "format: no-such"),
     ("json_schema", '{"type": "string", "pattern": "(?=a)"}', "pattern: look-around"),
     ("json_schema", '{"type": "string", "pattern": "a\\\\b"}', "pattern: lookarounds"),
     ("json_schema", '{"$ref": "#/$defs/x"}', "/$defs/x"),
