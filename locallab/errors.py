@@ -12,6 +12,7 @@ LocalLabError
 │   └── RateLimited           too many requests: carries limit, remaining, reset and `retry_after`
 ├── ModelError
 │   ├── UnknownModel          no such id in the registry: carries the nearest ids
+│   │   ├── NotServed         a repository on the Hub that no entry of the registry has
 │   │   └── ModelNotLoaded    in the registry, but not loaded, and loading on demand is off
 │   ├── ModelLoadError        the file cannot be loaded: carries the path and the reason
 │   └── SourceError           the weights cannot be fetched
@@ -105,8 +106,8 @@ class UnknownModel(ModelError):
     """No registry entry has this id."""
 
     def __init__(self, model_id: str, nearest: Sequence[str] = ()) -> None:
-        hint = f"; did you mean {' or '.join(nearest)}?" if nearest else ""
-        super().__init__(f"unknown model {model_id!r}{hint}")
+        self.hint = f"; did you mean {' or '.join(nearest)}?" if nearest else ""
+        super().__init__(f"unknown model {model_id!r}{self.hint}")
         self.model_id = model_id
         self.nearest = tuple(nearest)
 
@@ -115,6 +116,16 @@ class UnknownModel(ModelError):
         """Return the error with the ids that resemble `model_id`, at most three; `known` maps names in lower case to ids."""
         names = difflib.get_close_matches(model_id.lower(), known, n=6, cutoff=0.5)
         return cls(model_id, list(dict.fromkeys(known[name] for name in names))[:3])
+
+
+class NotServed(UnknownModel):
+    """No registry entry has this source, and requests do not add any."""
+
+    def __init__(self, name: str) -> None:
+        self.hint = f": requests load registered models only; start the server with --model {name}, or add it to models.yaml"
+        ModelError.__init__(self, f"unknown model {name!r}{self.hint}")
+        self.model_id = name
+        self.nearest = ()
 
 
 class ModelNotLoaded(UnknownModel):

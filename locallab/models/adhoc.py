@@ -1,4 +1,7 @@
-"""Entries for models named on the fly: `hf:owner/repo:Q4_K_M` and the path of a .gguf file. Fetches nothing."""
+"""Entries for models named on the fly: `hf:owner/repo:Q4_K_M`, its addresses on the Hub, and the path of a .gguf file.
+
+Fetches nothing.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,34 @@ from locallab.models.spec import FileSource, HubSource, ModelSpec, shards
 HUB = "hf:"
 _REPO = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _HUB = re.compile(rf"{HUB}({_REPO})/({_REPO})(?::([A-Za-z0-9][A-Za-z0-9._/+!-]*))?", re.IGNORECASE)
+_ADDRESS = re.compile(r"(?:https?://)?(?:www\.)?(?:hf\.co|huggingface\.co)/", re.IGNORECASE)
+_FILE = re.compile(r"/(?:resolve|blob|raw)/main/")
+
+
+def canonical(name: str) -> str:
+    """Return `name`, in the form hf:owner/repo:Q4_K_M if it is an address of the Hub, as its pages offer them: hf.co/owner/repo
+    with a quantization, the page of a repository or of a file in it."""
+    prefix = _ADDRESS.match(name)
+    if prefix is None:
+        return name
+    rest = name[prefix.end() :].partition("?")[0].rstrip("/").removesuffix("/tree/main").removesuffix(":latest")
+    return HUB + _FILE.sub(":", rest, count=1)
+
+
+def is_hub(name: str) -> bool:
+    """Return whether `name` is a repository on the Hub."""
+    return canonical(name).lower().startswith(HUB)
 
 
 def is_adhoc(name: str) -> bool:
     """Return whether `name` contains its own source, so that no registry entry is needed."""
-    return name.lower().startswith(HUB) or name.lower().endswith(".gguf") or os.sep in name
+    return is_hub(name) or name.lower().endswith(".gguf") or os.sep in name
 
 
 def spec(name: str) -> ModelSpec:
     """Return the entry for `name`. Raises ConfigError with the expected form."""
-    if not name.lower().startswith(HUB):
+    name = canonical(name)
+    if not is_hub(name):
         path = Path(os.path.expanduser(name)).absolute()
         if not path.is_file():
             hint = f"; for a repository on the Hub write hf:{name}" if re.fullmatch(f"{_REPO}/{_REPO}", name) else ""

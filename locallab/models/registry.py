@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from locallab.errors import ConfigError, UnknownModel
+from locallab.errors import ConfigError, NotServed, UnknownModel
 from locallab.models import adhoc, registry_file
 from locallab.models.spec import FileSource, HubSource, ModelSpec, PypiSource, Source
 from locallab.settings import config_home
@@ -53,8 +53,10 @@ class Registry:
         return cls.load(default_path(), *([user] if user.exists() else []), *named)
 
     def get(self, model_id: str) -> ModelSpec:
-        """Return the model of this id or alias. Raises UnknownModel with the nearest ids."""
+        """Return the model of this id or alias, or of this repository on the Hub. Raises UnknownModel with the nearest ids."""
         if model_id.lower() not in self._names:
+            if adhoc.is_hub(model_id):
+                return self._of_the_hub(adhoc.canonical(model_id))
             raise UnknownModel.near(model_id, {name: spec.id for name, (_, spec) in self._names.items()})
         return self._names[model_id.lower()][1]
 
@@ -79,6 +81,16 @@ class Registry:
             self.add("model", spec)
         self._names[name.lower()] = ("model", spec)
         return spec
+
+    def _of_the_hub(self, name: str) -> ModelSpec:
+        try:
+            source = adhoc.spec(name).source
+        except ConfigError:
+            raise UnknownModel(name) from None
+        for each in self:
+            if isinstance(each.source, HubSource) and msgspec.structs.replace(each.source, revision=None) == source:
+                return each
+        raise NotServed(name)
 
     @property
     def default(self) -> ModelSpec:

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 import locallab
-from locallab.errors import ConfigError, UnknownModel
+from locallab.errors import ConfigError, NotServed, UnknownModel
 from locallab.models import FileSource, HubSource, ModelSpec, PypiSource, Registry, default_path
 from locallab.models import registry as module
 from locallab.models.spec import ModelId
@@ -220,6 +220,15 @@ HUB_NAMES = {
     "hf:acme/tiny-GGUF:Q4_K_M": ("acme--tiny-GGUF:Q4_K_M", HubSource("acme/tiny-GGUF", quantization="Q4_K_M")),
     "hf:acme/tiny-GGUF:q4_k_m": ("acme--tiny-GGUF:Q4_K_M", HubSource("acme/tiny-GGUF", quantization="Q4_K_M")),
     "HF:acme/tiny:sub/tiny-q8_0.gguf": ("acme--tiny:sub-tiny-q8_0", HubSource("acme/tiny", file="sub/tiny-q8_0.gguf")),
+    "hf.co/acme/tiny-GGUF:Q4_K_M": ("acme--tiny-GGUF:Q4_K_M", HubSource("acme/tiny-GGUF", quantization="Q4_K_M")),
+    "huggingface.co/acme/tiny-GGUF:latest": ("acme--tiny-GGUF", HubSource("acme/tiny-GGUF")),
+    "https://huggingface.co/acme/tiny-GGUF/": ("acme--tiny-GGUF", HubSource("acme/tiny-GGUF")),
+    "https://huggingface.co/acme/tiny-GGUF/tree/main": ("acme--tiny-GGUF", HubSource("acme/tiny-GGUF")),
+    "https://huggingface.co/acme/tiny/resolve/main/sub/tiny-q8_0.gguf?download=true": (
+        "acme--tiny:sub-tiny-q8_0",
+        HubSource("acme/tiny", file="sub/tiny-q8_0.gguf"),
+    ),
+    "https://HF.co/acme/tiny/blob/main/t.gguf": ("acme--tiny:t", HubSource("acme/tiny", file="t.gguf")),
 }
 
 
@@ -232,6 +241,17 @@ def test_a_name_of_the_hub_gets_an_entry(tmp_path: Path, name: str, expected: tu
     assert len(registry) == 2
     assert msgspec.convert(spec.id, ModelId) == spec.id
     assert all(value is None for value in spec.engine_settings.values())
+
+
+def test_a_request_may_name_a_registered_model_by_its_repository(tmp_path: Path) -> None:
+    hub = "{kind: hub, repo: acme/tiny-GGUF, quantization: Q4_K_M, revision: abc}"
+    registry = load(tmp_path, f"\n  - {{id: mine, description: d, source: {hub}}}\n")
+    for name in ("hf.co/acme/tiny-GGUF:Q4_K_M", "hf:acme/tiny-GGUF:q4_k_m", "https://huggingface.co/acme/tiny-GGUF:Q4_K_M"):
+        assert registry.get(name).id == "mine"
+    with pytest.raises(NotServed, match=r"^unknown model 'hf:acme/other': .* start the server with --model hf:acme/other, or"):
+        registry.get("hf.co/acme/other")
+    with pytest.raises(UnknownModel, match=r"^unknown model 'hf:nothing'$"):
+        registry.get("hf.co/nothing")
 
 
 @pytest.mark.parametrize("name", ["hf:tiny", "hf:a/b/c", "hf:acme/tiny:", "hf:../x", "hf:acme/tiny: Q4"])

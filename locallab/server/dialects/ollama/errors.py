@@ -20,6 +20,5 @@ def ollama_body(error: Exception, prompt: str = "messages") -> dict[str, Any]:
     """Return Ollama's error object; its clients look for "not found" in that of an unknown model."""
     message = message_of(error)
     if isinstance(error, errors.UnknownModel) and not isinstance(error, errors.ModelNotLoaded):
-        hint = f"; did you mean {' or '.join(error.nearest)}?" if error.nearest else ""
-        message = f"model '{error.model_id}' not found{hint}"
+        message = f"model '{error.model_id}' not found{error.hint}"
     return {"error": message}
