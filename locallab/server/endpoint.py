@@ -16,9 +16,9 @@ from locallab.server.streaming import EVENTS
 class Contract:
     """Input and output of one endpoint.
 
-    `body` and `answer` are msgspec structs. With `streams`, the body's `stream` turns the answer into a stream of the media
-    type `stream_type`. `errors` are statuses of failures besides those of every route. `summary` and `description` are the
-    first line and the rest of the handler's docstring.
+    `body` and `answer` are msgspec structs; with `plain`, some clients get a text instead of the answer. With `streams`, the
+    body's `stream` turns the answer into a stream of the media type `stream_type`. `errors` are statuses of failures besides
+    those of every route. `summary` and `description` are the first line and the rest of the handler's docstring.
     """
 
     tag: str
@@ -30,6 +30,7 @@ class Contract:
     media_type: str = "application/json"
     description: str = ""
     stream_type: str = EVENTS
+    plain: bool = False
 
 
 class Endpoint(Route):
@@ -48,10 +49,11 @@ class Endpoint(Route):
         errors: tuple[int, ...] = (),
         media_type: str = "application/json",
         stream_type: str = EVENTS,
+        plain: bool = False,
     ) -> None:
         super().__init__(path, handler, methods=[method])
         summary, _, rest = (inspect.getdoc(handler) or "").partition("\n")
-        self.contract = Contract(tag, summary, body, answer, streams, errors, media_type, rest.strip(), stream_type)
+        self.contract = Contract(tag, summary, body, answer, streams, errors, media_type, rest.strip(), stream_type, plain)
 
 
 class Generating(Endpoint):

@@ -65,9 +65,10 @@ class Described:
             for each in value:
                 yield from self.unknown(each, items, f"{where}[]")
         elif isinstance(value, dict):
-            known = next((choice["properties"] for choice in choices if "properties" in choice), None)
-            if known is None:  # any object
+            objects = [choice["properties"] for choice in choices if "properties" in choice]
+            if not objects:  # any object
                 return
+            known = max(objects, key=lambda properties: len(properties.keys() & value.keys()))
             for name, inside in value.items():
                 if name not in known:
                     yield f"{where}.{name}"

@@ -13,4 +13,4 @@ from locallab.server.dialects.ollama.routes import OLLAMA
 from locallab.server.dialects.openai.routes import OPENAI
 from locallab.server.dialects.responses.routes import RESPONSES
 
-DIALECTS: Sequence[Dialect] = (NATIVE, ASSISTANT, OPENAI, RESPONSES, ANTHROPIC, OLLAMA, LLAMACPP)
+DIALECTS: Sequence[Dialect] = (NATIVE, ASSISTANT, ANTHROPIC, OPENAI, RESPONSES, OLLAMA, LLAMACPP)

@@ -104,6 +104,8 @@ def _success(endpoint: Endpoint, schemas: _Schemas) -> Schema:
         content = {"application/json": {"schema": {"type": "object"}}}
     else:
         content = {contract.media_type: {"schema": {"type": "string"}}}
+    if contract.plain:
+        content["text/plain"] = {"schema": {"type": "string"}}
     if contract.streams:
         content[contract.stream_type] = {"schema": EVENT if contract.stream_type == EVENTS else LINE}
     headers = _headers(200, _area(endpoint) not in ("open", "uncounted"))
@@ -155,13 +157,23 @@ def _operation(endpoint: Endpoint, schemas: _Schemas) -> Schema:
     return operation
 
 
+def _either(one: Schema, other: Schema) -> Schema:
+    """Describe two operations of one path, which a header tells apart."""
+    answers = [each["responses"]["200"]["content"]["application/json"]["schema"] for each in (one, other)]
+    success = {**other["responses"]["200"], "content": {"application/json": {"schema": {"anyOf": answers}}}}
+    described = "\n\n".join(filter(None, (one["summary"], one.get("description"), other.get("description"))))
+    return {**other, "description": described, "responses": {**other["responses"], "200": success}}
+
+
 def document(routes: Sequence[BaseRoute]) -> Schema:
     """Describe every Endpoint among `routes`. OpenAPI has no operation for a WebSocket: the text describes it."""
     endpoints = [route for route in routes if isinstance(route, Endpoint)]
     schemas = _Schemas(endpoints)
     paths: dict[str, Schema] = {}
     for endpoint in endpoints:
-        paths.setdefault(endpoint.path_format, {})[method(endpoint).lower()] = _operation(endpoint, schemas)
+        methods, verb = paths.setdefault(endpoint.path_format, {}), method(endpoint).lower()
+        operation = _operation(endpoint, schemas)
+        methods[verb] = _either(methods[verb], operation) if verb in methods else operation
     tags = {name: text for dialect in DIALECTS for name, text in dialect.tags.items()} | TAGS
     return {
         "openapi": "3.1.0",

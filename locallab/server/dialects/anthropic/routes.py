@@ -1,4 +1,4 @@
-"""Anthropic's dialect: /v1/messages, /v1/messages/count_tokens, and /api/hello."""
+"""Anthropic's dialect: /v1/messages, /v1/messages/count_tokens, /v1/models, and /api/hello."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from locallab.engine.request import SamplingParams
 from locallab.errors import InvalidField
 from locallab.pool import Pool
 from locallab.server.dialects.anthropic.errors import AnthropicProblem, anthropic_body
+from locallab.server.dialects.anthropic.models import AnthropicModels
 from locallab.server.dialects.anthropic.request import MessagesBody, chat_request
 from locallab.server.dialects.anthropic.stream import AnthropicFormatter, MessageAnswer
 from locallab.server.dialects.dialect import Dialect, Services
@@ -82,7 +83,7 @@ class Anthropic:
 
 
 def routes(services: Services) -> list[BaseRoute]:
-    return Anthropic(services.pool, services.settings).routes()
+    return [*AnthropicModels(services.pool).routes(), *Anthropic(services.pool, services.settings).routes()]
 
 
 ANTHROPIC = Dialect(

@@ -11,7 +11,7 @@ import msgspec
 import psutil
 from msgspec import UNSET, Meta, UnsetType
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute
 
 from locallab import hardware
@@ -257,7 +257,7 @@ class System:
 
     def routes(self) -> list[BaseRoute]:
         return [
-            Endpoint("/", self.root, tag="system", answer=Root),
+            Endpoint("/", self.root, tag="system", answer=Root, plain=True),
             Endpoint("/system/info", self.info, tag="system", answer=SystemInfo),
             Endpoint("/metrics", self.metrics, tag="system", media_type="text/plain"),
             Endpoint("/health", self.health, tag="system", answer=Health),
@@ -266,7 +266,13 @@ class System:
         ]
 
     async def root(self, request: Request) -> Response:
-        """Identify the service."""
+        """Identify the service.
+
+        Clients that accept neither JSON nor HTML by name get the words that Ollama's clients look for.
+        """
+        accept = request.headers.get("accept", "")
+        if "text/html" not in accept and "application/json" not in accept:
+            return PlainTextResponse("Ollama is running")
         return reply(Root(SERVICE, __version__, self._current()))
 
     async def info(self, request: Request) -> Response:

@@ -82,7 +82,12 @@ def test_health(served: Served) -> None:
     assert health.json() == {"status": "healthy", "service": "locallab", "version": __version__, "model": "tiny:1b"}
     assert served.http.get("/health/ready").json() == {"status": "ready", "service": "locallab", "model": "tiny:1b"}
     assert served.http.get("/health/live").json() == {"status": "alive", "service": "locallab"}
-    assert served.http.get("/").json() == {"service": "locallab", "version": __version__, "model": "tiny:1b"}
+    for accept in ("application/json", "text/html,application/xhtml+xml,*/*;q=0.8"):
+        root = served.http.get("/", headers={"accept": accept})
+        assert root.json() == {"service": "locallab", "version": __version__, "model": "tiny:1b"}
+    for headers in ({}, {"accept": "*/*"}):
+        assert served.http.get("/", headers=headers).text == "Ollama is running"
+    assert served.http.head("/").status_code == 200
 
 
 def test_not_ready_says_why_and_when_to_ask_again(serve: Serve) -> None:
