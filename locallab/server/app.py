@@ -61,6 +61,8 @@ async def _answer(request: Request, error: Exception) -> Response:
         routes = (each for each in request.app.routes if isinstance(each, Route) and each.path_regex.match(path))
         allowed = ", ".join(sorted({method for route in routes for method in route.methods or ()}))
         error = HTTPException(405, f"method not allowed: {request.method} {path}", {"allow": allowed})
+        if request.method == "OPTIONS":
+            return Response(status_code=204, headers={"allow": allowed})
     report(error, f"{request.method} {path}")
     return respond(request, error)
 
@@ -83,8 +85,8 @@ def _middleware(services: Services, routes: Sequence[BaseRoute]) -> list[Middlew
         Middleware(Proxies, trusted=trusted),
         Middleware(Credentials),
         Middleware(AccessLog, enabled=settings.access_log),
-        Middleware(Paths, dialects=DIALECTS),
-        Middleware(TrafficCounter, traffic=services.traffic, routes=routes),
+        Middleware(Paths, dialects=DIALECTS, routes=routes),
+        Middleware(TrafficCounter, traffic=services.traffic),
         Middleware(Cors, origins=origins, keyring=keyring),
         Middleware(Failsafe),
         Middleware(HostCheck, hosts=Hosts(settings.allowed_hosts), keyring=keyring, tunnel=tunnel),

@@ -34,8 +34,7 @@ class Dialect:
     `prefixes` are the paths at and below which it answers; the longest prefix of all dialects wins. `error_body` makes the body
     of an error from the error and the name of the prompt's field, and `problem` is the shape of that body. `prompts` has that
     name by path where it is not "messages". `tags` are the groups of its routes in the API's description, each with a sentence.
-    `areas` maps root paths to areas of the API; all other paths are in the area "dialect". `bare` are paths that clients also
-    request without /v1; one that ends in a slash stands for everything below it.
+    `areas` maps root paths to areas of the API; all other paths are in the area "dialect".
     """
 
     name: str
@@ -46,4 +45,3 @@ class Dialect:
     tags: Mapping[str, str] = dataclasses.field(default_factory=dict)
     prompts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     areas: Mapping[str, Area] = dataclasses.field(default_factory=dict)
-    bare: frozenset[str] = frozenset()

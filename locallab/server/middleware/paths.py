@@ -2,36 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from locallab.server.areas import Owner, area, is_below, owner
 
+_REPEATS = 3
+"""How often a client may have put /v1 before a path too often."""
 
-def canonical(path: str, dialects: Sequence[Owner]) -> str:
-    """Drop duplicate and trailing slashes, and put /v1 once before a path that is served without it too."""
-    path = "/" + "/".join(filter(None, path.split("/")))
-    while path.startswith("/v1/v1/"):
-        path = path.removeprefix("/v1")
-    if any(root and is_below(path, root) for each in dialects for root in each.prefixes):
-        return path
-    roots = [root for each in dialects for root in each.bare]
-    is_bare = path in roots or path.startswith(tuple(root for root in roots if root.endswith("/")))
-    return f"/v1{path}" if is_bare else path
+
+class Table:
+    """Finds the route of a path, as Starlette matches them, in any spelling: with or without /v1 before it.
+
+    A path as it stands goes ahead of its other spellings: /chat is the native route, and no dialect's.
+    """
+
+    def __init__(self, routes: Sequence[BaseRoute], dialects: Sequence[Owner]) -> None:
+        self._prefixes = [prefix for each in dialects for prefix in each.prefixes if prefix]
+        self._routes = [route for route in routes if isinstance(route, (Route, WebSocketRoute))]
+        self._plain = {route.path for route in self._routes if not route.param_convertors}
+
+    def find(self, path: str) -> tuple[str, str | None]:
+        """Return the spelling of `path` that has a route, and the template of that route; `path` and None if there is none.
+
+        Duplicate and trailing slashes are dropped.
+        """
+        path = "/" + "/".join(filter(None, path.split("/")))
+        spellings = list(self._spellings(path))
+        for spelling in spellings:
+            if spelling in self._plain:
+                return spelling, spelling
+        for spelling in spellings:
+            for route in self._routes:
+                if route.path_regex.match(spelling):
+                    return spelling, route.path_format
+        return path, None
+
+    def _spellings(self, path: str) -> Iterator[str]:
+        yield path
+        if not any(is_below(path, prefix) for prefix in self._prefixes):
+            yield f"/v1{path}"
+        for _ in range(_REPEATS):
+            if path.startswith("/v1/"):
+                path = path.removeprefix("/v1")
+                yield path
 
 
 class Paths:
-    """Give a request the canonical spelling of its path, and scope["state"] the path's dialect and area."""
+    """Give a request the canonical spelling of its path, and scope["state"] the path's route, dialect and area.
 
-    def __init__(self, app: ASGIApp, dialects: Sequence[Owner]) -> None:
+    The area is the route's: no spelling that reaches a route escapes its limits.
+    """
+
+    def __init__(self, app: ASGIApp, dialects: Sequence[Owner], routes: Sequence[BaseRoute]) -> None:
         self._app = app
         self._dialects = dialects
+        self._table = Table(routes, dialects)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "lifespan":
-            path = canonical(scope["path"], self._dialects)
-            owned_by = owner(self._dialects, path)
+            path, route = self._table.find(scope["path"])
+            owned_by = owner(self._dialects, route or path)
             scope = {**scope, "path": path}
-            scope.setdefault("state", {}).update(dialect=owned_by, area=area(owned_by, path))
+            scope.setdefault("state", {}).update(route=route, dialect=owned_by, area=area(owned_by, route or path))
         await self._app(scope, receive, send)

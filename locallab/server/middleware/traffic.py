@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable
 
-from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 OTHER = "other"
@@ -29,13 +28,11 @@ class Traffic:
 
 
 class TrafficCounter:
-    """Update `traffic`. A route is named by its template in `routes`; paths must be canonical."""
+    """Update `traffic`. A route is named by its template, which `Paths` has found."""
 
-    def __init__(self, app: ASGIApp, traffic: Traffic, routes: Sequence[BaseRoute]) -> None:
+    def __init__(self, app: ASGIApp, traffic: Traffic) -> None:
         self._app = app
         self._traffic = traffic
-        self._routes = [route for route in routes if isinstance(route, (Route, WebSocketRoute))]
-        self._plain = {route.path for route in self._routes if not route.param_convertors}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -53,13 +50,7 @@ class TrafficCounter:
             await self._app(scope, receive, relay)
         finally:
             self._change(scope, -1)
-            self._traffic.ended[self.template(scope["path"]), status or GONE] += 1
-
-    def template(self, path: str) -> str:
-        """Return the template of the path's route, with parameters as names."""
-        if path in self._plain:
-            return path
-        return next((route.path_format for route in self._routes if route.path_regex.match(path)), OTHER)
+            self._traffic.ended[scope["state"]["route"] or OTHER, status or GONE] += 1
 
     def _change(self, scope: Scope, amount: int) -> None:
         if scope["type"] == "http":

@@ -11,10 +11,7 @@ from typing import Any
 import pytest
 
 from locallab import logs
-from locallab.server.dialects.registry import DIALECTS
 from locallab.server.middleware import Failsafe
-from locallab.server.middleware.paths import canonical
-from tests.support.fake_engine import TEXT
 from tests.support.http_server import Serve, Served
 
 USER = [{"role": "user", "content": "hi"}]
@@ -160,29 +157,6 @@ def test_unknown_paths_native(served: Served, method: str, path: str, status: in
 def test_unknown_paths_openai(served: Served, method: str, path: str, status: int) -> None:
     response = served.http.request(method, path)
     assert response.status_code == status and response.json()["error"]["type"] == "invalid_request_error"
-
-
-SPELLINGS = {
-    "/v1/chat/completions": ["/chat/completions", "//v1/chat/completions", "/v1//chat/completions/", "/v1/chat/completions/"],
-    "/v1/completions": ["/completions", "/completions/", "//completions"],
-    "/v1/models": ["/models", "/models/", "/v1/models/", "/v1//models"],
-    "/v1/models/a/b:c": ["/models/a/b:c", "/v1/models/a/b:c/", "/v1/models//a//b:c"],
-    "/models/current": ["/models/current/", "//models//current"],
-    "/chat": ["/chat/", "//chat"],
-    "/generate": ["/generate/"],
-    "/": ["", "//"],
-}
-
-
-@pytest.mark.parametrize(("path", "spelling"), [(path, s) for path, many in SPELLINGS.items() for s in (path, *many)])
-def test_spellings(path: str, spelling: str) -> None:
-    assert canonical(spelling, DIALECTS) == path
-
-
-@pytest.mark.parametrize("path", [*SPELLINGS["/v1/chat/completions"], "/v1/chat/completions?beta=true"])
-def test_spellings_are_served(served: Served, path: str) -> None:
-    response = served.http.post(f"{served.url}{path}", json={"messages": USER})
-    assert response.json()["choices"][0]["message"]["content"] == TEXT
 
 
 @pytest.mark.parametrize(

@@ -222,7 +222,7 @@ def test_a_preflight_of_a_foreign_page(served: Served) -> None:
 
 def test_options_without_a_preflight(served: Served) -> None:
     response = served.http.options("/generate")
-    assert response.status_code == 405 and response.headers["allow"] == "POST"
+    assert response.status_code == 204 and response.headers["allow"] == "POST"
 
 
 @pytest.mark.parametrize(

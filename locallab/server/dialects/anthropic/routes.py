@@ -94,5 +94,4 @@ ANTHROPIC = Dialect(
     routes=routes,
     tags={"anthropic": "Anthropic's API."},
     areas={"/api/hello": "open"},
-    bare=frozenset({"/messages", "/messages/count_tokens"}),
 )

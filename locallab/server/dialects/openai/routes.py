@@ -100,5 +100,4 @@ OPENAI = Dialect(
         "/v1/embeddings": "input",
         "/v1/rerank": "documents",
     },
-    bare=frozenset({"/chat/completions", "/completions", "/models", "/models/", "/embeddings", "/rerank", "/fim/completions"}),
 )

@@ -120,5 +120,4 @@ RESPONSES = Dialect(
     problem=OpenAIProblem,
     routes=routes,
     prompts={"/v1/responses": "input"},
-    bare=frozenset({"/responses", "/responses/"}),
 )

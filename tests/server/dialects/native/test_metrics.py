@@ -12,7 +12,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from websockets.sync.client import connect
 
 from locallab.engine.costs import StepCosts
-from locallab.server.middleware.traffic import Traffic, TrafficCounter
 from tests.support.fake_engine import TEXT
 from tests.support.http_server import Serve, Served
 from tests.support.tiny_server import tiny_server
@@ -148,10 +147,6 @@ def test_loads_and_what_engines_did_that_are_gone(serve: Serve) -> None:
         assert found["model_context_tokens{model=tiny:1b}"] == 512
         assert any(name.startswith("model_info{") and "model=tiny:1b" in name for name in found)
         assert found["process_resident_memory_bytes"] > 0
-
-
-def test_template_of_a_path_that_is_no_route() -> None:
-    assert TrafficCounter(lambda *_: None, Traffic(), []).template("/x") == "other"  # type: ignore[arg-type, return-value]
 
 
 def test_websockets_are_counted(served: Served) -> None:

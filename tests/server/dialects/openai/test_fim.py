@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import pytest
 
-from locallab.server.dialects.registry import DIALECTS
-from locallab.server.middleware.paths import canonical
 from tests.support.fake_engine import TEXT
 from tests.support.http_server import Served, only_prompt
 from tests.support.sse import events
@@ -57,6 +55,5 @@ def test_fim_completions_streamed_as_editors_read_them(coder: Served) -> None:
 
 
 def test_completions_without_v1_are_openais(coder: Served) -> None:
-    assert canonical("/completions", DIALECTS) == "/v1/completions" and canonical("/completion", DIALECTS) == "/completion"
     answer = coder.http.post("/completions", json={"prompt": "hi", "n_predict": 4}).json()
     assert answer["choices"][0]["text"] == TEXT[:4]

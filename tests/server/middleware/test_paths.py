@@ -1,0 +1,105 @@
+"""Spellings of paths: with and without /v1, with slashes too many, and those that try to get around the limits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from locallab.keys import Keyring, KeyStore
+from locallab.models.registry import Registry
+from locallab.models.store import Store
+from locallab.pool import Pool
+from locallab.server.areas import area, owner
+from locallab.server.dialects.dialect import Services
+from locallab.server.dialects.registry import DIALECTS
+from locallab.server.middleware import Traffic
+from locallab.server.middleware.paths import Table
+from locallab.settings import ServerSettings
+from tests.support.fake_engine import TEXT
+from tests.support.http_server import Serve, Served
+
+USER = [{"role": "user", "content": "hi"}]
+
+SPELLINGS = {
+    "/v1/chat/completions": [
+        "/chat/completions",
+        "//v1/chat/completions",
+        "/v1//chat/completions/",
+        "/v1/chat/completions/",
+        "/v1/v1/chat/completions",
+    ],
+    "/v1/completions": ["/completions", "/completions/", "//completions"],
+    "/v1/models": ["/models", "/models/", "/v1/models/", "/v1//models"],
+    "/v1/models/a/b:c": ["/models/a/b:c", "/v1/models/a/b:c/", "/v1/models//a//b:c"],
+    "/v1/messages": ["/messages", "/v1/v1/messages"],
+    "/v1/messages/count_tokens": ["/messages/count_tokens"],
+    "/v1/responses/x": ["/responses/x"],
+    "/v1/embeddings": ["/embeddings"],
+    "/api/chat": ["/v1/api/chat", "/v1/api/chat/"],
+    "/api/v1/assistant/chat": ["/v1/api/v1/assistant/chat"],
+    "/models/current": ["/models/current/", "//models//current"],
+    "/models/load/x": [],
+    "/chat": ["/chat/", "//chat", "/v1/chat"],
+    "/generate": ["/generate/", "/v1/generate"],
+    "/completion": ["/v1/completion"],
+    "/v1/nothing": ["/v1/nothing/"],
+    "/": ["", "//"],
+}
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Table:
+    folder: Path = tmp_path_factory.mktemp("paths")
+    settings = ServerSettings()
+    keyring = Keyring(settings, KeyStore(folder / "keys.json"))
+    services = Services(pool=Pool(Registry(), Store(folder)), settings=settings, keyring=keyring, traffic=Traffic())
+    return Table([route for dialect in DIALECTS for route in dialect.routes(services)], DIALECTS)
+
+
+@pytest.mark.parametrize(("path", "spelling"), [(path, s) for path, many in SPELLINGS.items() for s in (path, *many)])
+def test_spellings(table: Table, path: str, spelling: str) -> None:
+    assert table.find(spelling)[0] == path
+
+
+@given(path=st.sampled_from(["/generate", "/chat", "/models/current", "/models/status/x"]), tail=st.text(max_size=3))
+def test_a_spelling_that_reaches_a_native_route_is_limited_as_native(table: Table, path: str, tail: str) -> None:
+    _, route = table.find(path + tail)
+    if route is not None and not route.startswith("/v1/"):
+        assert area(owner(DIALECTS, route), route) == "native"
+
+
+@pytest.mark.parametrize("path", [*SPELLINGS["/v1/chat/completions"], "/v1/chat/completions?beta=true"])
+def test_spellings_are_served(served: Served, path: str) -> None:
+    response = served.http.post(f"{served.url}{path}", json={"messages": USER})
+    assert response.json()["choices"][0]["message"]["content"] == TEXT
+
+
+ESCAPES = ["/generate\n", "//generate", "/generate/", "/v1/generate", "/v1/v1/generate", "/gener\u0061te", "/generate?x=1"]
+
+
+@pytest.mark.parametrize("escape", ESCAPES)
+def test_no_spelling_passes_the_rate_limit(serve: Serve, escape: str) -> None:
+    with serve(rate_limit=True, native_rate="1/hour") as served:
+        target = quote(escape, safe="/?=") if "a" in escape else escape
+        answers = [served.http.post(f"{served.url}{target}", json={"prompt": "hi"}) for _ in range(2)]
+        assert [answer.status_code for answer in answers] == [200, 429]
+
+
+@pytest.mark.parametrize("other", ["/Generate", "/generate/x", "/generate;x", "/generate%00", "/generate\t"])
+def test_what_looks_like_a_route_is_none(serve: Serve, other: str) -> None:
+    with serve(rate_limit=True, native_rate="1/hour") as served:
+        request = served.http.build_request("POST", served.url, json={"prompt": "hi"})
+        request.url = request.url.copy_with(raw_path=other.replace("\t", "%09").encode())
+        assert served.http.send(request).status_code in (404, 429)
+        assert served.http.send(request).status_code in (404, 429)
+
+
+def test_options_of_a_route_names_its_methods(served: Served) -> None:
+    answer = served.http.options("/generate")
+    assert (answer.status_code, answer.headers["allow"], answer.content) == (204, "POST", b"")
+    assert served.http.options("/nowhere").status_code == 404
+    assert served.http.head("/v1/models").status_code == 200 and served.http.head("/generate").status_code == 405
