@@ -26,6 +26,7 @@ from locallab.server.middleware import (
     AccessLog,
     Auth,
     BodyLimit,
+    ContentDecoding,
     Cors,
     Credentials,
     Failsafe,
@@ -60,9 +61,9 @@ async def _answer(request: Request, error: Exception) -> Response:
         # several routes may share the path; Starlette reports the methods of the first one only
         routes = (each for each in request.app.routes if isinstance(each, Route) and each.path_regex.match(path))
         allowed = ", ".join(sorted({method for route in routes for method in route.methods or ()}))
-        error = HTTPException(405, f"method not allowed: {request.method} {path}", {"allow": allowed})
         if request.method == "OPTIONS":
             return Response(status_code=204, headers={"allow": allowed})
+        error = HTTPException(405, f"method not allowed: {request.method} {path}", {"allow": allowed})
     report(error, f"{request.method} {path}")
     return respond(request, error)
 
@@ -75,7 +76,7 @@ def _middleware(services: Services, routes: Sequence[BaseRoute]) -> list[Middlew
     """Return the middleware from the outermost to the innermost.
 
     The client's address and the removal of keys come ahead of the log. CORS marks refusals too, so it comes ahead of all that
-    refuse; the failsafe, which answers for them, comes right behind it.
+    refuse; the failsafe, which answers for them, comes right behind it. Bodies have a limit as sent and one as decoded.
     """
     settings, keyring, tunnel = services.settings, services.keyring, services.tunnel
     origins = Origins(settings.cors_origins)
@@ -93,6 +94,8 @@ def _middleware(services: Services, routes: Sequence[BaseRoute]) -> list[Middlew
         Middleware(OriginCheck, origins=origins, keyring=keyring),
         Middleware(Auth, keyring=keyring),
         Middleware(RateLimit, limits=RateLimits(settings)),
+        Middleware(BodyLimit, mib=settings.max_body_mib),
+        Middleware(ContentDecoding),
         Middleware(BodyLimit, mib=settings.max_body_mib),
         Middleware(Leases),
     ]

@@ -123,7 +123,7 @@ def _failures(endpoint: Endpoint, schemas: _Schemas) -> dict[str, Schema]:
     contract = endpoint.contract
     statuses = {403, 500, *contract.errors}
     if contract.body:
-        statuses |= {400, 413}
+        statuses |= {400, 413, 415}
     if _area(endpoint) != "open":
         statuses.add(401)
     if _area(endpoint) not in ("open", "uncounted"):

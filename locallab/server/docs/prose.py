@@ -66,6 +66,7 @@ REASONS: Mapping[int, str] = {
     403: "Host or Origin not allowed",
     404: "not found: a model that is unknown or not loaded, or a response that is not stored",
     413: "request body too large",
+    415: "content encoding other than gzip and deflate",
     429: "rate limit exceeded",
     500: "server error",
     503: "server busy, or no model ready",

@@ -3,6 +3,7 @@
 from locallab.server.middleware.access_log import AccessLog
 from locallab.server.middleware.auth import Auth, Credentials
 from locallab.server.middleware.body_limit import BodyLimit
+from locallab.server.middleware.content_encoding import ContentDecoding
 from locallab.server.middleware.failsafe import Failsafe
 from locallab.server.middleware.hosts import HostCheck
 from locallab.server.middleware.origins import Cors, OriginCheck
@@ -16,6 +17,7 @@ __all__ = [
     "AccessLog",
     "Auth",
     "BodyLimit",
+    "ContentDecoding",
     "Cors",
     "Credentials",
     "Failsafe",
