@@ -64,6 +64,14 @@ class ContextLengthExceeded(RequestError):
         self.n_ctx = n_ctx
 
 
+class SlowReader(RequestError):
+    """The client does not read its stream: `unread` bytes wait for it."""
+
+    def __init__(self, unread: int) -> None:
+        super().__init__(f"the answer was ended, as its stream is not read: {unread >> 10} KiB are waiting")
+        self.unread = unread
+
+
 class UnknownResponse(RequestError):
     """No response with this id is stored for this client, or not any more."""
 

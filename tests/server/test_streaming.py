@@ -18,10 +18,11 @@ from sse_starlette.sse import AppStatus
 
 from locallab.chat.turn import Turn
 from locallab.engine.request import SamplingParams, TokenEvent, Usage
-from locallab.errors import EngineFailure, Overloaded
+from locallab.errors import EngineFailure, Overloaded, SlowReader
 from locallab.server import streaming
 from locallab.server.dialects.native.generate import NativeFormatter
 from locallab.server.dialects.openai.stream import ChatFormatter, Head
+from locallab.server.inference import generation
 from locallab.server.inference.answer import answer
 from locallab.server.inference.generation import ClientGone, Generation
 from tests.support.fake_engine import TEXT, say
@@ -314,6 +315,31 @@ def test_client_that_does_not_read(monkeypatch: pytest.MonkeyPatch, caplog: pyte
     engine, wire = asyncio.run(scenario())
     assert engine.cancelled == [0] and len(wire.sent) == 2
     assert "POST /: the client has not read for 0.05 s" in caplog.text
+
+
+def test_an_answer_that_nobody_reads_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "UNREAD_TIME", 0.02)
+
+    async def scenario() -> None:
+        engine = Held()
+        with Generation(engine, [JOB]) as running:  # type: ignore[arg-type]
+            for _ in range(20):  # more than the bound, but read in time
+                for _ in range(100):
+                    engine.listeners[0](TokenEvent("word"))
+                assert len(await anext(running)) == 100
+            sent = 0
+            while not engine.cancelled:
+                engine.listeners[0](TokenEvent("word"))
+                sent += 1
+                await asyncio.sleep(0.0001)
+                assert sent < 10_000
+            assert sent * 4 < generation.UNREAD_BYTES * 2
+            engine.listeners[0](TokenEvent("", finish_reason="cancelled", usage=Usage(1, sent, 0)))
+            assert len(await anext(running)) == sent
+            with pytest.raises(SlowReader, match="KiB are waiting"):
+                await anext(running)
+
+    asyncio.run(scenario())
 
 
 def test_slow_client_gets_everything(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,13 +12,24 @@ from starlette.types import Receive
 
 from locallab.engine import TextEngine
 from locallab.engine.request import CacheUse, SamplingParams, Tier, TokenEvent, TokenLogprob, Usage
-from locallab.errors import EngineClosed, EngineFailure
+from locallab.errors import EngineClosed, EngineFailure, SlowReader
 
 Job = tuple[Sequence[int], SamplingParams]
 """A prompt and its parameters."""
 
 Item = tuple[int, TokenEvent]
 """An event of the answer with this index."""
+
+UNREAD_BYTES = 64 << 10
+"""Maximum of what an answer holds for a client that does not read; what its connection holds comes on top."""
+
+UNREAD_TIME = 5.0
+"""Seconds that a reader may be late with more than that: the event loop itself may have been busy."""
+
+_CHECK = 256
+
+_EVENT_BYTES = 64
+"""What an event is counted as beside its text: about what its line in a stream takes."""
 
 
 class ClientGone(Exception):
@@ -38,12 +49,18 @@ class FinishedAnswer:
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
 
+def _size(event: TokenEvent) -> int:
+    tokens = (*event.logprobs, *event.prompt_logprobs)
+    return len(event.text) + _EVENT_BYTES * (1 + sum(1 + len(token.top) for token in tokens))
+
+
 class Generation:
     """The answers of one request while they are computed, one for each job: an iterator over lists of new items.
 
     Made and read in the event loop, and used as a context manager: leaving it cancels what is unfinished. Making it submits
     every job, or none: it raises what `TextEngine.submit` does. `urgent` jobs go ahead of others. Events wait in one list with
-    one future to wake the reader, so a token costs no queue and no lock, and a slow reader gets all new items at once.
+    one future to wake the reader, so a token costs no queue and no lock, and a slow reader gets all new items at once. One
+    that does not read ends the answers with SlowReader, once UNREAD_BYTES for each wait for UNREAD_TIME seconds.
     """
 
     def __init__(self, engine: TextEngine, jobs: Sequence[Job], *, urgent: bool = False) -> None:
@@ -57,6 +74,7 @@ class Generation:
         self._unfinished = len(jobs)
         self._stopped = False
         self._failure: Exception | None = None
+        self._since = 0.0  # when _CHECK events waited
         try:
             for index, (prompt, params) in enumerate(jobs):
                 take = functools.partial(self._take, index)
@@ -133,10 +151,23 @@ class Generation:
             self._failure = self._failure or EngineClosed("the engine was closed before the answer was complete")
         else:
             self._items.append((index, event))
+            if not len(self._items) % _CHECK:
+                self._check_reader()
         if reason is not None:
             self._running.pop(index, None)
             self._unfinished -= 1
         self.wake()
+
+    def _check_reader(self) -> None:
+        """End the answers if their reader is late. Called at every _CHECK events that wait: a token costs one comparison."""
+        now = self._loop.time()
+        if len(self._items) == _CHECK:
+            self._since = now
+        elif now - self._since > UNREAD_TIME and self._failure is None:
+            unread = sum(_size(event) for _, event in self._items)
+            if unread > UNREAD_BYTES * len(self._prompts):
+                self._failure = SlowReader(unread)
+                self._cancel()
 
     def _cancel(self) -> None:
         for request_id in self._running.values():
