@@ -75,7 +75,7 @@ class EngineSettings:
 class ServerSettings:
     """The HTTP server: its address, models, limits and access."""
 
-    host: Annotated[str, Meta(description="address to listen on")] = "127.0.0.1"
+    host: Annotated[str, Meta(description="address to listen on; localhost: 127.0.0.1 and ::1")] = "localhost"
     port: Annotated[int, Meta(ge=0, le=65535, description="port to listen on; 0: any free port")] = 8000
     model: Annotated[
         str | None,
@@ -101,6 +101,9 @@ class ServerSettings:
     access_log: Annotated[bool, Meta(description="log a line for each request")] = True
     grace: Annotated[float, Meta(ge=0, description="seconds running requests get to finish at shutdown")] = 10.0
     max_body_mib: Annotated[int, Meta(ge=1, description="maximum request body, in MiB; larger ones get 413")] = 8
+    connections_per_address: Annotated[
+        int, Meta(ge=1, description="maximum connections from one address; a further one takes the place of an idle one")
+    ] = 512
     completion_tokens: Annotated[
         int, Meta(ge=1, description="maximum answer of /generate and /v1/completions when the request sets no limit, in tokens")
     ] = 512

@@ -21,7 +21,7 @@ SECRET = [name for cls in CLASSES for name, annotated, _ in settings.fields(cls)
 
 def test_defaults() -> None:
     assert settings.resolve(EngineSettings) == EngineSettings()
-    assert settings.resolve(ServerSettings).host == "127.0.0.1"
+    assert settings.resolve(ServerSettings).host == "localhost"
 
 
 def test_a_later_layer_wins_and_none_is_unset() -> None:

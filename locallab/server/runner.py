@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import ipaddress
 import logging
 import os
@@ -23,6 +24,8 @@ from typing import Any
 import uvicorn
 
 from locallab.errors import ConfigError, LocalLabError
+from locallab.server.connections import ConnectionLimits
+from locallab.server.http_protocol import HttpProtocol
 from locallab.server.websocket_protocol import WebSocketProtocol
 from locallab.settings import ServerSettings
 
@@ -57,7 +60,8 @@ def bind(host: str, port: int) -> socket.socket:
     Raises ConfigError if the address is invalid or in use.
     """
     try:
-        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        name = "127.0.0.1" if host == "localhost" else host  # known without /etc/hosts; ::1 comes with `loopback_twin`
+        infos = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or "not a host name"
         raise ConfigError(f"host: {host!r} is not an address of this machine: {reason}") from None
@@ -68,8 +72,33 @@ def bind(host: str, port: int) -> socket.socket:
         sock.bind(address)
     except OSError as error:
         sock.close()
-        raise _refusal(error, host, port) from None
+        raise _refusal(error, name, port) from None
     return sock
+
+
+def loopback_twin(sock: socket.socket) -> socket.socket | None:
+    """Bind ::1 to the port of a socket on 127.0.0.1: many clients look for `localhost` there, and some nowhere else.
+
+    Returns None where there is no IPv6, and logs a warning if another process has the port.
+    """
+    address, port = sock.getsockname()[:2]
+    if address != "127.0.0.1" or not socket.has_ipv6:
+        return None
+    try:
+        twin = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
+    except OSError:
+        return None
+    try:
+        twin.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        twin.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        twin.bind(("::1", port))
+        twin.listen()
+    except OSError as error:
+        twin.close()
+        if error.errno == errno.EADDRINUSE:
+            log.warning("port %d on ::1 is in use: clients that look for localhost there find another server", port)
+        return None
+    return twin
 
 
 def is_public(sock: socket.socket) -> bool:
@@ -94,7 +123,7 @@ class _Server(uvicorn.Server):
         config = uvicorn.Config(
             app,
             loop="uvloop",
-            http="httptools",
+            http=functools.partial(HttpProtocol, limits=ConnectionLimits(settings)),  # type: ignore[arg-type]
             ws=WebSocketProtocol,
             ws_max_size=MESSAGE_ROOM * settings.max_body_mib << 20,
             ws_ping_interval=PING,
@@ -110,16 +139,30 @@ class _Server(uvicorn.Server):
         try:  # here, as uvloop ignores a failure: two processes may bind one port, only one may listen
             sock.listen(config.backlog)
         except OSError as error:
-            raise _refusal(error, settings.host, settings.port) from None
+            raise _refusal(error, *sock.getsockname()[:2]) from None
         super().__init__(config)
+        self._host = settings.host
         self._signals = signals
         self._grace = settings.grace
         self._on_ready = on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        sockets = sockets or []
+        twin = loopback_twin(sockets[0]) if self._host == "localhost" and sockets else None
+        try:
+            await super().startup([*sockets, twin] if twin else sockets)
+        finally:
+            if twin is not None and not self.started:
+                twin.close()
         if not self.should_exit:
             self._on_ready()
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % 10 == 0:  # every second
+            now = asyncio.get_running_loop().time()
+            for connection in list(self.server_state.connections):
+                connection.check(now)  # type: ignore[union-attr]
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for server in self.servers:

@@ -1,15 +1,29 @@
-"""uvicorn's WebSocket protocol with a graceful shutdown, and without keys in the log."""
+"""uvicorn's WebSocket protocol with a graceful shutdown, limits on what a client may send, and without keys in the log.
+
+A client is read as fast as the app takes its messages, as it reads what is sent to it, and at most `FRAMES` frames a second:
+what comes faster stays in its socket.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Coroutine
+from http import HTTPStatus
 from typing import Any
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from locallab.server.connections import UnreadWatch, group
+
 RESTARTING = 1012
 """Close code for the app and its clients when the server stops."""
+
+FRAMES = 200
+"""Maximum frames of a client in a second, pings and parts of messages included."""
+
+PIECE = 512
+"""Bytes parsed at a time: the messages in one piece wait for the app together."""
 
 log = logging.getLogger(__name__)
 
@@ -18,10 +32,94 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     """On shutdown the app receives a disconnect with code 1012 and may still send; it closes the connection after its last
     message."""
 
+    idle = False
+    """Its place is never given to another connection."""
+
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.logger = log  # uvicorn's own logs the query and, when debugging, the headers
         self.conn.logger, self.conn.debug = log, False
+        self.peer = ""
+        self.since = 0.0
+        self._unread = UnreadWatch()
+        self._held = b""
+        self._frames = 0
+        self._second = 0.0
+        self._resume: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.peer = group(self.client[0] if self.client else "")
+        self.since = self.loop.time()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._held = b""
+        if self._resume is not None:
+            self._resume.cancel()
+        super().connection_lost(exc)
+
+    def check(self, now: float) -> None:
+        """Cut the connection if its client does not read."""
+        if self._unread.stuck(self.transport.get_write_buffer_size(), now):
+            self.transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        self._held += data
+        self._take()
+
+    def _take(self) -> None:
+        """Parse held bytes until the app has a message to take, the client has much to read, or the second's frames are used
+        up."""
+        data, start = self._held, 0
+        while start < len(data) and not self._is_full():
+            super().data_received(data[start : start + PIECE])
+            start += PIECE
+            if self.conn.handshake_exc is not None and not self.handshake_initiated:
+                self._refuse(self.conn.handshake_exc)
+        self._held = data[start:]
+        if self.transport.is_closing():
+            return
+        if self._held:
+            self.transport.pause_reading()
+        elif not self.read_paused:
+            self.transport.resume_reading()
+
+    def _refuse(self, error: Exception) -> None:
+        """Answer a handshake that cannot be read, which uvicorn leaves open."""
+        refusal = self.conn.reject(HTTPStatus.BAD_REQUEST, f"not a WebSocket handshake: {error}")
+        self.transport.write(refusal.serialize())
+        self.close_sent = True
+        self.transport.close()
+
+    def _is_full(self) -> bool:
+        if self._resume is not None or self.read_paused or not self.writable.is_set() or self.transport.is_closing():
+            return True
+        if self._frames < FRAMES:
+            return False
+        now = self.loop.time()
+        if now < self._second + 1:
+            self._resume = self.loop.call_at(self._second + 1, self._go_on)
+            return True
+        self._frames, self._second = 0, now
+        return False
+
+    def _go_on(self) -> None:
+        self._resume = None
+        self._take()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._take()
+
+    async def receive(self) -> Any:
+        message = await super().receive()
+        if self._held and not self.read_paused:
+            self._take()
+        return message
+
+    def handle_events(self) -> None:
+        self._frames += len(self.conn.events)
+        super().handle_events()
 
     def shutdown(self) -> None:
         if self.handshake_complete and not self.close_sent:

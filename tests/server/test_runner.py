@@ -160,7 +160,7 @@ def test_a_port_taken_after_binding_is_named() -> None:
         with runner.bind("127.0.0.1", port) as second:
             first.listen()
             with pytest.raises(ConfigError, match=f"port: {port} on 127.0.0.1 is in use"):
-                runner.serve(Lifespan(), second, ServerSettings(port=port), on_ready=pytest.fail)
+                runner.serve(Lifespan(), second, ServerSettings(host="127.0.0.1", port=port), on_ready=pytest.fail)
 
 
 class Lifespan:
@@ -181,6 +181,35 @@ def test_a_bad_host_is_named(host: str) -> None:
 def test_localhost_is_ipv4() -> None:
     with runner.bind("localhost", 0) as sock:
         assert sock.family == socket.AF_INET
+
+
+def test_localhost_is_both_protocols() -> None:
+    with runner.bind("localhost", 0) as sock:
+        server = runner.Background(Lifespan(), sock, ServerSettings(host="localhost", grace=0))
+        port = sock.getsockname()[1]
+        for address in ("127.0.0.1", "::1"):
+            socket.create_connection((address, port), timeout=PATIENCE).close()
+        server.stop()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("::1", port), timeout=PATIENCE)
+
+
+def test_localhost_without_a_free_port_on_ipv6_is_ipv4(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as taken:
+        port = taken.getsockname()[1]
+        with runner.bind("localhost", port) as sock:
+            server = runner.Background(Lifespan(), sock, ServerSettings(host="localhost", grace=0))
+            socket.create_connection(("127.0.0.1", port), timeout=PATIENCE).close()
+            server.stop()
+    assert f"port {port} on ::1 is in use" in caplog.text
+
+
+def test_an_address_is_itself_only() -> None:
+    with runner.bind("127.0.0.1", 0) as sock:
+        server = runner.Background(Lifespan(), sock, ServerSettings(host="127.0.0.1", grace=0))
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("::1", sock.getsockname()[1]), timeout=PATIENCE)
+        server.stop()
 
 
 def test_not_in_the_main_thread() -> None:

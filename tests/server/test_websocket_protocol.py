@@ -21,7 +21,7 @@ from websockets.sync.client import ClientConnection, connect
 from locallab.keys import Keyring, KeyStore
 from locallab.models.store import Store
 from locallab.pool import Pool
-from locallab.server import runner
+from locallab.server import runner, websocket_protocol
 from locallab.server.app import create_app
 from locallab.server.dialects.assistant.websocket import PATH
 from locallab.server.websocket_protocol import RESTARTING
@@ -155,6 +155,54 @@ def test_what_is_far_too_large_ends_the_connection(serving: Serving) -> None:
             assert event(connection)["type"] == "token"
 
     serving(client, *say("fine"), max_body_mib=1)
+
+
+def frames(kind: int, data: bytes, count: int) -> bytes:
+    return (bytes([0x80 | kind, 0x80 | len(data)]) + bytes(4) + data) * count
+
+
+FLOODS = {"pings": (9, b"x" * 100), "pongs": (10, b"x"), "messages": (1, b"{}"), "binary": (2, b"")}
+
+
+@pytest.mark.parametrize("name", FLOODS)
+def test_a_flood_of_frames_waits_in_the_socket(serving: Serving, name: str) -> None:
+    """The client can send no more than the system's buffers hold, and others do not notice."""
+
+    def client(server: Server) -> None:
+        with server.connected() as flooding, server.connected() as other:
+            flooding.socket.settimeout(0.3)
+            flood, sent = frames(*FLOODS[name], count=20_000), 0
+            with pytest.raises(TimeoutError):
+                while sent < 256 << 20:
+                    sent += flooding.socket.send(flood)
+            assert sent < 64 << 20
+            ask(other)
+            assert event(other)["type"] == "token"
+            flooding.socket.shutdown(socket.SHUT_RDWR)
+
+    serving(client, *say("fine"), rate_limit=False, grace=0.0)
+
+
+def test_frames_within_the_rate_are_all_taken(serving: Serving) -> None:
+    def client(server: Server) -> None:
+        with server.connected() as connection:
+            count = websocket_protocol.FRAMES + 20
+            for number in range(count):
+                connection.send(json.dumps({"id": number, "type": "cancel"}))
+            assert [event(connection)["id"] for _ in range(count)] == list(range(count))
+
+    serving(client, rate_limit=False)
+
+
+@pytest.mark.parametrize("line", ["Cookie: " + "a" * 10_000, "Sec-WebSocket-Version: 8"], ids=["long", "version"])
+def test_a_handshake_that_cannot_be_read_is_answered(serving: Serving, line: str) -> None:
+    def client(server: Server) -> None:
+        lines = [f"GET {PATH} HTTP/1.1", "Host: 127.0.0.1", "Connection: Upgrade", "Upgrade: websocket", line, "", ""]
+        with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as sock:
+            sock.sendall("\r\n".join(lines).encode())
+            assert sock.recv(100).startswith(b"HTTP/1.1 400 ")
+
+    serving(client)
 
 
 def test_no_key_is_logged(serving: Serving, caplog: pytest.LogCaptureFixture) -> None:
