@@ -26,7 +26,7 @@ Settings = TypeVar("Settings")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class EngineSettings:
+class LoadSettings:
     """Loading and scheduling of one model."""
 
     context: Annotated[
@@ -69,6 +69,62 @@ class EngineSettings:
     cache_disk_gib: Annotated[
         float, Meta(gt=0, le=1_000_000, description="maximum size of the directory of --cache-disk, in GiB")
     ] = 10.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings(LoadSettings):
+    """Loading and scheduling of one model, and the sampling of requests that leave it open. There None is what the model's file
+    says or, where it is silent, the default of SamplingParams, whose names these are."""
+
+    temperature: Annotated[
+        Annotated[float, Meta(ge=0, le=100)] | None,
+        Meta(description="temperature of requests without one; 0 is greedy; default, as of the next ones: the model's own"),
+    ] = None
+    top_k: Annotated[Annotated[int, Meta(ge=0)] | None, Meta(description="sample from the k likeliest tokens; 0: all")] = None
+    top_p: Annotated[
+        Annotated[float, Meta(gt=0, le=1)] | None,
+        Meta(description="sample from the likeliest tokens whose probabilities add up to p; 1: all"),
+    ] = None
+    min_p: Annotated[
+        Annotated[float, Meta(ge=0, le=1)] | None,
+        Meta(description="drop tokens below this fraction of the top token's probability; 0: none"),
+    ] = None
+    top_n_sigma: Annotated[
+        Annotated[float, Meta(ge=-1000, le=1000)] | None,
+        Meta(description="drop tokens this many standard deviations below the highest logit; 0: none"),
+    ] = None
+    repeat_penalty: Annotated[
+        Annotated[float, Meta(gt=0, le=100)] | None, Meta(description="penalty on tokens that have occurred; 1: off")
+    ] = None
+    frequency_penalty: Annotated[
+        Annotated[float, Meta(ge=-2, le=2)] | None,
+        Meta(description="penalty on a token for each time it has occurred; 0: off"),
+    ] = None
+    presence_penalty: Annotated[
+        Annotated[float, Meta(ge=-2, le=2)] | None, Meta(description="penalty on a token once it has occurred; 0: off")
+    ] = None
+    penalty_window: Annotated[
+        Annotated[int, Meta(ge=-1)] | None, Meta(description="number of last tokens the penalties look at; -1: all")
+    ] = None
+    xtc_probability: Annotated[
+        Annotated[float, Meta(ge=0, le=1)] | None,
+        Meta(description="chance that of all tokens above --xtc-threshold only the least likely is kept; 0: off"),
+    ] = None
+    xtc_threshold: Annotated[
+        Annotated[float, Meta(ge=0, le=1)] | None, Meta(description="probability from which XTC drops tokens; above 0.5: off")
+    ] = None
+    dry_multiplier: Annotated[
+        Annotated[float, Meta(ge=0, le=100)] | None,
+        Meta(description="penalty on tokens that continue a repeated sequence (DRY); 0: off"),
+    ] = None
+    mirostat: Annotated[
+        Annotated[int, Meta(ge=0, le=2)] | None,
+        Meta(description="1 or 2: sample at a fixed surprise, in place of all other samplers; 0: off"),
+    ] = None
+    mirostat_tau: Annotated[
+        Annotated[float, Meta(ge=0, le=100)] | None, Meta(description="mirostat's target surprise, in bits")
+    ] = None
+    mirostat_eta: Annotated[Annotated[float, Meta(ge=0, le=1)] | None, Meta(description="mirostat's learning rate")] = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence as Seq
+
+import numpy as np
 
 from locallab.engine.context import Context
 from locallab.engine.grammar.guide import Guide
@@ -12,6 +15,7 @@ from locallab.engine.reasoning_budget import ReasoningTracker
 from locallab.engine.request import FinishReason, SamplingParams, TokenEvent, TokenLogprob
 from locallab.engine.sampler import Sampler
 from locallab.engine.text_stream import TextStream
+from locallab.engine.token_rules import TokenRules
 
 
 class Answer:
@@ -22,13 +26,19 @@ class Answer:
     all go out with the next step; with log probabilities one a step, since each needs logits of its own.
     """
 
-    def __init__(self, params: SamplingParams, model: Model, guide: Guide | None = None) -> None:
+    def __init__(
+        self, params: SamplingParams, model: Model, guide: Guide | None = None, rules: TokenRules | None = None
+    ) -> None:
+        """`rules` are those of `params`; without them these may have no text but stop strings."""
         self.params = params
         self.guide = guide
-        self.text = TextStream(params.stop)
+        self.text = TextStream(params.stop if rules is None else rules.stop, include_stop=params.include_stop)
         self.logprobs = Logprobs(params, model) if params.logprobs is not None else None
         self.certain = list(guide.take()) if guide else []
         self._model = model
+        self._rules = rules or TokenRules()
+        self._n_read = 0
+        self._first_read: float | None = None
         self._budget = ReasoningTracker(params.reasoning) if params.reasoning else None
         self._sampler: Sampler | None = None
 
@@ -41,11 +51,11 @@ class Answer:
         """True if `advance` samples under a grammar next: by then `Masks` must have computed the guide's mask."""
         return self.guide is not None and not self.certain
 
-    def begin(self, prompt: Seq[int], n_ctx: int) -> None:
-        """Make the sampler and show it the prompt. Called with the first logits, so that a request that never gets that far
-        costs nothing. Raises EngineFailure."""
-        self._sampler = Sampler(self.params, self._model, n_ctx)
-        self._sampler.accept(prompt)
+    def begin(self, prompt: Seq[int], limit: int) -> None:
+        """Make the sampler and show it the prompt; `limit` is the most tokens that prompt and answer may have. Called with the
+        first logits, so that a request that never gets that far costs nothing. Raises EngineFailure."""
+        self._sampler = Sampler(self.params, self._model, limit, self._rules)
+        self._sampler.read(prompt)
         self._sampler.accept(self.certain)
         self.certain += self._closing(self.certain)
 
@@ -61,15 +71,19 @@ class Answer:
 
     def advance(self, context: Context, logits: Logits, output: int) -> list[int]:
         """Return the tokens that come next: those that are certain, or one sampled from `logits`, the context's own of batch
-        entry `output`, and those that it makes certain. Empty when the grammar lets nothing follow.
+        entry `output`, and those that it makes certain. Empty when nothing may follow.
 
-        Mutates `logits` where a grammar or a bias forbids tokens. Raises EngineFailure when the grammar cannot be followed.
+        Mutates `logits` where a grammar or the request forbids tokens. Raises EngineFailure when the grammar cannot be
+        followed.
         """
         assert self._sampler is not None, "begin comes first"
         if self.logprobs is not None:
             self.logprobs.see(logits)
         if not self.certain:
-            if self.guide and not self.guide.restrict(logits, self._sampler.banned):
+            forbidden = self._sampler.forbid(logits)
+            if self.guide is not None:
+                self.guide.restrict(logits)
+            if forbidden and logits.max() == -np.inf:
                 return []
             self._follow(self._sampler.draw(context, logits, output), self._sampler)
         count = 1 if self.logprobs is not None else len(self.certain)
@@ -122,14 +136,31 @@ class Answer:
         """Return how many of the tokens belong to the answer, their text, and the finish reason if they end it."""
         text = ""
         for count, token in enumerate(tokens, 1):
-            if self._ends(token):
+            self._n_read += 1
+            ends = self._ends(token)
+            new = self._feed(token, ends)
+            text += new
+            if ends or self.text.stopped or (count == len(tokens) and self._is_complete()):
                 return count, text, "stop"
-            text += self.text.feed(self._piece(token))
-            if self.text.stopped or (count == len(tokens) and self._is_complete()):
-                return count, text, "stop"
-            if count >= room:
+            if count >= room or self._line_is_last(new):
                 return count, text, "length"
         return len(tokens), text, None
+
+    def _feed(self, token: int, ends: bool) -> str:
+        """Return the text that comes with a token; one that ends the answer has text only where stop strings are included."""
+        self.text.armed = self._n_read > self.params.min_tokens
+        marked = self.text.mark(self._rules.marks[token]) if token in self._rules.marks else ""
+        if ends and not self.params.include_stop:
+            return marked
+        return marked + self.text.feed(self._piece(token))
+
+    def _line_is_last(self, text: str) -> bool:
+        """Return whether a line has ended after the time for further lines was over; the first token starts the time."""
+        if not self.params.line_after_ms:
+            return False
+        now = time.monotonic()
+        self._first_read = now if self._first_read is None else self._first_read
+        return "\n" in text and now - self._first_read > self.params.line_after_ms / 1000
 
     def _is_complete(self) -> bool:
         return self.guide is not None and not self.certain and self.guide.complete

@@ -30,7 +30,8 @@ class ModelInfo:
     """Facts about a loaded model. `memory` is what it keeps of earlier tokens, `kv_layout` where that lies. The prefix cache
     may `reuse` any prefix, those of which it has a snapshot (a window or a running state cannot be cut), or nothing where no
     text is made. `fim` is None for a model without fill-in-the-middle tokens.
-    `dimensions` are those of an embedding model's vectors; `parallel` requests are computed at once. Sizes in bytes, lengths in
+    `dimensions` are those of an embedding model's vectors; `parallel` requests are computed at once. `sampling` has
+    what SamplingParams are for this model unless a request says otherwise. Sizes in bytes, lengths in
     tokens."""
 
     path: Path
@@ -55,6 +56,7 @@ class ModelInfo:
     parallel: int = 1
     memory: Memory = "attention"
     kv_layout: Layout = "unified"
+    sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class Works(Protocol):
@@ -208,6 +210,6 @@ def info_of(model: llama.Model, **facts: Any) -> ModelInfo:
         bos=model.bos,
         eos=model.eos,
         add_bos=model.add_bos,
-        control_tokens=model.control_tokens(),
+        control_tokens=model.control_tokens,
         **facts,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Protocol
 
@@ -43,7 +44,8 @@ class Logprobs:
     def score(self, logits: Logits, token: int) -> None:
         """Record the prompt's next token."""
         self.see(logits)
-        self._scored.append(self.describe(logits, token))
+        rank = 1 + int(np.count_nonzero(logits > logits[token]))
+        self._scored.append(dataclasses.replace(self.describe(logits, token), rank=rank))
         self._n_scored += 1
 
     def take_scored(self) -> tuple[TokenLogprob, ...]:

@@ -35,14 +35,23 @@ class ReasoningBudget:
     open: bool
 
 
+SAMPLERS = ("penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature")
+"""The samplers in the order in which they are applied unless a request has its own; "adaptive_p" may be added."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """Sampling and stopping of one answer. `sampler.check` refuses values out of range.
+    """Sampling and stopping of one answer. `sampling_check.check` refuses values out of range.
 
-    `temperature` 0 is greedy. `top_k` 0, `top_p` 1, `min_p` 0, `typical_p` 1, `repeat_penalty` 1 and penalties of 0 are off.
-    `penalty_window` is the number of last tokens the penalties look at (0: none, -1: all). `logit_bias` holds
-    (token id, bias) pairs. `seed` None is a random one. `stop` strings are matched in the answer's text and never part of it.
-    `max_tokens` None means up to the context length. `constraint` restricts the answer to a language.
+    `temperature` 0 is greedy. `top_k` 0, `top_p` 1, `min_p` 0, `typical_p` 1, `top_n_sigma` 0, `repeat_penalty` 1, penalties,
+    `xtc_probability`, `dry_multiplier`, `dynatemp_range` and `mirostat` of 0 and a negative `adaptive_target` are off; all of
+    them mean what they mean in llama.cpp, and `samplers` is their order. Samplers leave at least `min_keep` tokens.
+    `penalty_window` and `dry_penalty_last_n` are the numbers of last tokens that penalties look at (0: none, -1: all).
+    `logit_bias` holds pairs of a token id, or a text for each of its tokens, and a bias; -inf forbids the token. The answer
+    has only `allowed_token_ids`, if there are any, none of the texts `bad_words` and, before `min_tokens`, no end.
+    `seed` None is a random one. `stop` strings are matched in the answer's text, also where they spell control tokens; they
+    are part of it only with `include_stop`. `max_tokens` None means up to the context length. At the first line that ends
+    more than `line_after_ms` after the first token the answer ends (0: never). `constraint` restricts the answer to a language.
     `visible` are control tokens whose text is part of the answer; `reasoning` bounds what comes before the answer.
     `logprobs` asks for the log probability of each answer token and of that many likeliest ones in its place (None: neither);
     `prompt_logprobs` for the same of the prompt, which is then computed as a whole. `progress` asks for an event after each
@@ -59,12 +68,34 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     penalty_window: int = 64
-    logit_bias: tuple[tuple[int, float], ...] = ()
+    top_n_sigma: float = 0.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = 64
+    dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
+    dynatemp_range: float = 0.0
+    dynatemp_exponent: float = 1.0
+    mirostat: int = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+    adaptive_target: float = -1.0
+    adaptive_decay: float = 0.9
+    min_keep: int = 0
+    samplers: tuple[str, ...] = SAMPLERS
+    logit_bias: tuple[tuple[int | str, float], ...] = ()
+    allowed_token_ids: tuple[int, ...] = ()
+    bad_words: tuple[str, ...] = ()
     seed: int | None = None
     ignore_eos: bool = False
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
+    include_stop: bool = False
+    min_tokens: int = 0
     max_tokens: int | None = None
+    line_after_ms: int = 0
     constraint: Constraint | None = None
     visible: tuple[int, ...] = ()
     reasoning: ReasoningBudget | None = None
@@ -126,13 +157,14 @@ class CacheUse:
 class TokenLogprob:
     """The natural logarithm of a token's probability among all tokens, before sampling or a constraint changes anything.
     `piece` is the token's text or, if `hidden`, its name. `top` are the likeliest tokens in its place, best first, each with
-    its piece and logprob."""
+    its piece and logprob. A prompt's token has its `rank`, 1 for the likeliest; others have 0."""
 
     token: int
     piece: bytes
     logprob: float
     top: tuple[tuple[int, bytes, float], ...] = ()
     hidden: bool = False
+    rank: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

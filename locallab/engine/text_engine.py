@@ -12,7 +12,7 @@ from pathlib import Path
 
 from locallab import hardware
 from locallab.cache_files import fingerprint
-from locallab.engine import llama, sampler
+from locallab.engine import llama
 from locallab.engine.answer import Answer
 from locallab.engine.context import Batch, Context
 from locallab.engine.costs import StepCosts
@@ -32,11 +32,14 @@ from locallab.engine.limits import (
 from locallab.engine.limits import limits as limits_of
 from locallab.engine.post import Post, call_each
 from locallab.engine.request import Constraint, Listener, SamplingParams
+from locallab.engine.sampling_check import check
+from locallab.engine.sampling_defaults import sampling_of
 from locallab.engine.scheduler import Scheduler
 from locallab.engine.sequence import Sequence
 from locallab.engine.state_format import UnknownFormat
+from locallab.engine.token_rules import RuleBook
 from locallab.engine.worker import Cancel, Submit, Worker
-from locallab.errors import ContextLengthExceeded, InvalidField, ModelLoadError
+from locallab.errors import ContextLengthExceeded, EngineClosed, InvalidField, ModelLoadError
 from locallab.settings import EngineSettings, cache_directory
 
 CALIBRATION_TOKENS = 64
@@ -62,6 +65,15 @@ class TextEngine(Engine):
         """
         self._grammars.compile(constraint)
 
+    def prepare_texts(self, params: SamplingParams) -> None:
+        """Look up the texts of parameters that are within their ranges in the vocabulary, so that `submit` need not: up to
+        some 100 ms, mostly nothing. Raises InvalidField, EngineClosed."""
+        check(params, self.info.n_vocab)
+        with self._native_lock:
+            if self._closed:
+                raise EngineClosed()
+            self._rules.rules(params)
+
     def submit(self, prompt: Seq[int], params: SamplingParams, listener: Listener, *, urgent: bool = False) -> int:
         """Queue a request and return its id at once; `listener` gets its events through the engine's `post`.
 
@@ -74,14 +86,14 @@ class TextEngine(Engine):
         guide = self._grammars.guide(params.constraint) if params.constraint else None
         with self._lock:
             self._admit()
-            answer = Answer(params, self._model, guide)
+            answer = Answer(params, self._model, guide, self._rules.rules(params))
             sequence = Sequence(next(self._ids), tokens, len(tokens), limit, answer, listener, urgent)
             self._worker.commands.put(Submit(sequence))
         return sequence.id
 
     def check(self, tokens: Seq[int], params: SamplingParams) -> None:
         """Raise InvalidField and ContextLengthExceeded as `submit` does."""
-        sampler.check(params, self.info.n_vocab)
+        check(params, self.info.n_vocab)
         if not tokens:
             raise InvalidField("prompt", "must have at least one token")
         self._check_tokens("prompt", tokens)
@@ -130,7 +142,9 @@ class TextEngine(Engine):
             device=device(model, settings, threads, on_gpu),
             fim=model.fim,
             parallel=limits.parallel,
+            sampling=sampling_of(model, settings),
         )
+        self._rules = RuleBook(model, self.info.context)
         disk = self._open_disk(path, context, limits)
         if disk is not None:
             native.callback(disk.close)

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Sequence
+
+from locallab.engine.stop_strings import StopStrings
+
+_MARKS = re.compile("[\ud800-\udfff]")
 
 
 class TextStream:
     """An incremental decoder: `feed` takes a token's bytes and returns text; any split of the same bytes gives the same text.
 
     It holds back the bytes of an unfinished character and the longest end of the text that a stop string begins with. The stop
-    string that is complete first ends the text (of several at once, the one that begins first); the text before it is kept, the
-    stop string and what follows are not. Invalid UTF-8 becomes U+FFFD.
+    string that is complete first ends the text (of several at once, the one that begins first); the text before it is kept,
+    what follows is not, and the stop string only if `include_stop`. Invalid UTF-8 becomes U+FFFD. While `armed` is False no
+    stop string ends the text.
     """
 
-    def __init__(self, stop: Sequence[str] = ()) -> None:
+    def __init__(self, stop: Sequence[str] | StopStrings = (), *, include_stop: bool = False) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._stop = tuple(s for s in stop if s)
+        stops = stop if isinstance(stop, StopStrings) else StopStrings(zip(stop, stop, strict=True))
+        self._stops = stops if stops else None
+        self._include_stop = include_stop
+        self._state = 0
         self._held = ""
+        self.armed = True
         self.stop: str | None = None
 
     @property
@@ -28,36 +38,33 @@ class TextStream:
     def feed(self, data: bytes) -> str:
         return self._release(self._decoder.decode(data))
 
+    def mark(self, mark: str) -> str:
+        """Take a surrogate that stands for a control token: stop strings see it, the text does not have it."""
+        return self._release(mark)
+
     def finish(self) -> str:
         """Return the rest of the text; nothing may be fed afterwards."""
-        text = self._release(self._decoder.decode(b"", final=True)) + self._held
+        text = self._release(self._decoder.decode(b"", final=True)) + self._visible(self._held)
         self._held = ""
         return text
 
     def _release(self, text: str) -> str:
-        if self.stopped or not self._stop:
+        if self._stops is None or self.stopped:
             return "" if self.stopped else text
-        text = self._held + text
-        found = self._first_stop(text)
-        if found is not None:
-            at, self.stop = found
-            self._held = ""
-            return text[:at]
-        keep = self._unfinished(text)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
+        before = len(self._held)
+        self._held += text
+        for end, character in enumerate(text, before + 1):
+            self._state = self._stops.step(self._state, character)
+            found = self._stops.found[self._state]
+            if found is not None and self.armed:
+                self.stop, length = found
+                visible = self._visible(self._held[: end - length])
+                self._held = ""
+                return visible + (self.stop if self._include_stop else "")
+        keep = self._stops.depth[self._state]
+        released = self._held[: len(self._held) - keep]
+        self._held = self._held[len(self._held) - keep :]
+        return self._visible(released)
 
-    def _first_stop(self, text: str) -> tuple[int, str] | None:
-        """Return the position of the stop string that is complete first, and that string."""
-        ends = [(at + len(s), at, s) for s in self._stop if (at := text.find(s)) >= 0]
-        return min(ends)[1:] if ends else None
-
-    def _unfinished(self, text: str) -> int:
-        """Return the length of the longest end of `text` that a stop string begins with."""
-        longest = 0
-        for s in self._stop:
-            for n in range(min(len(s) - 1, len(text)), longest, -1):
-                if text.endswith(s[:n]):
-                    longest = n
-                    break
-        return longest
+    def _visible(self, text: str) -> str:
+        return text if text.isascii() else _MARKS.sub("", text)

@@ -25,7 +25,7 @@ class Vocabulary:
     def __init__(self, path: Path) -> None:
         """Load the vocabulary. Raises ModelLoadError."""
         self._model = model = llama.Model(path, 0, vocab_only=True)
-        self.info = VocabularyInfo(model.bos, model.eos, model.control_tokens(), model.chat_template)
+        self.info = VocabularyInfo(model.bos, model.eos, model.control_tokens, model.chat_template)
         self.n_vocab = model.n_vocab
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:

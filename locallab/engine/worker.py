@@ -254,7 +254,7 @@ class Worker:
         """Let one answer go on from the logits of its last token."""
         answer = sequence.answer
         if not answer.begun:
-            answer.begin(sequence.tokens, self._context.n_ctx)
+            answer.begin(sequence.tokens, sequence.limit)
             self.totals.prompt(sequence.n_prompt, sequence.cache)
         if sequence.limit <= sequence.n_prompt:
             self._end(sequence, "length")

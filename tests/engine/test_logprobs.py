@@ -43,6 +43,13 @@ def test_logprobs_are_those_of_a_distribution(row: np.ndarray, count: int, data:
     assert sum(map(math.exp, every)) == pytest.approx(1, abs=1e-4)
 
 
+def test_a_token_of_the_prompt_has_its_rank_among_all() -> None:
+    logprobs = Logprobs(SamplingParams(logprobs=1, prompt_logprobs=True), FakeModel())
+    for token in (2, 0, 1):
+        logprobs.score(np.array([1.0, 3.0, 2.0], np.float32), token)
+    assert [each.rank for each in logprobs.take_scored()] == [2, 3, 1]
+
+
 def test_what_is_impossible_stays_so() -> None:
     row = np.array([0, -np.inf, 1], np.float32)
     logprobs = Logprobs(SamplingParams(logprobs=2), FakeModel())

@@ -42,6 +42,28 @@ def test_no_stop_string_is_leaked(text, stop):
     assert got == text or any(text[len(got) :].startswith(s) for s in stop)
 
 
+@given(texts, stops)
+def test_an_included_stop_string_ends_the_text(text, stop):
+    ends = [text.index(s) + len(s) for s in stop if s in text]
+    stream = TextStream(stop, include_stop=True)
+    got = "".join(stream.feed(letter.encode()) for letter in text) + stream.finish()
+    assert got == (text[: min(ends)] if ends else text)
+    assert stream.stopped == bool(ends) and (not ends or got.endswith(stream.stop or "never"))
+
+
+@given(texts, texts, stops)
+def test_only_what_ends_later_stops_a_text_that_was_not_armed(before, after, stop):
+    stream = TextStream(stop)
+    stream.armed = False
+    got = stream.feed(before.encode())
+    stream.armed = True
+    got += stream.feed(after.encode()) + stream.finish()
+    text = before + after
+    ends = [end for s in stop for end in range(len(before) + 1, len(text) + 1) if text[:end].endswith(s)]
+    begins = [min(ends) - len(s) for s in stop if ends and text[: min(ends)].endswith(s)]
+    assert got == (text[: min(begins)] if ends else text)
+
+
 @pytest.mark.parametrize(
     ("pieces", "stop", "expected"),
     [

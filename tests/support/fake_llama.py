@@ -69,11 +69,10 @@ class FakeGuide:
         due, self.due = self.due, []
         return due
 
-    def restrict(self, logits: npt.NDArray[np.float32], banned: Sequence[int]) -> bool:
+    def restrict(self, logits: npt.NDArray[np.float32]) -> None:
         assert self.has_mask and not self.due
         if self._fails:
             raise EngineFailure("the grammar cannot be followed")
-        return True
 
     def accept(self, token: int) -> None:
         assert self.has_mask and not self.due

@@ -6,8 +6,9 @@ or state shows in the next few tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import gguf
 import numpy as np
@@ -52,13 +53,16 @@ def write(
     called: str | None = None,
     more: Tokens = (),
     weights: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
+    facts: Mapping[str, float | list[int]] = MappingProxyType({}),
 ) -> Path:
     """Write a model of a kind of ARCHITECTURES to `path`, and return it. The same arguments give the same bytes.
 
     `without` names tensors to leave out; `called` is the architecture to claim in the metadata; `more` are tokens behind the
-    N_VOCAB that every such model has; `weights` is the type of the matrices whose rows are made of whole blocks.
+    N_VOCAB that every such model has; `weights` is the type of the matrices whose rows are made of whole blocks; `facts` are
+    further metadata.
     """
     model = _Tiny(path, architecture, seed, frozenset(without), called, more, weights)
+    model.state(facts)
     model.close()
     return path
 
@@ -86,6 +90,15 @@ class _Tiny:
         self._ones("token_embd_norm.weight" if ARCHITECTURES[architecture] == "lfm2" else "output_norm.weight", _EMBED)
         self._matrix("output.weight", n_vocab, _EMBED, scale=4 / _EMBED**0.5)
         getattr(self, f"_{architecture.replace('-', '_')}")()
+
+    def state(self, facts: Mapping[str, float | list[int]]) -> None:
+        for key, value in facts.items():
+            if isinstance(value, list):
+                self._writer.add_array(key, value)
+            elif isinstance(value, int):
+                self._writer.add_int32(key, value)
+            else:
+                self._writer.add_float32(key, value)
 
     def close(self) -> None:
         self._writer.write_header_to_file()

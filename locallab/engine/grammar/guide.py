@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -55,20 +54,15 @@ class Guide:
         due, self.due = self.due, []
         return due
 
-    def restrict(self, logits: npt.NDArray[np.float32], banned: Sequence[int]) -> bool:
-        """Set the logits of tokens that may not come next, and of `banned`, to -inf (mutates `logits`).
+    def restrict(self, logits: npt.NDArray[np.float32]) -> None:
+        """Set the logits of tokens that may not come next to -inf (mutates `logits`).
 
-        Returns False when no token is left and the answer must end. Raises EngineFailure when the grammar has become too
-        complex to follow.
+        Raises EngineFailure when the grammar has become too complex to follow.
         """
         self._check()
         assert self.mask is not None, "Masks has not computed it"
         bits = np.unpackbits(self.mask.view(np.uint8), count=len(logits), bitorder="little")
         np.copyto(logits, -np.inf, where=bits.view(np.bool_))
-        if not banned:
-            return True
-        logits[banned] = -np.inf
-        return bool(logits.max() > -np.inf)
 
     def _force(self) -> None:
         if not self.matcher.is_stopped():
