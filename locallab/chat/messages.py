@@ -63,6 +63,13 @@ def normalize(messages: object, notes: list[str] | None = None) -> list[Message]
     return repaired(parsed, [] if notes is None else notes)
 
 
+def with_system(messages: Sequence[Message], system: str | None) -> Sequence[Message]:
+    """Put a system prompt in front of a conversation that has none."""
+    if not system or any(message.role == "system" for message in messages):
+        return messages
+    return [Message("system", system), *messages]
+
+
 def repaired(messages: Sequence[Message], notes: list[str]) -> list[Message]:
     """Return the messages with everything that models could not read repaired; each repair adds a line to `notes`.
 

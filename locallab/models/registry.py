@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import msgspec
 
 from locallab.errors import ConfigError, NotServed, UnknownModel
 from locallab.models import adhoc, registry_file
-from locallab.models.spec import FileSource, HubSource, ModelSpec, PypiSource, Source
+from locallab.models.spec import FileSource, HubSource, ModelSpec, PypiSource, Source, Variant
 from locallab.settings import config_home
 from locallab.version import DISTRIBUTION
 
@@ -31,9 +31,9 @@ class Registry:
 
         Raises ConfigError with the file, the line, the entry and the key.
         """
-        merged: dict[str, tuple[str, ModelSpec]] = {}
+        merged: dict[str, tuple[str, ModelSpec | Variant]] = {}
         for path in paths:
-            found: dict[str, tuple[str, ModelSpec]] = {}
+            found: dict[str, tuple[str, ModelSpec | Variant]] = {}
             for where, spec in registry_file.read(path):
                 before = found.setdefault(spec.id.lower(), (where, spec))
                 if before[1] is not spec:
@@ -41,7 +41,7 @@ class Registry:
             merged |= found
         registry = cls()
         for where, spec in merged.values():
-            registry.add(where, spec)
+            registry.add(where, _whole(where, spec, merged))
         return registry
 
     @classmethod
@@ -112,6 +112,21 @@ class Registry:
         self._specs.append(spec)
 
 
+def _whole(where: str, spec: ModelSpec | Variant, entries: Mapping[str, tuple[str, ModelSpec | Variant]]) -> ModelSpec:
+    """Return an entry with what it takes from its base among `entries`, by id. Raises ConfigError."""
+    above: list[Variant] = []
+    while isinstance(spec, Variant):
+        if spec in above:
+            raise ConfigError(f"{where}: base: {spec.id} would be its own base")
+        above.append(spec)
+        if spec.base.lower() not in entries:
+            raise ConfigError(f"{where}: base: there is no entry {spec.base!r}; name the id of another entry")
+        spec = entries[spec.base.lower()][1]
+    for variant in reversed(above):
+        spec = variant.of(spec)
+    return spec
+
+
 def user_path() -> Path:
     """Return the path of the user's own registry, which may not exist."""
     return config_home() / "models.yaml"
@@ -132,5 +147,5 @@ def default_path() -> Path:
     raise ConfigError("the package's own models.yaml is missing: install locallab again")
 
 
-def _taken(where: str, name: str, before: str, spec: ModelSpec) -> ConfigError:
+def _taken(where: str, name: str, before: str, spec: ModelSpec | Variant) -> ConfigError:
     return ConfigError(f"{where}: the name {name!r} is taken already by {spec.id} ({before})")

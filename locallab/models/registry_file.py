@@ -14,14 +14,14 @@ import msgspec
 import yaml
 
 from locallab.errors import ConfigError
-from locallab.models.spec import FileSource, HubSource, ModelSpec, PypiSource
+from locallab.models.spec import FileSource, HubSource, ModelSpec, PypiSource, Variant
 from locallab.settings import EngineSettings, resolve
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 KINDS = {"file": FileSource, "hub": HubSource, "pypi": PypiSource}
 
 
-def read(path: Path) -> Iterator[tuple[str, ModelSpec]]:
+def read(path: Path) -> Iterator[tuple[str, ModelSpec | Variant]]:
     """Yield each entry with its place in the file, for error messages. Raises ConfigError."""
     try:
         loader = yaml.SafeLoader(path.read_bytes())
@@ -54,7 +54,7 @@ class _Entry:
         self._entry = entry
         self._name = entry.get("id", f"models[{index}]")
 
-    def read(self) -> tuple[str, ModelSpec]:
+    def read(self) -> tuple[str, ModelSpec | Variant]:
         """Return the entry's place in the file and the entry. Raises ConfigError."""
         for keys in _duplicates(self._node, ()):
             raise self._error(keys, "appears twice")
@@ -70,11 +70,14 @@ class _Entry:
                 raise TypeError(f"Expected a path, got {value!r}")
             return self._path.parent / Path(os.path.expanduser(value))
 
+        kind: type[ModelSpec | Variant] = Variant if "base" in self._entry else ModelSpec
+        if kind is Variant and "source" in self._entry:
+            raise self._error(("base",), "has the files: leave out source, or base")
         try:
-            spec = msgspec.convert(self._entry, ModelSpec, dec_hook=decode_path)
+            spec = msgspec.convert(self._entry, kind, dec_hook=decode_path)
         except msgspec.ValidationError as error:
             raise self._error(*_readable(str(error))) from None
-        for part, source in spec.parts.items():
+        for part, source in spec.parts.items() if isinstance(spec, ModelSpec) else ():
             if isinstance(source, HubSource) and source.file and source.quantization:
                 key = "source" if part == "model" else part
                 raise self._error((key, "quantization"), "the file is named already: leave out one of the two")

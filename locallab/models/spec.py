@@ -72,7 +72,8 @@ Source = HubSource | PypiSource | FileSource
 
 class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One registry entry. `size` is the bytes of the model, None if unknown; `context` the default tokens of one request, None
-    for the engine's default."""
+    for the engine's default. `template` is a file with the chat template to use, `system` the system prompt of conversations
+    without one. A variant shares the files of the model `base`."""
 
     id: ModelId
     source: Source
@@ -84,6 +85,9 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     mmproj: Source | None = None
     draft: Source | None = None
     settings: Mapping[str, Any] = {}
+    template: Path | None = None
+    system: Text | None = None
+    base: ModelId | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -100,6 +104,35 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     def engine_settings(self) -> dict[str, Any]:
         """The entry's values for EngineSettings, as a layer for `settings.resolve`."""
         return {"context": self.context, **self.settings}
+
+
+class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A registry entry that is another one, `base`, with keys of its own; a key left out is the base's."""
+
+    id: ModelId
+    base: ModelId
+    description: Text | None = None
+    context: Annotated[int, Meta(gt=0)] | None = None
+    recommended: bool = False
+    aliases: tuple[ModelId, ...] = ()
+    settings: Mapping[str, Any] = {}
+    template: Path | None = None
+    system: Text | None = None
+
+    def of(self, base: ModelSpec) -> ModelSpec:
+        """Return the entry in full."""
+        return msgspec.structs.replace(
+            base,
+            id=self.id,
+            base=base.base or base.id,
+            description=self.description or base.description,
+            context=self.context or base.context,
+            recommended=self.recommended,
+            aliases=self.aliases,
+            settings={**base.settings, **self.settings},
+            template=self.template or base.template,
+            system=self.system or base.system,
+        )
 
 
 def shards(name: str) -> tuple[str, ...]:

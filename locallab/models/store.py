@@ -208,8 +208,8 @@ class Store:
 
 
 def _folder(spec: ModelSpec) -> str:
-    """Return the id as a readable and unique path component."""
-    return quote(spec.id.lower(), safe=":").replace(":", "@")
+    """Return the id, that of a variant's base, as a readable and unique path component."""
+    return quote((spec.base or spec.id).lower(), safe=":").replace(":", "@")
 
 
 def _size(path: Path) -> int:

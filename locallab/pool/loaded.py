@@ -37,6 +37,11 @@ class Loaded:
     markup: re.Pattern[str] | None = None
 
     @property
+    def system(self) -> str | None:
+        """The system prompt of conversations without one."""
+        return self.spec.system
+
+    @property
     def text_engine(self) -> TextEngine:
         """The engine, if the model makes text. Raises InvalidField."""
         if self.engine.info.kind != "text":
@@ -54,13 +59,22 @@ def open_engine(
     return TextEngine(path, settings, post, digest)
 
 
+def _read(template: Path) -> str:
+    """Return a chat template's source. Raises ModelError."""
+    try:
+        return template.read_text()
+    except (OSError, UnicodeError) as error:
+        raise ModelError(f"its chat template {template} cannot be read: {error}") from None
+
+
 def open_model(spec: ModelSpec, suited: Suited, engine: OpenEngine, memory: Memory) -> Loaded:
     """Load the file; blocks for seconds. Raises ModelLoadError."""
     before, began = memory.reading(), time.perf_counter()
     path = suited.need.path
     made = engine(path, suited.settings, suited.header)
     try:
-        template = ChatTemplate(made.info.chat_template, made.info.bos, made.info.eos)
+        source = made.info.chat_template if spec.template is None else _read(spec.template)
+        template = ChatTemplate(source, made.info.bos, made.info.eos)
     except ModelError as error:
         made.close()
         raise ModelLoadError(path, str(error)) from None

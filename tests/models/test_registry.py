@@ -13,6 +13,7 @@ from locallab.errors import ConfigError, NotServed, UnknownModel
 from locallab.models import FileSource, HubSource, ModelSpec, PypiSource, Registry, default_path
 from locallab.models import registry as module
 from locallab.models.spec import ModelId
+from locallab.models.store import Store
 from locallab.settings import EngineSettings, resolve
 
 ENTRY = """
@@ -361,3 +362,41 @@ def test_a_package_that_is_not_installed_has_no_bundled_file(tmp_path: Path, mon
     monkeypatch.setattr(metadata, "files", absent)
     with pytest.raises(ConfigError, match=r"models\.yaml is missing"):
         default_path()
+
+
+VARIANT = "\n  - {id: 'tutor:1m', base: 'tiny:1m', system: Explain it., settings: {temperature: 0.3}, template: own.jinja}\n"
+
+
+def test_a_variant_is_its_base_with_keys_of_its_own(tmp_path: Path) -> None:
+    registry = load(tmp_path, ENTRY + "    settings: {temperature: 0.7, top_k: 5}\n" + VARIANT)
+    base, variant = registry.get("tiny:1m"), registry.get("tutor:1m")
+    assert (variant.source, variant.size, variant.context) == (base.source, base.size, 128)
+    assert variant.settings == {"temperature": 0.3, "top_k": 5} and base.settings["temperature"] == 0.7
+    assert (variant.description, variant.system, variant.template) == ("tiny", "Explain it.", tmp_path / "own.jinja")
+    assert (base.system, base.base, variant.base) == (None, None, "tiny:1m")
+    assert Store(tmp_path / "store").folder(variant) == Store(tmp_path / "store").folder(base)
+
+
+def test_a_variant_of_a_variant_may_come_first(tmp_path: Path) -> None:
+    entries = "\n  - {id: a, base: TUTOR:1m, context: 64}" + VARIANT + ENTRY
+    spec = load(tmp_path, entries).get("a")
+    assert (spec.base, spec.system, spec.context) == ("tiny:1m", "Explain it.", 64)
+    assert [each.id for each in load(tmp_path, entries)] == ["a", "tutor:1m", "tiny:1m"]
+
+
+@pytest.mark.parametrize(
+    ("entries", "reason"),
+    [
+        ("\n  - {id: a, base: b}" + ENTRY, "models.yaml:2: a: base: there is no entry 'b'"),
+        ("\n  - {id: a, base: b}\n  - {id: b, base: a}" + ENTRY, "base: a would be its own base"),
+        (
+            "\n  - {id: a, base: 'tiny:1m', source: {kind: file, path: x}}" + ENTRY,
+            "a: base: has the files: leave out source, or base",
+        ),
+        ("\n  - {id: a, base: 'tiny:1m', size: 5}" + ENTRY, "a: size: unknown key"),
+        ("\n  - {id: a, base: 'tiny:1m', settings: {temperature: -1}}" + ENTRY, "settings: temperature: Expected `float` >= 0"),
+    ],
+)
+def test_a_wrong_variant(tmp_path: Path, entries: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(reason)):
+        load(tmp_path, entries)

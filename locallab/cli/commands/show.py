@@ -51,6 +51,9 @@ def describe(spec: ModelSpec, store: Store) -> dict[str, Any]:
         "size": store.size(spec) or spec.size,
         "context": spec.context,
         "settings": dict(spec.settings),
+        "base": spec.base,
+        "template": None if spec.template is None else str(spec.template),
+        "system": spec.system,
         "on_disk": store.has(spec),
         "file": None if path is None else {"path": str(path), **header_facts(gguf.read(path), "mmproj" in spec.parts)},
     }
