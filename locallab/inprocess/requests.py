@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 from locallab.chat import normalize
 from locallab.chat.control_tokens import guarded, pieces
+from locallab.chat.messages import with_system
 from locallab.engine.request import SamplingParams, TokenEvent, TokenLogprob, Usage
 from locallab.errors import EngineClosed, EngineFailure, InvalidField
 from locallab.pool import Loaded
@@ -60,7 +61,8 @@ class Requests:
         self._hear = hear
         self._ids: list[int] = []
         self.answers: list[Future[Answer]] = []
-        jobs = [(tokens(loaded, prompt), params(sampling, isinstance(prompt, str))) for prompt in prompts]
+        defaults = loaded.engine.info.sampling
+        jobs = [(tokens(loaded, prompt), params(sampling, isinstance(prompt, str), defaults)) for prompt in prompts]
         try:
             for prompt, how in jobs:
                 self._submit(prompt, how)
@@ -101,17 +103,20 @@ def tokens(loaded: Loaded, prompt: str | Messages) -> list[int]:
     """Return the tokens of a text, whose control tokens count, or of a conversation, where those in contents are plain text."""
     if isinstance(prompt, str):
         return tokenize(loaded.engine, [prompt])
-    messages = guarded(normalize(list(prompt)), loaded.markup)
+    messages = guarded(with_system(normalize(list(prompt)), loaded.system), loaded.markup)
     return tokenize(loaded.engine, pieces(loaded.template.render(messages)))
 
 
-def params(sampling: Mapping[str, Any], plain: bool) -> SamplingParams:
-    """Convert keyword arguments to SamplingParams; None is the default. Raises InvalidField; the engine checks the ranges."""
+def params(sampling: Mapping[str, Any], plain: bool, defaults: Mapping[str, Any] = MappingProxyType({})) -> SamplingParams:
+    """Convert keyword arguments to SamplingParams; None is the default, and `defaults` are those of the model.
+
+    Raises InvalidField; the engine checks the ranges.
+    """
     known = [field.name for field in dataclasses.fields(SamplingParams)]
     for name in sampling:
         if name not in known:
             raise InvalidField(name, f"unknown; known: {', '.join(known)}")
-    options: dict[str, Any] = {"max_tokens": LONGEST} if plain else {}
+    options: dict[str, Any] = {**defaults, "max_tokens": LONGEST} if plain else dict(defaults)
     for name, value in sampling.items():
         if value is not None:
             options[name] = _frozen(value)

@@ -79,7 +79,7 @@ class Running:
         self.scored = True
         if count is None:
             return {"token_ids": tuple(tokens)}
-        prompt = tuple(weighed(token, count) for token in self.prompt[1:]) if of_prompt else ()
+        prompt = tuple(dataclasses.replace(weighed(token, count), rank=9) for token in self.prompt[1:]) if of_prompt else ()
         return {
             "token_ids": tuple(tokens),
             "logprobs": tuple(weighed(token, count) for token in tokens),
@@ -165,6 +165,9 @@ class FakeEngine:
 
     def prepare(self, constraint: Constraint) -> None:
         self.prepared.append(constraint)
+
+    def prepare_texts(self, params: SamplingParams) -> None:
+        pass
 
     def check(self, tokens: Sequence[int], params: SamplingParams) -> None:
         if not tokens:

@@ -29,6 +29,23 @@ RANGES: Mapping[str, tuple[float, float, bool]] = {
     "presence_penalty": (-2, 2, True),
     "penalty_window": (-1, 2**31 - 1, True),
     "repeat_last_n": (-1, 2**31 - 1, True),
+    "top_n_sigma": (-1000, 1000, True),
+    "xtc_probability": (0, 1, True),
+    "xtc_threshold": (0, 1, True),
+    "dry_multiplier": (0, 100, True),
+    "dry_base": (0, 100, True),
+    "dry_allowed_length": (0, 2**31 - 1, True),
+    "dry_penalty_last_n": (-1, 2**31 - 1, True),
+    "dynatemp_range": (0, 100, True),
+    "dynatemp_exponent": (0, 10, True),
+    "mirostat": (0, 2, True),
+    "mirostat_tau": (0, 100, True),
+    "mirostat_eta": (0, 1, True),
+    "adaptive_target": (-1000, 1, True),
+    "adaptive_decay": (0, 0.99, True),
+    "min_keep": (0, 2**31 - 1, True),
+    "min_tokens": (0, INFINITY, True),
+    "t_max_predict_ms": (-1, 2**53, True),
     "seed": (-(2**63), 2**64 - 1, True),
     "n": (1, 128, True),
     "dimensions": (1, INFINITY, True),
@@ -36,6 +53,7 @@ RANGES: Mapping[str, tuple[float, float, bool]] = {
     "best_of": (1, 128, True),
     "logprobs": (0, MOST_LOGPROBS, True),
     "top_logprobs": (0, MOST_LOGPROBS, True),
+    "prompt_logprobs": (0, MOST_LOGPROBS, True),
     "n_probs": (0, MOST_LOGPROBS, True),
     "max_length": (-1, INFINITY, True),
     "reasoning_budget": (0, INFINITY, True),
@@ -61,7 +79,7 @@ def parse(body: bytes, kind: type[Body]) -> Body:
     try:
         decoded: Body = _decoder(kind).decode(body)
     except msgspec.ValidationError as error:
-        raise _readable(str(error)) from None
+        decoded = _with_whole_numbers(body, kind, str(error))
     except RecursionError:
         raise RequestError("the body is nested too deeply") from None
     except ValueError as error:  # not JSON, or not UTF-8
@@ -75,19 +93,65 @@ def first(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
 
 
+def whole(value: Any, lists: int = 2) -> Any:
+    """Return 20 for 20.0: JSON has one kind of number. So with the numbers in a list, and in `lists - 1` lists in it; anything
+    else is unchanged."""
+    if lists and isinstance(value, list) and any(isinstance(each, float | list) for each in value):
+        return [whole(each, lists - 1) for each in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def check_ranges(body: msgspec.Struct) -> None:
     """Raise InvalidField for a number out of its range."""
     for name, (low, high, closed) in RANGES.items():
         value = getattr(body, name, None)
         if value is None or (low < value <= high) or (closed and value == low):
             continue
-        upto = f" and at most {high:g}" if high < 2**31 - 1 else ""
-        raise InvalidField(name, f"must be {'at least' if closed else 'above'} {low:g}{upto}, got {value:g}")
+        upto = "" if (value < low and high >= 2**31 - 1) or high == INFINITY else f" and at most {_figure(high)}"
+        raise InvalidField(name, f"must be {'at least' if closed else 'above'} {_figure(low)}{upto}, got {_figure(value)}")
+
+
+def _figure(value: float) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 @functools.cache
 def _decoder(kind: type[Body]) -> msgspec.json.Decoder[Body]:
     return msgspec.json.Decoder(kind)
+
+
+def _with_whole_numbers(body: bytes, kind: type[Body], message: str) -> Body:
+    """Decode once more what `message` is the first error of, with 20.0 where 20 belongs as 20: many clients know only one kind
+    of number. Raises RequestError and InvalidField for all other errors."""
+    raw = msgspec.json.decode(body) if _FLOAT.fullmatch(message) else None
+    while (found := _FLOAT.fullmatch(message)) and _make_whole(raw, found[1]):
+        try:
+            return msgspec.convert(raw, kind)
+        except msgspec.ValidationError as error:
+            message = str(error)
+    raise _readable(message)
+
+
+_FLOAT = re.compile(r"Expected `[^`]*\bint\b[^`]*`, got `float` - at `\$\.(.*?)(?:\[\d+\])?`")
+
+
+def _make_whole(raw: Any, path: str) -> bool:
+    """Convert the whole float at a path such as `options.num_ctx`, or those in the list there. Return whether there were any.
+    Mutates `raw`."""
+    *above, name = path.split(".")
+    try:
+        for key in above:
+            raw = raw[key]
+        value = raw[name]
+    except (KeyError, TypeError):
+        return False
+    raw[name] = whole(value)
+    return not _same(raw[name], value)
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Return whether two equal values have the same types of numbers."""
+    return type(one) is type(other) and (not isinstance(one, list) or all(map(_same, one, other)))
 
 
 def _readable(message: str) -> RequestError:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from locallab.chat.turn import ReasoningOptions
 from locallab.errors import InvalidField
+from locallab.server.fields.body import whole
 
 SWITCHES = {"enabled": True, "adaptive": None, "disabled": False}
 
@@ -41,7 +42,7 @@ def of_switch(raw: object, field: str = "thinking") -> ReasoningOptions:
     kind = raw.get("type") if isinstance(raw, Mapping) else None
     if not isinstance(raw, Mapping) or not isinstance(kind, str) or kind not in SWITCHES:
         raise InvalidField(field, f"expected true, false or an object of a type, one of {', '.join(SWITCHES)}")
-    budget = raw.get("budget_tokens")
+    budget = whole(raw.get("budget_tokens"))
     if budget is not None and (type(budget) is not int or budget < 1):
         raise InvalidField(f"{field}.budget_tokens", "expected a positive number of tokens")
     return ReasoningOptions(enabled=SWITCHES[kind], budget=budget)

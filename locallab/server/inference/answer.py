@@ -9,6 +9,7 @@ from starlette.types import ASGIApp
 
 from locallab.pool import Loaded
 from locallab.server.inference.generation import Generation, Job, unless_gone
+from locallab.server.inference.prompt import prepare_texts
 from locallab.server.reply import cache_headers, noted, reply
 from locallab.server.streaming import EVENTS, EventStream, Formatter
 
@@ -28,6 +29,7 @@ async def answer(
 
     Raises ClientGone when the client leaves first, what `TextEngine.submit` raises, and what ended an answer before its time.
     """
+    await prepare_texts(loaded, jobs)
     generation = Generation(loaded.text_engine, jobs, urgent=urgent)
     if stream:
         return noted(EventStream(generation, formatter, media_type), notes)

@@ -11,12 +11,14 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 
 from locallab.chat.control_tokens import guarded, pieces
 from locallab.chat.fim import infill
+from locallab.chat.messages import with_system
 from locallab.chat.templates import ChatTemplate
 from locallab.chat.turn import ChatRequest, Turn, plan, upcoming
 from locallab.engine.prefix_tree import NEGLIGIBLE, common_length
 from locallab.engine.request import Constraint, ReasoningBudget, SamplingParams
 from locallab.errors import InvalidField
 from locallab.pool import Loaded
+from locallab.server.fields.body import whole
 from locallab.server.inference.generation import Job
 
 PROMPTS = {
@@ -31,6 +33,9 @@ PROMPTS = {
 
 LONG = 16_384
 """Characters from which tokenizing would hold up the event loop, and so runs in a thread."""
+
+SHORT = 512
+"""Characters of stop strings that are looked up in no time."""
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -60,6 +65,8 @@ class PromptModel(Protocol):
     def template(self) -> ChatTemplate: ...
     @property
     def markup(self) -> re.Pattern[str] | None: ...
+    @property
+    def system(self) -> str | None: ...
 
 
 def prompts(raw: Any, field: str = "prompt") -> list[str | list[int]]:
@@ -68,6 +75,7 @@ def prompts(raw: Any, field: str = "prompt") -> list[str | list[int]]:
         raise InvalidField(field, "is missing")
     if isinstance(raw, str):
         return [raw]
+    raw = whole(raw)
     if isinstance(raw, list) and raw:
         if all(isinstance(part, str) for part in raw):
             return raw
@@ -121,12 +129,15 @@ class PreparedChat:
 
 
 def plan_chat(model: PromptModel, request: ChatRequest) -> Turn:
-    """Render the chat; control tokens written in its messages stay text. Raises InvalidField for what the model cannot do."""
+    """Render the chat, behind the model's system prompt if it has none; control tokens written in its messages stay text.
+
+    Raises InvalidField for what the model cannot do.
+    """
     return plan(_guarded(model, request), model.template, model.engine.info.control_tokens)
 
 
 def _guarded(model: PromptModel, request: ChatRequest) -> ChatRequest:
-    return dataclasses.replace(request, messages=guarded(request.messages, model.markup))
+    return dataclasses.replace(request, messages=guarded(with_system(request.messages, model.system), model.markup))
 
 
 def boundaries(model: PromptModel, request: ChatRequest, text: str, tokens: Sequence[int]) -> tuple[int, ...]:
@@ -184,6 +195,14 @@ async def compile_constraint(loaded: Loaded, constraint: Constraint | None) -> N
     """Compile the constraint, if any. Raises InvalidField for one that cannot be enforced."""
     if constraint is not None:
         await asyncio.to_thread(loaded.text_engine.prepare, constraint)
+
+
+async def prepare_texts(loaded: Loaded, jobs: Sequence[Job]) -> None:
+    """Look up the texts that sampling works with, in a thread, so that submitting the jobs does not. Raises InvalidField."""
+    params = jobs[0][1]  # those of a request have the same texts
+    many = sum(map(len, params.stop)) > SHORT or any(isinstance(of, str) for of, _ in params.logit_bias)
+    if many or params.bad_words or params.dry_multiplier:
+        await asyncio.to_thread(loaded.text_engine.prepare_texts, params)
 
 
 def jobs_for(prompts: Sequence[Sequence[int]], params: SamplingParams, n: int) -> list[Job]:

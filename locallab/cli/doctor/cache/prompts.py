@@ -123,6 +123,7 @@ class VocabularyModel:
     engine: Vocabulary
     template: ChatTemplate
     markup: re.Pattern[str] | None
+    system: str | None = None
 
     @classmethod
     @contextlib.contextmanager

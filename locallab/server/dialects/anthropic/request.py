@@ -13,7 +13,9 @@ from msgspec import Meta
 from locallab.chat import Message, ToolCall
 from locallab.chat.messages import repaired
 from locallab.chat.turn import ChatRequest, ReasoningOptions
+from locallab.engine import ModelInfo
 from locallab.errors import InvalidField
+from locallab.server.fields.body import first, whole
 from locallab.server.fields.constraint import schema_of
 from locallab.server.fields.reasoning import of_effort
 from locallab.server.fields.sampling import Sampling
@@ -51,9 +53,10 @@ class MessagesBody(msgspec.Struct, kw_only=True):
 
     DEFAULTS: ClassVar[dict[str, float]] = {"temperature": TEMPERATURE}
 
-    def sampling(self) -> Sampling:
+    def sampling(self, info: ModelInfo) -> Sampling:
+        """Return the sampling fields; the API's default temperature is for models that have none of their own."""
         return Sampling(
-            temperature=TEMPERATURE if self.temperature is None else self.temperature,
+            temperature=first(self.temperature, info.sampling.get("temperature"), TEMPERATURE),
             top_p=self.top_p,
             top_k=self.top_k,
             stop=self.stop_sequences,
@@ -87,7 +90,7 @@ def _thinking(raw: object, effort: object) -> ReasoningOptions:
         return ReasoningOptions(enabled=False)
     if not isinstance(raw, Mapping):
         raise InvalidField("thinking", "expected an object with a type")
-    budget = raw.get("budget_tokens")
+    budget = whole(raw.get("budget_tokens"))
     if budget is not None and (type(budget) is not int or budget < 1):
         raise InvalidField("thinking.budget_tokens", "expected a positive number of tokens")
     if raw.get("type") == "disabled":

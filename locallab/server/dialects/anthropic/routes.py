@@ -63,7 +63,7 @@ class Anthropic:
         if body.max_tokens is None:
             raise InvalidField("max_tokens", "is missing")
         loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
-        params = body.sampling().params(loaded.engine.info.n_vocab, None)
+        params = body.sampling(loaded.engine.info).params(loaded.engine.info, None)
         notes: list[str] = []
         prepared = await prepare_chat(loaded, chat_request(body, notes), params)
         model = body.model or loaded.spec.id

@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from locallab.chat import Message, normalize
 from locallab.chat.turn import ChatRequest, ReasoningOptions, Turn
+from locallab.engine import ModelInfo
 from locallab.engine.request import Constraint, SamplingParams
 from locallab.errors import InvalidField
 from locallab.pool import Loaded
@@ -58,10 +59,10 @@ class AssistantBody(Sampling, kw_only=True):
 
     DEFAULTS: ClassVar[dict[str, float]] = {"temperature": TEMPERATURE}
 
-    def params(self, n_vocab: int, longest: int | None, **more: Any) -> SamplingParams:
+    def params(self, info: ModelInfo, longest: int | None, **more: Any) -> SamplingParams:
         if self.temperature is None and self.do_sample is not False:
             more["temperature"] = TEMPERATURE
-        return super().params(n_vocab, longest, **more)
+        return super().params(info, longest, **more)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -121,7 +122,7 @@ def check(body: AssistantBody, task: str) -> Question:
 
 async def prepare_question(question: Question, loaded: Loaded, templates: Templates, longest: int) -> PreparedQuestion:
     """Prepare the question for this model. `longest` limits a continuation when the request does not. Raises InvalidField."""
-    params = question.body.params(loaded.engine.info.n_vocab, longest if question.continues else None)
+    params = question.body.params(loaded.engine.info, longest if question.continues else None)
     if question.body.suffix:  # the code around the gap is the prompt, without a template
         prompt = await gap_prompt(loaded, question.prompt, question.body.suffix)
         return PreparedQuestion(question, loaded.spec.id, (prompt, params), question.prompt)

@@ -28,6 +28,7 @@ from locallab.server.errors import report
 from locallab.server.fields.body import parse
 from locallab.server.inference.generation import ClientGone, Generation
 from locallab.server.inference.lease import require
+from locallab.server.inference.prompt import prepare_texts
 from locallab.server.reply import cache_text
 from locallab.server.streaming import dumps
 from locallab.server.websocket_protocol import RESTARTING
@@ -214,6 +215,7 @@ class Conversation:
             require(loaded, "text")
             prepared = await prepare_question(running.question, loaded, self._templates, self._settings.completion_tokens)
             reader = AnswerReader(prepared)
+            await prepare_texts(loaded, [prepared.job])
             with Generation(loaded.text_engine, [prepared.job], urgent=prepared.urgent) as running.generation:
                 async for items in running.generation:
                     if text := reader.read(items):

@@ -8,14 +8,17 @@ from typing import Annotated, Any, ClassVar
 import msgspec
 from msgspec import Meta
 
+from locallab.engine import ModelInfo
 from locallab.engine.request import Constraint, SamplingParams
 from locallab.errors import InvalidField
 from locallab.pool import Loaded
+from locallab.server.fields.biases import read_biases
 from locallab.server.fields.constraint import grammar_of, schema_of
+from locallab.server.fields.sampler_order import ANY_NAMES, read_samplers
 from locallab.server.fields.sampling import Sampling
 from locallab.server.inference.prompt import File, gap_prompt, prompts, text_prompt
 
-OFF = {"mirostat": 0, "dry_multiplier": 0, "xtc_probability": 0, "dynatemp_range": 0, "n_cmpl": 1}
+OFF = {"n_cmpl": 1}
 """Unsupported fields, and the value that turns each off."""
 
 IDS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
@@ -25,7 +28,7 @@ ANY_SCHEMA = {"type": ["object", "boolean", "null"]}
 
 
 class LlamaBody(Sampling, kw_only=True):
-    """Common fields of both routes. Samplers that are not supported are refused unless they are off."""
+    """Common fields of both routes. Fields that are not supported are refused unless they are off."""
 
     model: Annotated[str | None, Meta(description="name of the model; an unknown name is the current one")] = None
     stream: Annotated[bool | None, Meta(description="stream the answer")] = None
@@ -34,29 +37,36 @@ class LlamaBody(Sampling, kw_only=True):
     n_probs: Annotated[int | None, Meta(description="number of alternatives per token; 0: no probabilities")] = None
     grammar: Annotated[str | None, Meta(description="a grammar in GBNF that the answer must match")] = None
     json_schema: Annotated[Any, Meta(description="a JSON schema for the answer", extra_json_schema=ANY_SCHEMA)] = None
-    mirostat: Annotated[int | None, Meta(description="only 0 (off) is supported")] = None
-    dry_multiplier: Annotated[float | None, Meta(description="only 0 (off) is supported")] = None
-    xtc_probability: Annotated[float | None, Meta(description="only 0 (off) is supported")] = None
-    dynatemp_range: Annotated[float | None, Meta(description="only 0 (off) is supported")] = None
+    samplers: Annotated[
+        Any,
+        Meta(
+            description="the samplers in their order, as names or letters; unknown ones are left out and noted in a header",
+            extra_json_schema=ANY_NAMES,
+        ),
+    ] = None
     n_cmpl: Annotated[int | None, Meta(description="only 1 is supported")] = None
     post_sampling_probs: Annotated[bool | None, Meta(description="only false is supported")] = None
-    samplers: Annotated[Any, Meta(description="ignored, as the order is fixed; noted in a header")] = None
     n_indent: Annotated[int | None, Meta(description="ignored; noted in a header")] = None
-    t_max_predict_ms: Annotated[int | None, Meta(description="ignored; noted in a header")] = None
 
     LIMITS: ClassVar[tuple[str, ...]] = ("n_predict", "max_tokens")
 
-    def sampling(self, n_vocab: int, longest: int, notes: list[str]) -> SamplingParams:
+    def __post_init__(self) -> None:
+        read_biases(self.logit_bias)
+
+    def sampling(self, info: ModelInfo, longest: int, notes: list[str]) -> SamplingParams:
         """Return the parameters, and note ignored fields. Raises InvalidField for unsupported ones."""
         for field, off in OFF.items():
             if getattr(self, field) not in (None, off):
                 raise InvalidField(field, f"is not supported; leave it out or set it to {off}")
         if self.post_sampling_probs:
             raise InvalidField("post_sampling_probs", "is not supported: probabilities are those before sampling")
-        notes += [f"{field} is ignored" for field in ("samplers", "n_indent", "t_max_predict_ms") if getattr(self, field)]
+        if self.n_indent:
+            notes.append("n_indent is ignored")
+        order = None if self.samplers is None else read_samplers(self.samplers, notes)
         progress = bool(self.stream and self.return_progress)
         constraint = self.constraint()
-        return self.params(n_vocab, longest, constraint=constraint, logprobs=self.n_probs or None, progress=progress)
+        body = msgspec.structs.replace(self, samplers=order)
+        return body.params(info, longest, constraint=constraint, logprobs=self.n_probs or None, progress=progress)
 
     def constraint(self) -> Constraint | None:
         """Return the constraint, if any. Raises InvalidField."""

@@ -45,7 +45,7 @@ class LlamaCpp:
     async def _answer(self, request: Request, body: InfillBody | LlamaCompletionBody, urgent: bool) -> ASGIApp:
         loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
         notes: list[str] = []
-        params = body.sampling(loaded.engine.info.n_vocab, self._settings.completion_tokens, notes)
+        params = body.sampling(loaded.engine.info, self._settings.completion_tokens, notes)
         await compile_constraint(loaded, params.constraint)
         job = (await body.tokens(loaded, notes), params)
         formatter = LlamaFormatter(body.model or loaded.spec.id, scored=params.logprobs is not None)

@@ -14,15 +14,14 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
 from locallab.chat.control_tokens import pieces
-from locallab.chat.turn import plan
 from locallab.engine import Engine, Kind
 from locallab.errors import InvalidField
 from locallab.pool import Loaded, Pool
 from locallab.server.dialects.openai.chat import ChatBody
 from locallab.server.endpoint import Endpoint
-from locallab.server.fields.body import read
+from locallab.server.fields.body import read, whole
 from locallab.server.inference.lease import lease
-from locallab.server.inference.prompt import LONG
+from locallab.server.inference.prompt import LONG, plan_chat
 from locallab.server.reply import noted, reply
 from locallab.settings import ServerSettings
 
@@ -80,7 +79,7 @@ class TokenRoutes:
     async def tokenize(self, request: Request) -> Response:
         """Tokenize a text, or count its tokens."""
         body = await read(request, TokenizeBody)
-        raw = body.content
+        raw = whole(body.content)
         parts: Sequence[str | int] = [raw] if isinstance(raw, str) else raw
         if not isinstance(raw, str | list) or not all(isinstance(part, str) or type(part) is int for part in parts):
             reason = "is missing" if raw is None else "expected a string, or a list of strings and token ids"
@@ -107,7 +106,7 @@ class TokenRoutes:
         """
         body, notes = await read(request, ChatBody), list[str]()
         loaded = await self._lease(request, body.model, "text")
-        turn = plan(body.request(notes), loaded.template, loaded.engine.info.control_tokens)
+        turn = plan_chat(loaded, body.request(notes))
         return noted(reply(Prompt("".join(pieces(turn.prompt)))), notes)
 
     async def _lease(self, request: Request, model: str | None, kind: Kind | None) -> Loaded:

@@ -79,7 +79,7 @@ class Native:
         body = await read(request, GenerateBody)
         loaded = await lease(request, self._pool, body.model_id, strict=True)
         constraint = body.constraint()
-        params = body.params(loaded.engine.info.n_vocab, self._settings.completion_tokens, constraint=constraint)
+        params = body.params(loaded.engine.info, self._settings.completion_tokens, constraint=constraint)
         turn = None
         if body.chat_template:
             prepared = await prepare_chat(loaded, body.request(), params)
@@ -93,7 +93,7 @@ class Native:
         """Answer a conversation through the model's chat template."""
         body = await read(request, NativeChatBody)
         loaded = await lease(request, self._pool, body.model_id, strict=True)
-        params = body.params(loaded.engine.info.n_vocab, None)
+        params = body.params(loaded.engine.info, None)
         notes: list[str] = []
         prepared = await prepare_chat(loaded, body.request(notes), params)
         formatter = NativeChatFormatter(Head.make("chatcmpl", loaded.spec.id), prepared.turn)

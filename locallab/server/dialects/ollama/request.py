@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from locallab.chat import Message, normalize
 from locallab.chat.turn import ChatRequest, ReasoningOptions
+from locallab.engine import ModelInfo
 from locallab.engine.request import Constraint, SamplingParams
 from locallab.errors import InvalidField
 from locallab.server.fields.constraint import schema_of
@@ -21,7 +22,7 @@ from locallab.server.fields.tools import read_tools
 
 CONVERSATION = {"type": ["array", "null"], "items": {"type": "object", "required": ["role"]}}
 
-OFF: Mapping[str, Any] = {"mirostat": 0, "tfs_z": 1, "penalize_newline": True}
+OFF: Mapping[str, Any] = {"tfs_z": 1, "penalize_newline": True}
 """Unsupported sampling options, and the value that turns each off."""
 
 
@@ -30,18 +31,23 @@ class Options(Sampling, kw_only=True):
 
     num_predict: int | None = None
     num_ctx: int | None = None
-    mirostat: int | None = None
     tfs_z: float | None = None
     penalize_newline: bool | None = None
 
     LIMITS: ClassVar[tuple[str, ...]] = ("num_predict", "max_tokens")
 
-    def params(self, n_vocab: int, longest: int | None, **more: Any) -> SamplingParams:
+    def __post_init__(self) -> None:
+        try:
+            super().__post_init__()
+        except InvalidField as error:
+            raise InvalidField(f"options.{error.field}", error.reason) from None
+
+    def params(self, info: ModelInfo, longest: int | None, **more: Any) -> SamplingParams:
         for field, off in OFF.items():
             value = getattr(self, field)
             refuse(field, value not in (None, off), f"is not supported; leave it out, or set it to {json.dumps(off)}")
         endless = self if self.num_predict != -2 else msgspec.structs.replace(self, num_predict=-1)
-        return super(Options, endless).params(n_vocab, longest, **more)
+        return super(Options, endless).params(info, longest, **more)
 
 
 class OllamaBody(msgspec.Struct, kw_only=True):
@@ -74,11 +80,11 @@ class OllamaBody(msgspec.Struct, kw_only=True):
         """Raise InvalidField for unsupported fields."""
         refuse("top_logprobs", bool(self.top_logprobs and not self.logprobs), "needs logprobs: true")
 
-    def params(self, n_vocab: int, longest: int | None, constraint: Constraint | None = None) -> SamplingParams:
+    def params(self, info: ModelInfo, longest: int | None, constraint: Constraint | None = None) -> SamplingParams:
         """As `Sampling.params`, of the options. Raises InvalidField."""
         logprobs = self.top_logprobs or 0 if self.logprobs else None
         try:
-            return (self.options or Options()).params(n_vocab, longest, constraint=constraint, logprobs=logprobs)
+            return (self.options or Options()).params(info, longest, constraint=constraint, logprobs=logprobs)
         except InvalidField as error:
             raise InvalidField(f"options.{error.field}", error.reason) from None
 

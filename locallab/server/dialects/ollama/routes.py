@@ -75,7 +75,7 @@ class Ollama:
         if body.raw or body.suffix:
             prepared = await _completion(loaded, body, self._settings.completion_tokens)
         else:
-            prepared = await prepare_chat(loaded, prompted(body), body.params(loaded.engine.info.n_vocab, None))
+            prepared = await prepare_chat(loaded, prompted(body), body.params(loaded.engine.info, None))
         formatter = GenerateFormatter(prepared.turn, body.model or loaded.spec.id, clock)
         return await self._answer(request, loaded, prepared, body, formatter, [])
 
@@ -88,7 +88,7 @@ class Ollama:
         loaded = await self._lease(request, body)
         clock.loaded()
         notes: list[str] = []
-        prepared = await prepare_chat(loaded, conversation(body, notes), body.params(loaded.engine.info.n_vocab, None))
+        prepared = await prepare_chat(loaded, conversation(body, notes), body.params(loaded.engine.info, None))
         formatter = ChatFormatter(prepared.turn, body.model or loaded.spec.id, clock)
         return await self._answer(request, loaded, prepared, body, formatter, notes)
 
@@ -135,7 +135,7 @@ class Ollama:
 async def _completion(loaded: Loaded, body: OllamaGenerateBody, longest: int) -> PreparedChat:
     """Prepare the prompt as it stands, or the text around a gap: no template."""
     constraint = body.constraint()
-    params = body.params(loaded.engine.info.n_vocab, longest, constraint)
+    params = body.params(loaded.engine.info, longest, constraint)
     await compile_constraint(loaded, constraint)
     before, suffix = body.prompt or "", body.suffix
     prompt = await (gap_prompt(loaded, before, suffix) if suffix else text_prompt(loaded, before))

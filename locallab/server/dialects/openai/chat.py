@@ -11,9 +11,10 @@ from msgspec import Meta
 from locallab.chat import normalize
 from locallab.chat.deltas import WholeAnswer
 from locallab.chat.turn import ChatRequest, ReasoningOptions
+from locallab.engine import ModelInfo
 from locallab.engine.request import SamplingParams
 from locallab.errors import InvalidField
-from locallab.server.dialects.answer_fields import Created, ModelName, NativeChoice, TopToken, UsageFigures
+from locallab.server.dialects.answer_fields import Created, Logprob, ModelName, NativeChoice, TopToken, UsageFigures
 from locallab.server.fields.body import first
 from locallab.server.fields.constraint import Structured
 from locallab.server.fields.messages import MESSAGES
@@ -34,12 +35,24 @@ class OpenAIBody(Structured, kw_only=True):
     return_progress: Annotated[bool | None, Meta(description="with stream: report prompt-processing progress")] = None
     stream_options: Annotated[StreamOptions | None, Meta(description="additional content of the stream")] = None
 
-    def params(self, n_vocab: int, longest: int | None, **more: Any) -> SamplingParams:
-        return super().params(n_vocab, longest, progress=bool(self.stream and self.return_progress), **more)
+    def params(self, info: ModelInfo, longest: int | None, **more: Any) -> SamplingParams:
+        return super().params(info, longest, progress=bool(self.stream and self.return_progress), **more)
 
     @property
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
+
+
+def with_prompt(logprobs: int | None, prompt_logprobs: int | None, stream: bool | None) -> dict[str, Any]:
+    """Return the parameters for logprobs of the answer and of the prompt, with as many alternatives as either asks for.
+
+    Raises InvalidField for those of the prompt in a stream.
+    """
+    if prompt_logprobs is None:
+        return {"logprobs": logprobs}
+    if stream:
+        raise InvalidField("prompt_logprobs", "cannot be streamed; leave out stream")
+    return {"logprobs": max(prompt_logprobs, logprobs or 0), "prompt_logprobs": True}
 
 
 class ReasoningWish(msgspec.Struct):
@@ -73,6 +86,13 @@ class ChatBody(OpenAIBody, kw_only=True):
     chat_template_kwargs: Annotated[dict[str, Any] | None, Meta(description="variables for the model's chat template")] = None
     logprobs: Annotated[bool | None, Meta(description="return the log probability of each token")] = None
     top_logprobs: Annotated[int | None, Meta(description="with logprobs: number of alternatives per token")] = None
+    prompt_logprobs: Annotated[
+        int | None,
+        Meta(description="number of alternatives per token of the prompt, whose logprobs are returned as vLLM does; no stream"),
+    ] = None
+    return_token_ids: Annotated[
+        bool | None, Meta(description="return the ids of the prompt's and the answer's tokens, as vLLM does")
+    ] = None
     functions: Annotated[Any, Meta(description="the older form of tools: refused, use tools")] = None
     function_call: Annotated[Any, Meta(description="the older form of tool_choice: refused")] = None
     modalities: Annotated[list[str] | None, Meta(description="only text")] = None
@@ -99,8 +119,9 @@ class ChatBody(OpenAIBody, kw_only=True):
             continues=bool(self.continue_final_message),
         )
 
-    def params(self, n_vocab: int, longest: int | None, **more: Any) -> SamplingParams:
-        return super().params(n_vocab, longest, logprobs=self.top_logprobs or 0 if self.logprobs else None, **more)
+    def params(self, info: ModelInfo, longest: int | None, **more: Any) -> SamplingParams:
+        logprobs = self.top_logprobs or 0 if self.logprobs else None
+        return super().params(info, longest, **with_prompt(logprobs, self.prompt_logprobs, self.stream), **more)
 
     def _thinking(self) -> ReasoningOptions:
         reasoning, thinking = self.reasoning or ReasoningWish(), of_switch(self.thinking)
@@ -135,8 +156,22 @@ class ChatLogprobs(msgspec.Struct):
     refusal: None
 
 
+class PromptToken(msgspec.Struct):
+    logprob: Logprob
+    rank: Annotated[int, Meta(ge=1, description="1 for the likeliest")]
+    decoded_token: str
+
+
+PromptLogprobs = Annotated[
+    list[dict[str, PromptToken] | None],
+    Meta(description="each token of the prompt and the likeliest in its place, by their ids; the first has none"),
+]
+TokenIds = list[int]
+
+
 class ChatChoice(NativeChoice):
     logprobs: ChatLogprobs | None
+    token_ids: TokenIds | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatCompletion(msgspec.Struct):
@@ -148,3 +183,5 @@ class ChatCompletion(msgspec.Struct):
     model: ModelName
     choices: list[ChatChoice]
     usage: UsageFigures
+    prompt_token_ids: TokenIds | msgspec.UnsetType = msgspec.UNSET
+    prompt_logprobs: PromptLogprobs | msgspec.UnsetType = msgspec.UNSET

@@ -8,11 +8,12 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 from msgspec import Meta
 
+from locallab.engine import ModelInfo
 from locallab.engine.request import SamplingParams
 from locallab.errors import InvalidField
 from locallab.pool import Loaded
 from locallab.server.dialects.answer_fields import Created, FinishReason, Logprob, ModelName, UsageFigures
-from locallab.server.dialects.openai.chat import OpenAIBody
+from locallab.server.dialects.openai.chat import OpenAIBody, PromptLogprobs, TokenIds, with_prompt
 from locallab.server.dialects.openai.logprobs import Echo
 from locallab.server.inference.generation import Job
 from locallab.server.inference.prompt import PROMPTS, compile_constraint, gap_prompt, jobs_for, prompts, text_prompt
@@ -24,6 +25,13 @@ class CompletionBody(OpenAIBody, kw_only=True):
     suffix: Annotated[str | None, Meta(description="text after the answer, for models that can fill in the middle")] = None
     best_of: Annotated[int | None, Meta(description="answers to generate, of which the n likeliest are returned")] = None
     logprobs: Annotated[int | bool | None, Meta(description="number of alternatives per token; true is 0")] = None
+    prompt_logprobs: Annotated[
+        int | None,
+        Meta(description="number of alternatives per token of the prompt, whose logprobs are returned as vLLM does; no stream"),
+    ] = None
+    return_token_ids: Annotated[
+        bool | None, Meta(description="return the ids of the prompt's and the answer's tokens, as vLLM does")
+    ] = None
     n_predict: Annotated[int | None, Meta(description="llama.cpp's name of max_tokens")] = None
 
     LIMITS: ClassVar[tuple[str, ...]] = ("max_tokens", "n_predict")
@@ -40,14 +48,16 @@ class CompletionBody(OpenAIBody, kw_only=True):
         """The number of answers to generate for each prompt."""
         return self.best_of or self.n or 1
 
-    def params(self, n_vocab: int, longest: int | None, **more: Any) -> SamplingParams:
+    def params(self, info: ModelInfo, longest: int | None, **more: Any) -> SamplingParams:
         """As `Sampling.params`, with the constraint, and with the logprobs that are requested or needed to choose the best."""
         alternatives = self.alternatives
         if alternatives is not None:
             more |= {"logprobs": alternatives, "prompt_logprobs": bool(self.echo)}
         elif self.per_prompt > (self.n or 1):
             more["logprobs"] = 0
-        return super().params(n_vocab, longest, constraint=self.constraint(), **more)
+        if self.prompt_logprobs is not None:
+            more |= with_prompt(alternatives, self.prompt_logprobs, self.stream)
+        return super().params(info, longest, constraint=self.constraint(), **more)
 
     def check(self) -> None:
         """Raise InvalidField for unsupported combinations."""
@@ -101,6 +111,9 @@ class TextChoice(msgspec.Struct):
     text: str
     logprobs: TextLogprobs | None
     finish_reason: FinishReason
+    token_ids: TokenIds | msgspec.UnsetType = msgspec.UNSET
+    prompt_token_ids: TokenIds | msgspec.UnsetType = msgspec.UNSET
+    prompt_logprobs: PromptLogprobs | msgspec.UnsetType = msgspec.UNSET
 
 
 class TextCompletion(msgspec.Struct):

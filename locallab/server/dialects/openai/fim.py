@@ -11,7 +11,6 @@ from starlette.requests import Request
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
-from locallab.errors import InvalidField
 from locallab.pool import Pool
 from locallab.server.dialects.answer_fields import FinishReason, UsageFigures
 from locallab.server.dialects.openai.chat import OpenAIBody
@@ -29,7 +28,6 @@ class FimBody(OpenAIBody, kw_only=True):
     prompt: Annotated[str, Meta(description="text before the gap")]
     suffix: Annotated[str | None, Meta(description="text after the gap")] = None
     random_seed: Annotated[int | None, Meta(description="another name of seed")] = None
-    min_tokens: Annotated[int | None, Meta(description="only 0 is supported")] = None
 
 
 class FimMessage(msgspec.Struct):
@@ -68,12 +66,10 @@ class Fim:
     async def fim(self, request: Request) -> ASGIApp:
         """Fill in the text between a prompt and a suffix."""
         body = await read(request, FimBody)
-        if body.min_tokens:
-            raise InvalidField("min_tokens", "is not supported; leave it out")
         loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
         body.seed = first(body.seed, body.random_seed)
         constraint = body.constraint()
-        params = body.params(loaded.engine.info.n_vocab, self._settings.completion_tokens, constraint=constraint)
+        params = body.params(loaded.engine.info, self._settings.completion_tokens, constraint=constraint)
         await compile_constraint(loaded, constraint)
         n = body.n or 1
         jobs = jobs_for([await gap_prompt(loaded, body.prompt, body.suffix or "")], params, n)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,6 +39,30 @@ def event_logprobs(logprobs: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
 def _entry(piece: bytes, logprob: float) -> dict[str, Any]:
     """Return a token's object; bytes that are not UTF-8 by themselves are escaped."""
     return {"token": piece.decode("utf-8", "backslashreplace"), "logprob": max(logprob, LEAST), "bytes": list(piece)}
+
+
+def limited(logprobs: Sequence[TokenLogprob], count: int | None) -> list[TokenLogprob]:
+    """Return the logprobs with no more than `count` alternatives each; more were computed for another use."""
+    return [dataclasses.replace(each, top=each.top[: count or 0]) for each in logprobs]
+
+
+def prompt_logprobs(logprobs: Sequence[TokenLogprob], count: int) -> list[dict[str, Any] | None]:
+    """Return vLLM's `prompt_logprobs` from the logprobs of all tokens but the first: of each token and `count` alternatives."""
+    found: list[dict[str, Any] | None] = [None]
+    for each in logprobs:
+        ranked = [(each.token, each.piece, each.logprob, each.rank)]
+        ranked += [(*top, rank) for rank, top in enumerate(each.top[:count], 1)]
+        found.append(
+            {
+                str(token): {
+                    "logprob": max(logprob, LEAST),
+                    "rank": rank,
+                    "decoded_token": piece.decode("utf-8", "replace"),
+                }
+                for token, piece, logprob, rank in ranked
+            }
+        )
+    return found
 
 
 class Echo:

@@ -46,15 +46,18 @@ class OpenAI:
         """Answer a conversation."""
         body = await read(request, ChatBody)
         loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
-        params = body.params(loaded.engine.info.n_vocab, None)
+        params = body.params(loaded.engine.info, None)
         notes: list[str] = []
         prepared = await prepare_chat(loaded, body.request(notes), params, body.n or 1)
         formatter = ChatFormatter(
             Head.make("chatcmpl", body.model or loaded.spec.id),
             prepared.turn,
             body.n or 1,
-            scored=params.logprobs is not None,
+            scored=bool(body.logprobs),
+            alternatives=body.top_logprobs,
+            prompt_alternatives=body.prompt_logprobs,
             include_usage=body.include_usage,
+            prompts=[prompt for prompt, _ in prepared.jobs] if body.return_token_ids else None,
         )
         return await answer(request, loaded, prepared.jobs, formatter, stream=body.stream, notes=notes)
 
@@ -63,10 +66,10 @@ class OpenAI:
         body = await read(request, CompletionBody)
         loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
         body.check()
-        params = body.params(loaded.engine.info.n_vocab, self._settings.completion_tokens)
+        params = body.params(loaded.engine.info, self._settings.completion_tokens)
         completion = await complete(loaded, body, params)
         kind = CompletionFormatter if body.alternatives is None else ScoredCompletionFormatter
-        formatter = kind(Head.make("cmpl", body.model or loaded.spec.id), body, completion.echoes)
+        formatter = kind(Head.make("cmpl", body.model or loaded.spec.id), body, completion)
         return await answer(request, loaded, completion.jobs, formatter, stream=body.stream, urgent=bool(body.suffix))
 
     async def models(self, request: Request) -> Response:

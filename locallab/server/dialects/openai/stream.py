@@ -11,12 +11,13 @@ from typing import Any, ClassVar
 
 from locallab.chat.deltas import CallArguments, CallStart, Delta, Reasoning, Text
 from locallab.chat.turn import Turn
+from locallab.engine.logprobs import MOST_LOGPROBS
 from locallab.engine.request import Usage
 from locallab.server.dialects.answer_fields import progress_body, usage_body
 from locallab.server.dialects.openai.chat import message_body
-from locallab.server.dialects.openai.completions import CompletionBody
+from locallab.server.dialects.openai.completions import Completion, CompletionBody
 from locallab.server.dialects.openai.errors import openai_body
-from locallab.server.dialects.openai.logprobs import Echo, chat_logprobs, joined, mean, text_logprobs
+from locallab.server.dialects.openai.logprobs import chat_logprobs, joined, limited, mean, prompt_logprobs, text_logprobs
 from locallab.server.inference.generation import Collector, FinishedAnswer, Item
 from locallab.server.inference.reader import Reader, TextPosition, read_whole
 from locallab.server.streaming import DONE, dumps, event
@@ -39,18 +40,25 @@ class Head:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices, **more}
 
 
+Prompts = Sequence[Sequence[int]]
+
+
 class OpenAIFormatter(Collector, abc.ABC):
     """Formats `n` answers to each of `total / n` prompts as objects of OpenAI's shape.
 
-    A stream has the opening of each choice, its text and its end; then the usage if requested, and [DONE].
+    A stream has the opening of each choice, its text and its end; then the usage if requested, and [DONE]. With `prompts`, one
+    for each answer, the token ids are returned, in the shape of vLLM's server.
     """
 
     kind: ClassVar[str]
     """The `object` of a chunk."""
 
-    def __init__(self, head: Head, total: int = 1, *, n: int = 1, include_usage: bool = False) -> None:
+    def __init__(
+        self, head: Head, total: int = 1, *, n: int = 1, include_usage: bool = False, prompts: Prompts | None = None
+    ) -> None:
         super().__init__(total)
         self.head = head
+        self._prompts = prompts
         self._n = n
         self._include_usage = include_usage
         self._usages = [Usage(0, 0, 0)] * total
@@ -111,10 +119,16 @@ class OpenAIFormatter(Collector, abc.ABC):
     def _events(self, items: list[Item]) -> Iterable[bytes]:
         for index, news in items:
             yield from self._open(index)
-            if news.text:
+            if self._prompts is not None and news.token_ids:
+                yield self.chunk({**self.choice(index, news.text, None), **self._ids(news.token_ids)})
+            elif news.text:
                 yield dumps(news.text).join(self._around[index])
             if news.finish_reason is not None:
                 yield self.last(index, news.finish_reason, news.usage or Usage(0, 0, 0))
+
+    def _ids(self, tokens: Sequence[int]) -> dict[str, Any]:
+        """Return the fields of a choice with the ids of its tokens, if requested."""
+        return {} if self._prompts is None else {"token_ids": list(tokens)}
 
     def _open(self, index: int) -> Iterable[bytes]:
         """Yield the chunks that open an answer, once."""
@@ -131,14 +145,46 @@ class ChatFormatter(OpenAIFormatter):
 
     kind = "chat.completion.chunk"
 
-    def __init__(self, head: Head, turn: Turn, n: int = 1, *, scored: bool = False, include_usage: bool = False) -> None:
-        super().__init__(head, n, n=n, include_usage=include_usage)
+    def __init__(
+        self,
+        head: Head,
+        turn: Turn,
+        n: int = 1,
+        *,
+        scored: bool = False,
+        include_usage: bool = False,
+        prompts: Prompts | None = None,
+        alternatives: int | None = MOST_LOGPROBS,
+        prompt_alternatives: int | None = None,
+    ) -> None:
+        """`alternatives` of a token are returned; `prompt_alternatives` of one of the prompt,
+        None for no logprobs of it."""
+        super().__init__(head, n, n=n, include_usage=include_usage, prompts=prompts)
+        self._alternatives = alternatives
+        self._prompt_alternatives = prompt_alternatives
         self.turn = turn
         self._scored = scored
         self._reader = None if turn.is_plain and not scored else Reader(turn, n)
 
     def opening(self, index: int) -> list[dict[str, Any]]:
         return [{"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]
+
+    def whole(self) -> dict[str, Any]:
+        scored = {}
+        if self._prompt_alternatives is not None:
+            [first, *_] = self.finished()
+            scored["prompt_logprobs"] = prompt_logprobs(first.prompt_logprobs, self._prompt_alternatives)
+        return {**super().whole(), **self._prompt_ids(), **scored}
+
+    def _open(self, index: int) -> Iterable[bytes]:
+        if not any(self._opened) and self._prompts is not None:
+            self._opened[index] = True
+            for choice in self.opening(index):
+                yield self.chunk(choice, **self._prompt_ids())
+        yield from super()._open(index)
+
+    def _prompt_ids(self) -> dict[str, Any]:
+        return {} if self._prompts is None else {"prompt_token_ids": list(self._prompts[0])}
 
     def choice(self, index: int, text: str, finish_reason: str | None) -> dict[str, Any]:
         return {"index": index, "delta": {"content": text} if text else {}, "finish_reason": finish_reason}
@@ -147,8 +193,8 @@ class ChatFormatter(OpenAIFormatter):
         choices = []
         for index, answer in enumerate(answers):
             whole, end = read_whole(self.turn, answer)
-            logprobs = chat_logprobs(answer.logprobs) if self._scored else None
-            more = {"logprobs": logprobs, "finish_reason": end.finish_reason}
+            logprobs = chat_logprobs(limited(answer.logprobs, self._alternatives)) if self._scored else None
+            more = {"logprobs": logprobs, "finish_reason": end.finish_reason, **self._ids(answer.tokens)}
             choices.append({"index": index, "message": message_body(whole), **more})
         return choices
 
@@ -159,8 +205,10 @@ class ChatFormatter(OpenAIFormatter):
         for news in self._reader.read(items):
             yield from self._open(news.index)
             logprobs = chat_logprobs(news.event.logprobs) if news.event.logprobs else None
-            for delta in [delta_body(delta) for delta in news.deltas] or [{}] * bool(logprobs):
-                choice = {"index": news.index, "delta": delta, "finish_reason": None}
+            ids = self._ids(news.event.token_ids) if news.event.token_ids else {}
+            for delta in [delta_body(delta) for delta in news.deltas] or [{}] * bool(logprobs or ids):
+                choice = {"index": news.index, "delta": delta, "finish_reason": None, **ids}
+                ids = {}
                 if self._scored:
                     choice["logprobs"], logprobs = logprobs, None
                 yield self.chunk(choice)
@@ -185,14 +233,19 @@ class CompletionFormatter(OpenAIFormatter):
 
     kind = "text_completion"
 
-    def __init__(self, head: Head, body: CompletionBody, echoes: Sequence[Echo | None]) -> None:
+    def __init__(self, head: Head, body: CompletionBody, completion: Completion) -> None:
         self._body = body
-        self._echoes = [echo for echo in echoes for _ in range(body.per_prompt)]
-        super().__init__(head, len(self._echoes), n=body.per_prompt, include_usage=body.include_usage)
+        self._echoes = [echo for echo in completion.echoes for _ in range(body.per_prompt)]
+        prompts = [prompt for prompt, _ in completion.jobs] if body.return_token_ids else None
+        super().__init__(head, len(self._echoes), n=body.per_prompt, include_usage=body.include_usage, prompts=prompts)
 
     def opening(self, index: int) -> list[dict[str, Any]]:
-        echo = self._echoes[index]
-        return [self.choice(index, echo.text, None)] if echo and echo.text else []
+        echo, ids = self._echoes[index], self._prompt_ids(index)
+        text = echo.text if echo else ""
+        return [{**self.choice(index, text, None), **ids}] if text or ids else []
+
+    def _prompt_ids(self, index: int) -> dict[str, Any]:
+        return {} if self._prompts is None else {"prompt_token_ids": list(self._prompts[index])}
 
     def choice(self, index: int, text: str, finish_reason: str | None) -> dict[str, Any]:
         return {"index": index, "text": text, "logprobs": None, "finish_reason": finish_reason}
@@ -200,18 +253,23 @@ class CompletionFormatter(OpenAIFormatter):
     def whole_choices(self, answers: Sequence[FinishedAnswer]) -> list[dict[str, Any]]:
         """Return the n likeliest answers to each prompt, or all in their order if that is as many."""
         n, per_prompt = self._body.n or 1, self._body.per_prompt
-        found: list[tuple[Echo | None, FinishedAnswer]] = []
+        found: list[tuple[int, FinishedAnswer]] = []
         for at in range(0, len(answers), per_prompt):
             group = answers[at : at + per_prompt]
             best = sorted(group, key=mean, reverse=True)[:n] if per_prompt > n else group
-            found += [(self._echoes[at], answer) for answer in best]
+            found += [(at, answer) for answer in best]
         choices = []
-        for index, (echo, answer) in enumerate(found):
+        for index, (at, answer) in enumerate(found):
+            echo = self._echoes[at]
             choice = self.choice(index, (echo.text if echo else "") + answer.text, answer.finish_reason)
             if self._body.alternatives is not None:
-                logprobs = text_logprobs(TextPosition(len(echo.text) if echo else 0), answer.logprobs)
-                choice["logprobs"] = joined(echo.logprobs(answer.prompt_logprobs), logprobs) if echo else logprobs
-            choices.append(choice)
+                count = self._body.alternatives
+                logprobs = text_logprobs(TextPosition(len(echo.text) if echo else 0), limited(answer.logprobs, count))
+                of_prompt = limited(answer.prompt_logprobs, count)
+                choice["logprobs"] = joined(echo.logprobs(of_prompt), logprobs) if echo else logprobs
+            if self._body.prompt_logprobs is not None:
+                choice["prompt_logprobs"] = prompt_logprobs(answer.prompt_logprobs, self._body.prompt_logprobs)
+            choices.append({**choice, **self._ids(answer.tokens), **self._prompt_ids(at)})
         return choices
 
     def fail(self, error: Exception) -> bytes:
@@ -221,23 +279,26 @@ class CompletionFormatter(OpenAIFormatter):
 class ScoredCompletionFormatter(CompletionFormatter):
     """The same with logprobs. In a stream an echo waits for the logprobs of the prompt."""
 
-    def __init__(self, head: Head, body: CompletionBody, echoes: Sequence[Echo | None]) -> None:
-        super().__init__(head, body, echoes)
+    def __init__(self, head: Head, body: CompletionBody, completion: Completion) -> None:
+        super().__init__(head, body, completion)
         self._waiting = list(self._echoes)
         self._positions = [TextPosition(len(echo.text) if echo else 0) for echo in self._echoes]
 
     def opening(self, index: int) -> list[dict[str, Any]]:
-        return []
+        ids = self._prompt_ids(index)
+        return [{**self.choice(index, "", None), **ids}] if ids else []
 
     def _events(self, items: list[Item]) -> Iterable[bytes]:
         for index, news in items:
             echo, self._waiting[index] = self._waiting[index], None
+            yield from self._open(index)
             if echo is not None:
                 yield self._piece(index, echo.text, echo.logprobs(news.prompt_logprobs))
             if news.text or news.logprobs:
-                yield self._piece(index, news.text, text_logprobs(self._positions[index], news.logprobs))
+                logprobs = text_logprobs(self._positions[index], news.logprobs)
+                yield self._piece(index, news.text, logprobs, **self._ids(news.token_ids))
             if news.finish_reason is not None:
                 yield self.last(index, news.finish_reason, news.usage or Usage(0, 0, 0))
 
-    def _piece(self, index: int, text: str, logprobs: dict[str, Any]) -> bytes:
-        return self.chunk({**self.choice(index, text, None), "logprobs": logprobs})
+    def _piece(self, index: int, text: str, logprobs: dict[str, Any], **more: Any) -> bytes:
+        return self.chunk({**self.choice(index, text, None), "logprobs": logprobs, **more})

@@ -13,6 +13,7 @@ from locallab.chat import Message, ToolCall, normalize
 from locallab.chat.messages import repaired
 from locallab.chat.tools import Tool
 from locallab.chat.turn import ChatRequest
+from locallab.engine import ModelInfo
 from locallab.engine.request import SamplingParams
 from locallab.errors import InvalidField
 from locallab.server.fields.constraint import read_format
@@ -73,9 +74,9 @@ class ResponsesBody(Sampling, kw_only=True):
         if self.prompt is not None:
             raise InvalidField("prompt", "is not supported: prompt templates belong to the service")
 
-    def params(self, n_vocab: int, longest: int | None, **more: Any) -> SamplingParams:
+    def params(self, info: ModelInfo, longest: int | None, **more: Any) -> SamplingParams:
         scored = self.top_logprobs or LOGPROBS in (self.include or ())
-        return super().params(n_vocab, longest, logprobs=self.top_logprobs or 0 if scored else None, **more)
+        return super().params(info, longest, logprobs=self.top_logprobs or 0 if scored else None, **more)
 
     @property
     def summary(self) -> bool:

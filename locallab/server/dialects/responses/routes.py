@@ -62,7 +62,7 @@ class Responses:
             raise InvalidField("previous_response_id", str(error)) from None
         items = [self._resolved(owner, index, item) for index, item in enumerate(body.items())]
         loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
-        params = body.params(loaded.engine.info.n_vocab, None)
+        params = body.params(loaded.engine.info, None)
         chat = chat_request(body, before, items, notes)
         prepared = await prepare_fitting(loaded, chat, params, notes, truncate=body.truncation == "auto")
         frame = Frame.make(**echo(body, body.model or loaded.spec.id, chat.tools, params))

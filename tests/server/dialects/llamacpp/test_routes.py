@@ -84,8 +84,9 @@ def test_what_an_editor_plugin_sends(coder: Served) -> None:
     }
     response = coder.http.post("/infill", json=body)
     assert response.json()["content"] == TEXT
-    notes = "samplers is ignored; n_indent is ignored; t_max_predict_ms is ignored"
-    assert response.headers["x-locallab-notes"] == notes
+    assert response.headers["x-locallab-notes"] == "n_indent is ignored; samplers: 'infill' is left out"
+    params = coder.engine.submitted[-1][1]
+    assert (params.samplers, params.line_after_ms) == (("top_k", "top_p"), 1000)
 
 
 def test_completion_as_llama_cpp_has_it(coder: Served) -> None:
@@ -122,15 +123,14 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "no text at all": ("/infill", {"prompt": "x"}, "input_prefix"),
     "several prompts": ("/completion", {"prompt": ["a", "b"]}, "prompt"),
     "no prompt": ("/completion", {}, "prompt"),
-    "mirostat": ("/completion", {"prompt": "a", "mirostat": 2}, "mirostat"),
-    "dry": ("/completion", {"prompt": "a", "dry_multiplier": 0.8}, "dry_multiplier"),
-    "xtc": ("/completion", {"prompt": "a", "xtc_probability": 0.1}, "xtc_probability"),
-    "dynamic temperature": ("/completion", {"prompt": "a", "dynatemp_range": 0.1}, "dynatemp_range"),
+    "mirostat": ("/completion", {"prompt": "a", "mirostat": 3}, "mirostat"),
+    "dry": ("/completion", {"prompt": "a", "dry_multiplier": -0.8}, "dry_multiplier"),
+    "samplers": ("/completion", {"prompt": "a", "samplers": {"top_k": 1}}, "samplers"),
     "several answers": ("/completion", {"prompt": "a", "n_cmpl": 2}, "n_cmpl"),
     "after sampling": ("/completion", {"prompt": "a", "post_sampling_probs": True}, "post_sampling_probs"),
     "too many": ("/completion", {"prompt": "a", "n_probs": 21}, "n_probs"),
     "two constraints": ("/completion", {"prompt": "a", "grammar": "x", "json_schema": {}}, "json_schema"),
-    "a least length": ("/v1/fim/completions", {"prompt": "a", "min_tokens": 3}, "min_tokens"),
+    "beams": ("/completion", {"prompt": "a", "use_beam_search": True}, "use_beam_search"),
 }
 
 

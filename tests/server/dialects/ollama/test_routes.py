@@ -287,7 +287,8 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "keep_alive": ("/api/chat", {"keep_alive": "soon"}, "keep_alive: expected seconds or a duration"),
     "option": ("/api/chat", {"options": {"top_p": 2}}, "options.top_p: must be above 0 and at most 1, got 2"),
     "type of an option": ("/api/chat", {"options": {"num_predict": "5"}}, "options.num_predict: expected int, got str"),
-    "mirostat": ("/api/chat", {"options": {"mirostat": 2}}, "options.mirostat: is not supported"),
+    "mirostat": ("/api/chat", {"options": {"mirostat": 3}}, "options.mirostat: must be at least 0 and at most 2, got 3"),
+    "bias": ("/api/chat", {"options": {"logit_bias": {"x": True}}}, "options.logit_bias: a bias must be"),
     "limit": ("/api/chat", {"options": {"num_predict": -3}}, "options.num_predict: must be at least -2"),
     "no model to show": ("/api/show", {"model": ""}, "model: is missing"),
 }

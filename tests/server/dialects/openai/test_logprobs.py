@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from locallab.engine.request import TokenLogprob, Usage
+from locallab.engine.request import SamplingParams, TokenLogprob, Usage
 from locallab.server.dialects.ollama.stream import ollama_logprobs
-from locallab.server.dialects.openai.completions import CompletionBody
+from locallab.server.dialects.openai.completions import Completion, CompletionBody
 from locallab.server.dialects.openai.logprobs import Echo, chat_logprobs, event_logprobs, joined, mean, text_logprobs
 from locallab.server.dialects.openai.stream import Head, ScoredCompletionFormatter
 from locallab.server.inference.generation import FinishedAnswer
@@ -153,13 +153,17 @@ def test_answers_are_as_described(served: Served) -> None:
     for path, body in (
         ("/v1/chat/completions", {"messages": USER, "logprobs": True, "top_logprobs": 2}),
         ("/v1/completions", {"prompt": "hi", "logprobs": 2, "echo": True}),
+        ("/v1/chat/completions", {"messages": USER, "prompt_logprobs": 2, "return_token_ids": True}),
+        ("/v1/completions", {"prompt": "hi", "prompt_logprobs": 2, "return_token_ids": True}),
     ):
         described.check_response(described.operation("post", path), served.http.post(path, json=body))
 
 
 def test_an_echo_waits_for_its_logprobs_whatever_is_pinged() -> None:
     echo = Echo("hi", [b"h", b"i"])
-    formatter = ScoredCompletionFormatter(Head("x", 0, "m"), CompletionBody(prompt="hi"), [echo])
+    formatter = ScoredCompletionFormatter(
+        Head("x", 0, "m"), CompletionBody(prompt="hi"), Completion([([1], SamplingParams())], [echo])
+    )
     assert b'"text":""' in formatter.ping() and b"hi" not in formatter.ping()
 
 
@@ -219,3 +223,27 @@ def test_each_dialect_has_its_shape() -> None:
         {"token": "a", "logprob": -1.0, "top_logprobs": []},
         {"token": "\\xc3", "logprob": -1.0, "top_logprobs": [{"token": "b", "logprob": -2.0}]},
     ]
+
+
+def test_logprobs_of_a_prompt_as_vllm_has_them(served: Served) -> None:
+    def entry(token: int, rank: int) -> dict[str, Any]:
+        return {"logprob": -token / 100 if rank == 9 else (97 - token) / 100, "rank": rank, "decoded_token": chr(token)}
+
+    expected = [None, {"104": entry(104, 9), "97": entry(97, 1)}, {"105": entry(105, 9), "97": entry(97, 1)}]
+    body = {"prompt": "hi", "prompt_logprobs": 1}
+    [choice] = served.http.post("/v1/completions", json=body).json()["choices"]
+    assert choice["prompt_logprobs"] == expected and choice["logprobs"] is None
+    [choice] = served.http.post("/v1/completions", json={**body, "logprobs": 0, "prompt_logprobs": 2}).json()["choices"]
+    assert len(choice["prompt_logprobs"][1]) == 3 and all(len(each) == 1 for each in choice["logprobs"]["top_logprobs"])
+    answer = served.http.post("/v1/chat/completions", json={"messages": USER, "prompt_logprobs": 0}).json()
+    assert answer["prompt_logprobs"][0] is None and all(len(each) == 1 for each in answer["prompt_logprobs"][1:])
+    assert answer["choices"][0]["logprobs"] is None
+    chat = {"messages": USER, "prompt_logprobs": 2, "logprobs": True, "top_logprobs": 1}
+    [choice] = served.http.post("/v1/chat/completions", json=chat).json()["choices"]
+    assert all(len(each["top_logprobs"]) == 1 for each in choice["logprobs"]["content"])
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_logprobs_of_a_prompt_are_not_streamed(served: Served, path: str) -> None:
+    answer = served.http.post(path, json={"prompt": "hi", "messages": USER, "prompt_logprobs": 1, "stream": True})
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == "prompt_logprobs"

@@ -350,3 +350,42 @@ def test_context_length_exceeded(served: Served, path: str) -> None:
         "n_prompt_tokens": tokens,
         "n_ctx": 512,
     }
+
+
+IDS = list(TEXT.encode())
+
+
+def test_token_ids_of_a_chat(served: Served) -> None:
+    body = {"messages": USER, "return_token_ids": True}
+    answer = served.http.post("/v1/chat/completions", json=body).json()
+    [(prompt, _)] = served.engine.submitted
+    assert bytes(answer["prompt_token_ids"][1:]).decode() == prompt.removeprefix("<s>")
+    assert answer["choices"][0]["token_ids"] == IDS
+    for more in ({}, {"logprobs": True}):
+        first, *chunks, _ = events(served.http.post("/v1/chat/completions", json={**body, **more, "stream": True}))
+        assert first["prompt_token_ids"] == answer["prompt_token_ids"]
+        assert not any("prompt_token_ids" in chunk for chunk in chunks)
+        assert [id for chunk in chunks for id in chunk["choices"][0].get("token_ids", [])] == IDS
+        assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == TEXT
+
+
+def test_token_ids_of_completions(served: Served) -> None:
+    body = {"prompt": ["a", "bc"], "return_token_ids": True, "n": 2}
+    choices = served.http.post("/v1/completions", json=body).json()["choices"]
+    prompts = [[256, 97], [256, 97], [256, 98, 99], [256, 98, 99]]
+    assert [choice["prompt_token_ids"] for choice in choices] == prompts and all(
+        choice["token_ids"] == IDS for choice in choices
+    )
+    for more in ({}, {"echo": True}, {"logprobs": 1}, {"logprobs": 1, "echo": True}):
+        *chunks, _ = events(served.http.post("/v1/completions", json={**body, **more, "stream": True}))
+        for index, prompt in enumerate(prompts):
+            mine = [chunk["choices"][0] for chunk in chunks if chunk["choices"][0]["index"] == index]
+            assert [choice["prompt_token_ids"] for choice in mine if "prompt_token_ids" in choice] == [prompt]
+            assert [id for choice in mine for id in choice.get("token_ids", [])] == IDS
+            assert "".join(choice["text"] for choice in mine).endswith(TEXT)
+
+
+def test_no_token_ids_unless_asked_for(served: Served) -> None:
+    for path, body in (("/v1/chat/completions", {"messages": USER}), ("/v1/completions", {"prompt": "hi"})):
+        assert "token_ids" not in served.http.post(path, json=body).text
+        assert "token_ids" not in served.http.post(path, json={**body, "stream": True}).text
