@@ -12,7 +12,7 @@ import math
 import mmap
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,13 @@ _LAYER = re.compile(r"blk\.(\d+)\.")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Tensor:
-    """A tensor: its name, ggml type, dimensions (innermost first) and size in bytes."""
+    """A tensor: its name, ggml type, dimensions (innermost first), size in bytes, and the byte of the file where it begins."""
 
     name: str
     type: str
     shape: tuple[int, ...]
     size: int
+    place: int = 0
 
     @property
     def layer(self) -> int | None:
@@ -58,7 +59,7 @@ class Tensor:
 @dataclasses.dataclass(frozen=True, slots=True)
 class Header:
     """The header of a model's file, or the merged ones of a split model. `lengths` has the lengths of all metadata arrays,
-    `arrays` the values of the short numeric ones."""
+    `arrays` the values of the short numeric ones, `places` where in the file those of texts begin."""
 
     path: Path
     metadata: Mapping[str, Scalar]
@@ -66,6 +67,7 @@ class Header:
     lengths: Mapping[str, int]
     tensors: tuple[Tensor, ...]
     parts: tuple[Path, ...]
+    places: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def architecture(self) -> str:
@@ -131,6 +133,17 @@ def read(path: Path) -> Header:
     return dataclasses.replace(first, tensors=tensors, parts=tuple(header.path for header in headers))
 
 
+def texts(header: Header, key: str) -> Iterator[bytes]:
+    """Yield the texts of a metadata array. Raises OSError."""
+    length = struct.Struct("<Q").unpack_from
+    with header.path.open("rb") as file, contextlib.closing(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) as data:
+        at = header.places[key]
+        for _ in range(header.lengths[key]):
+            end = at + 8 + length(data, at)[0]
+            yield data[at + 8 : end]
+            at = end
+
+
 def _read_file(path: Path) -> Header:
     try:
         with path.open("rb") as file:
@@ -166,22 +179,26 @@ class _Reader:
         metadata: dict[str, Scalar] = {}
         arrays: dict[str, tuple[Scalar, ...]] = {}
         lengths: dict[str, int] = {}
+        places: dict[str, int] = {}
         for index in range(1, n_keys + 1):
             self._doing = f"key {index} of {n_keys}"
             key = self._doing = self._string()
             kind = self._int("I")
             if kind == _ARRAY:
+                of_texts, start = self._peek("I") == _STRING, self._at + 12
                 lengths[key], arrays[key] = self._array()
+                if of_texts:
+                    places[key] = start
             else:
                 metadata[key] = self._string() if kind == _STRING else self._number(self._code(kind))
         tensors = self._tensors(n_tensors, metadata.get("general.alignment", 32))
-        return Header(self._path, metadata, {k: v for k, v in arrays.items() if v}, lengths, tensors, (self._path,))
+        return Header(self._path, metadata, {k: v for k, v in arrays.items() if v}, lengths, tensors, (self._path,), places)
 
     def damaged(self) -> ModelLoadError:
         return ModelLoadError(self._path, f"the file is damaged or cut short at byte {self._at:,}, in {self._doing}")
 
     def _tensors(self, count: int, alignment: Scalar) -> tuple[Tensor, ...]:
-        found = []
+        found, offsets = [], []
         end = 0
         for index in range(1, count + 1):
             self._doing = f"tensor {index} of {count}"
@@ -195,14 +212,17 @@ class _Reader:
             label, block, size = TYPES[kind]
             if shape[0] % block:
                 raise self.damaged()
-            found.append(Tensor(name, label, shape, math.prod(shape) // block * size))
-            end = max(end, offset + found[-1].size)
+            length = math.prod(shape) // block * size
+            found.append((name, label, shape, length))
+            offsets.append(offset)
+            end = max(end, offset + length)
         if not isinstance(alignment, int) or alignment < 1:
             raise ModelLoadError(self._path, f"general.alignment must be a positive number, it is {alignment!r}")
-        missing = -(-self._at // alignment) * alignment + end - len(self._data)
+        begin = -(-self._at // alignment) * alignment
+        missing = begin + end - len(self._data)
         if found and missing > 0:
             raise ModelLoadError(self._path, f"the file is cut short: {missing:,} bytes of its tensors are missing")
-        return tuple(found)
+        return tuple(Tensor(*each, begin + offset) for each, offset in zip(found, offsets, strict=True))
 
     def _array(self) -> tuple[int, tuple[Scalar, ...]]:
         """Read an array; return its length, and its values if they are few numbers."""
@@ -242,6 +262,9 @@ class _Reader:
 
     def _int(self, code: str) -> int:
         return int(self._number(code))
+
+    def _peek(self, code: str) -> Any:
+        return struct.unpack_from(f"<{code}", self._data, self._at)[0]
 
     def _number(self, code: str) -> Any:
         start = self._at

@@ -94,7 +94,9 @@ def test_long_arrays_are_stepped_over(tmp_path: Path) -> None:
     assert header.lengths["tokenizer.ggml.scores"] == 5000
     assert header.arrays == {"llama.few": (1, 2)}
     assert "tokenizer.chat_template" in header.metadata
-    assert header.tensors == (gguf.Tensor("blk.12.x", "F32", (3, 2), 24),)
+    (found,) = header.tensors
+    assert found == gguf.Tensor("blk.12.x", "F32", (3, 2), 24, found.place)
+    assert found.place == reference.GGUFReader(path).tensors[0].data_offset
     assert header.tensors[0].layer == 12
 
 
