@@ -23,6 +23,10 @@ Layout = Literal["streams", "unified"]
 KvLayout = Literal["auto", "streams", "unified"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 Settings = TypeVar("Settings")
+MOST = 2**31 - 1
+"""Largest number for llama.cpp, which counts in 32 bits."""
+MOST_CONTEXT = 2**24
+"""Largest context: as many cells for each request that may run at once can still be counted."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,11 +34,11 @@ class LoadSettings:
     """Loading and scheduling of one model."""
 
     context: Annotated[
-        Annotated[int, Meta(ge=1)] | None,
+        Annotated[int, Meta(ge=1, le=MOST_CONTEXT)] | None,
         Meta(description="maximum tokens per request, prompt and answer together; default: from models.yaml"),
     ] = None
     kv_tokens: Annotated[
-        Annotated[int, Meta(ge=1)] | None,
+        Annotated[int, Meta(ge=1, le=MOST)] | None,
         Meta(description="tokens in the KV cache, for all requests together; default: from the context and the free memory"),
     ] = None
     kv_type: Annotated[KvType, Meta(description="data type of the KV cache")] = "f16"
@@ -45,22 +49,27 @@ class LoadSettings:
             "unified, all in one pool; auto: streams if enough of them fit"
         ),
     ] = "auto"
-    gpu_layers: Annotated[int, Meta(ge=-1, description="layers to offload to the GPU; -1: all")] = -1
+    gpu_layers: Annotated[int, Meta(ge=-1, le=MOST, description="layers to offload to the GPU; -1: all")] = -1
     threads: Annotated[
-        Annotated[int, Meta(ge=1)] | None, Meta(description="CPU threads; default: the number of physical cores")
+        Annotated[int, Meta(ge=1, le=512)] | None, Meta(description="CPU threads; default: the number of physical cores")
     ] = None
     parallel: Annotated[int, Meta(ge=1, le=192, description="maximum requests computed at once")] = 64
-    queue: Annotated[int, Meta(ge=0, description="maximum queued requests; further ones get 503")] = 256
+    queue: Annotated[int, Meta(ge=0, le=MOST, description="maximum queued requests; further ones get 503")] = 256
     batch: Annotated[int, Meta(ge=32, le=8192, description="maximum tokens per step")] = 2048
     step_ms: Annotated[
-        int, Meta(ge=1, description="target for the longest step, in ms, while answers stream; prompt chunks are cut to fit")
+        int,
+        Meta(
+            ge=1,
+            le=600_000,
+            description="target for the longest step, in ms, while answers stream; prompt chunks are cut to fit",
+        ),
     ] = 200
     cache_tokens: Annotated[
-        Annotated[int, Meta(ge=0)] | None,
+        Annotated[int, Meta(ge=0, le=MOST)] | None,
         Meta(description="finished tokens kept in the KV cache; default: in one pool bounded by their measured cost"),
     ] = None
     cache_ram_mib: Annotated[
-        int, Meta(ge=0, description="host RAM, in MiB, for the state of prefixes, which requests share; 0: none")
+        int, Meta(ge=0, le=MOST, description="host RAM, in MiB, for the state of prefixes, which requests share; 0: none")
     ] = 512
     cache_disk: Annotated[
         Annotated[str, Meta(min_length=1)] | None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -17,8 +18,8 @@ import pytest
 
 from locallab import hardware
 from locallab.engine import TextEngine
-from locallab.errors import ModelLoadError
-from locallab.settings import EngineSettings
+from locallab.errors import ConfigError, ModelLoadError
+from locallab.settings import MOST, EngineSettings, resolve
 from tests.support import tiny_gguf
 from tests.support.live_engine import ask, running
 
@@ -140,6 +141,49 @@ def test_a_refused_file_can_be_mended(path: Path) -> None:
 def test_the_smallest_batch_computes_prompts_of_any_length(path: Path) -> None:
     with running(path, batch=32) as engine:
         assert ask(engine, [3 + i % 100 for i in range(150)], 4).tokens
+
+
+EDGES: dict[str, list[object]] = {
+    "context": [1, 2],
+    "kv_tokens": [1],
+    "kv_layout": ["streams", "unified"],
+    "gpu_layers": [-1, 0, MOST],
+    "threads": [1, 512],
+    "parallel": [1, 192],
+    "queue": [0, MOST],
+    "batch": [32, 8192],
+    "step_ms": [1, 600_000],
+    "cache_tokens": [0, MOST],
+    "cache_ram_mib": [0, MOST],
+    "cache_disk_gib": [1e-9, 1_000_000],
+}
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mamba", "gemma3"])
+@pytest.mark.parametrize("name", EDGES)
+def test_the_edges_of_each_setting_work(tmp_path: Path, architecture: str, name: str) -> None:
+    path = tiny_gguf.write(tmp_path / "model.gguf", architecture)
+    for value in EDGES[name]:
+        settings = resolve(EngineSettings, ("flags", {"threads": 1, "gpu_layers": 0, "context": 256, name: value}))
+        engine = TextEngine(path, settings)
+        try:
+            if engine.info.context > 2 and settings.queue:
+                assert len(ask(engine, PROMPT[:2], 1).tokens) == 1
+        finally:
+            engine.close()
+
+
+@pytest.mark.parametrize(("name", "value"), [("kv_tokens", MOST)])
+def test_the_largest_context_is_refused_where_it_does_not_fit(path: Path, name: str, value: int) -> None:
+    reason = refusal(path, **{name: value})
+    assert re.fullmatch(r"a KV pool of [0-9]+ tokens needs [0-9.]+ GiB, .*", reason)
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, MOST + 1) for name in EDGES if name not in ("kv_layout", "cache_disk_gib")])
+def test_a_number_beyond_the_edge_is_refused_by_its_name(name: str, value: int) -> None:
+    for each in (value, -2, 10**400):
+        with pytest.raises(ConfigError, match=f"flags: {name}: Expected"):
+            resolve(EngineSettings, ("flags", {name: each}))
 
 
 def test_any_file_name_will_do(path: Path, tmp_path: Path) -> None:
