@@ -129,7 +129,11 @@ class Grammars:
         except ValueError as error:
             raise InvalidField(constraint.field, str(error)) from None
         if self._tokenizer is None:
-            self._tokenizer = _tokenizer(self._model)
+            try:
+                self._tokenizer = _tokenizer(self._model)
+            except ValueError as error:
+                reason = f"cannot be enforced: the vocabulary of this model cannot be used: {str(error).splitlines()[0]}"
+                raise InvalidField(constraint.field, reason) from None
         if self._tokenizer.decode_bytes(self._tokenizer.tokenize_str(_PROBE)) != _PROBE.encode():
             raise InvalidField(
                 constraint.field, "cannot be enforced: the tokenizer of this model does not keep texts as they are"

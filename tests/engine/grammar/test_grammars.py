@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from locallab.engine import Constraint, SamplingParams, TextEngine
 from locallab.engine.grammar import grammars
 from locallab.errors import EngineClosed, InvalidField
-from tests.support import tiny_gguf
+from tests.support import damaged_gguf, tiny_gguf
 from tests.support.live_engine import Answer, agree, ask, check, running
 from tests.support.tiny_gguf import BOS, N_VOCAB
 from tests.support.tiny_grammar import MARK, MORE, PROMPT
@@ -426,3 +426,12 @@ def test_the_real_model_gives_a_json_object(model_path: Path) -> None:
     jsonschema.validate(person, schema)
     assert isinstance(anything, dict)
     assert max(len(answer.tokens) for answer in answers) < 40
+
+
+def test_a_vocabulary_that_llguidance_cannot_use_refuses_the_field(tmp_path: Path) -> None:
+    """Without types, byte tokens are texts like any other."""
+    path = damaged_gguf.write(tmp_path / "plain.gguf", "llama", lambda g: g.keys.pop("tokenizer.ggml.token_type"))
+    with running(path) as engine:
+        with pytest.raises(InvalidField, match="grammar: cannot be enforced: the vocabulary of this model cannot be used"):
+            engine.prepare(Constraint("choice", '["a"]'))
+        assert len(ask(engine, [BOS], 2).tokens) == 2
