@@ -27,8 +27,10 @@ Layers = Sequence[tuple[str, Mapping[str, Any]]]
 
 
 def open_pool(registry: Registry, server: ServerSettings, layers: Layers) -> Pool:
-    """Return a pool with nothing loaded; `layers` are the configured engine settings."""
-    return Pool(registry, Store(), layers, grace=server.grace, on_demand=server.on_demand, keep_alive=server.keep_alive)
+    """Return a pool with nothing loaded, and remove what killed downloads left; `layers` are the configured engine settings."""
+    store = Store()
+    store.sweep()
+    return Pool(registry, store, layers, grace=server.grace, on_demand=server.on_demand, keep_alive=server.keep_alive)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from msgspec import Meta
 ModelId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(:[A-Za-z0-9][A-Za-z0-9._-]*)?$")]
 Text = Annotated[str, Meta(min_length=1)]
 Word = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/+!-]*$")]  # never mistaken for a command-line option
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Part = Literal["model", "mmproj", "draft"]
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.gguf)", re.IGNORECASE)
@@ -21,12 +22,14 @@ _SHARD = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})(?P<suffi
 
 class HubSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag_field="kind", tag="hub"):
     """A file of a model repository on the Hugging Face Hub: by name, by quantization, or with neither the first of
-    `quants.ORDER` that the repository has. `revision` None is the main branch."""
+    `quants.ORDER` that the repository has. `revision` None is the main branch. `sha256` is that of the file, of a split model
+    of its first one."""
 
     repo: Word
     file: Word | None = None
     quantization: Word | None = None
     revision: Text | None = None
+    sha256: Sha256 | None = None
 
 
 class PypiPiece(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -46,7 +49,7 @@ class PypiSource(
     package: Word | None = None
     version: Word | None = None
     file: Text
-    sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    sha256: Sha256
     pieces: tuple[PypiPiece, ...] = ()
 
     def __post_init__(self) -> None:

@@ -89,6 +89,23 @@ class Store:
         except (OSError, msgspec.DecodeError):
             return None
 
+    def pinned(self, spec: ModelSpec, part: Part) -> Record | None:
+        """Return what the first download of the part's source got, None before it. Changes nothing."""
+        found = self.record_in(self.pin_of(spec, part))
+        return found if found is not None and found.source == spec.parts[part] else None
+
+    def pin(self, spec: ModelSpec, part: Part) -> None:
+        """Hold later downloads of the part's source against its present record, unless an earlier one does. It outlives
+        `remove`. Raises OSError."""
+        if self.pinned(spec, part) is None:
+            folder = self.pin_of(spec, part)
+            folder.mkdir(parents=True, exist_ok=True)
+            self._copy(self.folder(spec, part) / RECORD, folder / RECORD, spec)
+
+    def pin_of(self, spec: ModelSpec, part: Part) -> Path:
+        """Return the folder of the pin; without it the next download gets what its source has then. Changes nothing."""
+        return self.root / ".pins" / _folder(spec) / part
+
     def digest(self, path: Path) -> str | None:
         """Return the SHA-256 of each file of the model that `path` begins, joined; None if they were never checked."""
         record = self.record_in(path.parent)
@@ -116,17 +133,21 @@ class Store:
             except OSError as error:
                 if error.errno != errno.EXDEV:
                     raise
-                with self.scratch(spec) as scratch:
-                    copy = scratch / place.name
-                    shutil.copyfile(file, copy)
-                    _sync(copy)
-                    os.replace(copy, place)
+                self._copy(file, place, spec)
                 file.unlink()
         keeping = {RECORD, *(kept.path for _, kept in files)}
         for old in folder.iterdir():
             if old.name not in keeping and old.is_file():
                 old.unlink()
         return self.refer(spec, part, [kept for _, kept in files], commit)
+
+    def _copy(self, file: Path, place: Path, spec: ModelSpec) -> None:
+        """Copy a file, which appears when it is complete. Raises OSError."""
+        with self.scratch(spec) as scratch:
+            copy = scratch / place.name
+            shutil.copyfile(file, copy)
+            _sync(copy)
+            os.replace(copy, place)
 
     def refer(self, spec: ModelSpec, part: Part, files: Sequence[Kept], commit: str | None = None) -> Path:
         """Record files that are in the part's folder already or elsewhere on this machine; return the first one's path."""
@@ -156,19 +177,23 @@ class Store:
     @contextlib.contextmanager
     def lock(self, spec: ModelSpec, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Lock the model against fetches in other processes and threads; calls `waiting` repeatedly until the lock is free."""
+        with contextlib.ExitStack() as held:
+            while True:
+                try:
+                    held.enter_context(self._locked(_folder(spec), LOOK))
+                    break
+                except TimeoutError:
+                    waiting()
+            yield
+
+    def _locked(self, name: str, timeout: float) -> contextlib.AbstractContextManager[object]:
+        """Return the lock of the model with this folder. Entering raises TimeoutError after `timeout` seconds."""
         # Slow to import. Unlike a plain FileLock it also works on file systems without flock, such as mounted cloud drives.
         from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
         locks = self.root / ".locks"
         locks.mkdir(parents=True, exist_ok=True)
-        with contextlib.ExitStack() as held:
-            while True:
-                try:
-                    held.enter_context(WeakFileLock(locks / f"{_folder(spec)}.lock", timeout=LOOK))
-                    break
-                except TimeoutError:
-                    waiting()
-            yield
+        return WeakFileLock(locks / f"{name}.lock", timeout=timeout)
 
     @contextlib.contextmanager
     def scratch(self, spec: ModelSpec) -> Iterator[Path]:
@@ -178,10 +203,14 @@ class Store:
         with tempfile.TemporaryDirectory(dir=parts, prefix=f"{_folder(spec)}-", ignore_cleanup_errors=True) as folder:
             yield Path(folder)
 
-    def sweep(self, spec: ModelSpec) -> None:
-        """Remove scratch folders of this model left by killed fetches. Only for the holder of its lock."""
-        for left in (self.root / ".parts").glob(f"{_folder(spec)}-????????"):
-            shutil.rmtree(left, ignore_errors=True)
+    def sweep(self, held: ModelSpec | None = None) -> None:
+        """Remove the scratch folders that killed fetches left. Those of a model whose lock is taken are in use, unless the
+        caller has it: `held`."""
+        for left in (self.root / ".parts").glob("*-????????"):
+            name = left.name[:-9]
+            free = contextlib.nullcontext() if held and name == _folder(held) else self._locked(name, timeout=0.01)
+            with contextlib.suppress(TimeoutError, OSError), free:
+                shutil.rmtree(left, ignore_errors=True)
 
     def partial(self, spec: ModelSpec, part: Part, names: Sequence[str]) -> list[Path]:
         """Return paths for partial files, which outlive the process, and remove this part's other partial files.

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -173,3 +174,11 @@ def test_the_entry_of_an_importable(tmp_path: Path, name: str, model_id: str) ->
     spec = each.spec("mine")
     assert (spec.id, spec.source, spec.mmproj, spec.size) == ("mine", FileSource(file), FileSource(file), len(WEIGHTS))
     assert spec.description == f"{name}, from Ollama"
+
+
+def test_a_cached_file_of_another_digest_is_not_used(huggingface: Path, hub_spec: ModelSpec, hub: Hub, store: Store) -> None:
+    hub_cache(huggingface, "acme/tiny", {"tiny.gguf": WEIGHTS[::-1]})
+    named = HubSource("acme/tiny", file="tiny.gguf", sha256=hashlib.sha256(WEIGHTS).hexdigest())
+    spec = msgspec.structs.replace(hub_spec, source=named)
+    assert fetch(spec, store) == store.folder(spec) / "tiny.gguf"
+    assert store.files(spec)[0].read_bytes() == WEIGHTS

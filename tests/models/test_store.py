@@ -222,8 +222,14 @@ def test_a_store_that_cannot_be_written_is_named(store: Store, pypi_spec: ModelS
 def test_what_a_killed_fetch_left_is_swept_and_nothing_else(store: Store, pypi_spec: ModelSpec) -> None:
     half_made(store.root / ".parts" / "tiny@1m-abcdefgh" / "tiny.gguf")
     half_made(store.root / ".parts" / "tiny@1m-chat-abcdefgh" / "tiny.gguf")
-    store.sweep(pypi_spec)
-    assert files(store) == [".parts/tiny@1m-chat-abcdefgh/tiny.gguf"]
+    half_made(store.root / ".partial" / "tiny@hub" / "model" / "begun")
+    busy = msgspec.structs.replace(pypi_spec, id="tiny:1m-chat")
+    with store.lock(busy), store.lock(pypi_spec):
+        store.sweep(pypi_spec)
+    kept = [".partial/tiny@hub/model/begun"]
+    assert [name for name in files(store) if ".lock" not in name] == [*kept, ".parts/tiny@1m-chat-abcdefgh/tiny.gguf"]
+    store.sweep()
+    assert [name for name in files(store) if ".lock" not in name] == kept
 
 
 def test_threads_fetch_once(store: Store, pypi_spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,10 @@ huggingface_hub resolves the files and authenticates. Its own download keeps not
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import functools
+import hashlib
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
@@ -20,7 +22,7 @@ from locallab.models.hub_status import endpoint
 from locallab.models.sources.download import Remote, WrongContent, download, http_error, patiently
 from locallab.models.sources.part_fetch import PartFetch
 from locallab.models.spec import HubSource, ModelSpec, Part, shards
-from locallab.models.store import Kept, Store
+from locallab.models.store import Kept, Record, Store
 from locallab.units import decimal_bytes
 
 log = logging.getLogger(__name__)
@@ -36,7 +38,7 @@ def part_fetch(spec: ModelSpec, part: Part, source: HubSource, store: Store, ali
 
     `alive` is called while waiting for the Hub; an exception of it ends the wait.
     """
-    if cached := other_stores.found(source):
+    if (cached := other_stores.found(source)) and (not source.sha256 or _sha256(cached[0]) == source.sha256):
         return _reusing(spec, part, store, cached)
     fetching = _Fetching(spec, part, source, store)
     fetching.plan(alive)
@@ -44,6 +46,14 @@ def part_fetch(spec: ModelSpec, part: Part, source: HubSource, store: Store, ali
     if len(fetching.remotes) == 1 and (blob := other_stores.blob(only.sha256, only.size)):
         return _reusing(spec, part, store, (blob,))
     return PartFetch(fetching.size, fetching.missing(), fetching.run)
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _reusing(spec: ModelSpec, part: Part, store: Store, files: tuple[Path, ...]) -> PartFetch:
@@ -65,6 +75,7 @@ class _Fetching:
         self._source = source
         self._store = store
         self._page = f"{endpoint()}/{source.repo}"
+        self._revision = source.revision
         self._commit: str | None = None
         self.remotes: list[Remote] = []
         self._places: list[Path] = []
@@ -74,17 +85,19 @@ class _Fetching:
         from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
 
         source = self._source
+        pinned = self._store.pinned(self._spec, self._part)
+        self._revision = pinned.commit if pinned and pinned.commit else source.revision
         with self._explained():
             if source.file:
                 files = shards(source.file)
             else:
                 api = HfApi(endpoint=endpoint())
-                list_files = functools.partial(api.model_info, source.repo, revision=source.revision, timeout=PATIENCE)
+                list_files = functools.partial(api.model_info, source.repo, revision=self._revision, timeout=PATIENCE)
                 info = patiently(source.repo, list_files, alive)
                 self._commit = info.sha
                 files = quants.choose([sibling.rfilename for sibling in info.siblings or ()], source.quantization)
             for file in files:
-                revision = self._commit or source.revision
+                revision = self._commit or self._revision
                 url = hf_hub_url(source.repo, file, revision=revision, endpoint=endpoint())
                 metadata = patiently(file, functools.partial(get_hf_file_metadata, url, endpoint=endpoint()), alive)
                 if not metadata.commit_hash or not metadata.etag:
@@ -92,8 +105,24 @@ class _Fetching:
                 if not self._commit:
                     self._commit = metadata.commit_hash
                     url = hf_hub_url(source.repo, file, revision=self._commit, endpoint=endpoint())
-                self.remotes.append(Remote(file, url, metadata.size, metadata.etag))
+                self.remotes.append(self._held(Remote(file, url, metadata.size, metadata.etag), pinned))
         self._places = self._store.partial(self._spec, self._part, [quote(each.etag, safe="") for each in self.remotes])
+
+    def _held(self, remote: Remote, pinned: Record | None) -> Remote:
+        """Return the remote file, to be checked against the digest that the registry or the first download has of it.
+
+        Raises SourceError if the Hub announces another one.
+        """
+        name = PurePosixPath(remote.file).name
+        expected = next((kept.sha256 for kept in pinned.files if kept.path == name), None) if pinned else None
+        by = f"the first download, which {self._store.pin_of(self._spec, self._part)} records: delete that folder to take it"
+        if self._source.sha256 and not self.remotes:
+            expected, by = self._source.sha256, "the registry: correct source.sha256, or name its commit in source.revision"
+        if expected and remote.sha256 not in (None, expected):
+            raise SourceError(
+                f"{self._spec.id}: {remote.file} of {self._page} has the sha256 {remote.sha256} and not {expected} as in {by}"
+            )
+        return dataclasses.replace(remote, etag=expected) if expected else remote
 
     @property
     def size(self) -> int | None:
@@ -126,6 +155,7 @@ class _Fetching:
             done += size
             kept.append((place, Kept(PurePosixPath(remote.file).name, size, remote.sha256)))
         self._store.adopt(self._spec, self._part, kept, self._commit)
+        self._store.pin(self._spec, self._part)
         self._store.drop_partial(self._spec, self._part)
 
     @contextlib.contextmanager
@@ -136,10 +166,10 @@ class _Fetching:
         except (http_error(), OSError, ImportError, ValueError, quants.NoChoice, WrongContent) as error:  # ImportError: SOCKS
             if isinstance(error, OSError) and error.errno:
                 raise
-            raise SourceError(f"{self._spec.id}: {_reason(error, self._source, self._page)}") from error
+            raise SourceError(f"{self._spec.id}: {_reason(error, self._source, self._page, self._revision)}") from error
 
 
-def _reason(error: Exception, source: HubSource, page: str) -> str:
+def _reason(error: Exception, source: HubSource, page: str, revision: str | None) -> str:
     """Describe an error: what failed, where, and what to do about it."""
     from huggingface_hub import errors
 
@@ -154,6 +184,10 @@ def _reason(error: Exception, source: HubSource, page: str) -> str:
         case errors.RepositoryNotFoundError():
             return f"{page} does not exist or is private: correct source.repo, or {TOKEN}"
         case errors.RevisionNotFoundError():
+            if revision != source.revision:
+                return (
+                    f"{page} has no commit {revision} any more, which the first download got: name another in source.revision"
+                )
             return f"{page} has no revision {source.revision!r}: correct source.revision"
         case errors.EntryNotFoundError():
             return f"{page} has no file {what!r}: correct source.file; {page}/tree/main lists what there is"

