@@ -69,6 +69,10 @@ def clean(monkeypatch: pytest.MonkeyPatch, folders: Path) -> None:
         folder = own / name.lower()
         folder.mkdir()
         monkeypatch.setenv(name, str(folder))
+    # A file of a test is tried once, and not by each test that loads it: equal bytes are the same file.
+    trials = CACHE / "trials"
+    trials.mkdir(parents=True, exist_ok=True)
+    (own / "locallab_home" / "trials").symlink_to(trials)
 
 
 @pytest.fixture(scope="session")

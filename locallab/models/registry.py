@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Mapping
 from importlib import metadata
@@ -149,3 +150,10 @@ def default_path() -> Path:
 
 def _taken(where: str, name: str, before: str, spec: ModelSpec | Variant) -> ConfigError:
     return ConfigError(f"{where}: the name {name!r} is taken already by {spec.id} ({before})")
+
+
+@functools.cache
+def shipped_digests() -> frozenset[str]:
+    """Return the SHA-256 of the files that the shipped registry pins: known to be good, and read once."""
+    sources = (source for spec in Registry.load(default_path()) for source in spec.parts.values())
+    return frozenset(source.sha256 for source in sources if not isinstance(source, FileSource) and source.sha256)

@@ -13,6 +13,7 @@ from locallab.models.spec import ModelSpec
 from locallab.models.store import Store
 from locallab.pool.loaded import Loaded, OpenEngine, open_model
 from locallab.pool.memory import Layers, Memory, MemoryUse, Suited, settings_of
+from locallab.pool.trial import Trials
 
 FetchFile = Callable[[ModelSpec, Store, Progress], Path]
 
@@ -28,7 +29,11 @@ class Jobs:
     """Runs jobs: a job is one fetch, load or close of a model. It ends with one call of its `done`, in the job's thread, with
     the outcome and the memory free afterwards."""
 
-    def __init__(self, store: Store, layers: Layers, engine: OpenEngine, fetch: FetchFile, memory: Memory) -> None:
+    def __init__(
+        self, store: Store, layers: Layers, engine: OpenEngine, fetch: FetchFile, memory: Memory, tries: bool = True
+    ) -> None:
+        """`tries`: files that are not known to be good are tried in another process first."""
+        self._trials = Trials(store.root.parent / "trials", lambda: self._stopped) if tries else None
         self._store = store
         self._layers = layers
         self._engine = engine
@@ -55,6 +60,8 @@ class Jobs:
                 settings_of(spec, self._layers)  # wrong settings fail before the download
                 path = self._file(spec, progress)
                 outcome = self._memory.suit(spec, path, self._layers, held())
+                if self._trials is not None:
+                    self._trials.look(outcome, self._store.digest(path))
             except Exception as error:
                 outcome = error
             done(outcome, self._memory.room())
@@ -72,6 +79,8 @@ class Jobs:
             outcome: Loaded | Exception
             try:
                 self._check()
+                if self._trials is not None:
+                    self._trials.run(suited, self._store.digest(suited.need.path))
                 now = self._memory.suit_again(suited, spec, self._layers)
                 log.info("%s: %s", spec.id, now.reason)
                 outcome = open_model(spec, now, self._engine, self._memory)

@@ -72,7 +72,7 @@ class Pool:
         self.memory = memory or Memory(gpu=bool(build_features()["gpu_offload"]))
         self._post = LoopPost()
         self._engine = engine
-        self._jobs = Jobs(store, layers, self._open_engine, fetch, self.memory)
+        self._jobs = Jobs(store, layers, self._open_engine, fetch, self.memory, tries=engine is None)
         self._grace = grace
         self.keep_alive = keep_alive
         self._lock = threading.RLock()  # over everything below
