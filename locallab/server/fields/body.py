@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 from starlette.requests import Request
 
+from locallab.chat.json_text import whole
 from locallab.engine.logprobs import MOST_LOGPROBS
 from locallab.errors import InvalidField, RequestError
 
@@ -77,7 +78,7 @@ def parse(body: bytes, kind: type[Body]) -> Body:
     if not body.strip():
         raise RequestError("the body is empty: send a JSON object")
     try:
-        decoded: Body = _decoder(kind).decode(body)
+        decoded = _decoded(body, kind)
     except msgspec.ValidationError as error:
         decoded = _with_whole_numbers(body, kind, str(error))
     except RecursionError:
@@ -113,6 +114,20 @@ def check_ranges(body: msgspec.Struct) -> None:
 
 def _figure(value: float) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _decoded(body: bytes, kind: type[Body]) -> Body:
+    """Decode JSON, and once more without halves of surrogate pairs where those are what is wrong with it."""
+    try:
+        decoded: Body = _decoder(kind).decode(body)
+    except msgspec.ValidationError:
+        raise
+    except ValueError:
+        mended = whole(body)
+        if mended == body:
+            raise
+        decoded = _decoder(kind).decode(mended)
+    return decoded
 
 
 @functools.cache
