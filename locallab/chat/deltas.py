@@ -21,19 +21,25 @@ class Reasoning:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CallStart:
-    """Start of a tool call, once for each call and before its arguments. `index` counts the answer's calls from 0."""
+    """Start of a tool call, once for each call and before its arguments. `index` counts the answer's calls from 0.
+
+    `name` is the tool's own in its namespace.
+    """
 
     index: int
     id: str
     name: str
+    custom: bool = False
+    namespace: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CallArguments:
-    """Piece of the JSON text of a call's arguments."""
+    """Piece of the JSON text of a call's arguments, or of a custom tool's input."""
 
     index: int
     text: str
+    custom: bool = False
 
 
 Delta = Text | Reasoning | CallStart | CallArguments
@@ -85,7 +91,9 @@ def gather(deltas: Iterable[Delta]) -> WholeAnswer:
                 arguments[index] = []
             case CallArguments(index, text):
                 arguments[index].append(text)
-    calls = tuple(ToolCall(start.id, start.name, "".join(arguments[start.index])) for start in starts)
+    calls = tuple(
+        ToolCall(start.id, start.name, "".join(arguments[start.index]), start.custom, start.namespace) for start in starts
+    )
     return WholeAnswer("".join(texts), "".join(reasoning), calls)
 
 

@@ -17,7 +17,7 @@ MOST_LEVELS = 100
 """Nesting of a call's arguments that templates are given as a value; the text of deeper ones stays text."""
 
 
-def whole(data: bytes) -> bytes:
+def without_halves(data: bytes) -> bytes:
     """Return JSON in which U+FFFD stands for each half of a surrogate pair: such halves are no characters, and cannot be
     written as UTF-8."""
 
@@ -33,7 +33,7 @@ def whole(data: bytes) -> bytes:
 def loads(text: str) -> Any:
     """Parse JSON of at most MOST_LEVELS levels. Raises ValueError."""
     if "\\u" in text:
-        text = whole(text.encode("utf-8", "replace")).decode()
+        text = without_halves(text.encode("utf-8", "replace")).decode()
     try:
         value = json.loads(text)
     except RecursionError:

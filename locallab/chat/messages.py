@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from locallab.chat.blocks import BlockReader, described
+from locallab.chat.json_text import dumps, loads
 from locallab.errors import InvalidField
 
 ROLES = {
@@ -19,20 +20,25 @@ ROLES = {
 }
 """Roles that clients may send, with the one that templates know."""
 
-TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
-"""Types of content parts that hold text, with the key of that text."""
-
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 """Keys under which clients return the assistant's reasoning; values that are not text are ignored."""
+
+REASONING_LISTS = ("thinking_blocks", "reasoning_details")
+"""Keys under which gateways return it as a list of blocks."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ToolCall:
-    """An earlier call of the assistant. `arguments` is JSON text, or whatever the model wrote instead."""
+    """A call of the assistant. `arguments` is JSON text, or whatever the model wrote instead.
+
+    In answers, that of a `custom` tool is its input, and `name` is the tool's own in its namespace.
+    """
 
     id: str
     name: str
     arguments: str
+    custom: bool = False
+    namespace: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,17 +56,18 @@ class Message:
     reasoning: str = ""
 
 
-def normalize(messages: object, notes: list[str] | None = None) -> list[Message]:
-    """Parse and repair a client's `messages`: null counts as not set, unknown keys are ignored, roles may come in any order.
+def parsed(messages: object, notes: list[str], *, past: bool = False) -> list[Message]:
+    """Parse a client's `messages`: null counts as not set, unknown keys are ignored, roles may come in any order.
 
-    Repairs are added to `notes`. Raises InvalidField that names the field, such as `messages[2].content`.
+    Only the newest message may be refused, if it is the user's and not `past`: whatever else a model cannot be shown becomes
+    text, which is added to `notes`. Raises InvalidField that names the field, such as `messages[2].content`.
     """
     if not isinstance(messages, list):
         raise InvalidField("messages", "expected a list of messages" if messages is not None else "is missing")
     if not messages:
         raise InvalidField("messages", "is empty")
-    parsed = [_message(f"messages[{index}]", message) for index, message in enumerate(messages)]
-    return repaired(parsed, [] if notes is None else notes)
+    new = None if past else newest([each.get("role") if isinstance(each, Mapping) else None for each in messages])
+    return [_message(f"messages[{i}]", message, BlockReader(notes, i == new)) for i, message in enumerate(messages)]
 
 
 def with_system(messages: Sequence[Message], system: str | None) -> Sequence[Message]:
@@ -70,33 +77,60 @@ def with_system(messages: Sequence[Message], system: str | None) -> Sequence[Mes
     return [Message("system", system), *messages]
 
 
-def repaired(messages: Sequence[Message], notes: list[str]) -> list[Message]:
-    """Return the messages with everything that models could not read repaired; each repair adds a line to `notes`.
+def newest(roles: Sequence[object]) -> int | None:
+    """Return the index of what the user has just said; None if the assistant or a tool has spoken since.
 
-    Repaired are tool results that answer no call, and calls whose arguments are not a JSON object.
+    System messages are passed over: some clients send one behind the user's.
     """
-    known: set[str] = set()
-    result: list[Message] = []
-    for index, message in enumerate(messages):
-        where = f"messages[{index}]"
-        if message.role == "tool" and message.tool_call_id not in known and (message.tool_call_id or not known):
-            notes.append(f"{where}: the tool result answers no call; passed on as a user message")
-            message = Message("user", f"Result of {message.name or 'a tool'}: {message.content}")
-        if message.tool_calls:
-            known |= {call.id for call in message.tool_calls}
-            calls = list(message.tool_calls)
-            for i, call in enumerate(calls):
-                if not isinstance(arguments(call), dict):
-                    notes.append(f"{where}.tool_calls[{i}]: the arguments are not a JSON object; put under the key 'raw'")
-                    calls[i] = dataclasses.replace(call, arguments=json.dumps({"raw": call.arguments}, ensure_ascii=False))
-            message = dataclasses.replace(message, tool_calls=tuple(calls))
-        result.append(message)
-    return result
+    last = next((i for i in reversed(range(len(roles))) if roles[i] not in ("system", "developer")), None)
+    return None if last is None or roles[last] in ("assistant", "tool", "function") else last
 
 
 def without_reasoning(messages: Sequence[Message]) -> list[Message]:
     """Return the messages without reasoning, for a template that refuses it beside content."""
     return [dataclasses.replace(message, reasoning="") if message.reasoning else message for message in messages]
+
+
+def merged(messages: Sequence[Message]) -> list[Message]:
+    """Join neighbours of one role by a blank line, for a template that refuses two of them; tool results stay apart.
+
+    Later system messages become user messages.
+    """
+    groups: list[list[Message]] = []
+    begun = False
+    for message in messages:
+        begun = begun or message.role != "system"
+        if message.role == "system" and begun:
+            message = Message("user", message.content)
+        if groups and groups[-1][0].role == message.role != "tool":
+            groups[-1].append(message)
+        else:
+            groups.append([message])
+    return [_joined(group) if len(group) > 1 else group[0] for group in groups]
+
+
+def _joined(group: Sequence[Message]) -> Message:
+    return dataclasses.replace(
+        group[0],
+        content="\n\n".join(message.content for message in group if message.content),
+        reasoning="\n\n".join(message.reasoning for message in group if message.reasoning),
+        tool_calls=tuple(call for message in group for call in message.tool_calls),
+    )
+
+
+def short_ids(messages: Sequence[Message]) -> list[Message]:
+    """Join as `merged`, and give all calls ids of nine letters and digits, for templates that refuse others."""
+    short: dict[str, str] = {}
+
+    def of(id: str) -> str:
+        return short.setdefault(id, f"call{len(short):05}")
+
+    found = []
+    for message in merged(messages):
+        calls = tuple(dataclasses.replace(call, id=of(call.id)) for call in message.tool_calls)
+        answered = message.tool_call_id and of(message.tool_call_id)
+        found.append(dataclasses.replace(message, tool_calls=calls, tool_call_id=answered))
+    return found
 
 
 def folded(messages: Sequence[Message]) -> list[Message]:
@@ -108,20 +142,26 @@ def folded(messages: Sequence[Message]) -> list[Message]:
     turns = [Message("assistant" if m.role == "assistant" else "user", written_out(m).content) for m in messages[start:]]
     if not turns or turns[0].role == "assistant":
         turns.insert(0, Message("user", ""))
-    return _joined([*messages[:start], *turns])
+    return merged([*messages[:start], *turns])
 
 
 def without_system(messages: Sequence[Message]) -> list[Message]:
     """Reshape as `folded` does, for a template without a system role: the system text opens the first user message."""
     head, *rest = folded(messages)
-    return [head, *rest] if head.role != "system" else _joined([Message("user", head.content), *rest])
+    return [head, *rest] if head.role != "system" else merged([Message("user", head.content), *rest])
+
+
+def ended_by_user(messages: Sequence[Message]) -> list[Message]:
+    """Reshape as `without_system` does, for a template that answers the user only: the last message is the user's."""
+    shaped = without_system(messages)
+    return [*shaped, Message("user", "")] if shaped[-1].role == "assistant" else shaped
 
 
 def written_out(message: Message) -> Message:
     """Return the message with its tool calls written into its text, in the generic format, for a template without calls."""
     if not message.tool_calls:
         return message
-    written = (json.dumps({"name": c.name, "arguments": arguments(c)}, ensure_ascii=False) for c in message.tool_calls)
+    written = (dumps({"name": c.name, "arguments": arguments(c)}) for c in message.tool_calls)
     calls = (f"<tool_call>\n{call}\n</tool_call>" for call in written)
     return dataclasses.replace(message, content="\n".join(filter(None, [message.content, *calls])), tool_calls=())
 
@@ -129,77 +169,79 @@ def written_out(message: Message) -> Message:
 def arguments(call: ToolCall) -> Any:
     """Return a call's arguments as a JSON value, or as text if they are not valid JSON."""
     try:
-        return json.loads(call.arguments)
+        return loads(call.arguments)
     except ValueError:
         return call.arguments
 
 
-def _joined(messages: Iterable[Message]) -> list[Message]:
-    joined: list[Message] = []
-    for message in messages:
-        if joined and joined[-1].role == message.role:
-            content = "\n\n".join(filter(None, [joined.pop().content, message.content]))
-            message = Message(message.role, content)
-        joined.append(message)
-    return joined
-
-
-def _message(field: str, raw: object) -> Message:
+def _message(field: str, raw: object, reader: BlockReader) -> Message:
     if not isinstance(raw, Mapping):
-        raise InvalidField(field, "expected an object with role and content")
+        if reader.new:
+            raise InvalidField(field, "expected an object with role and content")
+        reader.notes.append(f"{field}: not an object; given as text")
+        return Message("user", raw if isinstance(raw, str) else dumps(raw))
     role = raw.get("role")
     if not isinstance(role, str) or role not in ROLES:
         reason = "is missing" if role is None else f"unknown role {role!r}; known: {', '.join(ROLES)}"
-        raise InvalidField(f"{field}.role", reason)
-    return Message(
-        ROLES[role],
-        _content(f"{field}.content", raw.get("content")),
-        _text(f"{field}.name", raw.get("name")) or None,
-        tuple(_calls(field, raw)) if role == "assistant" else (),
-        _text(f"{field}.tool_call_id", raw.get("tool_call_id")) or None,
-        next((raw[key] for key in REASONING_KEYS if isinstance(raw.get(key), str)), "") if role == "assistant" else "",
-    )
+        if reader.new:
+            raise InvalidField(f"{field}.role", reason)
+        reader.notes.append(f"{field}.role: {reason}; passed on as the user's")
+        role = "user"
+    if reader.new:
+        _check_text(f"{field}.name", raw.get("name"))
+    content = reader.read(f"{field}.content", raw.get("content"))
+    if role != "assistant":
+        text = "\n".join([*content.texts, *content.thoughts])
+        return Message(ROLES[role], text, _id(raw.get("name")), tool_call_id=_id(raw.get("tool_call_id")))
+    calls = tuple(_calls(field, raw, reader, content.texts))
+    return Message(role, content.text, _id(raw.get("name")), calls, reasoning=content.reasoning or _reasoning(raw))
 
 
-def _content(field: str, raw: object) -> str:
-    """Return the text of a message's content; the parts of a list are joined by newlines."""
-    if not isinstance(raw, list):
-        return _text(field, raw)
-    texts = []
-    for part in raw:
-        if isinstance(part, str):
-            texts.append(part)
-            continue
-        if not isinstance(part, Mapping):
-            raise InvalidField(field, "expected text or a list of parts")
-        kind = "text" if part.get("type") is None else part["type"]
-        if kind in ("image_url", "input_image", "image"):
-            raise InvalidField(field, "this model takes no images")
-        if not isinstance(kind, str) or kind not in TEXT_PARTS:
-            raise InvalidField(field, f"unsupported part type {kind!r}; known: {', '.join(TEXT_PARTS)}")
-        texts.append(_text(field, part.get(TEXT_PARTS[kind])))
-    return "\n".join(texts)
+def _reasoning(raw: Mapping[str, Any]) -> str:
+    """Return the reasoning that stands beside the content."""
+    text = next((raw[key] for key in REASONING_KEYS if isinstance(raw.get(key), str) and raw[key]), "")
+    if text:
+        return text
+    blocks: list[Any] = next((raw[key] for key in REASONING_LISTS if isinstance(raw.get(key), list)), [])
+    values = (block.get(key) for block in blocks if isinstance(block, Mapping) for key in ("text", "thinking", "summary"))
+    return "\n".join(value for value in values if isinstance(value, str))
 
 
-def _text(field: str, raw: object) -> str:
-    if raw is None:
-        return ""
-    if not isinstance(raw, str):
+def _id(raw: object) -> str | None:
+    """Return a name or an id, which some clients send as a number."""
+    return str(raw) or None if isinstance(raw, str | int) else None
+
+
+def _check_text(field: str, raw: object) -> None:
+    if raw is not None and not isinstance(raw, str):
         raise InvalidField(field, f"expected a string, got {type(raw).__name__}")
-    return raw
 
 
-def _calls(field: str, raw: Mapping[str, Any]) -> Iterable[ToolCall]:
-    """Yield the calls of `tool_calls`, or the one of its predecessor `function_call`."""
+def _calls(field: str, raw: Mapping[str, Any], reader: BlockReader, texts: list[str]) -> Iterable[ToolCall]:
+    """Yield the calls of `tool_calls`, or the one of its predecessor `function_call`; what is no call goes to `texts`."""
     single = raw.get("function_call")
     calls = raw.get("tool_calls") or ([{"function": single}] if single else [])
-    if not isinstance(calls, list):
-        raise InvalidField(f"{field}.tool_calls", "expected a list")
-    for index, call in enumerate(calls):
-        where = f"{field}.tool_calls[{index}]"
-        function = call.get("function") if isinstance(call, Mapping) else None
-        if not isinstance(function, Mapping):
-            raise InvalidField(where, "expected an object with a function")
-        value = function.get("arguments")
-        text = value if isinstance(value, str) else json.dumps(value or {}, ensure_ascii=False)
-        yield ToolCall(_text(f"{where}.id", call.get("id")), _text(f"{where}.function.name", function.get("name")), text)
+    for index, call in enumerate(calls if isinstance(calls, list) else [calls]):
+        found = read_call(call)
+        if found is None:
+            reader.notes.append(f"{field}.tool_calls[{index}]: not a call of a function; given as text")
+            texts.append(described(call))
+        else:
+            yield found
+
+
+def read_call(call: object) -> ToolCall | None:
+    """Read a call of a function, or of a custom tool, whose input is text; None for what is neither."""
+    if not isinstance(call, Mapping):
+        return None
+    if isinstance(custom := call.get("custom"), Mapping):
+        return ToolCall(_id(call.get("id")) or "", _id(custom.get("name")) or "", dumps({"input": custom.get("input") or ""}))
+    function = call.get("function")
+    if not isinstance(function, Mapping):
+        return None
+    return ToolCall(_id(call.get("id")) or "", _id(function.get("name")) or "", arguments_text(function.get("arguments")))
+
+
+def arguments_text(raw: object) -> str:
+    """Return a call's arguments as text: clients send them as text or as a value."""
+    return raw if isinstance(raw, str) else dumps(raw or {})

@@ -20,7 +20,10 @@ from locallab.chat.messages import (
     Message,
     ToolCall,
     arguments,
+    ended_by_user,
     folded,
+    merged,
+    short_ids,
     without_reasoning,
     without_system,
     written_out,
@@ -35,6 +38,18 @@ CHATML = (
 
 PROBE = "locallab_probe"
 """A tool name that occurs in no conversation."""
+
+
+SHAPES: Sequence[Callable[[Sequence[Message]], Sequence[Message]]] = (
+    list,
+    without_reasoning,
+    merged,
+    short_ids,
+    folded,
+    without_system,
+    ended_by_user,
+)
+"""Reshapings of a conversation, the least first: some templates refuse what clients may send."""
 
 
 class _Generation(Extension):
@@ -129,8 +144,7 @@ class ChatTemplate:
         Raises InvalidField with the template's own reason if it refuses every shape.
         """
         incomplete, reason = "", ""
-        shapes: tuple[Callable[[Sequence[Message]], Sequence[Message]], ...] = (list, without_reasoning, folded, without_system)
-        for shape in shapes:
+        for shape in SHAPES:
             shaped = shape(messages)
             try:
                 text = self._render([self._entry(message) for message in shaped], add_generation_prompt, kwargs)

@@ -93,6 +93,7 @@ class Turn:
     tools: tuple[Tool, ...]
     tags: Tags | None
     open: bool
+    forced: bool = False
 
     @property
     def is_plain(self) -> bool:
@@ -102,7 +103,10 @@ class Turn:
     def parser(self) -> AnswerParser:
         """Return a new parser; each answer needs its own."""
         reasoning = ThinkParser(self.tags, self.open) if self.tags else None
-        return AnswerParser(reasoning, self.format.parser(self.tools) if self.format else None)
+        if self.format is None:
+            return AnswerParser(reasoning)
+        marks = tuple(filter(None, (self.format.begin, *self.format.controls))) if self.tools else ()
+        return AnswerParser(reasoning, self.format.parser(self.tools), tools=self.tools, marks=marks, forced=self.forced)
 
 
 def plan(request: ChatRequest, template: ChatTemplate, control: Mapping[str, int]) -> Turn:
@@ -123,7 +127,8 @@ def plan(request: ChatRequest, template: ChatTemplate, control: Mapping[str, int
     prompt += "" if begun is None else native.lead + begun
     markers = (*(tool_format.controls if tool_format else ()), *((tags.begin, tags.end) if tags else ()))
     constraint = _constraint(request, tools, tool_format, tags, opened, Lark(control))
-    return Turn(prompt, constraint, tuple(m for m in markers if m in control), tool_format, tools, tags, opened)
+    forced = bool(tools) and request.choice.mode == "required"
+    return Turn(prompt, constraint, tuple(m for m in markers if m in control), tool_format, tools, tags, opened, forced)
 
 
 def upcoming(request: ChatRequest, template: ChatTemplate) -> Iterator[str]:

@@ -22,6 +22,9 @@ STOPS: Mapping[MissReason, str] = {
 }
 """Each reason as a text, for the index of the token."""
 
+MOST_NOTES, LONGEST_NOTE = 10, 200
+"""Notes of one answer, and characters of each: clients take headers of a few kilobytes."""
+
 RawHeaders = Sequence[tuple[bytes, bytes]]
 
 
@@ -53,7 +56,10 @@ def noted(response: ASGIApp, notes: Sequence[str]) -> ASGIApp:
     """Return the response with the notes, if any, in its header x-locallab-notes."""
     if not notes:
         return response
-    value = "; ".join(notes).encode("ascii", "backslashreplace")
+    shown = [note if len(note) <= LONGEST_NOTE else f"{note[:LONGEST_NOTE]}..." for note in dict.fromkeys(notes)]
+    more = [f"and {len(shown) - MOST_NOTES} more"] if len(shown) > MOST_NOTES else []
+    text = "; ".join(shown[:MOST_NOTES] + more).encode("ascii", "backslashreplace")
+    value = bytes(byte if byte >= 0x20 else 0x20 for byte in text)
 
     async def with_notes(scope: Scope, receive: Receive, send: Send) -> None:
         await response(scope, receive, adding_headers(send, [(NOTES, value)]))

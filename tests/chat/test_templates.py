@@ -46,6 +46,40 @@ def test_refused_neighbours_are_joined_and_the_system_message_stays() -> None:
     assert ChatTemplate(ALTERNATING).render(talk) == "<s>u:a\n\nb\n\nc;"
 
 
+STRICT_IDS = (
+    "{% for m in messages %}{% for c in m.tool_calls or [] %}{% if c.id | length != 9 %}{{ raise_exception('ids') }}{% endif %}"
+    "[{{ c.function.name }} {{ c.id }}]{% endfor %}{{ m.role[0] + ':' + m.content }}"
+    "{% if m.tool_call_id %}[{{ m.tool_call_id }}]{% endif %};{% endfor %}"
+)
+CALLED = Message("assistant", "", tool_calls=(ToolCall("call_of_another_server", "f", "{}"),))
+
+
+def test_ids_that_a_template_refuses_become_short() -> None:
+    talk = [Message("user", "a"), CALLED, Message("tool", "42", tool_call_id="call_of_another_server")]
+    assert ChatTemplate(STRICT_IDS).render(talk) == "u:a;[f call00000]a:;t:42[call00000];"
+
+
+def test_refused_neighbours_keep_their_calls_and_thoughts() -> None:
+    source = (
+        "{% for m in messages %}{% if not loop.first and messages[loop.index0 - 1].role == m.role %}"
+        "{{ raise_exception('alternate') }}{% endif %}({{ m.reasoning_content }}){{ m.role[0] + ':' + m.content }}"
+        "{% for c in m.tool_calls or [] %}[{{ c.function.name }}]{% endfor %};{% endfor %}"
+    )
+    talk = [
+        Message("user", "a"),
+        Message("user", "b"),
+        Message("assistant", "c", reasoning="hm"),
+        CALLED,
+        Message("tool", "42"),
+    ]
+    assert ChatTemplate(source).render(talk) == "()u:a\n\nb;(hm)a:c[f];()t:42;"
+
+
+def test_a_template_that_answers_the_user_only() -> None:
+    source = "{% if messages[-1].role != 'user' %}{{ raise_exception('user last') }}{% endif %}" + ALTERNATING
+    assert ChatTemplate(source).render([Message("user", "a"), Message("assistant", "b")]) == "u:a;a:b;u:;"
+
+
 def test_system_message_that_a_template_leaves_out() -> None:
     talk = [
         Message("system", "s1"),

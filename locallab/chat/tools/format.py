@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from locallab.chat.deltas import Parser
 from locallab.chat.json_schema import closed, relaxed
+from locallab.chat.tools.free_form import INPUT
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -19,6 +20,9 @@ class Tool:
 
     With `strict` a schema that cannot be enforced in full is an error. Otherwise it is relaxed to what can be enforced, and
     properties that it does not name are forbidden. `field` names the tool in error messages, such as `tools[0]`.
+
+    A `custom` tool takes a text, its only argument, and `pattern` is the regular expression of that text, if it has a grammar.
+    The client knows a tool of a `namespace` by its own name, which follows that of the namespace in `name`.
     """
 
     name: str
@@ -26,6 +30,26 @@ class Tool:
     parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     strict: bool = False
     field: str = "tools"
+    custom: bool = False
+    pattern: str | None = None
+    namespace: str = ""
+
+    @property
+    def own_name(self) -> str:
+        return self.name.removeprefix(qualified(self.namespace, ""))
+
+    @property
+    def enforced(self) -> Mapping[str, Any]:
+        """Return the parameters with the pattern, which models are not shown: they are shown the grammar."""
+        if self.pattern is None:
+            return self.parameters
+        text = {"type": "string", "pattern": f"^(?:{self.pattern})$"}
+        return {**self.parameters, "properties": {INPUT: text}}
+
+
+def qualified(namespace: str, name: str) -> str:
+    """Return the name under which the model knows a function of a namespace."""
+    return f"{namespace.removesuffix('__')}__{name}" if namespace else name
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -63,6 +87,8 @@ class Lark:
 
     def __init__(self, control: Mapping[str, int]) -> None:
         self._control = control
+        self.rules: list[str] = []
+        """Rules that the nodes written so far refer to."""
 
     def marker(self, text: str) -> str:
         return f"<[{self._control[text]}]>" if text in self._control else json.dumps(text)
@@ -78,7 +104,18 @@ class Lark:
     def arguments(self, tool: Tool) -> str:
         """Return the arguments of `tool` as a grammar node."""
         is_empty = not tool.parameters or tool.parameters.get("properties") == {}
-        return self.value(tool, {"type": "object", **({"additionalProperties": False} if is_empty else {}), **tool.parameters})
+        return self.value(tool, {"type": "object", **({"additionalProperties": False} if is_empty else {}), **tool.enforced})
+
+    def text_of(self, tool: Tool, marker: str, default: str) -> str:
+        """Return the bare text of a custom tool with a grammar, up to and including the marker; `default` for other tools."""
+        if tool.pattern is None:
+            return default
+        number, pattern = len(self.rules), tool.pattern.replace("/", "\\/")
+        self.rules += [
+            f"FREE_{number}: /(?:{pattern})/",
+            self.text_until(f"free_{number}", marker).replace("TEXT", f"FREE_{number}"),
+        ]
+        return f"free_{number}"
 
     def value(self, tool: Tool, schema: Mapping[str, Any]) -> str:
         """Return a value of `schema`, a part of the tool's schema, as a grammar node."""
@@ -163,4 +200,4 @@ class ToolFormat(abc.ABC):
         between = self.between(lark)
         more = f"({between} call){{0,{MOST_CALLS - 1}}}" if between and choice.parallel else ""
         frame = f"calls: {self.opening(lark)} call {more} {self.end(lark)}"
-        return "\n".join([*self.rules(lark), *each, f"call: {any_call}", frame])
+        return "\n".join([*self.rules(lark), *lark.rules, *each, f"call: {any_call}", frame])

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 from starlette.requests import Request
 
-from locallab.chat.json_text import whole
+from locallab.chat.json_text import without_halves
 from locallab.engine.logprobs import MOST_LOGPROBS
 from locallab.errors import InvalidField, RequestError
 
@@ -74,16 +74,21 @@ async def read(request: Request, kind: type[Body]) -> Body:
 
 
 def parse(body: bytes, kind: type[Body]) -> Body:
-    """Decode JSON as `kind`, and check the ranges of its numbers. Raises RequestError and InvalidField."""
+    """Decode JSON as `kind`, halves of surrogate pairs as U+FFFD, and check the ranges of its numbers.
+
+    Raises RequestError and InvalidField.
+    """
     if not body.strip():
         raise RequestError("the body is empty: send a JSON object")
     try:
-        decoded = _decoded(body, kind)
+        decoded: Body = _decoder(kind).decode(body)
     except msgspec.ValidationError as error:
         decoded = _with_whole_numbers(body, kind, str(error))
     except RecursionError:
         raise RequestError("the body is nested too deeply") from None
     except ValueError as error:  # not JSON, or not UTF-8
+        if (mended := without_halves(body)) != body:
+            return parse(mended, kind)
         raise RequestError(f"the body is not valid JSON: {error}") from None
     check_ranges(decoded)  # for every body, as its description says
     return decoded
@@ -114,20 +119,6 @@ def check_ranges(body: msgspec.Struct) -> None:
 
 def _figure(value: float) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _decoded(body: bytes, kind: type[Body]) -> Body:
-    """Decode JSON, and once more without halves of surrogate pairs where those are what is wrong with it."""
-    try:
-        decoded: Body = _decoder(kind).decode(body)
-    except msgspec.ValidationError:
-        raise
-    except ValueError:
-        mended = whole(body)
-        if mended == body:
-            raise
-        decoded = _decoder(kind).decode(mended)
-    return decoded
 
 
 @functools.cache

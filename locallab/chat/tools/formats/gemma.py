@@ -38,7 +38,11 @@ class Gemma(ToolFormat):
         required_first = sorted(properties(tool).items(), key=lambda item: not is_required(tool, item[0]))
         arguments: list[str] = []
         for key, schema in required_first:
-            value = f"{lark.marker(self.quote)} quoted" if is_text(schema) else lark.value(tool, schema)
+            value = (
+                f"{lark.marker(self.quote)} {lark.text_of(tool, self.quote, 'quoted')}"
+                if is_text(schema)
+                else lark.value(tool, schema)
+            )
             argument = f"{json.dumps((',' if arguments else '') + key + ':')} {value}"
             arguments.append(argument if is_required(tool, key) else f"({argument})?")
         return f'{json.dumps(f"{CALL}{tool.name}{{")} {" ".join(arguments)} "}}" {lark.marker(self.close)}'

@@ -39,7 +39,7 @@ class Glm(ToolFormat):
     def call(self, tool: Tool, lark: Lark) -> str:
         arguments = []
         for key in properties(tool):
-            value = value_grammar(tool, key, lark.marker(VALUE_END), lark)
+            value = value_grammar(tool, key, VALUE_END, lark)
             name = f"{lark.marker(KEY)} {json.dumps(key)} {lark.marker(KEY_END)}"
             argument = f"{name} {MAYBE_NEWLINE} {lark.marker(VALUE)} {value} {MAYBE_NEWLINE}"
             arguments.append(argument if is_required(tool, key) else f"({argument})?")

@@ -40,7 +40,7 @@ class QwenCoder(ToolFormat):
     def call(self, tool: Tool, lark: Lark) -> str:
         parameters = []
         for key in properties(tool):
-            value = value_grammar(tool, key, json.dumps(f"\n{PARAMETER_END}"), lark)
+            value = value_grammar(tool, key, f"\n{PARAMETER_END}", lark)
             parameter = f"{json.dumps(f'{PARAMETER}{key}>{chr(10)}')} {value} {NEWLINE}"
             parameters.append(parameter if is_required(tool, key) else f"({parameter})?")
         head = json.dumps(f"\n{FUNCTION}{tool.name}>\n")

@@ -40,12 +40,14 @@ def as_json(raw: str) -> str:
     return raw.strip()
 
 
-def value_grammar(tool: Tool, key: str, end: str, lark: Lark) -> str:
-    """Return a bare value with its `end` as a grammar node. The grammar must define `bare`, any text with its end."""
-    schema = properties(tool)[key]
+def value_grammar(tool: Tool, key: str, marker: str, lark: Lark) -> str:
+    """Return a bare value with the marker at its end as a grammar node. The grammar must define `bare`, any text with it."""
+    schema, end = properties(tool)[key], lark.marker(marker)
     if not is_text(schema):
         return f"{lark.value(tool, schema)} {end}"
-    return f"({' | '.join(json.dumps(str(choice)) for choice in schema['enum'])}) {end}" if "enum" in schema else "bare"
+    if "enum" in schema:
+        return f"({' | '.join(json.dumps(str(choice)) for choice in schema['enum'])}) {end}"
+    return lark.text_of(tool, marker, "bare")
 
 
 class BareCalls(MarkupParser):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar
 
 import msgspec
 from msgspec import Meta
 
 from locallab.chat import Message, ToolCall
-from locallab.chat.messages import repaired
+from locallab.chat.blocks import BlockReader, Content
+from locallab.chat.messages import arguments_text, newest
+from locallab.chat.repairs import repaired
 from locallab.chat.turn import ChatRequest, ReasoningOptions
 from locallab.engine import ModelInfo
 from locallab.errors import InvalidField
@@ -73,7 +74,7 @@ def chat_request(body: MessagesBody, notes: list[str]) -> ChatRequest:
         if not isinstance(form, Mapping) or form.get("type") != "json_schema" or not isinstance(form.get("schema"), Mapping):
             raise InvalidField("output_format", 'expected {"type": "json_schema", "schema": {...}}')
         schema = schema_of(form["schema"], "output_format")
-    messages = repaired([*_system(body.system), *_messages(body.messages)], notes)
+    messages = repaired([*_system(body.system, notes), *_messages(body.messages, notes)], notes)
     return ChatRequest(
         messages=messages,
         tools=tools,
@@ -100,70 +101,55 @@ def _thinking(raw: object, effort: object) -> ReasoningOptions:
     return dataclasses.replace(of_effort(effort if isinstance(effort, str) else None, budget), enabled=True)
 
 
-def _system(raw: object) -> Iterator[Message]:
+def _system(raw: object, notes: list[str]) -> Iterator[Message]:
     blocks = raw
+    if not isinstance(raw, str | list | None):
+        raise InvalidField("system", "expected a string or a list of text blocks")
     if isinstance(raw, list):
         texts = [block.get("text") if isinstance(block, Mapping) else block for block in raw]
         found = zip(raw, texts, strict=True)
         blocks = [block for block, text in found if not (isinstance(text, str) and text.startswith(BILLING))]
-    if text := _text("system", blocks):
+    if text := BlockReader(notes).read("system", blocks).text:
         yield Message("system", text)
 
 
-def _messages(raw: object) -> Iterator[Message]:
+def _messages(raw: object, notes: list[str]) -> Iterator[Message]:
     if not isinstance(raw, list):
         raise InvalidField("messages", "expected a list of messages" if raw is not None else "is missing")
     if not raw:
         raise InvalidField("messages", "is empty")
-    for index, entry in enumerate(raw):
-        field = f"messages[{index}]"
-        if not isinstance(entry, Mapping):
+    roles = [entry.get("role") if isinstance(entry, Mapping) else None for entry in raw]
+    new = newest([ROLES.get(role) if isinstance(role, str) else None for role in roles])
+    for index, (entry, role) in enumerate(zip(raw, roles, strict=True)):
+        field, reader = f"messages[{index}]", BlockReader(notes, index == new)
+        known = isinstance(role, str) and role in ROLES
+        if reader.new and not isinstance(entry, Mapping):
             raise InvalidField(field, "expected an object with role and content")
-        role = entry.get("role")
-        if not isinstance(role, str) or role not in ROLES:
+        if reader.new and not known:
             raise InvalidField(f"{field}.role", f"unknown role {role!r}; known: {', '.join(ROLES)}")
-        yield from _message(f"{field}.content", ROLES[role], entry.get("content"))
+        if not known:
+            notes.append(f"{field}.role: unknown role {role!r}; passed on as the user's")
+        content = entry.get("content") if isinstance(entry, Mapping) else entry
+        yield from _message(f"{field}.content", ROLES[str(role)] if known else "user", content, reader)
 
 
-def _message(field: str, role: str, content: object) -> Iterator[Message]:
+def _message(field: str, role: str, raw: object, reader: BlockReader) -> Iterator[Message]:
     """Split a message with text, calls and results: each result is a message of its own, ahead of the rest."""
-    blocks = content if isinstance(content, list) else [{"type": "text", "text": content or ""}]
-    texts: list[str] = []
-    thoughts: list[str] = []
+    if not isinstance(raw, list):
+        yield Message(role, reader.read(field, raw).text)
+        return
+    content, results = Content(), 0
     calls: list[ToolCall] = []
-    results = 0
-    for index, block in enumerate(blocks):
-        where = f"{field}[{index}]"
-        if not isinstance(block, Mapping):
-            raise InvalidField(where, "expected a content block")
-        match block.get("type"):
-            case "text":
-                texts.append(_text(f"{where}.text", block.get("text")))
-            case "tool_use":
-                arguments = json.dumps(block.get("input") or {}, ensure_ascii=False)
-                calls.append(ToolCall(str(block.get("id") or ""), str(block.get("name") or ""), arguments))
-            case "tool_result":
-                results += 1
-                call_id = str(block.get("tool_use_id") or "") or None
-                yield Message("tool", _text(f"{where}.content", block.get("content")), tool_call_id=call_id)
-            case "thinking":
-                thoughts.append(_text(f"{where}.thinking", block.get("thinking")))
-            case "redacted_thinking":
-                pass  # only its author can read it
-            case kind:
-                raise InvalidField(where, f"cannot take a block of type {kind!r}; known: text, tool_use, tool_result, thinking")
-    if texts or calls or not results:
-        yield Message(role, "\n".join(texts), tool_calls=tuple(calls), reasoning="\n".join(thoughts))
-
-
-def _text(field: str, raw: object) -> str:
-    """Read a text, or join the texts of a list of blocks."""
-    if raw is None or isinstance(raw, str):
-        return raw or ""
-    if isinstance(raw, Sequence):
-        blocks = [block if isinstance(block, Mapping) else {"type": "text", "text": block} for block in raw]
-        wrong = next((block for block in blocks if block.get("type") != "text" or not isinstance(block.get("text"), str)), None)
-        if wrong is None:
-            return "\n".join(block["text"] for block in blocks)
-        raise InvalidField(field, f"cannot take a block of type {wrong.get('type')!r}; known: text")
-    raise InvalidField(field, "expected a string or a list of text blocks")
+    for index, block in enumerate(raw):
+        where, kind = f"{field}[{index}]", block.get("type") if isinstance(block, Mapping) else None
+        if kind == "tool_use" and role == "assistant":
+            calls.append(ToolCall(str(block.get("id") or ""), str(block.get("name") or ""), arguments_text(block.get("input"))))
+        elif kind == "tool_result":
+            results += 1
+            text = BlockReader(reader.notes).read(f"{where}.content", block.get("content")).text
+            yield Message("tool", text, tool_call_id=str(block.get("tool_use_id") or "") or None)
+        else:
+            reader.add(content, where, block)
+    if content.texts or calls or not results:
+        reasoning = content.reasoning if role == "assistant" else ""
+        yield Message(role, content.text, tool_calls=tuple(calls), reasoning=reasoning)

@@ -21,7 +21,7 @@ from locallab.server.fields.body import read
 from locallab.server.inference.answer import answer
 from locallab.server.inference.lease import lease
 from locallab.server.inference.prompt import prepare_chat
-from locallab.server.reply import reply
+from locallab.server.reply import noted, reply
 from locallab.settings import ServerSettings
 
 
@@ -70,12 +70,13 @@ class Anthropic:
         formatter = AnthropicFormatter(prepared.turn, model, prompt_tokens=len(prepared.jobs[0][0]))
         return await answer(request, loaded, prepared.jobs, formatter, stream=body.stream, notes=notes)
 
-    async def count_tokens(self, request: Request) -> Response:
+    async def count_tokens(self, request: Request) -> ASGIApp:
         """Count the tokens of a request without answering it."""
         body = await read(request, MessagesBody)
         loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
-        prepared = await prepare_chat(loaded, chat_request(body, []), SamplingParams())
-        return reply(TokenCount(len(prepared.jobs[0][0])))
+        notes: list[str] = []
+        prepared = await prepare_chat(loaded, chat_request(body, notes), SamplingParams())
+        return noted(reply(TokenCount(len(prepared.jobs[0][0]))), notes)
 
     async def hello(self, request: Request) -> Response:
         """Confirm that the server responds: Claude Code checks before its first request."""

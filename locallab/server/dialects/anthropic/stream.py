@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
@@ -11,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from locallab.chat.deltas import CallArguments, CallStart, Reasoning, Text
+from locallab.chat.json_text import loads
 from locallab.chat.turn import Turn
 from locallab.engine.request import Usage
 from locallab.server.dialects.anthropic.errors import anthropic_body
@@ -80,7 +80,7 @@ def _ending(end: End, stop: str | None) -> dict[str, Any]:
 def _input(arguments: str) -> Any:
     """Parse a call's arguments; a call that was cut off has none."""
     try:
-        found = json.loads(arguments)
+        found = loads(arguments)
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}

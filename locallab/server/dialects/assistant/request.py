@@ -19,7 +19,7 @@ from locallab.errors import InvalidField
 from locallab.pool import Loaded
 from locallab.server.dialects.assistant.code_prefix import is_code
 from locallab.server.dialects.assistant.templates import TASKS, Templates
-from locallab.server.fields.messages import MESSAGES
+from locallab.server.fields.messages import EARLIER
 from locallab.server.fields.sampling import Sampling
 from locallab.server.inference.generation import Job
 from locallab.server.inference.prompt import gap_prompt, prepare_chat
@@ -40,7 +40,7 @@ class AssistantBody(Sampling, kw_only=True):
     )
     language: Annotated[str | None, Meta(description="the programming language, such as python")] = None
     history: Annotated[
-        list[Annotated[Any, Meta(extra_json_schema=MESSAGES["items"])]] | None,
+        list[Annotated[Any, Meta(extra_json_schema=EARLIER)]] | None,
         Meta(description="earlier messages of the conversation"),
     ] = None
     suffix: Annotated[str | None, Meta(description="generate: code after a gap that the answer fills, by models that can")] = (
@@ -68,7 +68,7 @@ class AssistantBody(Sampling, kw_only=True):
 @dataclasses.dataclass(frozen=True, slots=True)
 class Question:
     """A body that was checked without a model. `model` None is the loaded one; `continues`: the prompt is the beginning of a
-    program, which the answer continues."""
+    program, which the answer continues. `notes` are repairs of the history."""
 
     body: AssistantBody
     task: str
@@ -78,6 +78,7 @@ class Question:
     model: str | None
     as_json: bool
     continues: bool
+    notes: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -113,11 +114,10 @@ def check(body: AssistantBody, task: str) -> Question:
         raise InvalidField("model_id", f"{body.model_id!r} does not agree with model, which is {body.model!r}")
     continues = task == "generate" and (bool(body.suffix) or is_code(prompt))
     model = body.model_id or body.model
-    try:
-        history = normalize(body.history) if body.history else []
-    except InvalidField as error:
-        raise InvalidField(error.field.replace("messages", "history", 1), error.reason) from None
-    return Question(body, task, prompt, language, history, model, _as_json(body, task), continues)
+    notes: list[str] = []
+    history = normalize(body.history, notes, past=True) if body.history else []
+    noted = tuple(note.replace("messages", "history", 1) for note in notes)
+    return Question(body, task, prompt, language, history, model, _as_json(body, task), continues, noted)
 
 
 async def prepare_question(question: Question, loaded: Loaded, templates: Templates, longest: int) -> PreparedQuestion:

@@ -100,7 +100,8 @@ class Assistant:
         loaded = await lease(request, self._pool, question.model, strict=True)
         prepared = await prepare_question(question, loaded, self._templates, self._settings.completion_tokens)
         formatter = AssistantFormatter(prepared)
-        return await answer(request, loaded, [prepared.job], formatter, stream=question.body.stream, urgent=prepared.urgent)
+        stream, notes = question.body.stream, question.notes
+        return await answer(request, loaded, [prepared.job], formatter, stream=stream, notes=notes, urgent=prepared.urgent)
 
 
 def routes(services: Services) -> list[BaseRoute]:

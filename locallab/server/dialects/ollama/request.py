@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from locallab.chat import Message, normalize
+from locallab.chat.messages import newest
 from locallab.chat.turn import ChatRequest, ReasoningOptions
 from locallab.engine import ModelInfo
 from locallab.engine.request import Constraint, SamplingParams
@@ -141,37 +142,32 @@ def conversation(body: OllamaChatBody, notes: list[str]) -> ChatRequest:
 
 
 def _with_ids(messages: object) -> Iterator[object]:
-    """Yield the messages with ids for their calls, which this dialect need not have; a result belongs to the first open call
-    of its tool.
+    """Yield the messages with ids for their calls, which this dialect need not have, and with images as parts of the content.
 
     The ids have the shape that the strictest template takes, and are the same each time, for the prefix cache.
     """
     if not isinstance(messages, list):
         raise InvalidField("messages", "expected a list of messages")
-    waiting: list[tuple[str, str]] = []
+    new = newest([each.get("role") if isinstance(each, Mapping) else None for each in messages])
     count = 0
     for index, message in enumerate(messages):
         if not isinstance(message, Mapping):
             yield message
             continue
-        refuse(f"messages[{index}].images", bool(message.get("images")), "this model takes no images")
+        if images := message.get("images"):
+            refuse(f"messages[{index}].images", index == new, "this model takes no images")
+            shown = [{"type": "image", "data": each} for each in (images if isinstance(images, list) else [images])]
+            content = message.get("content")
+            message = {**message, "content": [*(content if isinstance(content, list) else [content or ""]), *shown]}
         calls = message.get("tool_calls")
         if isinstance(calls, list):
-            with_ids = []
-            for call in calls:
-                if isinstance(call, Mapping):
-                    call = {"id": f"call{count:05}", **call}
-                    function = call.get("function")
-                    waiting.append((str(call["id"]), str(function.get("name") if isinstance(function, Mapping) else None)))
-                with_ids.append(call)
-                count += 1
-            message = {**message, "tool_calls": with_ids}
-        elif message.get("role") == "tool" and not message.get("tool_call_id"):
-            name = message.get("tool_name") or message.get("name")
-            found = next((each for each in waiting if each[1] == name), next(iter(waiting), None))
-            if found:
-                waiting.remove(found)
-            message = {**message, "name": name, "tool_call_id": found and found[0]}
+            numbered = [
+                {"id": f"call{at:05}", **call} if isinstance(call, Mapping) else call for at, call in enumerate(calls, count)
+            ]
+            count += len(calls)
+            message = {**message, "tool_calls": numbered}
+        elif message.get("role") == "tool":
+            message = {**message, "name": message.get("tool_name") or message.get("name")}
         yield message
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import datetime
-import json
 import time
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
@@ -13,6 +12,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from locallab.chat.deltas import CallArguments, CallStart, Delta, Reasoning, Text, gather
+from locallab.chat.json_text import loads
 from locallab.chat.turn import Turn
 from locallab.engine.request import TokenLogprob
 from locallab.server.dialects.answer_fields import TopToken
@@ -236,7 +236,7 @@ def _call(start: CallStart | CallArguments, written: str) -> dict[str, Any] | No
     """Return a call whose arguments are complete, else None."""
     assert isinstance(start, CallStart)
     try:
-        arguments = json.loads(written)
+        arguments = loads(written)
     except ValueError:
         return None
     function = {"index": start.index, "name": start.name, "arguments": arguments}

@@ -9,7 +9,8 @@ import msgspec
 from msgspec import Meta
 
 from locallab.chat import normalize
-from locallab.chat.deltas import WholeAnswer
+from locallab.chat.deltas import CallStart, WholeAnswer
+from locallab.chat.messages import ToolCall
 from locallab.chat.turn import ChatRequest, ReasoningOptions
 from locallab.engine import ModelInfo
 from locallab.engine.request import SamplingParams
@@ -19,7 +20,10 @@ from locallab.server.fields.body import first
 from locallab.server.fields.constraint import Structured
 from locallab.server.fields.messages import MESSAGES
 from locallab.server.fields.reasoning import SWITCH, of_effort, of_switch
-from locallab.server.fields.tools import read_choice, read_tools
+from locallab.server.fields.tools import CUSTOM, read_choice, read_tools
+
+RESERVED = ("self", "messages")
+"""Names that chat templates have for something else."""
 
 
 class StreamOptions(msgspec.Struct):
@@ -66,7 +70,7 @@ class ReasoningWish(msgspec.Struct):
 class ChatBody(OpenAIBody, kw_only=True):
     messages: Annotated[Any, Meta(description="the conversation, oldest first", extra_json_schema=MESSAGES)]
     max_completion_tokens: Annotated[int | None, Meta(description="the same as max_tokens, with precedence over it")] = None
-    tools: Annotated[Any, Meta(description="functions the model may call")] = None
+    tools: Annotated[Any, Meta(description="functions and custom tools that the model may call")] = None
     tool_choice: Annotated[Any, Meta(description="auto, none, required, or an object that names a function")] = None
     parallel_tool_calls: Annotated[bool | None, Meta(description="false: at most one call")] = None
     reasoning_effort: Annotated[str | None, Meta(description="reasoning effort, for models that reason; none: off")] = None
@@ -108,20 +112,28 @@ class ChatBody(OpenAIBody, kw_only=True):
                 raise InvalidField(field, f"is no longer supported: use {instead}")
         if any(kind != "text" for kind in self.modalities or ()):
             raise InvalidField("modalities", "only text is supported")
-        tools = read_tools(self.tools, notes)
+        tools = read_tools(self.tools, notes, also=(CUSTOM,))
         return ChatRequest(
             messages=normalize(self.messages, notes),
             tools=tools,
             choice=read_choice(self.tool_choice, self.parallel_tool_calls, tools),
             answer=self.constraint(),
             reasoning=self._thinking(),
-            variables=self.chat_template_kwargs or {},
+            variables=self._variables(),
             continues=bool(self.continue_final_message),
         )
 
     def params(self, info: ModelInfo, longest: int | None, **more: Any) -> SamplingParams:
         logprobs = self.top_logprobs or 0 if self.logprobs else None
         return super().params(info, longest, **with_prompt(logprobs, self.prompt_logprobs, self.stream), **more)
+
+    def _variables(self) -> dict[str, Any]:
+        """Return the variables for the template. Raises InvalidField for names that it knows already."""
+        variables = self.chat_template_kwargs or {}
+        for name in RESERVED:
+            if name in variables:
+                raise InvalidField(f"chat_template_kwargs.{name}", "is no variable of requests; choose another name")
+        return variables
 
     def _thinking(self) -> ReasoningOptions:
         reasoning, thinking = self.reasoning or ReasoningWish(), of_switch(self.thinking)
@@ -138,11 +150,15 @@ def message_body(whole: WholeAnswer) -> dict[str, Any]:
     if whole.reasoning:
         message["reasoning_content"] = whole.reasoning
     if whole.calls:
-        message["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-            for call in whole.calls
-        ]
+        message["tool_calls"] = [call_body(call, call.arguments) for call in whole.calls]
     return message
+
+
+def call_body(call: ToolCall | CallStart, arguments: str) -> dict[str, Any]:
+    """Return a call of a function, or of a custom tool with its input."""
+    if call.custom:
+        return {"id": call.id, "type": "custom", "custom": {"name": call.name, "input": arguments}}
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}
 
 
 class ChatToken(TopToken):

@@ -14,7 +14,7 @@ from locallab.chat.turn import Turn
 from locallab.engine.logprobs import MOST_LOGPROBS
 from locallab.engine.request import Usage
 from locallab.server.dialects.answer_fields import progress_body, usage_body
-from locallab.server.dialects.openai.chat import message_body
+from locallab.server.dialects.openai.chat import call_body, message_body
 from locallab.server.dialects.openai.completions import Completion, CompletionBody
 from locallab.server.dialects.openai.errors import openai_body
 from locallab.server.dialects.openai.logprobs import chat_logprobs, joined, limited, mean, prompt_logprobs, text_logprobs
@@ -222,10 +222,11 @@ def delta_body(delta: Delta) -> dict[str, Any]:
             return {"content": text}
         case Reasoning(text):
             return {"reasoning_content": text}
-        case CallStart(index, id, name):
-            return {"tool_calls": [{"index": index, "id": id, "type": "function", "function": {"name": name, "arguments": ""}}]}
-        case CallArguments(index, text):
-            return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
+        case CallStart(index):
+            return {"tool_calls": [{"index": index, **call_body(delta, "")}]}
+        case CallArguments(index, text, custom):
+            piece = {"custom": {"input": text}} if custom else {"function": {"arguments": text}}
+            return {"tool_calls": [{"index": index, **piece}]}
 
 
 class CompletionFormatter(OpenAIFormatter):

@@ -53,6 +53,16 @@ class CallItem(msgspec.Struct, tag="function_call"):
     call_id: str
     name: str
     arguments: str
+    namespace: Annotated[str | UnsetType, Meta(description="that of the function, if it has one")] = UNSET
+
+
+class CustomCallItem(msgspec.Struct, tag="custom_tool_call"):
+    id: str
+    status: Status
+    call_id: str
+    name: str
+    input: str
+    namespace: Annotated[str | UnsetType, Meta(description="that of the tool, if it has one")] = UNSET
 
 
 class Output(abc.ABC):
@@ -152,16 +162,16 @@ class SummaryOutput(Output):
 
 
 class CallOutput(Output):
-    prefix = "fc"
+    prefix, kind, key = "fc", "function_call", "arguments"
 
     def __init__(self, start: CallStart) -> None:
         super().__init__()
         self._start = start
 
     def body(self, status: Status) -> dict[str, Any]:
-        arguments = "" if status == "in_progress" else self.text
-        named = {"call_id": self._start.id, "name": self._start.name, "arguments": arguments}
-        return {"id": self.id, "type": "function_call", "status": status, **named}
+        named = {"call_id": self._start.id, "name": self._start.name, self.key: "" if status == "in_progress" else self.text}
+        namespace = {"namespace": self._start.namespace} if self._start.namespace else {}
+        return {"id": self.id, "type": self.kind, "status": status, **named, **namespace}
 
     def opening(self) -> Iterator[Event]:
         yield from ()
@@ -171,6 +181,16 @@ class CallOutput(Output):
 
     def closing(self) -> Iterator[Event]:
         yield {"type": "response.function_call_arguments.done", "name": self._start.name, "arguments": self.text}
+
+
+class CustomCallOutput(CallOutput):
+    prefix, kind, key = "ctc", "custom_tool_call", "input"
+
+    def delta(self, text: str, logprobs: Sequence[TokenLogprob]) -> Event:
+        return {"type": "response.custom_tool_call_input.delta", "delta": text}
+
+    def closing(self) -> Iterator[Event]:
+        yield {"type": "response.custom_tool_call_input.done", "input": self.text}
 
 
 def new_id(prefix: str) -> str:

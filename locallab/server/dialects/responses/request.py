@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta
 
-from locallab.chat import Message, ToolCall, normalize
-from locallab.chat.messages import repaired
+from locallab.chat import Message, ToolCall
+from locallab.chat.blocks import SEALED, BlockReader, described
+from locallab.chat.json_text import dumps
+from locallab.chat.messages import ROLES, arguments_text, newest
+from locallab.chat.repairs import repaired
 from locallab.chat.tools import Tool
+from locallab.chat.tools.format import qualified
 from locallab.chat.turn import ChatRequest
 from locallab.engine import ModelInfo
 from locallab.engine.request import SamplingParams
@@ -19,10 +22,8 @@ from locallab.errors import InvalidField
 from locallab.server.fields.constraint import read_format
 from locallab.server.fields.reasoning import of_effort
 from locallab.server.fields.sampling import Sampling
-from locallab.server.fields.tools import read_choice, read_tools
+from locallab.server.fields.tools import CUSTOM, NAMESPACE, read_choice, read_tools
 
-CALLS = ("function_call", "custom_tool_call")
-RESULTS = ("function_call_output", "custom_tool_call_output")
 LOGPROBS = "message.output_text.logprobs"
 INPUT = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}, {"type": "null"}]}
 
@@ -39,7 +40,7 @@ class ResponsesBody(Sampling, kw_only=True):
     stream: Annotated[bool | None, Meta(description="stream the answer")] = None
     store: Annotated[bool | None, Meta(description="false: do not store the response, so that it cannot be continued")] = None
     max_output_tokens: Annotated[int | None, Meta(description="maximum tokens of the answer, including reasoning")] = None
-    tools: Annotated[Any, Meta(description="functions the model may call; tools of other types are left out")] = None
+    tools: Annotated[Any, Meta(description="functions, namespaces of functions and custom tools; others are left out")] = None
     tool_choice: Annotated[Any, Meta(description="auto, none, required, or the function to call")] = None
     parallel_tool_calls: Annotated[bool | None, Meta(description="false: at most one call")] = None
     text: Annotated[Any, Meta(description="its format: text, json_object, or json_schema with a schema")] = None
@@ -97,7 +98,7 @@ class ResponsesBody(Sampling, kw_only=True):
 
 def chat_request(body: ResponsesBody, before: Sequence[Any], items: Sequence[Any], notes: list[str]) -> ChatRequest:
     """Return the neutral request, and note omissions; `before` has the items of earlier turns. Raises InvalidField."""
-    tools = read_tools(body.tools, notes)
+    tools = read_tools(body.tools, notes, also=(CUSTOM, NAMESPACE))
     effort = _mapping("reasoning", body.reasoning).get("effort")
     if effort is not None and not isinstance(effort, str):
         raise InvalidField("reasoning.effort", "expected a word such as low, medium or high")
@@ -128,16 +129,7 @@ def echo(body: ResponsesBody, model: str, tools: Sequence[Tool], params: Samplin
         "temperature": params.temperature,
         "text": {"format": _mapping("text", body.text).get("format") or {"type": "text"}},
         "tool_choice": body.tool_choice or "auto",
-        "tools": [
-            {
-                "type": "function",
-                "name": tool.name,
-                "description": tool.description,
-                "parameters": dict(tool.parameters),
-                "strict": tool.strict,
-            }
-            for tool in tools
-        ],
+        "tools": _echoed(body.tools, tools),
         "top_logprobs": params.logprobs or 0,
         "top_p": params.top_p,
         "truncation": body.truncation or "disabled",
@@ -145,53 +137,154 @@ def echo(body: ResponsesBody, model: str, tools: Sequence[Tool], params: Samplin
     }
 
 
-def _described(tool: Tool) -> dict[str, Any]:
-    named = {"type": "function", "name": tool.name, "description": tool.description}
-    return {**named, "parameters": dict(tool.parameters), "strict": tool.strict}
+def _echoed(raw: Any, tools: Sequence[Tool]) -> list[dict[str, Any]]:
+    """Return the functions as they were read, custom tools and namespaces as they were sent."""
+    functions = [
+        {
+            "type": "function",
+            "name": tool.name,
+            "description": tool.description,
+            "parameters": dict(tool.parameters),
+            "strict": tool.strict,
+        }
+        for tool in tools
+        if not tool.custom and not tool.namespace
+    ]
+    return functions + [
+        entry for entry in raw or () if entry.get("type") in (CUSTOM, NAMESPACE) and "input_schema" not in entry
+    ]
 
 
 def _messages(before: Sequence[Any], items: Sequence[Any], notes: list[str]) -> list[Message]:
-    messages: list[Message] = []
-    reasoning = ""  # of the assistant's message or call that comes next
-    for index, item in enumerate([*before, *items], -len(before)):
-        field = f"input[{index}]" if index >= 0 else "previous_response_id"
-        if not isinstance(item, Mapping):
-            raise InvalidField(field, "expected an item: an object with a type")
-        kind = item.get("type") or ("message" if "role" in item else None)
-        if kind == "reasoning":
-            parts = item.get("content") or item.get("summary")  # an encrypted item has neither
-            texts = [part.get("text") for part in parts if isinstance(part, Mapping)] if isinstance(parts, list) else []
-            reasoning = "\n".join(text for text in texts if isinstance(text, str))
+    history = [*before, *items]
+    new = newest([_role(item) for item in history])
+    reader = _ItemReader(notes)
+    for index, item in enumerate(history):
+        field = f"input[{index - len(before)}]" if index >= len(before) else "previous_response_id"
+        reader.take(field, item, BlockReader(notes, index == new))
+    return reader.finish()
+
+
+def _role(item: object) -> object:
+    """Return the role of the one who has said this item; None for what is no item."""
+    kind = item_type(item)
+    if not isinstance(item, Mapping) or kind is None:
+        return None
+    return item.get("role") if kind == "message" else "assistant"
+
+
+def item_type(item: object) -> object:
+    """Return the type of an item, which a message need not have."""
+    return (item.get("type") or ("message" if "role" in item else None)) if isinstance(item, Mapping) else None
+
+
+class _ItemReader:
+    """Reads items into `messages`; a thought goes with the assistant's message or call that comes next."""
+
+    def __init__(self, notes: list[str]) -> None:
+        self._notes = notes
+        self._messages: list[Message] = []
+        self._calls: list[ToolCall] = []  # of the last message
+        self._thoughts: list[str] = []
+
+    def take(self, field: str, item: Any, reader: BlockReader) -> None:
+        """Take an item. Raises InvalidField for one of a `new` message only."""
+        kind = item_type(item)
+        if self._calls and not str(kind).endswith("_call"):
+            self._close()
+        if not isinstance(item, Mapping) or (kind is None and reader.new):
+            if reader.new:
+                raise InvalidField(field, "expected an item: an object with a type")
+            self._said(field, item)
         elif kind == "message":
-            [message] = _normalized(field, "messages[0]", {"role": item.get("role"), "content": item.get("content")})
-            messages.append(dataclasses.replace(message, reasoning=reasoning) if message.role == "assistant" else message)
-            reasoning = ""
-        elif kind in CALLS:
-            _add_call(messages, item, reasoning)
-            reasoning = ""
-        elif kind in RESULTS:
-            [output] = _normalized(f"{field}.output", None, {"role": "user", "content": item.get("output")})
-            messages.append(Message("tool", output.content, tool_call_id=str(item.get("call_id") or "") or None))
+            self._message(field, item, reader)
+        elif kind == "reasoning":
+            parts = item.get("content") or item.get("summary")  # an encrypted item has neither
+            texts = [part.get("text") for part in parts if isinstance(part, Mapping)] if isinstance(parts, list) else [parts]
+            self._thoughts += [text for text in texts if isinstance(text, str) and text]
+        elif kind in SEALED:
+            self._notes.append(f"{field}: an item of type {kind!r} is left out: only its author can read it")
+        elif not item.get("call_id"):
+            self._said(field, item)
+        elif str(kind).endswith("_output"):
+            output = BlockReader(self._notes).read(f"{field}.output", item.get("output")).text
+            self._messages.append(Message("tool", output, tool_call_id=str(item["call_id"])))
+        elif str(kind).endswith("_call"):
+            self._call(_call(str(kind), item))
         else:
-            notes.append(f"{field}: an item of type {kind!r} is left out")
-    return messages
+            self._said(field, item)
+
+    def finish(self) -> list[Message]:
+        self._close()
+        if self._thoughts:
+            self._forget()
+        return self._messages
+
+    def _message(self, field: str, item: Mapping[str, Any], reader: BlockReader) -> None:
+        role = item.get("role")
+        if not isinstance(role, str) or role not in ROLES:
+            reason = "is missing" if role is None else f"unknown role {role!r}; known: {', '.join(ROLES)}"
+            if reader.new:
+                raise InvalidField(f"{field}.role", reason)
+            self._notes.append(f"{field}.role: {reason}; passed on as the user's")
+            role = "user"
+        content = reader.read(f"{field}.content", item.get("content"))
+        if role == "assistant":
+            self._thoughts += content.thoughts
+            self._messages.append(Message(role, content.text, reasoning=self._thought()))
+        else:
+            if self._thoughts:
+                self._forget()
+            self._messages.append(Message(ROLES[role], "\n".join([*content.texts, *content.thoughts])))
+
+    def _said(self, field: str, item: object) -> None:
+        """Give an item that is unknown here as a text of the assistant, whose service has made it."""
+        self._close()
+        self._notes.append(f"{field}: an item of type {item_type(item)!r} is given as text")
+        self._messages.append(Message("assistant", described(item), reasoning=self._thought()))
+
+    def _call(self, call: ToolCall) -> None:
+        """Add a call to the assistant's last message if that comes right before it, else to a new one."""
+        last = self._messages[-1] if self._messages else None
+        if last is not None and last.role == "assistant" and not self._thoughts:
+            self._calls.append(call)
+        else:
+            self._close()
+            self._messages.append(Message("assistant", "", reasoning=self._thought()))
+            self._calls.append(call)
+
+    def _close(self) -> None:
+        """Give the calls to the assistant's last message."""
+        if self._calls:
+            last = self._messages[-1]
+            self._messages[-1] = dataclasses.replace(last, tool_calls=(*last.tool_calls, *self._calls))
+            self._calls = []
+
+    def _thought(self) -> str:
+        thought, self._thoughts = "\n".join(self._thoughts), []
+        return thought
+
+    def _forget(self) -> None:
+        """Give thoughts that nothing has come of to the message before them, if that is the assistant's."""
+        thought, last = self._thought(), self._messages[-1] if self._messages else None
+        if last is not None and last.role == "assistant":
+            self._messages[-1] = dataclasses.replace(last, reasoning="\n".join(filter(None, [last.reasoning, thought])))
+        else:
+            self._notes.append("input: reasoning that no message or call follows is left out")
 
 
-def _normalized(field: str, part: str | None, message: Mapping[str, Any]) -> list[Message]:
-    """Normalize a message; errors name `field` in place of `part`, or of all."""
-    try:
-        return normalize([message])
-    except InvalidField as error:
-        raise InvalidField(error.field.replace(part, field, 1) if part else field, error.reason) from None
-
-
-def _add_call(messages: list[Message], item: Mapping[str, Any], reasoning: str) -> None:
-    """Add a call to the assistant's last message if that comes right before it, else to a new one."""
-    raw = item.get("arguments") if item["type"] == "function_call" else {"input": item.get("input")}
-    arguments = raw if isinstance(raw, str) else json.dumps(raw or {}, ensure_ascii=False)
-    call = ToolCall(str(item.get("call_id") or ""), str(item.get("name") or ""), arguments)
-    last = messages.pop() if messages and messages[-1].role == "assistant" else Message("assistant", "", reasoning=reasoning)
-    messages.append(dataclasses.replace(last, tool_calls=(*last.tool_calls, call)))
+def _call(kind: str, item: Mapping[str, Any]) -> ToolCall:
+    """Read a call of a function, of a custom tool, or of a tool that is known to its service by the type alone."""
+    name = str(item.get("name") or "") or kind.removesuffix("_call")
+    if isinstance(item.get("namespace"), str):
+        name = qualified(item["namespace"], name)
+    if "arguments" in item:
+        arguments = arguments_text(item["arguments"])
+    elif kind == "custom_tool_call":
+        arguments = dumps({"input": item.get("input") or ""})
+    else:
+        arguments = arguments_text(item.get("action") or item.get("operation") or item.get("input"))
+    return ToolCall(str(item["call_id"]), name, arguments)
 
 
 def _mapping(field: str, raw: Any) -> Mapping[str, Any]:

@@ -15,7 +15,7 @@ from locallab.errors import ContextLengthExceeded, InvalidField, UnknownResponse
 from locallab.pool import Pool
 from locallab.server.dialects.dialect import Dialect, Services
 from locallab.server.dialects.openai.errors import OpenAIProblem, openai_body
-from locallab.server.dialects.responses.request import ResponsesBody, chat_request, echo
+from locallab.server.dialects.responses.request import ResponsesBody, chat_request, echo, item_type
 from locallab.server.dialects.responses.store import Owner, ResponseStore
 from locallab.server.dialects.responses.stream import Frame, ResponsesAnswer, ResponsesFormatter
 from locallab.server.dialects.responses.truncation import prepare_fitting
@@ -96,7 +96,8 @@ class Responses:
 
     def _resolved(self, owner: Owner, index: int, item: Any) -> Any:
         """Return the item; a stored one if the request only names it. Raises InvalidField."""
-        if not isinstance(item, Mapping) or item.get("type") not in ("item_reference", None) or "role" in item:
+        kind = item_type(item)
+        if not isinstance(item, Mapping) or kind not in ("item_reference", None) or (kind is None and "id" not in item):
             return item
         found = self._store.item(owner, str(item.get("id")))
         if found is None:

@@ -113,8 +113,8 @@ def _merged(deltas: Iterable[Delta]) -> list[Delta]:
                 merged[-1] = ScoredText(first + second, (*before, *logprobs))
             case [Reasoning(first), Reasoning(second)]:
                 merged[-1] = Reasoning(first + second)
-            case [CallArguments(index, first), CallArguments(other, second)] if index == other:
-                merged[-1] = CallArguments(index, first + second)
+            case [CallArguments(index, first, custom), CallArguments(other, second)] if index == other:
+                merged[-1] = CallArguments(index, first + second, custom)
             case _:
                 merged.append(delta)
     return merged

@@ -16,6 +16,8 @@ from locallab.server.dialects.openai.errors import openai_body
 from locallab.server.dialects.responses.items import (
     CallItem,
     CallOutput,
+    CustomCallItem,
+    CustomCallOutput,
     Event,
     MessageItem,
     MessageOutput,
@@ -75,7 +77,7 @@ class ResponsesAnswer(msgspec.Struct, kw_only=True):
     max_output_tokens: int | None
     metadata: dict[str, Any]
     model: str
-    output: list[MessageItem | ReasoningItem | CallItem]
+    output: list[MessageItem | ReasoningItem | CallItem | CustomCallItem]
     parallel_tool_calls: bool
     previous_response_id: str | None
     reasoning: dict[str, Any]
@@ -197,7 +199,7 @@ class ResponsesFormatter:
             case Reasoning(text):
                 yield from self._grow(self._reasoning, text)
             case CallStart():
-                yield from self._open(CallOutput(delta))
+                yield from self._open(CustomCallOutput(delta) if delta.custom else CallOutput(delta))
             case CallArguments(_, text):
                 assert self._item is not None, "arguments of no call"
                 yield self._of(self._item, self._item.grow(text))

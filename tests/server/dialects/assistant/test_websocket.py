@@ -317,6 +317,14 @@ def test_the_documents_message(served: Served, client: Client) -> None:
     assert last["tokens_used"] == last["usage"]["completion_tokens"] == len(TEXT.encode())
 
 
+def test_half_of_a_surrogate_pair_and_a_history_of_foreign_blocks(served: Served, client: Client) -> None:
+    history = [{"role": "robot", "content": [{"type": "image"}, {"type": "hologram", "\udc00": "\ud83d"}]}]
+    client.ask(id="half \ud83d", prompt="half \ud83d", history=history)
+    text, last = client.answer()
+    assert (text, last["type"], last["id"]) == (TEXT, "done", "half \ufffd")
+    assert "half \ufffd" in served.engine.submitted[-1][0] and "[image: not shown]" in served.engine.submitted[-1][0]
+
+
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("prompt", [PROMPT, "def f(x):"])
 def test_the_same_answer_as_over_http(served: Served, client: Client, task: str, prompt: str) -> None:
