@@ -21,21 +21,39 @@ PARTS: Mapping[str, frozenset[str]] = {
     "memory_model": frozenset(),
     "cache_files": frozenset(),
     "logs": frozenset(),
+    "supervision": frozenset(),
+    "supervisor": frozenset({"supervision"}),
     "engine": frozenset({"memory_model", "cache_files"}),
     "chat": frozenset({"engine"}),
     "models": frozenset(),
     "keys": frozenset(),
     "tunnel": frozenset(),
     "fit": frozenset({"models", "memory_model"}),
-    "pool": frozenset({"engine", "chat", "models", "fit"}),  # chat: a loaded model carries its template
-    "server": frozenset({"engine", "chat", "pool", "models", "keys", "tunnel", "logs"}),  # logs: the id of the request at hand
+    "pool": frozenset({"engine", "chat", "models", "fit", "supervision"}),  # chat: a loaded model carries its template
+    "server": frozenset(
+        {"engine", "chat", "pool", "models", "keys", "tunnel", "logs", "supervision"}
+    ),  # logs: the id of the request at hand
     "inprocess": frozenset(
-        {"server", "pool", "models", "engine", "chat", "fit", "keys", "tunnel", "cache_files"}
+        {"server", "pool", "models", "engine", "chat", "fit", "keys", "tunnel", "cache_files", "supervision"}
     ),  # the face for Python programs
     "cli": frozenset(
-        {"server", "pool", "models", "engine", "logs", "keys", "tunnel", "fit", "chat", "inprocess", "cache_files"}
+        {
+            "server",
+            "pool",
+            "models",
+            "engine",
+            "logs",
+            "keys",
+            "tunnel",
+            "fit",
+            "chat",
+            "inprocess",
+            "cache_files",
+            "supervision",
+            "supervisor",
+        }
     ),
-    "__main__": frozenset({"cli"}),
+    "__main__": frozenset({"cli", "supervisor"}),
 }
 """What each part may import of the others, besides ANYWHERE and itself."""
 

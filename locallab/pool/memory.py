@@ -80,10 +80,12 @@ class Reading:
 
 
 class Memory:
-    """The machine's memory as the pool sees it. `gpu` says that llama.cpp puts models on a GPU."""
+    """The machine's memory as the pool sees it. `gpu` says that llama.cpp puts models on a GPU, `limit` how many bytes of RAM
+    models may take (None: what is free)."""
 
-    def __init__(self, gpu: bool = False) -> None:
+    def __init__(self, gpu: bool = False, limit: int | None = None) -> None:
         self._gpu_build = gpu
+        self._limit = limit
         self.gpu = gpu and any(each["free_bytes"] is not None for each in hardware.gpus())
 
     def room(self) -> MemoryUse:
@@ -91,7 +93,11 @@ class Memory:
         # Weights are mapped files, which the system counts as available; it cannot reclaim them while they are in use.
         mapped = psutil.Process().memory_info().shared
         vram = sum(gpu["free_bytes"] or 0 for gpu in hardware.gpus()) if self.gpu else 0
-        return MemoryUse(max(0, hardware.available_memory() - mapped), vram)
+        return MemoryUse(self.limited(max(0, hardware.available_memory() - mapped)), vram)
+
+    def limited(self, ram: int) -> int:
+        """Return how much of `ram` models may take."""
+        return ram if self._limit is None else min(ram, self._limit)
 
     def reading(self) -> Reading:
         """Measure the memory of this process."""
@@ -113,7 +119,7 @@ class Memory:
 
         Raises ModelLoadError if it does not fit, ConfigError.
         """
-        machine = Machine.here(self._gpu_build, (self.room() + held).ram, held.vram)
+        machine = Machine.here(self._gpu_build, self.limited((self.room() + held).ram), held.vram)
         try:
             header = header or gguf.read(path)
             fit = fit_model(spec, header, machine, layers)

@@ -28,7 +28,9 @@ from locallab.pool.lease import Lease, shielded
 from locallab.pool.loaded import EngineFactory, Loaded, PoolStats, open_engine
 from locallab.pool.memory import Layers, Memory, MemoryUse, Suited
 from locallab.pool.plan import Plan
+from locallab.pool.set_aside import SetAside
 from locallab.settings import EngineSettings
+from locallab.supervision import BlackBox, Supervision
 
 Status = Literal["ready", "loading", "unloaded", "error"]
 
@@ -51,7 +53,8 @@ class Pool:
     `layers` are (origin, values) pairs for `settings.resolve` that override the model's own entry: the environment, the flags.
     `on_demand` and `keep_alive` are as in ServerSettings. Requests on a model that is unloaded by force get `grace` seconds to
     finish; otherwise they are awaited. `engine` replaces the class that a file calls for. Listeners are called in the event
-    loop passed to `start`, before that in the engine's thread.
+    loop passed to `start`, before that in the engine's thread. `supervision` has a black box, which learns what is loaded, and
+    the models that are set aside: they are loaded only if asked for with `load` or `load_now`, and not too soon.
     """
 
     def __init__(
@@ -66,10 +69,12 @@ class Pool:
         engine: EngineFactory | None = None,
         fetch: FetchFile = fetch,
         memory: Memory | None = None,
+        supervision: Supervision | None = None,
     ) -> None:
         self.registry = registry
         self.store = store
-        self.memory = memory or Memory(gpu=bool(build_features()["gpu_offload"]))
+        self.supervision = supervision or Supervision(BlackBox())
+        self.memory = memory or Memory(bool(build_features()["gpu_offload"]), self.supervision.ram)
         self._post = LoopPost()
         self._engine = engine
         self._jobs = Jobs(store, layers, self._open_engine, fetch, self.memory, tries=engine is None)
@@ -81,7 +86,9 @@ class Pool:
         self._gone: dict[Resident, Future[None]] = {}
         self._suited: dict[str, Suited] = {}  # from the end of the fetch to the end of the load
         self._watching: dict[str, Progress] = {}
-        self._errors: dict[str, str] = {}
+        self._box = self.supervision.box
+        self.set_aside = SetAside(self.supervision.set_aside)
+        self._errors = self.set_aside.reasons
         self._on_loaded: list[Callable[[Loaded], None]] = []
         self._stats = PoolStats()
         self._timer: threading.Timer | None = None
@@ -162,7 +169,8 @@ class Pool:
         """Request a model by id or alias. None, "" and, unless `strict`, unknown names stand for the current model, of this
         `kind` if one is loaded. The caller enters the lease (`async with`) or releases it.
 
-        Raises UnknownModel, ModelNotLoaded, EngineClosed immediately; `Lease.wait` raises why a load failed.
+        Raises UnknownModel, ModelNotLoaded, EngineClosed, and ModelLoadError for a model set aside, immediately; `Lease.wait`
+        raises why a load failed.
         """
         try:
             spec = self.registry.get(model_id) if model_id else None
@@ -173,7 +181,8 @@ class Pool:
         with self._changing():
             chosen = spec.id if spec else self._plan.choose(kind)
             if chosen is None:
-                raise EngineClosed(NOTHING)
+                raise EngineClosed("; ".join([NOTHING, *(f"{id}: {each}" for id, each in self.set_aside.reasons.items())]))
+            self.set_aside.refuse(chosen)
             if not self._plan.allows(chosen):
                 raise ModelNotLoaded(chosen)
             waiter = _Waiter(named=spec is not None, kind=kind)
@@ -258,6 +267,7 @@ class Pool:
         id = self.registry.get(model_id).id
         waiter = _Waiter(leases=False)
         with self._changing():
+            self.set_aside.check(id)
             if progress is not None:
                 self._watching[id] = progress
             self._plan.ask(waiter, id, force=force)
@@ -304,10 +314,12 @@ class Pool:
                     done = functools.partial(self._after_fetch, id)
                     self._jobs.fetch(self.registry.get(id), progress, self._held, done)
                 case Load(id):
+                    self._box.loading, self._box.ram = id, self._plan.held().ram
                     self._jobs.load(self.registry.get(id), self._suited[id], functools.partial(self._after_load, id))
                 case Close(resident):
                     grace = self._grace if resident.leases else 0.0
                     self._jobs.close(self._models.pop(resident.id), grace, functools.partial(self._after_close, resident))
+                    self._box.loaded = list(self._models)
 
     # ---- called by the jobs, in their threads
 
@@ -336,12 +348,15 @@ class Pool:
 
     def _after_load(self, id: str, outcome: Loaded | Exception, room: MemoryUse) -> None:
         with self._lock:
+            self._box.loading = ""
             suited = self._suited.pop(id)
             if isinstance(outcome, Exception):
                 self._fail(id, outcome, room)
             elif not self._closed:
                 self._models[id] = outcome
                 self._errors.pop(id, None)
+                self.set_aside.forget(id)
+                self._box.loaded = list(self._models)
                 for callback in self._on_loaded:
                     callback(outcome)
                 memory = max(outcome.memory.ram, outcome.memory.vram) / 1e6

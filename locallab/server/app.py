@@ -85,7 +85,7 @@ def _middleware(services: Services, routes: Sequence[BaseRoute]) -> list[Middlew
         *([Middleware(TunnelCounter, tunnel=tunnel)] if tunnel else []),
         Middleware(Proxies, trusted=trusted),
         Middleware(Credentials),
-        Middleware(AccessLog, enabled=settings.access_log),
+        Middleware(AccessLog, enabled=settings.access_log, box=services.pool.supervision.box),
         Middleware(Paths, dialects=DIALECTS, routes=routes),
         Middleware(TrafficCounter, traffic=services.traffic),
         Middleware(Cors, origins=origins, keyring=keyring),

@@ -11,6 +11,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from locallab.logs import request_id
+from locallab.supervision import BlackBox
 
 LONGEST_ID = 128
 
@@ -22,12 +23,13 @@ log = logging.getLogger("locallab.access")
 class AccessLog:
     """Add `x-request-id`, the client's own if it sent a valid one, to every answer and to all log lines of the request.
 
-    With `enabled`, log a line for each request, and for each WebSocket once it is closed.
+    With `enabled`, log a line for each request, and for each WebSocket once it is closed. `box` has the ids of those under way.
     """
 
-    def __init__(self, app: ASGIApp, enabled: bool) -> None:
+    def __init__(self, app: ASGIApp, enabled: bool, box: BlackBox | None = None) -> None:
         self._app = app
         self._enabled = enabled
+        self._box = box or BlackBox()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -48,9 +50,11 @@ class AccessLog:
             return send(message)
 
         before = request_id.set(identity)
+        number = self._box.begin(identity)
         try:
             await self._app(scope, receive, relay)
         finally:
+            self._box.end(number)
             if self._enabled:
                 took = (time.perf_counter() - started) * 1000
                 client, method = (scope.get("client") or ("-",))[0], scope.get("method", "WS")

@@ -19,6 +19,7 @@ from locallab import logs
 from tests.support.echo_model import PATH, ROUTES
 from tests.support.fake_engine import say
 from tests.support.http_server import Serve
+from tests.support.wait import until
 
 
 @contextlib.contextmanager
@@ -62,6 +63,19 @@ def test_requests_at_once_are_kept_apart(serve: Serve) -> None:
     assert [entry["request_id"] for entry in entries if entry["logger"] == "locallab.test"] == ["one", "two"]
     access = [entry["request_id"] for entry in entries if entry["logger"] == "locallab.access"]
     assert sorted(access) == ["one", "two"]
+
+
+def test_the_black_box_has_the_requests_under_way(serve: Serve) -> None:
+    gate = threading.Event()
+    with serve() as served:
+        box = served.pool.supervision.box
+        served.script(b"a", gate, *say("bc"))
+        body, headers = {"prompt": "hi", "stream": True}, {"x-request-id": "mine"}
+        with served.http.stream("POST", "/generate", json=body, headers=headers) as answer:
+            assert box.requests() == ["mine"]
+            gate.set()
+            answer.read()
+        until(lambda: box.requests() == [])
 
 
 def test_between_requests_there_is_none(serve: Serve) -> None:

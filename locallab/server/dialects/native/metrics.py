@@ -107,6 +107,7 @@ class Metrics(Collector):
         stats = self._pool.stats()
         yield _gauge("models_loaded", "Models that answer.", len(self._pool.loaded))
         yield _gauge("models_loading", "Models being fetched or loaded.", stats.loading)
+        yield _counter("restarts", "Times that the server died and was started again.", self._pool.supervision.restarts)
         yield _counter("model_loads", "Models loaded.", stats.loads)
         yield _counter("model_load_failures", "Loads that failed.", stats.failures)
         yield _counter("model_unloads", "Models unloaded.", stats.unloads)

@@ -38,11 +38,16 @@ class Root(msgspec.Struct):
     model: ModelName
 
 
-class Health(msgspec.Struct):
+class Health(msgspec.Struct, omit_defaults=True):
     status: Literal["healthy"]
     service: Literal["locallab"]
     version: str
     model: ModelName
+    restarts: Annotated[int, Meta(description="how often the server has died and been started again; absent: never")] = 0
+    last_end: Annotated[str, Meta(description="what ended the server last")] = ""
+    set_aside: Annotated[
+        dict[str, str], Meta(description="models that are not loaded again by themselves, with what happened to each")
+    ] = {}
 
 
 class Ready(msgspec.Struct):
@@ -192,6 +197,7 @@ class SystemInfo(msgspec.Struct):
     model: Annotated[LoadedModel | None, Meta(description="the model that answers requests naming none")]
     models: Annotated[list[LoadedModel], Meta(description="all loaded models, last used first")]
     loads: PoolStats
+    restarts: Annotated[int, Meta(description="how often the server has died and been started again")]
 
 
 def machine() -> Machine:
@@ -292,6 +298,7 @@ class System:
                 model=models.get(self._current() or ""),
                 models=list(models.values()),
                 loads=pool.stats(),
+                restarts=pool.supervision.restarts,
             )
         )
 
@@ -302,7 +309,9 @@ class System:
 
     async def health(self, request: Request) -> Response:
         """Report that the service is up."""
-        return reply(Health("healthy", SERVICE, __version__, self._current()))
+        told = self._pool.supervision
+        aside = self._pool.set_aside.reasons
+        return reply(Health("healthy", SERVICE, __version__, self._current(), told.restarts, told.cause, aside))
 
     async def ready(self, request: Request) -> Response:
         """Report whether a model is loaded, or is reloaded by the next request."""

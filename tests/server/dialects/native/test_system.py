@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from locallab.pool import Pool, PoolStats
 from locallab.server.app import create_app
 from locallab.server.dialects.native.system import build, machine, process
 from locallab.settings import ServerSettings
+from locallab.supervision import BlackBox, SetAside, Supervision
 from tests.support.fake_engine import TEXT, FakeEngine, registry
 from tests.support.http_server import Serve, Served, running
 from tests.support.tiny_server import tiny_server
@@ -88,6 +90,19 @@ def test_health(served: Served) -> None:
     for headers in ({}, {"accept": "*/*"}):
         assert served.http.get("/", headers=headers).text == "Ollama is running"
     assert served.http.head("/").status_code == 200
+
+
+def test_restarts_are_told(serve: Serve) -> None:
+    aside = {"other:2b": SetAside("its load ended the server: SIGABRT", math.inf)}
+    told = Supervision(BlackBox(), restarts=2, cause="SIGABRT while loading other:2b", set_aside=aside)
+    with serve(pool={"supervision": told}) as served:
+        health = served.http.get("/health").json()
+        assert (health["model"], health["restarts"], health["last_end"]) == ("tiny:1b", 2, "SIGABRT while loading other:2b")
+        assert health["set_aside"] == {"other:2b": "its load ended the server: SIGABRT"}
+        assert served.http.get("/system/info").json()["restarts"] == 2
+        assert "locallab_restarts_total 2.0" in served.http.get("/metrics").text
+        refused = served.http.post("/v1/completions", json={"model": "other:2b", "prompt": "hi"})
+        assert refused.status_code == 500 and "its load ended the server: SIGABRT" in refused.json()["error"]["message"]
 
 
 def test_not_ready_says_why_and_when_to_ask_again(serve: Serve) -> None:

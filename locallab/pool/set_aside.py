@@ -1,0 +1,34 @@
+"""The models whose load has ended an earlier server: a request does not load them again, only an explicit load does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from locallab import supervision
+from locallab.errors import ModelLoadError
+
+
+class SetAside:
+    """The models by id, each with what happened. Used under the pool's lock."""
+
+    def __init__(self, models: Mapping[str, supervision.SetAside]) -> None:
+        self._models = dict(models)
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        return {id: each.reason for id, each in self._models.items()}
+
+    def refuse(self, id: str) -> None:
+        """Raise ModelLoadError if a request names a model that is set aside."""
+        if id in self._models:
+            raise ModelLoadError(id, f"{self._models[id].reason}; POST /models/load tries it again")
+
+    def check(self, id: str) -> None:
+        """Raise ModelLoadError if it is too soon to load the model again: deaths in a row end the supervisor too."""
+        found = self._models.get(id)
+        if found is not None and (left := found.until - time.monotonic()) > 0:
+            raise ModelLoadError(id, f"{found.reason}; it may be tried again in {left:.0f} s")
+
+    def forget(self, id: str) -> None:
+        self._models.pop(id, None)
