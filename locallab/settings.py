@@ -165,6 +165,8 @@ class ServerSettings:
     log_format: Annotated[Literal["text", "json"], Meta(description="format of log lines")] = "text"
     access_log: Annotated[bool, Meta(description="log a line for each request")] = True
     grace: Annotated[float, Meta(ge=0, description="seconds running requests get to finish at shutdown")] = 10.0
+    supervise: Annotated[bool, Meta(description="start the server again when it dies")] = True
+    max_deaths: Annotated[int, Meta(ge=1, description="deaths within a minute after which it is not started again")] = 5
     max_body_mib: Annotated[int, Meta(ge=1, description="maximum request body, in MiB; larger ones get 413")] = 8
     connections_per_address: Annotated[
         int, Meta(ge=1, description="maximum connections from one address; a further one takes the place of an idle one")

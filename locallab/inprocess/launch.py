@@ -19,6 +19,7 @@ from locallab.models import ModelSpec, Registry, Store
 from locallab.pool import Pool
 from locallab.server.app import create_app
 from locallab.settings import EngineSettings, ServerSettings
+from locallab.supervision import Supervision
 from locallab.tunnel import Tunnel
 
 log = logging.getLogger(__name__)
@@ -26,35 +27,49 @@ log = logging.getLogger(__name__)
 Layers = Sequence[tuple[str, Mapping[str, Any]]]
 
 
-def open_pool(registry: Registry, server: ServerSettings, layers: Layers) -> Pool:
+def open_pool(registry: Registry, server: ServerSettings, layers: Layers, supervision: Supervision | None = None) -> Pool:
     """Return a pool with nothing loaded, and remove what killed downloads left; `layers` are the configured engine settings."""
     store = Store()
     store.sweep()
-    return Pool(registry, store, layers, grace=server.grace, on_demand=server.on_demand, keep_alive=server.keep_alive)
+    return Pool(
+        registry,
+        store,
+        layers,
+        grace=server.grace,
+        on_demand=server.on_demand,
+        keep_alive=server.keep_alive,
+        supervision=supervision,
+    )
 
 
 @contextlib.contextmanager
 def open_app(
-    registry: Registry, server: ServerSettings, layers: Layers, keyring: Keyring, tunnel: Tunnel | None
+    registry: Registry,
+    server: ServerSettings,
+    layers: Layers,
+    keyring: Keyring,
+    tunnel: Tunnel | None,
+    supervision: Supervision | None = None,
 ) -> Iterator[tuple[Pool, Starlette, ModelSpec]]:
     """Yield a server's pool, its app and the model to load into the pool, which is closed at the end.
 
     Nothing is loaded before the app is made, because that checks the settings. Raises ConfigError, UnknownModel.
     """
-    with contextlib.closing(open_pool(registry, server, layers)) as pool:
+    with contextlib.closing(open_pool(registry, server, layers, supervision)) as pool:
         app = create_app(pool, server, keyring, tunnel)
         warn_of_idle_gpu()
-        yield pool, app, choose(registry, server.model, layers)
+        yield pool, app, choose(registry, server.model, layers, supervision and supervision.ram)
 
 
-def choose(registry: Registry, name: str | None, layers: Layers) -> ModelSpec:
+def choose(registry: Registry, name: str | None, layers: Layers, limit: int | None = None) -> ModelSpec:
     """Return the model of this name; without one, the best recommended one for this machine, which is logged with the reason.
 
-    `layers` are the configured engine settings. Raises ConfigError, UnknownModel.
+    `layers` are the configured engine settings, `limit` the bytes of RAM that it may take. Raises ConfigError, UnknownModel.
     """
     if name:
         return registry.resolve(name)
-    choice = unnamed(registry, Store(), Machine.here(supports_gpu()), layers)
+    ram = None if limit is None else min(limit, hardware.available_memory())
+    choice = unnamed(registry, Store(), Machine.here(supports_gpu(), ram), layers)
     log.info("no model is named: using %s, %s", choice.spec.id, choice.reason)
     return choice.spec
 

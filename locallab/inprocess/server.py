@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from locallab import settings
-from locallab.errors import LocalLabError, TunnelError
+from locallab.errors import ConfigError, LocalLabError, TunnelError
 from locallab.inprocess.launch import check, engine_layers, layers, open_app
 from locallab.inprocess.status import Status
 from locallab.keys import Keyring, KeyStore, new_secret
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from openai import OpenAI
 
 WHERE = "start()"
+SUPERVISORS = ("supervise", "max_deaths")
+"""Settings that only `locallab serve` has."""
 WIDTH = 130
 """Columns of the status line, padded to cover the previous one."""
 
@@ -36,7 +38,9 @@ def start(model: str | None = None, *, tunnel: bool | None = None, progress: Pro
 
     Without a model it is the best recommended one that fits this machine and is available, else one that runs everywhere.
     `options` are settings of `locallab serve` by name, such as `context=8192`; they override LOCALLAB_* variables.
-    The port defaults to any free one. `progress` is called with the fetched and the total bytes (None: unknown).
+    The server is part of the program's own process, so no supervisor can start it again, as that of `locallab serve` does: the
+    settings `supervise` and `max_deaths` are refused. The port defaults to any free one. `progress` is called with the
+    fetched and the total bytes (None: unknown).
     Raises ConfigError, UnknownModel, SourceError, ModelLoadError, TunnelError; then nothing is left running.
     """
     return Server({**options, "model": model, "tunnel": tunnel}, progress)
@@ -51,6 +55,9 @@ class Server:
 
     def __init__(self, options: Mapping[str, Any], progress: Progress | None = None) -> None:
         check(WHERE, options, ServerSettings, EngineSettings)
+        for name in SUPERVISORS:
+            if name in options:
+                raise ConfigError(f"{WHERE}: {name}: only `locallab serve` has a supervisor")
         server = settings.resolve(ServerSettings, *layers(ServerSettings, WHERE, options, {"port": 0}))
         engine = engine_layers(WHERE, options)
         registry = Registry.discover(server.registry)

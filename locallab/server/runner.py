@@ -2,7 +2,8 @@
 
 The first SIGINT or SIGTERM stops accepting connections; running requests, HTTP and WebSocket, get `settings.grace` seconds to
 finish. Then the app's lifespan ends, which ends its streams, and connections still open soon after are cut. The exit status is
-0. A second signal ends the process at once with status 128 + its number.
+0. A second signal ends the process at once with status 128 + its number, unless a supervisor sees to that: a signal to the
+group of both processes reaches this one twice.
 """
 
 from __future__ import annotations
@@ -118,7 +119,13 @@ class _Server(uvicorn.Server):
     """A server that listens on `sock` from the start. Raises ConfigError if another process has taken the port meanwhile."""
 
     def __init__(
-        self, app: Any, sock: socket.socket, settings: ServerSettings, on_ready: Callable[[], None], signals: bool = True
+        self,
+        app: Any,
+        sock: socket.socket,
+        settings: ServerSettings,
+        on_ready: Callable[[], None],
+        signals: bool = True,
+        supervised: bool = False,
     ) -> None:
         config = uvicorn.Config(
             app,
@@ -143,6 +150,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._host = settings.host
         self._signals = signals
+        self._supervised = supervised
         self._grace = settings.grace
         self._on_ready = on_ready
 
@@ -201,19 +209,23 @@ class _Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self.should_exit:
+        if self.should_exit and not self._supervised:
             os._exit(128 + sig)
+        if self.should_exit:
+            return
         self.should_exit = True
         log.info("stopping: running requests have %g s to finish; a second signal stops at once", self._grace)
 
 
-def serve(app: Any, sock: socket.socket, settings: ServerSettings, on_ready: Callable[[], None]) -> int:
+def serve(
+    app: Any, sock: socket.socket, settings: ServerSettings, on_ready: Callable[[], None], supervised: bool = False
+) -> int:
     """Serve `app` on `sock` until a signal; return the exit status. `on_ready` is called once connections are accepted.
 
     Must run in the main thread. Raises ConfigError if another process has taken the port meanwhile.
     """
     try:
-        _Server(app, sock, settings, on_ready).run([sock])
+        _Server(app, sock, settings, on_ready, supervised=supervised).run([sock])
     except SystemExit as error:  # raised by uvicorn if the lifespan cannot start; it has logged why
         return int(error.code or 0)
     return 0

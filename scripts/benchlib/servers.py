@@ -154,7 +154,12 @@ class Server:
             try:
                 # A session of its own: Ctrl-C reaches this script alone, which then stops the server.
                 self._process = subprocess.Popen(
-                    arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                    arguments,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                    env={**os.environ, "LOCALLAB_SUPERVISE": "0"},  # the process is the server, whose memory is measured
                 )
             except OSError as error:
                 say(f"{self.name}: cannot start: {error}")

@@ -133,7 +133,7 @@ async def idle(url: str) -> dict[str, Any]:
 
 
 def test_nothing_is_lost_and_nothing_is_left(server: Process) -> None:
-    process = psutil.Process(server.process.pid)
+    process = psutil.Process(server.pid)
     assert asyncio.run(everybody(server.url)) == []
     stats = asyncio.run(idle(server.url))
     assert stats["kv_used"] == stats["cached"], "what is in the KV pool belongs to the prefix cache alone"

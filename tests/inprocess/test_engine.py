@@ -51,6 +51,8 @@ def test_logprobs(engine: locallab.Engine) -> None:
 def test_an_unknown_setting_fails_by_name_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"^start\(\): unknown setting 'contxt'; did you mean context\?$"):
         locallab.start("smollm2:135m", contxt=512)
+    with pytest.raises(ConfigError, match=r"^start\(\): max_deaths: only `locallab serve` has a supervisor"):
+        locallab.start("smollm2:135m", max_deaths=3)
     with pytest.raises(ConfigError, match=r"^Engine\(\): unknown setting 'port'; "):
         locallab.Engine("smollm2:135m", port=1)
 

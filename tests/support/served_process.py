@@ -24,6 +24,11 @@ class Process:
     def client(self) -> openai.AsyncOpenAI:
         return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=300)
 
+    @property
+    def pid(self) -> int:
+        """The id of the server's own process, a child of its supervisor."""
+        return httpx.get(f"{self.url}/system/info").json()["process"]["pid"]  # type: ignore[no-any-return]
+
     def stats(self) -> dict[str, int]:
         return httpx.get(f"{self.url}/system/info").json()["model"]["stats"]  # type: ignore[no-any-return]
 

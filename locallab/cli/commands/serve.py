@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, TimeoutError
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,12 +19,18 @@ import click
 from locallab import cache_files, logs, settings
 from locallab.cli.llama_library import loading_llama
 from locallab.cli.settings_options import Layer, layers, options, server_settings, unknown
+from locallab.errors import LocalLabError
 from locallab.keys import Keyring, KeyStore, ensure_key
 from locallab.settings import EngineSettings, ServerSettings
+from locallab.supervisor import Child
 from locallab.version import __version__
 
 if TYPE_CHECKING:
-    from locallab.pool import Loaded
+    from locallab.models import Progress
+    from locallab.pool import Loaded, Pool
+
+PATIENCE = 10.0
+"""Seconds that a restarted server waits for its model before it accepts connections."""
 
 log = logging.getLogger(__name__)
 
@@ -36,16 +43,18 @@ def command(**flags: Any) -> int:
     --model also takes hf:owner/repo:Q4_K_M and the path of a .gguf file. Every option is also an environment variable:
     --kv-type is LOCALLAB_KV_TYPE. LOCALLAB_HOME is the folder of the models.
     """
+    context = click.get_current_context(silent=True)
+    child = (context and context.find_object(Child)) or Child()
     server = server_settings(**flags)
     engine = layers(EngineSettings, flags)
     cache_files.check(settings.resolve(EngineSettings, *engine))
-    with logs.configured(server.log_level, server.log_format), _stoppable():
+    with logs.configured(server.log_level, server.log_format), _stoppable(child.supervised):
         for name in unknown(os.environ, ServerSettings, EngineSettings):
             log.warning("the environment variable %s is not a setting", name)
-        return _serve(server, engine)
+        return _serve(server, engine, child)
 
 
-def _serve(server: ServerSettings, engine: Sequence[Layer]) -> int:
+def _serve(server: ServerSettings, engine: Sequence[Layer], child: Child) -> int:
     from locallab.models import Registry
     from locallab.server import runner
 
@@ -53,7 +62,8 @@ def _serve(server: ServerSettings, engine: Sequence[Layer]) -> int:
     if server.model:
         registry.resolve(server.model)  # reports a wrong name at once
     with contextlib.ExitStack() as running:
-        sock = running.enter_context(contextlib.closing(runner.bind(server.host, server.port)))
+        sock = running.enter_context(contextlib.closing(child.listener or runner.bind(server.host, server.port)))
+        child.bound(sock, server.max_deaths, server.log_format)
         from locallab.cli.download_progress import progress
 
         with loading_llama():
@@ -62,34 +72,54 @@ def _serve(server: ServerSettings, engine: Sequence[Layer]) -> int:
         from locallab.tunnel import announcement, configured_tunnel
 
         def announce(address: str) -> None:
-            click.echo(announcement(address, loaded.spec.id, new_key or server.api_key))
+            click.echo(announcement(address, spec.id, new_key or server.api_key))
 
         def ready() -> None:
             names = Hosts(server.allowed_hosts).patterns if runner.is_public(sock) and not keyring.required else ()
-            click.echo(banner(loaded, url, new_key, keyring.required, names))
+            if told.announced:
+                log.warning("restarted: LocalLab listens on %s again", url)
+            elif loaded:
+                click.echo(banner(loaded, url, new_key, keyring.required, names))
+            else:
+                click.echo(empty_banner(url, pool.error(spec.id)))
             if tunnel is not None:
                 tunnel.start()
+            child.ready()
 
-        url = runner.url(sock)
+        url, told = runner.url(sock), child.supervision
         tunnel = configured_tunnel(server, url, announce, lambda error: log.error("no public address: %s", error))
         store = KeyStore()
         keyring = Keyring(server, store, public=runner.is_public(sock) or tunnel is not None)
-        pool, app, spec = running.enter_context(open_app(registry, server, engine, keyring, tunnel))
+        pool, app, spec = running.enter_context(open_app(registry, server, engine, keyring, tunnel, told))
         if tunnel is not None:
             running.callback(tunnel.close)
         with progress(spec) as report:
-            loaded = pool.load_now(spec.id, report)
+            loaded = _load_again(pool, spec.id, report) if told.restarts else pool.load_now(spec.id, report)
         new_key = ensure_key(server, store, keyring.public)
-        return runner.serve(app, sock, server, ready)
+        return runner.serve(app, sock, server, ready, child.supervised)
+
+
+def _load_again(pool: Pool, model: str, progress: Progress) -> Loaded | None:
+    """Load the model after a restart. Return None if it fails, which is logged, or takes long: requests then wait for it."""
+    try:
+        pool.set_aside.refuse(model)
+        loading = ThreadPoolExecutor(1).submit(pool.load_now, model, progress)
+        return loading.result(PATIENCE)
+    except TimeoutError:
+        log.warning("%s is still loading: its requests wait", model)
+    except LocalLabError as error:
+        log.error("serving without a model: %s", error)
+    return None
 
 
 @contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """Until the server runs, exit with status 0 on SIGINT or SIGTERM, and at once on a second one."""
+def _stoppable(supervised: bool) -> Iterator[None]:
+    """Until the server runs, exit with status 0 on SIGINT or SIGTERM, and at once on a second one, if `supervised` by the
+    supervisor."""
 
     def stop(number: int, frame: object) -> None:
         for each in before:
-            signal.signal(each, lambda number, frame: os._exit(128 + number))
+            signal.signal(each, signal.SIG_IGN if supervised else lambda number, frame: os._exit(128 + number))
         raise SystemExit(0)
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -100,6 +130,11 @@ def _stoppable() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def empty_banner(base: str, reason: str | None) -> str:
+    """Return what is printed instead of the banner if no model is loaded."""
+    return f"LocalLab {__version__} listens on {base}\n  model    none{f': {reason}' if reason else ' yet'}\n"
 
 
 def banner(loaded: Loaded, base: str, new_key: str | None = None, needs_key: bool = False, names: Sequence[str] = ()) -> str:

@@ -17,8 +17,10 @@ from openai import OpenAI
 from locallab.cli.commands import serve
 from locallab.inprocess import launch
 from locallab.server import runner
+from locallab.supervision import BlackBox, SetAside, Supervision
 from tests.support.cli_process import ROOT, failed, serving
-from tests.support.wait import LONG_PATIENCE
+from tests.support.fake_pool import making
+from tests.support.wait import LONG_PATIENCE, until
 
 
 def test_a_model_file_is_served_and_tried_as_the_banner_says(model_path: Path) -> None:
@@ -131,6 +133,8 @@ def test_a_signal_while_loading_ends_with_status_0(monkeypatch: pytest.MonkeyPat
     closed: list[bool] = []
 
     class LoadingPool:
+        supervision = Supervision(BlackBox())
+
         def __init__(self, *arguments: Any, **options: Any) -> None:
             """Accept the arguments of Pool."""
 
@@ -150,6 +154,29 @@ def test_a_signal_while_loading_ends_with_status_0(monkeypatch: pytest.MonkeyPat
     assert ended.value.code == 0
     assert closed == [True]
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_second_signal_is_left_to_the_supervisor() -> None:
+    with pytest.raises(SystemExit) as ended, serve._stoppable(supervised=True):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGINT)
+    assert ended.value.code == 0
+
+
+def test_a_restarted_server_goes_on_without_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    aside = {"tiny:1b": SetAside("its load ended the server: SIGSEGV", 0)}  # an explicit load would try it
+    with making(tmp_path, supervision=Supervision(BlackBox(), 1, set_aside=aside)) as made:
+        assert serve._load_again(made.pool, "tiny:1b", print) is None and made.engines == []
+        assert serve._load_again(made.pool, "broken:3b", print) is None
+        monkeypatch.setattr(serve, "PATIENCE", 0.01)
+        gate = made.hold("other")
+        assert serve._load_again(made.pool, "other:2b", print) is None
+        gate.set()
+        until(lambda: made.pool.current is not None)
+        assert serve._load_again(made.pool, "other:2b", print) is made.pool.current
 
 
 def test_a_broken_llama_library_is_named() -> None:

@@ -47,7 +47,7 @@ def test_the_address_the_key_and_the_snippet_that_is_printed_work(ngrok: FakeNgr
         assert snippet
         answer = subprocess.run(snippet[1], shell=True, capture_output=True, text=True, timeout=LONG_PATIENCE).stdout
         without = httpx.get(f"{public[1]}/v1/models", timeout=LONG_PATIENCE).status_code
-        everything = " ".join(word for each in psutil.Process(process.pid).children() for word in each.cmdline())
+        everything = " ".join(word for each in psutil.Process(process.pid).children(recursive=True) for word in each.cmdline())
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=LONG_PATIENCE)
     assert '"finish_reason"' in answer
