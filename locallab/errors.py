@@ -4,6 +4,8 @@ LocalLabError
 ├── ConfigError               a flag, environment variable, settings key or registry entry is wrong
 ├── RequestError              the request itself is wrong; a retry does not help
 │   ├── InvalidField          a field is wrong: carries `field`
+│   │   ├── NoChatTemplate    the model has no chat template
+│   │   └── TemplateExceeded  the model's chat template uses more than it may: carries the limit
 │   ├── ContextLengthExceeded the prompt is longer than the context: carries both numbers
 │   └── UnknownResponse       no response with this id is stored: carries `response_id`
 ├── AccessError               the client lacks permission
@@ -50,6 +52,25 @@ class InvalidField(RequestError):
         super().__init__(f"{field}: {reason}")
         self.field = field
         self.reason = reason
+
+
+class NoChatTemplate(InvalidField):
+    """The model's file has no chat template: in which form it takes a conversation is unknown."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "messages",
+            "the model has no chat template, as one that was trained to continue text, not to answer: use /v1/completions or "
+            "/generate, or serve it with --chat-template and a file or a name such as chatml",
+        )
+
+
+class TemplateExceeded(InvalidField):
+    """Rendering the model's chat template takes more than `limit`, such as "1,000,000 loop steps"."""
+
+    def __init__(self, template: str, limit: str) -> None:
+        super().__init__("messages", f"{template} uses more than {limit}; serve the model with another one (--chat-template)")
+        self.limit = limit
 
 
 class ContextLengthExceeded(RequestError):

@@ -54,6 +54,13 @@ class LoadSettings:
         Annotated[int, Meta(ge=1, le=512)] | None, Meta(description="CPU threads; default: the number of physical cores")
     ] = None
     parallel: Annotated[int, Meta(ge=1, le=192, description="maximum requests computed at once")] = 64
+    chat_template: Annotated[
+        Annotated[str, Meta(min_length=1)] | None,
+        Meta(
+            description="chat template to use instead of the model's own: a Jinja file, or a name: chatml, llama3, gemma, "
+            "mistral, phi3, zephyr, vicuna, alpaca"
+        ),
+    ] = None
     queue: Annotated[int, Meta(ge=0, le=MOST, description="maximum queued requests; further ones get 503")] = 256
     batch: Annotated[int, Meta(ge=32, le=8192, description="maximum tokens per step")] = 2048
     step_ms: Annotated[

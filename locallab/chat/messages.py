@@ -167,7 +167,7 @@ def written_out(message: Message) -> Message:
 
 
 def arguments(call: ToolCall) -> Any:
-    """Return a call's arguments as a JSON value, or as text if they are not valid JSON."""
+    """Return a call's arguments as a JSON value, or as text if they are not valid JSON, or nested too deeply."""
     try:
         return loads(call.arguments)
     except ValueError:

@@ -112,8 +112,10 @@ class Turn:
 def plan(request: ChatRequest, template: ChatTemplate, control: Mapping[str, int]) -> Turn:
     """Plan the turn for a model with this template and these control tokens (ids by text).
 
-    Raises InvalidField if the template refuses the messages, or if a constraint does not fit tools or the answer's beginning.
+    Raises InvalidField if the template refuses the messages, takes too long or is missing,
+    or if a constraint does not fit tools or the answer's beginning.
     """
+    template = _suited(request, template)
     tools, native, begun = request.offered, choose(template.source), request.begun
     if begun is not None:  # a grammar covers a whole answer, not the rest of one
         reason = "does not go with an answer that the last message has begun"
@@ -137,6 +139,7 @@ def upcoming(request: ChatRequest, template: ChatTemplate) -> Iterator[str]:
 
     Those that the template refuses are left out.
     """
+    template = _suited(request, template)
     said = request.said
     start = next((i for i, message in enumerate(said) if message.role != "system"), len(said))
     last = next((i for i in reversed(range(len(said))) if said[i].role == "user"), start)
@@ -145,24 +148,28 @@ def upcoming(request: ChatRequest, template: ChatTemplate) -> Iterator[str]:
             yield _prompt(dataclasses.replace(request, messages=messages, continues=False), template)
 
 
+def _suited(request: ChatRequest, template: ChatTemplate) -> ChatTemplate:
+    return template.suited(tools=bool(request.offered), documents=bool(request.variables.get("documents")))
+
+
 def _prompt(request: ChatRequest, template: ChatTemplate) -> str:
     messages, tools, tool_format = request.said, request.offered, choose(template.source)
     variables = {**request.reasoning.variables(), **request.variables}
     is_generic = bool(tools) and isinstance(tool_format, Generic)
     if is_generic:  # earlier calls look like those to come
         messages = [written_out(message) for message in messages]
-    if tools and not is_generic and template.renders_tools:
+    if tools and template.renders_tools and (template.for_tools or not is_generic):
         variables["tools"] = [
             {"type": "function", "function": {"name": t.name, "description": t.description, "parameters": dict(t.parameters)}}
             for t in tools
         ]
-    elif tools:
+    if tools and (is_generic or not template.renders_tools):
         instructions = tool_format.instructions(tools)
         if messages and messages[0].role == "system":  # many templates take one system message only
             messages[0] = dataclasses.replace(messages[0], content=f"{instructions}\n\n{messages[0].content}")
         else:
             messages.insert(0, Message("system", instructions))
-    return template.render(messages, **variables)
+    return template.render(messages, variables)
 
 
 def _reasoned(prompt: str, tags: Tags | None, request: ChatRequest) -> tuple[str, Tags | None, bool]:

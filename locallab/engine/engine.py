@@ -57,6 +57,7 @@ class ModelInfo:
     memory: Memory = "attention"
     kv_layout: Layout = "unified"
     sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    named_templates: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 class Works(Protocol):
@@ -207,6 +208,7 @@ def info_of(model: llama.Model, **facts: Any) -> ModelInfo:
         n_ctx_train=model.n_ctx_train,
         n_vocab=model.n_vocab,
         chat_template=model.chat_template,
+        named_templates=model.named_templates,
         bos=model.bos,
         eos=model.eos,
         add_bos=model.add_bos,

@@ -155,9 +155,15 @@ class Model:
 
     @property
     def chat_template(self) -> str | None:
-        """The default chat template as Jinja source (llama_model_chat_template)."""
+        """The default chat template as Jinja source (llama_model_chat_template); None where llama.cpp guesses a name."""
         template = llama_cpp.llama_model_chat_template(self._model, None)
-        return template.decode("utf-8", "replace") if template else None
+        return template.decode("utf-8", "replace") if template and b"{" in template else None
+
+    @property
+    def named_templates(self) -> dict[str, str]:
+        """The chat templates of the file for requests with tools or documents, by their names (llama_model_chat_template)."""
+        found = {name: llama_cpp.llama_model_chat_template(self._model, name.encode()) for name in ("tool_use", "rag")}
+        return {name: template.decode("utf-8", "replace") for name, template in found.items() if template}
 
     @property
     def add_bos(self) -> bool:

@@ -11,12 +11,13 @@ from locallab.engine import llama
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class VocabularyInfo:
-    """The special tokens, by their texts, and the chat template; None for a file without one."""
+    """The special tokens, by their texts, the default chat template, None for a file without one, and those with a name."""
 
     bos: str
     eos: str
     control_tokens: Mapping[str, int]
     chat_template: str | None
+    named_templates: Mapping[str, str]
 
 
 class Vocabulary:
@@ -25,7 +26,7 @@ class Vocabulary:
     def __init__(self, path: Path) -> None:
         """Load the vocabulary. Raises ModelLoadError."""
         self._model = model = llama.Model(path, 0, vocab_only=True)
-        self.info = VocabularyInfo(model.bos, model.eos, model.control_tokens, model.chat_template)
+        self.info = VocabularyInfo(model.bos, model.eos, model.control_tokens, model.chat_template, model.named_templates)
         self.n_vocab = model.n_vocab
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:

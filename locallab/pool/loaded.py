@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 import time
 from collections.abc import Callable
@@ -10,10 +11,11 @@ from pathlib import Path
 from typing import cast
 
 from locallab.chat.control_tokens import markup
+from locallab.chat.known_templates import template_source
 from locallab.chat.templates import ChatTemplate
-from locallab.engine import EmbeddingEngine, Engine, TextEngine
+from locallab.engine import EmbeddingEngine, Engine, ModelInfo, TextEngine
 from locallab.engine.post import Post
-from locallab.errors import InvalidField, ModelError, ModelLoadError
+from locallab.errors import ConfigError, InvalidField, ModelError, ModelLoadError
 from locallab.models.gguf import Header
 from locallab.models.spec import ModelSpec
 from locallab.pool.memory import Memory, MemoryUse, Suited
@@ -21,6 +23,8 @@ from locallab.settings import EngineSettings
 
 EngineFactory = Callable[[Path, EngineSettings, Post], Engine]
 OpenEngine = Callable[[Path, EngineSettings, Header | None], Engine]
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -59,28 +63,31 @@ def open_engine(
     return TextEngine(path, settings, post, digest)
 
 
-def _read(template: Path) -> str:
-    """Return a chat template's source. Raises ModelError."""
-    try:
-        return template.read_text()
-    except (OSError, UnicodeError) as error:
-        raise ModelError(f"its chat template {template} cannot be read: {error}") from None
-
-
 def open_model(spec: ModelSpec, suited: Suited, engine: OpenEngine, memory: Memory) -> Loaded:
     """Load the file; blocks for seconds. Raises ModelLoadError."""
     before, began = memory.reading(), time.perf_counter()
     path = suited.need.path
     made = engine(path, suited.settings, suited.header)
     try:
-        source = made.info.chat_template if spec.template is None else _read(spec.template)
-        template = ChatTemplate(source, made.info.bos, made.info.eos)
-    except ModelError as error:
+        chosen = suited.settings.chat_template or (str(spec.template) if spec.template else None)
+        template = _template(made.info, chosen)
+    except (ConfigError, ModelError) as error:
         made.close()
         raise ModelLoadError(path, str(error)) from None
     seconds = time.perf_counter() - began
     use = memory.reading().since(before)
     return Loaded(spec, made, template, int(time.time()), use, seconds, markup(made.info.control_tokens))
+
+
+def _template(info: ModelInfo, chosen: str | None) -> ChatTemplate:
+    """Return the chosen template, by name or file, or those of the model's file. One without end is none for chats alone."""
+    if chosen:
+        template = ChatTemplate(template_source(chosen), info.bos, info.eos, name=f"the chat template {chosen}")
+    else:
+        template = ChatTemplate(info.chat_template, info.bos, info.eos, named=info.named_templates)
+    if error := template.examine():
+        log.warning("chats will be refused: %s", error.reason)
+    return template
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

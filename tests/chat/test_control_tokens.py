@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from locallab.chat import ChatTemplate, Message, ToolCall
 from locallab.chat.control_tokens import SEAM, guarded, markup, pieces
+from locallab.chat.known_templates import CHATML
 
 CONTROL = {"<|im_end|>": 2, "<|im_start|>": 1, "<|im": 3}
 
@@ -21,7 +22,7 @@ def test_no_piece_holds_a_control_token_and_nothing_is_lost(text: str) -> None:
 
 def test_the_templates_own_markup_stays_whole() -> None:
     messages = guarded([Message("user", "a<|im_end|>b")], markup(CONTROL))
-    assert pieces(ChatTemplate(None).render(messages)) == [
+    assert pieces(ChatTemplate(CHATML).render(messages)) == [
         "<|im_start|>user\na<",
         "|im_end|>b<|im_end|>\n<|im_start|>assistant\n",
     ]

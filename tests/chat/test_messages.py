@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -158,3 +159,11 @@ def test_folded_is_one_system_message_and_turns() -> None:
 )
 def test_folded_lets_the_user_begin(messages: list[Message], roles: list[str]) -> None:
     assert [m.role for m in folded(messages)] == roles
+
+
+def test_arguments_that_are_nested_too_deeply_stay_text() -> None:
+    deep = '{"a":' * 5_000 + "1" + "}" * 5_000
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": deep}}
+    notes: list[str] = []
+    [message] = normalize([{"role": "assistant", "content": "", "tool_calls": [call]}], notes)
+    assert json.loads(message.tool_calls[0].arguments) == {"raw": deep} and "not a JSON object" in notes[0]

@@ -49,11 +49,9 @@ FORMATS = {
     "GLM-4.6": "glm",
     "GLM-4.7-Flash": "glm",
     "Apriel-1.6-15b-Thinker-fixed": "apriel",
+    "fireworks-ai-llama-3-firefunction-v2": "firefunction",
 }
 """Formats of known models."""
-
-UNFIT = {"fireworks-ai-llama-3-firefunction-v2"}
-"""It requires variables of its own, and refuses every conversation without them."""
 
 
 @functools.cache
@@ -62,7 +60,7 @@ def template(name: str) -> ChatTemplate:
 
 
 def names() -> Iterator[str]:
-    return (path.stem for path in sorted(Path(installed_clients.templates()).glob("*.jinja")) if path.stem not in UNFIT)
+    return (path.stem for path in sorted(Path(installed_clients.templates()).glob("*.jinja")))
 
 
 def prompt(name: str, messages: list[Message], tools: tuple[Tool, ...] = (), choice: ToolChoice | None = None) -> str:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import datetime
+import json
+from pathlib import Path
 
 import pytest
 
 from locallab.chat import ChatTemplate, Message, ToolCall
-from locallab.errors import InvalidField, ModelError
+from locallab.chat.known_templates import CHATML, KNOWN, template_source
+from locallab.errors import ConfigError, InvalidField, ModelError, NoChatTemplate
 
 TALK = [Message("system", "be kind"), Message("user", "hi"), Message("assistant", "hello"), Message("user", "bye")]
 
@@ -31,9 +34,9 @@ FIRST_SYSTEM_ONLY = """{%- if messages[0].role == "system" %}<{{ messages[0].con
 
 
 def test_chatml_without_a_template() -> None:
-    text = ChatTemplate(None).render(TALK[:2])
+    text = ChatTemplate(CHATML).render(TALK[:2])
     assert text == "<|im_start|>system\nbe kind<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
-    assert ChatTemplate(None).render(TALK[:2], add_generation_prompt=False).endswith("hi<|im_end|>\n")
+    assert ChatTemplate(CHATML).render(TALK[:2], add_generation_prompt=False).endswith("hi<|im_end|>\n")
 
 
 def test_refused_system_role_goes_to_the_user() -> None:
@@ -129,7 +132,7 @@ def test_sandbox() -> None:
 
 def test_tojson_is_plain_json() -> None:
     source = "{{ x | tojson }} {{ x | tojson(indent=1, sort_keys=true) }} {{ messages[0].content }}"
-    text = ChatTemplate(source).render([Message("user", "<b>&'")], x={"b": "<ö>", "a": 1})
+    text = ChatTemplate(source).render([Message("user", "<b>&'")], {"x": {"b": "<ö>", "a": 1}})
     assert text == '{"b": "<ö>", "a": 1} {\n "a": 1,\n "b": "<ö>"\n} <b>&\''
 
 
@@ -164,7 +167,7 @@ def test_tool_calls_for_a_template_that_does_not() -> None:
         Message("assistant", "look:", tool_calls=(ToolCall("c", "f", '{"x": 1}'),)),
         Message("tool", "1"),
     ]
-    text = ChatTemplate(None).render(talk)
+    text = ChatTemplate(CHATML).render(talk)
     call = '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'
     assert f"<|im_start|>assistant\nlook:\n{call}<|im_end|>\n<|im_start|>tool\n1<|im_end|>" in text
 
@@ -175,7 +178,7 @@ def test_a_template_that_goes_through_tools_without_a_look_gets_an_empty_list() 
 
 def test_lists_made_by_filters_can_be_written_as_json() -> None:
     source = "{{ tools | map(attribute='function') | tojson }}{{ messages[0].content }}"
-    assert ChatTemplate(source).render(TALK[1:2], tools=[{"function": {"name": "f"}}]) == '[{"name": "f"}]hi'
+    assert ChatTemplate(source).render(TALK[1:2], {"tools": [{"function": {"name": "f"}}]}) == '[{"name": "f"}]hi'
 
 
 @pytest.mark.parametrize(
@@ -215,3 +218,92 @@ def test_a_template_that_refuses_thoughts_is_rendered_without() -> None:
     source = "{% for m in messages %}{% if m.thinking %}{{ raise_exception('no') }}{% endif %}{{ m.role[0] }}{% endfor %}"
     talk = [Message("user", "u"), Message("assistant", "a", reasoning="hm"), Message("user", "v"), Message("user", "w")]
     assert ChatTemplate(source).render(talk) == "uauu"
+
+
+WORDS = ("system", "user", "assistant")
+PARTS = """{% for message in messages %}{{ message['role'] }}: {% for part in message['content'] %}
+{%- if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %};
+{% endfor %}"""
+
+
+def test_content_in_parts_for_a_template_that_goes_through_them() -> None:
+    assert ChatTemplate(PARTS).render(TALK) == "system: be kind;\nuser: hi;\nassistant: hello;\nuser: bye;\n"
+
+
+@pytest.mark.parametrize("parted", WORDS)
+def test_content_in_parts_for_those_roles_that_need_them(parted: str) -> None:
+    source = "{% for m in messages %}[{{ m.content[0].text if m.role == ROLE else m.content + '' }}]{% endfor %}"
+    assert ChatTemplate(source.replace("ROLE", repr(parted))).render(TALK) == "[be kind][hi][hello][bye]"
+
+
+def test_tool_results_in_parts() -> None:
+    source = """{% for m in messages %}{{ m.content[0].text if m.role == 'tool' else m.content }}
+    {%- for c in m.tool_calls %}{{ c.function.name }}{% endfor %};{% endfor %}"""
+    call = Message("assistant", "", tool_calls=(ToolCall("c", "f", "{}"),))
+    talk = [Message("user", "a"), call, Message("tool", "42", "f", (), "c")]
+    assert ChatTemplate(source).render(talk) == "a;f;42;"
+
+
+def test_a_template_that_takes_text_and_parts_gets_text() -> None:
+    source = "{% for m in messages %}{{ m.content if m.content is string else 'parts' }};{% endfor %}"
+    assert ChatTemplate(source).render(TALK) == "be kind;hi;hello;bye;"
+
+
+def test_variables_that_templates_expect() -> None:
+    today = datetime.datetime.now()
+    source = "{{ date_string }}|{{ datetime }}|{{ today }}|{{ enable_thinking }}"
+    assert ChatTemplate(source).render(TALK) == f"{today:%d %b %Y}|{today:%b %d %Y}|{today:%Y-%m-%d}|True"
+    own = {"date_string": "a", "datetime": "b", "today": "c", "enable_thinking": False}
+    assert ChatTemplate(source).render(TALK, own) == "a|b|c|False"
+
+
+def test_tools_as_a_text_named_functions() -> None:
+    template = ChatTemplate("{{ 'Functions: ' + functions }}{{ messages[0].content }}")
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    assert json.loads(template.render(TALK[1:2], {"tools": tools}).removeprefix("Functions: ").removesuffix("hi")) == tools
+    assert template.render(TALK[1:2]) == "Functions: hi" and template.renders_tools
+
+
+def test_named_templates_of_a_file() -> None:
+    template = ChatTemplate("default", named={"tool_use": "tools", "rag": "documents", "other": "{% for %}"})
+    wanted = [(False, False), (True, False), (False, True), (True, True)]
+    rendered = [template.suited(tools=tools, documents=documents).render(TALK) for tools, documents in wanted]
+    assert rendered == ["default", "tools", "documents", "tools"]
+    assert ChatTemplate("default").suited(tools=True, documents=True).render(TALK) == "default"
+    assert ChatTemplate(None, named={"tool_use": "tools"}).render(TALK) == "tools"
+
+
+def test_a_named_template_that_is_none_is_named() -> None:
+    with pytest.raises(ModelError, match="the model's chat template 'tool_use' cannot be used: line 1"):
+        ChatTemplate("default", named={"tool_use": "{% for %}"})
+
+
+def test_a_model_without_a_template() -> None:
+    with pytest.raises(NoChatTemplate, match=r"messages: the model has no chat template.*--chat-template"):
+        ChatTemplate(None).render(TALK)
+    assert ChatTemplate(None).examine() is None
+
+
+def test_variables_that_a_request_may_not_set() -> None:
+    with pytest.raises(InvalidField, match="chat_template_kwargs: must not hold 'messages'"):
+        ChatTemplate(CHATML).render(TALK, {"messages": []})
+    assert (
+        ChatTemplate("{{ self is defined }}{{ messages[0].content }}").render(TALK, {"self": 1, "context": 2}) == "Truebe kind"
+    )
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_a_template_by_name(name: str) -> None:
+    text = ChatTemplate(template_source(name), "<s>", "</s>").render(TALK)
+    places = [text.index(message.content) for message in TALK]
+    assert places == sorted(places)
+
+
+def test_a_template_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "own.jinja").write_text("ö{{ messages[0].content }}", encoding="utf-8")
+    assert ChatTemplate(template_source(str(tmp_path / "own.jinja"))).render(TALK) == "öbe kind"
+    with pytest.raises(ConfigError, match=r"chat_template: 'chatlm' is no name .*chatml.* and no file to read: No such file"):
+        template_source("chatlm")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="no text in UTF-8"):
+        template_source(str(tmp_path / "binary"))

@@ -8,6 +8,7 @@ from llguidance import LLMatcher, LLTokenizer
 
 from locallab.chat import ChatTemplate, Message, ToolCall
 from locallab.chat.control_tokens import SEAM
+from locallab.chat.known_templates import CHATML
 from locallab.chat.tools import Tool, ToolChoice
 from locallab.chat.turn import ChatRequest, ReasoningOptions, Turn, plan, upcoming
 from locallab.engine.request import Constraint
@@ -22,7 +23,7 @@ CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_
 OTHER = '<tool_call>\n{"name": "time", "arguments": {}}\n</tool_call>'
 SCHEMA = Constraint("json_schema", json.dumps({"type": "object", "properties": {"a": {"type": "integer"}}}), "response_format")
 
-PLAIN = ChatTemplate(None)
+PLAIN = ChatTemplate(CHATML)
 REASONING = ChatTemplate(
     "{% for m in messages %}{{ m.role }}:{{ m.content }}\n{% endfor %}{{ tools }}<tool_call>assistant:"
     "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
@@ -109,7 +110,8 @@ GEMMA = ChatTemplate(
 
 
 def test_reasoning_in_a_channel() -> None:
-    assert turn(GEMMA).tags is None  # the prompt has closed it
+    assert turn(GEMMA, reasoning=ReasoningOptions(enabled=False)).tags is None  # the prompt has closed it
+    assert turn(GEMMA).tags is not None
     request = ChatRequest(messages=MESSAGES, reasoning=ReasoningOptions(enabled=True), answer=SCHEMA)
     made = plan(request, GEMMA, {"<|channel>": 7, "<channel|>": 8})
     assert made.visible == ("<|channel>", "<channel|>")
@@ -183,7 +185,7 @@ HARMONY = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}<|star
         (PLAIN, "assistant\nWell, "),
         (REASONING, "assistant:Well, "),
         (OPENED, "<think>\n</think>\n\nWell, "),
-        (GEMMA, "<channel|>Well, "),
+        (GEMMA, "<|turn>model\nWell, "),
         (HARMONY, "<|start|>assistant<|channel|>final<|message|>Well, "),
     ],
     ids=["plain", "reasoning", "opened", "channel", "harmony"],

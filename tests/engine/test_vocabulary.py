@@ -28,7 +28,7 @@ def test_it_tokenizes_as_an_engine_of_the_file(file: Path, vocabulary: Vocabular
     with contextlib.closing(TextEngine(file, EngineSettings(threads=1, gpu_layers=0))) as engine:
         info = engine.info
         assert vocabulary.n_vocab == info.n_vocab
-        for name in ("bos", "eos", "control_tokens", "chat_template"):
+        for name in ("bos", "eos", "control_tokens", "chat_template", "named_templates"):
             assert getattr(vocabulary.info, name) == getattr(info, name)
         for text in ("", "<s>hello </s>", "Grüße 😀"):
             for special in (False, True):
@@ -48,3 +48,13 @@ def test_the_weights_are_not_read(tmp_path: Path, vocabulary: Vocabulary) -> Non
 def test_a_file_that_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match=r"cannot load .*none\.gguf"):
         Vocabulary(tmp_path / "none.gguf")
+
+
+def test_named_chat_templates(tmp_path: Path) -> None:
+    long = "tools" * 2_000
+    named = {"default": "plain", "tool_use": long, "rag": "documents", "other": "other"}
+    templates = [{"name": name, "template": text} for name, text in named.items()]
+    file = tiny_gguf.write(tmp_path / "named.gguf", "llama", template=templates)
+    with contextlib.closing(TextEngine(file, EngineSettings(threads=1, gpu_layers=0))) as engine:
+        assert engine.info.chat_template is None  # "plain" is no template, but a name that llama.cpp might guess
+        assert engine.info.named_templates == {"tool_use": long, "rag": "documents"}

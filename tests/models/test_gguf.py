@@ -53,7 +53,7 @@ def test_the_tensors_are_those_the_reference_reads(tiny: Path) -> None:
 def test_the_facts(tmp_path: Path) -> None:
     header = gguf.read(tiny_gguf.write(tmp_path / "tiny.gguf", "llama"))
     assert (header.architecture, header.n_vocab) == ("llama", tiny_gguf.N_VOCAB)
-    assert (header.tokenizer, "tokenizer.chat_template" in header.metadata) == ("llama", False)
+    assert (header.tokenizer, "tokenizer.chat_template" in header.metadata) == ("llama", True)
     assert (header.number("block_count"), header.number("context_length"), header.number("nothing")) == (
         4,
         tiny_gguf.CONTEXT,

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from locallab.chat import ChatTemplate
+from locallab.chat.known_templates import CHATML
 from locallab.engine import EmbeddingEngine, Kind, TextEngine
 from locallab.errors import InvalidField
 from locallab.fit import Fit, Machine, fit_model
@@ -55,7 +56,7 @@ def test_a_file_gets_the_engine_it_needs(files: dict[str, Path], name: str) -> N
         assert type(engine) is (TextEngine if name == "chat" else EmbeddingEngine)
         assert read(files[name]).embeds is (name != "chat")
         spec = ModelSpec(id="made:1", source=FileSource(files[name]), description="made")
-        loaded = Loaded(spec, engine, ChatTemplate(None), 0, MemoryUse(), 0.0)
+        loaded = Loaded(spec, engine, ChatTemplate(CHATML), 0, MemoryUse(), 0.0)
         if name == "chat":
             assert loaded.text_engine is engine
         else:

@@ -66,7 +66,7 @@ def test_a_variant_has_its_own_sampling(client: httpx.Client) -> None:
 
 
 def test_a_template_that_is_missing_is_named(registry: Path) -> None:
-    with pytest.raises(ModelLoadError, match=r"missing\.jinja cannot be read"):
+    with pytest.raises(ModelLoadError, match=r"missing\.jinja. is no name .* and no file to read"):
         Engine("broken:1m", registry=str(registry))
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from locallab.chat.known_templates import CHATML
 from locallab.engine import EngineStats, ModelInfo, Totals
 from locallab.engine.post import Post, call_each
 from locallab.engine.request import (
@@ -101,7 +102,8 @@ class FakeEngine:
         post: Post = call_each,
         *,
         script: Script = lambda prompt, params: say(TEXT),
-        template: str | None = None,
+        template: str | None = CHATML,
+        named_templates: Mapping[str, str] | None = None,
         context: int = 512,
         fim: FimTokens | None = None,
         control_tokens: Mapping[str, int] | None = None,
@@ -119,6 +121,7 @@ class FakeEngine:
             kv_tokens=4 * context,
             n_vocab=N_VOCAB,
             chat_template=template,
+            named_templates=named_templates or {},
             bos="<s>",
             eos="</s>",
             add_bos=True,

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from locallab.chat.known_templates import CHATML
 from locallab.engine.request import SamplingParams, TokenEvent
 from locallab.models.store import Store
 from locallab.pool import Lease, Loaded, Pool
@@ -27,7 +28,7 @@ class Made:
 
     def __init__(self, folder: Path, layers: Any = (), *, room: int = 10, names: tuple[str, ...] = (), **options: Any) -> None:
         self.engines: list[FakeEngine] = []
-        self.template: str | None = None
+        self.template: str | None = CHATML
         self.memory = FakeMemory(room, 1, lambda: list(self.engines))
         self.gates: dict[str, threading.Event] = {}
         self.loading = threading.Semaphore(1)

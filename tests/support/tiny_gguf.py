@@ -13,6 +13,8 @@ from types import MappingProxyType
 import gguf
 import numpy as np
 
+from locallab.chat.known_templates import CHATML
+
 ARCHITECTURES = {
     "llama": "llama",
     "mamba": "mamba",
@@ -42,6 +44,7 @@ _DELTA_HEADS, _DELTA_KEY_HEADS, _DELTA_STATE = 4, 2, 16
 
 
 Tokens = Sequence[tuple[str, gguf.TokenType]]
+Template = str | list[dict[str, str]]
 
 
 def write(
@@ -54,14 +57,15 @@ def write(
     more: Tokens = (),
     weights: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
     facts: Mapping[str, float | list[int]] = MappingProxyType({}),
+    template: Template = CHATML,
 ) -> Path:
     """Write a model of a kind of ARCHITECTURES to `path`, and return it. The same arguments give the same bytes.
 
     `without` names tensors to leave out; `called` is the architecture to claim in the metadata; `more` are tokens behind the
     N_VOCAB that every such model has; `weights` is the type of the matrices whose rows are made of whole blocks; `facts` are
-    further metadata.
+    further metadata; `template` is the chat template, or several with their names.
     """
-    model = _Tiny(path, architecture, seed, frozenset(without), called, more, weights)
+    model = _Tiny(path, architecture, seed, frozenset(without), called, more, weights, template)
     model.state(facts)
     model.close()
     return path
@@ -77,12 +81,14 @@ class _Tiny:
         called: str | None,
         more: Tokens,
         weights: gguf.GGMLQuantizationType,
+        template: Template,
     ) -> None:
         n_vocab = N_VOCAB + len(more)
         self._more = more
         self._random = np.random.default_rng(seed)
         self._without = without
         self._weights = weights
+        self._template = template
         self._writer = gguf.GGUFWriter(path, called or ARCHITECTURES[architecture])
         self._facts()
         self._vocabulary()
@@ -234,6 +240,7 @@ class _Tiny:
         self._writer.add_token_scores([0.0] * (N_VOCAB + len(texts)))
         self._writer.add_token_types([types.UNKNOWN, *[types.CONTROL] * 2, *[types.BYTE] * 256, *[types.NORMAL] * 26, *kinds])
         self._writer.add_bos_token_id(BOS)
+        self._writer.add_chat_template(self._template)
         self._writer.add_eos_token_id(EOS)
         self._writer.add_unk_token_id(0)
 

@@ -147,6 +147,13 @@ CASES: dict[str, tuple[str, list[Case]]] = {
         "{{ tools }}<tool_calls>[]</tool_calls>",
         [Case("Hello", text="Hello"), Case(f"I look.\n<tool_calls>[{JSON}, {JSON_TIME}]</tool_calls>", (OSLO, NOW), "I look.")],
     ),
+    "firefunction": (
+        'functools[{"name": ...}] {{ functions }}',
+        [
+            Case("Import functools.", text="Import functools."),
+            Case(f"functools[{JSON}, {JSON_TIME}]", (OSLO, NOW)),
+        ],
+    ),
     "glm": (
         "{{ tools }}<tool_call><arg_key></arg_key><arg_value></arg_value>",
         [

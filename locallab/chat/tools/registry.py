@@ -12,7 +12,7 @@ from locallab.chat.tools.formats.generic import Generic
 from locallab.chat.tools.formats.glm import Glm
 from locallab.chat.tools.formats.harmony import Harmony
 from locallab.chat.tools.formats.hermes import Hermes
-from locallab.chat.tools.formats.json_array import Apriel, Granite, Phi
+from locallab.chat.tools.formats.json_array import Apriel, Firefunction, Granite, Phi
 from locallab.chat.tools.formats.llama3 import Llama3
 from locallab.chat.tools.formats.mistral import Mistral, MistralArray
 from locallab.chat.tools.formats.qwen_coder import QwenCoder
@@ -29,6 +29,7 @@ FORMATS: Sequence[ToolFormat] = (
     Phi(),
     Granite(),
     Apriel(),
+    Firefunction(),
     QwenCoder(),
     Glm(),
     Hermes(),

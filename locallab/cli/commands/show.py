@@ -80,7 +80,14 @@ def header_facts(header: Header, sees: bool = False) -> dict[str, Any]:
         "tensor_bytes": dict(types.most_common()),
         "capabilities": capabilities(header, sees),
         "chat_template": None if template is None else str(template),
+        "named_chat_templates": {name: str(header.metadata[key]) for name, key in _named_templates(header).items()},
     }
+
+
+def _named_templates(header: Header) -> dict[str, str]:
+    """Return the keys of the file's further chat templates by their names."""
+    prefix = "tokenizer.chat_template."
+    return {key.removeprefix(prefix): key for key in header.metadata if key.startswith(prefix)}
 
 
 def capabilities(header: Header, sees: bool) -> list[str]:
@@ -91,7 +98,7 @@ def capabilities(header: Header, sees: bool) -> list[str]:
     found = {
         "completion": True,
         "chat": bool(template),
-        "tools": "tools" in template,
+        "tools": "tools" in template or "tool_use" in _named_templates(header),
         "reasoning": bool(template) and tags_of(template) is not None,
         "infill": any(f"tokenizer.ggml.{key}" in header.metadata for key in FIM_KEYS),
         "vision": sees,
@@ -129,4 +136,5 @@ def _lines(entry: Mapping[str, Any]) -> Iterable[tuple[str, str | None]]:
     yield "quantization", f"{file['quantization']} (by bytes: {', '.join(shares)})"
     yield "trained context", f"{trained:,} tokens" if trained else None
     yield "chat template", f"{len(template):,} characters (--json prints it)" if template else "none"
+    yield "others", ", ".join(file["named_chat_templates"]) or None
     yield "capabilities", ", ".join(file["capabilities"])

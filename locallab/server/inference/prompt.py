@@ -6,9 +6,12 @@ import asyncio
 import dataclasses
 import functools
 import re
+import weakref
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, Protocol, TypeVar
 
+from locallab.chat.budget import NORMAL, QUICK, allotted
 from locallab.chat.control_tokens import guarded, pieces
 from locallab.chat.fim import infill
 from locallab.chat.messages import with_system
@@ -16,7 +19,7 @@ from locallab.chat.templates import ChatTemplate
 from locallab.chat.turn import ChatRequest, Turn, plan, upcoming
 from locallab.engine.prefix_tree import NEGLIGIBLE, common_length
 from locallab.engine.request import Constraint, ReasoningBudget, SamplingParams
-from locallab.errors import InvalidField
+from locallab.errors import InvalidField, TemplateExceeded
 from locallab.pool import Loaded
 from locallab.server.fields.body import whole
 from locallab.server.inference.generation import Job
@@ -36,6 +39,12 @@ LONG = 16_384
 
 SHORT = 512
 """Characters of stop strings that are looked up in no time."""
+
+MANY = 200
+"""Messages from which rendering does."""
+
+_renderers = weakref.WeakKeyDictionary[ChatTemplate, ThreadPoolExecutor]()
+"""A thread for each template: one that takes its time makes no other wait."""
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -128,6 +137,32 @@ class PreparedChat:
     urgent: bool = False
 
 
+async def rendered(
+    template: ChatTemplate,
+    request: ChatRequest,
+    function: Callable[_Arguments, _Result],
+    *arguments: _Arguments.args,
+    **named: _Arguments.kwargs,
+) -> _Result:
+    """Call a function that renders the request, all its renderings within one budget: at once if that takes milliseconds, else
+    off the event loop."""
+    n_messages, length = len(request.messages), sum(len(message.content) for message in request.messages)
+    if length < LONG and n_messages < MANY:
+        with allotted(QUICK) as budget:
+            try:
+                return function(*arguments, **named)
+            except TemplateExceeded:
+                if not budget.spent:  # a template that is known to be endless
+                    raise
+
+    def within_budget() -> _Result:
+        with allotted(NORMAL.grown(n_messages, length)):
+            return function(*arguments, **named)
+
+    renderer = _renderers.setdefault(template, ThreadPoolExecutor(1, "template"))
+    return await asyncio.get_running_loop().run_in_executor(renderer, within_budget)
+
+
 def plan_chat(model: PromptModel, request: ChatRequest) -> Turn:
     """Render the chat, behind the model's system prompt if it has none; control tokens written in its messages stay text.
 
@@ -173,10 +208,10 @@ def _marks(model: PromptModel, text: str, tokens: Sequence[int]) -> list[tuple[i
 async def prepare_chat(loaded: Loaded, request: ChatRequest, params: SamplingParams, n: int = 1) -> PreparedChat:
     """Render and tokenize the chat, and compile its constraint. Raises InvalidField for what the model cannot do."""
     info = loaded.engine.info
-    turn = plan_chat(loaded, request)
+    turn = await rendered(loaded.template, request, plan_chat, loaded, request)
     prompt = await tokenized(loaded, pieces(turn.prompt))
     if info.reuse == "snapshots":
-        found = await _aside(len(turn.prompt), boundaries, loaded, request, turn.prompt, prompt)
+        found = await rendered(loaded.template, request, boundaries, loaded, request, turn.prompt, prompt)
         params = dataclasses.replace(params, boundaries=found)
     await compile_constraint(loaded, turn.constraint)
     budget = None

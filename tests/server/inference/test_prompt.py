@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from locallab.chat import ChatTemplate, Message, ToolCall
 from locallab.chat.control_tokens import markup, pieces
-from locallab.chat.templates import CHATML
+from locallab.chat.known_templates import CHATML
 from locallab.chat.tools import Tool
 from locallab.chat.turn import ChatRequest, ReasoningOptions
 from locallab.cli.doctor.cache import VocabularyModel

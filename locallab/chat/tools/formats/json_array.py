@@ -1,5 +1,5 @@
 """A JSON array of calls after a marker: `<|tool_call|>` for Granite 3 and Phi-4-mini, which closes it with `<|/tool_call|>`;
-`<tool_calls>` and `</tool_calls>` for Apriel."""
+`<tool_calls>` and `</tool_calls>` for Apriel; `functools` for Firefunction."""
 
 from __future__ import annotations
 
@@ -57,3 +57,20 @@ class Apriel(JsonArray):
 
     def end(self, lark: Lark) -> str:
         return f'"]" {lark.marker(self.close)}'
+
+
+class Firefunction(JsonArray):
+    """Its marker is plain text, and the name of a Python module: the bracket belongs to it."""
+
+    name: ClassVar[str] = "firefunction"
+    begin: ClassVar[str] = "functools["
+    example: ClassVar[str] = f"functools[{JSON_CALL}]"
+
+    def matches(self, template: str) -> bool:
+        return self.begin in template
+
+    def parser(self, tools: Sequence[Tool], new_id: NewId = call_id) -> Parser:
+        return JsonCalls(self.begin, "", new_id)
+
+    def opening(self, lark: Lark) -> str:
+        return ""

@@ -131,7 +131,8 @@ class VocabularyModel:
         """Yield the model of a .gguf file. Raises ModelError."""
         with contextlib.closing(Vocabulary(path)) as engine:
             info = engine.info
-            yield cls(engine, ChatTemplate(info.chat_template, info.bos, info.eos), markup(info.control_tokens))
+            template = ChatTemplate(info.chat_template, info.bos, info.eos, named=info.named_templates)
+            yield cls(engine, template, markup(info.control_tokens))
 
     def text(self, path: str, body: Body) -> Text:
         """Return the prompt of a body: rendered, with a seam where a message's text is kept from being markup.

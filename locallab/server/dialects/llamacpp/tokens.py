@@ -21,7 +21,7 @@ from locallab.server.dialects.openai.chat import ChatBody
 from locallab.server.endpoint import Endpoint
 from locallab.server.fields.body import read, whole
 from locallab.server.inference.lease import lease
-from locallab.server.inference.prompt import LONG, plan_chat
+from locallab.server.inference.prompt import LONG, plan_chat, rendered
 from locallab.server.reply import noted, reply
 from locallab.settings import ServerSettings
 
@@ -106,7 +106,8 @@ class TokenRoutes:
         """
         body, notes = await read(request, ChatBody), list[str]()
         loaded = await self._lease(request, body.model, "text")
-        turn = plan_chat(loaded, body.request(notes))
+        chat = body.request(notes)
+        turn = await rendered(loaded.template, chat, plan_chat, loaded, chat)
         return noted(reply(Prompt("".join(pieces(turn.prompt)))), notes)
 
     async def _lease(self, request: Request, model: str | None, kind: Kind | None) -> Loaded:

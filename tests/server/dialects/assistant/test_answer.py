@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from locallab.chat import ChatTemplate, Message
+from locallab.chat.known_templates import CHATML
 from locallab.chat.turn import ChatRequest, plan
 from locallab.engine.request import SamplingParams, TokenEvent, Usage
 from locallab.errors import EngineFailure, InvalidField, Overloaded, RateLimited
@@ -19,7 +20,7 @@ THINKS = "{% for m in messages %}{{ m.content }}{% endfor %}{# <think> </think> 
 USAGE = Usage(5, 3, 1)
 
 
-def asked(task: str = "refactor", opening: str | None = None, template: str | None = None, **body: Any) -> PreparedQuestion:
+def asked(task: str = "refactor", opening: str | None = None, template: str = CHATML, **body: Any) -> PreparedQuestion:
     question = check(AssistantBody(prompt="words", **body), task)
     turn = plan(ChatRequest(messages=[Message("user", "words")]), ChatTemplate(template), {})
     return PreparedQuestion(question, "tiny", ([1], SamplingParams()), opening, turn)
@@ -39,11 +40,9 @@ PIECES = st.lists(
 
 
 @given(
-    PIECES, st.sampled_from(["refactor", "debug", "audit"]), st.sampled_from([None, "def f"]), st.sampled_from([None, THINKS])
+    PIECES, st.sampled_from(["refactor", "debug", "audit"]), st.sampled_from([None, "def f"]), st.sampled_from([CHATML, THINKS])
 )
-def test_however_an_answer_is_cut_it_is_the_same(
-    pieces: list[str], task: str, opening: str | None, template: str | None
-) -> None:
+def test_however_an_answer_is_cut_it_is_the_same(pieces: list[str], task: str, opening: str | None, template: str) -> None:
     question = asked(task, opening, template)
     shown, answer = read(question, pieces)
     assert shown == answer["response"] and (opening is None or shown.startswith(opening))
