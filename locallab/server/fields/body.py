@@ -67,6 +67,18 @@ RANGES: Mapping[str, tuple[float, float, bool]] = {
 }
 """Lowest and highest value of a field, and whether the lowest itself is allowed."""
 
+LENGTHS: Mapping[str, int] = {
+    "messages": 32_768,
+    "history": 32_768,
+    "input": 32_768,
+    "prompt": 2048,
+    "documents": 16_384,
+    "tools": 4096,
+    "stop": 1024,
+    "stop_sequences": 1024,
+}
+"""Maximum number of items of a list. A list of token ids is bounded by the model's context instead."""
+
 
 async def read(request: Request, kind: type[Body]) -> Body:
     """Decode the request's body as `kind`. The content type is ignored: many clients send a wrong one or none."""
@@ -74,7 +86,8 @@ async def read(request: Request, kind: type[Body]) -> Body:
 
 
 def parse(body: bytes, kind: type[Body]) -> Body:
-    """Decode JSON as `kind`, halves of surrogate pairs as U+FFFD, and check the ranges of its numbers.
+    """Decode JSON as `kind`, halves of surrogate pairs as U+FFFD, and check the ranges of its numbers and the
+    lengths of its lists.
 
     Raises RequestError and InvalidField.
     """
@@ -91,6 +104,7 @@ def parse(body: bytes, kind: type[Body]) -> Body:
             return parse(mended, kind)
         raise RequestError(f"the body is not valid JSON: {error}") from None
     check_ranges(decoded)  # for every body, as its description says
+    check_lengths(decoded)
     return decoded
 
 
@@ -119,6 +133,14 @@ def check_ranges(body: msgspec.Struct) -> None:
 
 def _figure(value: float) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def check_lengths(body: msgspec.Struct) -> None:
+    """Raise InvalidField for a list that is too long."""
+    for name, most in LENGTHS.items():
+        value = getattr(body, name, None)
+        if isinstance(value, list) and len(value) > most and type(value[0]) is not int:
+            raise InvalidField(name, f"must have at most {most} items, has {len(value)}")
 
 
 @functools.cache

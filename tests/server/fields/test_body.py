@@ -264,3 +264,28 @@ def test_client_that_leaves_in_the_middle_of_its_request(served: Served, caplog:
         sock.sendall(b"POST /generate HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{")
     assert served.http.get("/health").status_code == 200
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": ["a"] * 2049}),
+        ("/v1/chat/completions", {"messages": USER * 32_769}),
+        ("/v1/chat/completions", {"messages": USER, "stop": ["a"] * 1025}),
+        ("/v1/responses", {"input": USER * 32_769}),
+        ("/api/chat", {"messages": USER * 32_769}),
+        ("/v1/embeddings", {"input": ["a"] * 32_769}),
+        ("/v1/rerank", {"query": "a", "documents": ["a"] * 16_385}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_list_that_is_too_long(served: Served, path: str, body: dict[str, Any]) -> None:
+    field = max(body, key=lambda name: len(body[name]))
+    answer = served.http.post(path, json={"max_tokens": 1, **body})
+    assert answer.status_code == 400
+    assert f"{field}: must have at most {len(body[field]) - 1} items, has {len(body[field])}" in answer.text
+
+
+def test_token_ids_are_no_list_of_texts(served: Served) -> None:
+    answer = served.http.post("/v1/completions", json={"prompt": [65] * 3000, "max_tokens": 1})
+    assert "maximum context length is 512 tokens. However, your request has 3000 tokens" in answer.text
