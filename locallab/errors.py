@@ -74,11 +74,13 @@ class TemplateExceeded(InvalidField):
 
 
 class ContextLengthExceeded(RequestError):
-    """The prompt exceeds the context; nothing was computed. Both figures are tokens."""
+    """The prompt exceeds the context; nothing was computed. Both figures are tokens. `at_least`: it was not tokenized to its
+    end, and has this many tokens or more."""
 
-    def __init__(self, n_prompt_tokens: int, n_ctx: int) -> None:
+    def __init__(self, n_prompt_tokens: int, n_ctx: int, *, at_least: bool = False) -> None:
+        count = f"at least {n_prompt_tokens}" if at_least else str(n_prompt_tokens)
         super().__init__(
-            f"This model's maximum context length is {n_ctx} tokens. However, your request has {n_prompt_tokens} tokens"
+            f"This model's maximum context length is {n_ctx} tokens. However, your request has {count} tokens"
             " (context window exceeded). Please reduce the length of the messages."
         )
         self.n_prompt_tokens = n_prompt_tokens

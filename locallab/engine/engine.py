@@ -8,7 +8,7 @@ import dataclasses
 import queue
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from concurrent.futures import Future
 from pathlib import Path
@@ -19,10 +19,14 @@ from locallab.engine import llama
 from locallab.engine.limits import kv_room
 from locallab.engine.llama import Memory
 from locallab.engine.request import EngineStats, FimTokens, Kind
+from locallab.engine.tokenizer import Tokenizer
 from locallab.engine.totals import Totals
 from locallab.engine.worker import Close
 from locallab.errors import EngineClosed, InvalidField, ModelLoadError, Overloaded
 from locallab.settings import EngineSettings, Layout
+
+CHECKED = 65_536
+"""Token ids checked in one go: in between, other threads get the GIL."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,13 +79,13 @@ class Engine(abc.ABC):
 
     info: ModelInfo
     _model: llama.Model
+    _tokenizer: Tokenizer
     _worker: Works
 
     def __init__(self, path: Path, settings: EngineSettings) -> None:
         """Load the model (seconds). Raises ModelLoadError."""
         self._settings = settings
         self._lock = threading.Lock()
-        self._native_lock = threading.Lock()
         self._open = 0
         self._closed = False
         self._loaded: Future[None] = Future()
@@ -91,25 +95,35 @@ class Engine(abc.ABC):
             self._thread.join()
         self._loaded.result()
 
-    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+    def tokenize(
+        self,
+        text: str,
+        *,
+        add_special: bool,
+        parse_special: bool,
+        fits: bool = False,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> list[int]:
         """Return the token ids of `text`: `add_special` adds what the model wants around it, `parse_special` reads markup as
-        tokens."""
-        with self._native_lock:
-            if self._closed:
-                raise EngineClosed()
-            return self._model.tokenize(text, add_special=add_special, parse_special=parse_special)
+        tokens. Blocks for as long as the text asks for; other threads' texts do not wait for it.
+
+        With `fits`, raises ContextLengthExceeded for what is longer than the context, most often before any work. Raises
+        Abandoned once `stopped` says so, EngineClosed, and RequestError for a word that is too long for the vocabulary.
+        """
+        context = self.info.context if fits else None
+        return self._tokenizer.tokenize(
+            text, add_special=add_special, parse_special=parse_special, context=context, stopped=stopped
+        )
 
     def pieces(self, tokens: Seq[int]) -> list[bytes]:
-        """Return the text of each token, markup included. Raises InvalidField."""
-        with self._native_lock:
-            if self._closed:
-                raise EngineClosed()
-            self._check_tokens("tokens", tokens)
-            return [self._model.piece(token) or self._model.markup(token) for token in tokens]
+        """Return the text of each token, markup included. Raises InvalidField and EngineClosed."""
+        self._check_tokens("tokens", tokens)
+        return self._tokenizer.pieces(tokens)
 
     def detokenize(self, tokens: Seq[int]) -> str:
-        """Return the text of `tokens`, markup included; invalid UTF-8 becomes U+FFFD. Raises InvalidField."""
-        return b"".join(self.pieces(tokens)).decode("utf-8", "replace")
+        """Return the text of `tokens`, markup included; invalid UTF-8 becomes U+FFFD. Raises as `pieces`."""
+        self._check_tokens("tokens", tokens)
+        return self._tokenizer.detokenize(tokens)
 
     def stats(self) -> EngineStats:
         return self._worker.stats()
@@ -121,6 +135,7 @@ class Engine(abc.ABC):
 
     def close(self, grace: float = 0.0) -> None:
         """Refuse new requests, let running ones finish for `grace` seconds, cancel the rest, and free all native memory."""
+        self._tokenizer.refuse()
         with self._lock:
             self._closed = True
             self._worker.commands.put(Close(time.monotonic() + grace))
@@ -136,7 +151,10 @@ class Engine(abc.ABC):
         self._open += 1
 
     def _check_tokens(self, field: str, tokens: Seq[int]) -> None:
-        if tokens and (min(tokens) < 0 or max(tokens) >= self.info.n_vocab):
+        for start in range(0, len(tokens), CHECKED):
+            some = tokens[start : start + CHECKED]
+            if min(some) >= 0 and max(some) < self.info.n_vocab:
+                continue
             raise InvalidField(field, f"token ids must be from 0 to {self.info.n_vocab - 1}")
 
     def _ended(self) -> None:
@@ -165,8 +183,7 @@ class Engine(abc.ABC):
         """Admit nobody any more and wait for who is tokenizing: before anything native is freed, whatever ended the thread."""
         with self._lock:
             self._closed = True
-        with self._native_lock:
-            pass
+        self._tokenizer.close()
 
     def _open_model(self, path: Path, native: contextlib.ExitStack) -> tuple[llama.Model, bool]:
         """Return the model, which `native` will free, and whether it is on a GPU. Raises ModelLoadError, also for weights that
@@ -178,6 +195,7 @@ class Engine(abc.ABC):
             raise ModelLoadError(path, reason)
         model = self._model = llama.Model(path, self._settings.gpu_layers)
         native.callback(model.close)
+        self._tokenizer = Tokenizer(model)
         return model, on_gpu
 
 

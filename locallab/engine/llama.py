@@ -198,9 +198,21 @@ class Model:
         n_head_kv = int(llama_cpp.llama_model_n_head_kv(self._model)) or 1
         return int(self.n_layer * n_head_kv * (key + value) * KV_BYTES[kv_type])
 
-    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        """Return the token ids of `text` (llama_tokenize). Thread-safe. Raises EngineFailure."""
-        data = text.encode("utf-8", "replace")
+    @property
+    def vocabulary_type(self) -> int:
+        """One of llama_cpp.LLAMA_VOCAB_TYPE_* (llama_vocab_type)."""
+        return int(llama_cpp.llama_vocab_type(self._vocab))
+
+    def attributes(self, token: int) -> int:
+        """Return the sum of a token's llama_cpp.LLAMA_TOKEN_ATTR_* (llama_vocab_get_attr)."""
+        return int(llama_cpp.llama_vocab_get_attr(self._vocab, token))
+
+    def tokenize(self, text: str | bytes, *, add_special: bool, parse_special: bool) -> list[int]:
+        """Return the token ids of a short text (llama_tokenize). Thread-safe. Raises EngineFailure.
+
+        Texts of clients go through `Tokenizer`: llama.cpp recurses into words and is quadratic in control tokens.
+        """
+        data = text.encode("utf-8", "replace") if isinstance(text, str) else text
         room = len(data) + 8
         for _ in range(2):  # a vocabulary that writes a space as a character of three bytes may need more room
             buffer = (llama_cpp.llama_token * room)()

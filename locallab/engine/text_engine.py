@@ -39,7 +39,7 @@ from locallab.engine.sequence import Sequence
 from locallab.engine.state_format import UnknownFormat
 from locallab.engine.token_rules import RuleBook
 from locallab.engine.worker import Cancel, Submit, Worker
-from locallab.errors import ContextLengthExceeded, EngineClosed, InvalidField, ModelLoadError
+from locallab.errors import ContextLengthExceeded, InvalidField, ModelLoadError
 from locallab.settings import EngineSettings, cache_directory
 
 CALIBRATION_TOKENS = 64
@@ -69,9 +69,7 @@ class TextEngine(Engine):
         """Look up the texts of parameters that are within their ranges in the vocabulary, so that `submit` need not: up to
         some 100 ms, mostly nothing. Raises InvalidField, EngineClosed."""
         check(params, self.info.n_vocab)
-        with self._native_lock:
-            if self._closed:
-                raise EngineClosed()
+        with self._tokenizer.using():
             self._rules.rules(params)
 
     def submit(self, prompt: Seq[int], params: SamplingParams, listener: Listener, *, urgent: bool = False) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from locallab.engine import llama
+from locallab.engine.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -28,15 +29,17 @@ class Vocabulary:
         self._model = model = llama.Model(path, 0, vocab_only=True)
         self.info = VocabularyInfo(model.bos, model.eos, model.control_tokens, model.chat_template, model.named_templates)
         self.n_vocab = model.n_vocab
+        self._tokenizer = Tokenizer(model)
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """Return the token ids of `text`, as `Engine.tokenize`."""
-        return self._model.tokenize(text, add_special=add_special, parse_special=parse_special)
+        return self._tokenizer.tokenize(text, add_special=add_special, parse_special=parse_special)
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """Return the text of `tokens`, markup included; invalid UTF-8 becomes U+FFFD."""
-        return b"".join(map(self._model.name, tokens)).decode("utf-8", "replace")
+        return self._tokenizer.detokenize(tokens)
 
     def close(self) -> None:
         """Free the vocabulary."""
+        self._tokenizer.close()
         self._model.close()

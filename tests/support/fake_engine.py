@@ -153,10 +153,21 @@ class FakeEngine:
         self.prepared: list[Constraint] = []
         self.cancelled: list[int] = []
 
-    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+    def tokenize(
+        self,
+        text: str,
+        *,
+        add_special: bool,
+        parse_special: bool,
+        fits: bool = False,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> list[int]:
         opened = parse_special and text.startswith("<s>")
         body = list(text.removeprefix("<s>").encode() if opened else text.encode())
-        return [BOS] * (opened + add_special) + body
+        tokens = [BOS] * (opened + add_special) + body
+        if fits and len(tokens) > self.info.context:
+            raise ContextLengthExceeded(len(tokens), self.info.context)
+        return tokens
 
     def pieces(self, tokens: Sequence[int]) -> list[bytes]:
         if tokens and (min(tokens) < 0 or max(tokens) >= N_VOCAB):

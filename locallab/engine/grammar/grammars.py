@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
+from locallab.engine import stacks
 from locallab.engine.grammar import gbnf, json_schema
 from locallab.engine.grammar.guide import Guide
 from locallab.engine.llama import Model
@@ -26,7 +27,6 @@ STACK = 256 << 20
 """Address space in bytes for the stack of the compiling thread."""
 LONGEST_REASON = 400
 """Maximum characters of llguidance's message in an error."""
-_STACK_LOCK = threading.Lock()
 
 # The layout of Python's json, frequent in training data. A fixed layout forces most tokens between values, and white space
 # cannot go on for ever. Names have one spelling only: one with \u escapes would pass for a name that the schema does not
@@ -98,7 +98,7 @@ class Grammars:
             if guide := self._find(constraint):
                 return guide
             if self._thread is None:
-                self._thread = _thread()
+                self._thread = stacks.executor(STACK, "grammars")  # llguidance recurses into rules, thousands deep
             compilation = self._thread.submit(self._find_or_compile, constraint)
         return compilation.result()
 
@@ -148,18 +148,6 @@ class Grammars:
         if problems:
             raise InvalidField(constraint.field, _reason(constraint, problems[0]))
         return Guide(matcher)
-
-
-def _thread() -> ThreadPoolExecutor:
-    """Start one thread with a large stack: llguidance recurses into rules, thousands deep."""
-    thread = ThreadPoolExecutor(1, thread_name_prefix="grammars")
-    with _STACK_LOCK:
-        before = threading.stack_size(STACK)
-        try:
-            thread.submit(int).result()
-        finally:
-            threading.stack_size(before)
-    return thread
 
 
 def _tokenizer(model: Model) -> LLTokenizer:

@@ -20,8 +20,8 @@ from locallab.chat.control_tokens import guarded, pieces
 from locallab.engine import EmbeddingEngine
 from locallab.errors import InvalidField
 from locallab.pool import Loaded
+from locallab.server.inference.aside import ITEM, Stopped, aside
 from locallab.server.inference.generation import unless_gone
-from locallab.server.inference.prompt import LONG
 
 Rows = npt.NDArray[np.float32]
 Format = Literal["float", "base64"]
@@ -52,11 +52,11 @@ async def vectors(
     """
     engine = embedder(loaded)
 
-    def tokens() -> list[list[int]]:
-        return [engine.tokenize(t, add_special=True, parse_special=True) if isinstance(t, str) else t for t in texts]
+    def tokens(stopped: Stopped) -> list[list[int]]:
+        options: dict[str, Any] = {"add_special": True, "parse_special": True, "fits": not truncate, "stopped": stopped}
+        return [engine.tokenize(text, **options) if isinstance(text, str) else text for text in texts]
 
-    long = sum(len(text) for text in texts if isinstance(text, str)) >= LONG
-    prompts = await asyncio.to_thread(tokens) if long else tokens()
+    prompts = await aside(sum(map(len, texts)) + ITEM * len(texts), tokens)
     room = engine.info.context
     if truncate and any(len(prompt) > room for prompt in prompts):
         # The token that closes a text, if there is one, stays.
@@ -68,8 +68,8 @@ async def vectors(
 async def scores(loaded: Loaded, query: str, documents: Sequence[str], receive: Receive) -> EmbeddingResult:
     """Return how well each document answers the query, from 0 to 1. Raises as `vectors`."""
     engine = embedder(loaded)
-    long = len(query) * len(documents) + sum(map(len, documents)) >= LONG
-    prompts = await asyncio.to_thread(_pairs, loaded, query, documents) if long else _pairs(loaded, query, documents)
+    length = (len(query) + ITEM) * len(documents) + sum(map(len, documents))
+    prompts = await aside(length, lambda stopped: _pairs(loaded, query, documents, stopped))
     return await _compute(engine, prompts, receive)
 
 
@@ -113,14 +113,18 @@ async def _compute(engine: EmbeddingEngine, prompts: list[list[int]], receive: R
     return EmbeddingResult(await unless_gone(wait(), receive), sum(map(len, prompts)))
 
 
-def _pairs(loaded: Loaded, query: str, documents: Sequence[str]) -> list[list[int]]:
+def _pairs(loaded: Loaded, query: str, documents: Sequence[str], stopped: Stopped) -> list[list[int]]:
     """Return the tokens of each pair: the model's template, filled with texts in which markup stays text, or the plain pair."""
     engine = embedder(loaded)
     template = engine.pair_template
-    if template is None:
-        return [engine.pair(query, document) for document in documents]
-    found = []
+    engine.tokenize(query, add_special=True, parse_special=False, fits=True, stopped=stopped)  # rather than once a document
+    found: list[list[int]] = []
     for document in documents:
+        if stopped():
+            break
+        if template is None:
+            found.append(engine.pair(query, document))
+            continue
         texts = {"query": query, "document": document}
         safe = {name: guarded([Message("user", text)], loaded.markup)[0].content for name, text in texts.items()}
         prompt = "".join(safe[part] if index % 2 else part for index, part in enumerate(_PLACES.split(template)))

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from locallab.engine import Kind
 from locallab.errors import InvalidField
 from locallab.pool import Loaded, Pool
+from locallab.server.inference.aside import RECEIVE
 from locallab.server.inference.generation import unless_gone
 
 DOES: Mapping[Kind, str] = {"text": "writes text", "embedding": "makes embeddings", "reranker": "ranks documents"}
@@ -55,6 +56,7 @@ async def lease(request: Request, pool: Pool, model_id: str | None, *, strict: b
     """
     held = pool.lease(model_id, strict=strict, kind=kind)
     request.scope[HELD].callback(held.release)
+    RECEIVE.set(request.receive)
     loaded = await (held.wait() if held.ready else unless_gone(held.wait(), request.receive))
     require(loaded, kind)
     return loaded

@@ -17,11 +17,13 @@ from locallab.chat.fim import infill
 from locallab.chat.messages import with_system
 from locallab.chat.templates import ChatTemplate
 from locallab.chat.turn import ChatRequest, Turn, plan, upcoming
+from locallab.engine import Engine
 from locallab.engine.prefix_tree import NEGLIGIBLE, common_length
 from locallab.engine.request import Constraint, ReasoningBudget, SamplingParams
-from locallab.errors import InvalidField, TemplateExceeded
+from locallab.errors import ContextLengthExceeded, InvalidField, TemplateExceeded
 from locallab.pool import Loaded
 from locallab.server.fields.body import whole
+from locallab.server.inference.aside import INLINE, ITEM, Stopped, aside
 from locallab.server.inference.generation import Job
 
 PROMPTS = {
@@ -34,14 +36,11 @@ PROMPTS = {
 }
 """The JSON schema of what `prompts` reads."""
 
-LONG = 16_384
-"""Characters from which tokenizing would hold up the event loop, and so runs in a thread."""
-
 SHORT = 512
 """Characters of stop strings that are looked up in no time."""
 
 MANY = 200
-"""Messages from which rendering does."""
+"""Messages that are not rendered in the event loop, however short they are."""
 
 _renderers = weakref.WeakKeyDictionary[ChatTemplate, ThreadPoolExecutor]()
 """A thread for each template: one that takes its time makes no other wait."""
@@ -99,23 +98,48 @@ def _tokens(raw: Any) -> bool:
     return isinstance(raw, list) and bool(raw) and all(type(token) is int for token in raw)
 
 
+class _Counting:
+    """An engine that refuses the texts of one request that together do not fit the context, and stops when nobody waits."""
+
+    def __init__(self, engine: Engine, stopped: Stopped, *, fits: bool) -> None:
+        self._engine = engine
+        self._stopped = stopped
+        self._fits = fits
+        self._count = 0
+
+    @property
+    def info(self) -> TokenFacts:
+        return self._engine.info
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        tokens = self._engine.tokenize(
+            text, add_special=add_special, parse_special=parse_special, fits=self._fits, stopped=self._stopped
+        )
+        self._count += len(tokens)
+        if self._fits and self._count > self._engine.info.context:
+            raise ContextLengthExceeded(self._count, self._engine.info.context, at_least=True)
+        return tokens
+
+
 async def text_prompt(loaded: Loaded, text: str) -> list[int]:
-    """Tokenize a text with its markup, behind the model's opening token unless the text begins with it."""
+    """Tokenize a text with its markup, behind the model's opening token unless the text begins with it. Raises
+    ContextLengthExceeded."""
     return await tokenized(loaded, [text])
 
 
-async def tokenized(loaded: Loaded, pieces: Sequence[str]) -> list[int]:
-    """Tokenize a text in pieces as `text_prompt` does; no token spans two pieces."""
-    return await _aside(sum(map(len, pieces)), tokenize, loaded.engine, pieces)
+async def text_prompts(loaded: Loaded, texts: Sequence[str]) -> list[list[int]]:
+    """Tokenize each text as `text_prompt` does."""
+
+    def tokens(stopped: Stopped) -> list[list[int]]:
+        return [tokenize(_Counting(loaded.engine, stopped, fits=True), [text]) for text in texts]
+
+    return await aside(sum(map(len, texts)) + ITEM * len(texts), tokens)
 
 
-async def _aside(
-    length: int, function: Callable[_Arguments, _Result], *arguments: _Arguments.args, **named: _Arguments.kwargs
-) -> _Result:
-    """Call a function that takes its time with a text of `length` characters: in a thread if that is long."""
-    if length < LONG:
-        return function(*arguments, **named)
-    return await asyncio.to_thread(function, *arguments, **named)
+async def tokenized(loaded: Loaded, pieces: Sequence[str], *, fits: bool = True) -> list[int]:
+    """Tokenize a text in pieces as `text_prompt` does; no token spans two pieces. Unless `fits`, it may exceed the context."""
+    length = sum(map(len, pieces)) + ITEM * len(pieces)
+    return await aside(length, lambda stopped: tokenize(_Counting(loaded.engine, stopped, fits=fits), pieces))
 
 
 def tokenize(engine: Tokenizer, pieces: Sequence[str], *, begins: bool = True) -> list[int]:
@@ -147,7 +171,7 @@ async def rendered(
     """Call a function that renders the request, all its renderings within one budget: at once if that takes milliseconds, else
     off the event loop."""
     n_messages, length = len(request.messages), sum(len(message.content) for message in request.messages)
-    if length < LONG and n_messages < MANY:
+    if length <= INLINE and n_messages < MANY:
         with allotted(QUICK) as budget:
             try:
                 return function(*arguments, **named)
@@ -205,11 +229,14 @@ def _marks(model: PromptModel, text: str, tokens: Sequence[int]) -> list[tuple[i
     return [(match.start(), index) for match, index in zip(spelled, places, strict=True)]
 
 
-async def prepare_chat(loaded: Loaded, request: ChatRequest, params: SamplingParams, n: int = 1) -> PreparedChat:
-    """Render and tokenize the chat, and compile its constraint. Raises InvalidField for what the model cannot do."""
+async def prepare_chat(
+    loaded: Loaded, request: ChatRequest, params: SamplingParams, n: int = 1, *, fits: bool = True
+) -> PreparedChat:
+    """Render and tokenize the chat, and compile its constraint. Raises InvalidField for what the model cannot do, and
+    ContextLengthExceeded for a prompt that `fits` not."""
     info = loaded.engine.info
     turn = await rendered(loaded.template, request, plan_chat, loaded, request)
-    prompt = await tokenized(loaded, pieces(turn.prompt))
+    prompt = await tokenized(loaded, pieces(turn.prompt), fits=fits)
     if info.reuse == "snapshots":
         found = await rendered(loaded.template, request, boundaries, loaded, request, turn.prompt, prompt)
         params = dataclasses.replace(params, boundaries=found)
@@ -257,14 +284,16 @@ async def gap_prompt(
 ) -> list[int]:
     """Tokenize the text around a gap, behind other `files`, and the beginning of its filling. Markup in them stays text.
 
-    Raises InvalidField, naming `field`, for a model that cannot fill in.
+    Raises InvalidField, naming `field`, for a model that cannot fill in, and ContextLengthExceeded without files.
     """
     engine, fim = loaded.engine, loaded.engine.info.fim
     if fim is None:
         raise InvalidField(field, f"model {loaded.spec.id!r} has no tokens to fill in text with; ask one made for code")
-    tokenize = functools.partial(engine.tokenize, add_special=False, parse_special=False)
 
-    def tokens() -> list[int]:
+    def tokens(stopped: Stopped) -> list[int]:
+        counting = _Counting(engine, stopped, fits=not files)  # of the files, some may be left out later
+        tokenize = functools.partial(counting.tokenize, add_special=False, parse_special=False)
         return infill(fim, tokenize, prefix, suffix, files) + (tokenize(beginning) if beginning else [])
 
-    return await asyncio.to_thread(tokens)
+    texts = [prefix, suffix, beginning, *(text for _, text in files)]
+    return await aside(sum(map(len, texts)) + ITEM * len(texts), tokens)

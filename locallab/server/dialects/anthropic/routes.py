@@ -75,7 +75,7 @@ class Anthropic:
         body = await read(request, MessagesBody)
         loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
         notes: list[str] = []
-        prepared = await prepare_chat(loaded, chat_request(body, notes), SamplingParams())
+        prepared = await prepare_chat(loaded, chat_request(body, notes), SamplingParams(), fits=False)
         return noted(reply(TokenCount(len(prepared.jobs[0][0]))), notes)
 
     async def hello(self, request: Request) -> Response:

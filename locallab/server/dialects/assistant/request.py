@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import json
 import re
@@ -21,6 +20,7 @@ from locallab.server.dialects.assistant.code_prefix import is_code
 from locallab.server.dialects.assistant.templates import TASKS, Templates
 from locallab.server.fields.messages import EARLIER
 from locallab.server.fields.sampling import Sampling
+from locallab.server.inference.aside import aside
 from locallab.server.inference.generation import Job
 from locallab.server.inference.prompt import gap_prompt, prepare_chat
 
@@ -142,7 +142,8 @@ async def prepare_question(question: Question, loaded: Loaded, templates: Templa
         return PreparedQuestion(question, loaded.spec.id, job, turn=chat.turn)
     # The answer begins with the fence and the program so far. The closing fence ends it; behind a line end it may come at once.
     beginning = f"{FENCE}{question.language}\n{question.prompt}"
-    tokens = await asyncio.to_thread(loaded.engine.tokenize, beginning, add_special=False, parse_special=False)
+    options: dict[str, Any] = {"add_special": False, "parse_special": False, "fits": True}
+    tokens = await aside(len(beginning), lambda stopped: loaded.engine.tokenize(beginning, **options, stopped=stopped))
     closing = (f"\n{FENCE}", FENCE) if question.prompt.endswith("\n") else (f"\n{FENCE}",)
     job = ([*job[0], *tokens], dataclasses.replace(job[1], stop=(*params.stop, *closing)))
     return PreparedQuestion(question, loaded.spec.id, job, question.prompt, chat.turn)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import functools
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -20,8 +20,9 @@ from locallab.pool import Loaded, Pool
 from locallab.server.dialects.openai.chat import ChatBody
 from locallab.server.endpoint import Endpoint
 from locallab.server.fields.body import read, whole
+from locallab.server.inference.aside import ITEM, Stopped, aside
 from locallab.server.inference.lease import lease
-from locallab.server.inference.prompt import LONG, plan_chat, rendered
+from locallab.server.inference.prompt import plan_chat, rendered
 from locallab.server.reply import noted, reply
 from locallab.settings import ServerSettings
 
@@ -85,19 +86,22 @@ class TokenRoutes:
             reason = "is missing" if raw is None else "expected a string, or a list of strings and token ids"
             raise InvalidField("content", reason)
         loaded = await self._lease(request, body.model, None)
-        arguments = (loaded.engine, parts, bool(body.add_special), body.parse_special is not False)
-        long = sum(len(part) for part in parts if isinstance(part, str)) >= LONG
-        tokens = await asyncio.to_thread(_tokenized, *arguments) if long else _tokenized(*arguments)
+        work = functools.partial(
+            _tokenized, loaded.engine, parts, add_special=bool(body.add_special), parse_special=body.parse_special is not False
+        )
+        length = sum(len(part) for part in parts if isinstance(part, str)) + ITEM * (0 if isinstance(raw, str) else len(raw))
+        tokens = await aside(length, work)
         if not body.with_pieces:
             return reply({"tokens": tokens, "count": len(tokens)})
-        pieces = zip(tokens, loaded.engine.pieces(tokens), strict=True)
-        return reply({"tokens": [Piece(token, _readable(piece)) for token, piece in pieces], "count": len(tokens)})
+        pieces = await aside(ITEM * len(tokens), lambda _: _with_pieces(loaded.engine, tokens))
+        return reply({"tokens": pieces, "count": len(tokens)})
 
     async def detokenize(self, request: Request) -> Response:
         """Turn tokens into text."""
         body = await read(request, DetokenizeBody)
         loaded = await self._lease(request, body.model, None)
-        return reply(Detokenized(loaded.engine.detokenize(body.tokens)))
+        text = await aside(ITEM * len(body.tokens), lambda _: loaded.engine.detokenize(body.tokens))
+        return reply(Detokenized(text))
 
     async def apply_template(self, request: Request) -> ASGIApp:
         """Render a conversation as the model reads it, without answering it.
@@ -114,13 +118,26 @@ class TokenRoutes:
         return await lease(request, self._pool, model, strict=self._settings.strict_models, kind=kind)
 
 
-def _tokenized(engine: Engine, parts: Sequence[str | int], add_special: bool, parse_special: bool) -> list[int]:
+def _tokenized(
+    engine: Engine, parts: Sequence[str | int], stopped: Stopped, *, add_special: bool, parse_special: bool
+) -> list[int]:
     """Special tokens go around the first text only."""
     tokens: list[int] = []
     for index, part in enumerate(parts):
-        special = add_special and index == 0
-        tokens += engine.tokenize(part, add_special=special, parse_special=parse_special) if isinstance(part, str) else [part]
+        if isinstance(part, str):
+            special = add_special and index == 0
+            tokens += engine.tokenize(part, add_special=special, parse_special=parse_special, stopped=stopped)
+        else:
+            tokens.append(part)
     return tokens
+
+
+def _with_pieces(engine: Engine, tokens: Sequence[int]) -> msgspec.Raw:
+    """Return the tokens with their pieces as JSON, each token's written once."""
+    kinds = list(dict.fromkeys(tokens))
+    named = zip(kinds, engine.pieces(kinds), strict=True)
+    written = {token: msgspec.json.encode(Piece(token, _readable(piece))) for token, piece in named}
+    return msgspec.Raw(b"[%b]" % b",".join([written[token] for token in tokens]))
 
 
 def _readable(piece: bytes) -> str | list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
@@ -15,8 +16,9 @@ from locallab.pool import Loaded
 from locallab.server.dialects.answer_fields import Created, FinishReason, Logprob, ModelName, UsageFigures
 from locallab.server.dialects.openai.chat import OpenAIBody, PromptLogprobs, TokenIds, with_prompt
 from locallab.server.dialects.openai.logprobs import Echo
+from locallab.server.inference.aside import ITEM, aside
 from locallab.server.inference.generation import Job
-from locallab.server.inference.prompt import PROMPTS, compile_constraint, gap_prompt, jobs_for, prompts, text_prompt
+from locallab.server.inference.prompt import PROMPTS, compile_constraint, gap_prompt, jobs_for, prompts, text_prompts
 
 
 class CompletionBody(OpenAIBody, kw_only=True):
@@ -81,20 +83,26 @@ class Completion:
 async def complete(loaded: Loaded, body: CompletionBody, params: SamplingParams) -> Completion:
     """Tokenize, and compile the constraint. Raises InvalidField for what the model cannot do."""
     await compile_constraint(loaded, params.constraint)
-    found, tokens, echoes = prompts(body.prompt), list[list[int]](), list[Echo | None]()
-    for prompt in found:
-        if body.suffix:
-            if not isinstance(prompt, str):
-                raise InvalidField("suffix", "works for prompts given as text only")
-            tokens.append(await gap_prompt(loaded, prompt, body.suffix))
-        else:
-            tokens.append(await text_prompt(loaded, prompt) if isinstance(prompt, str) else prompt)
-        if body.echo:
-            text = prompt if isinstance(prompt, str) else loaded.engine.detokenize(prompt)
-            echoes.append(Echo(text, loaded.engine.pieces(tokens[-1]) if body.alternatives is not None else ()))
-        else:
-            echoes.append(None)
+    found = prompts(body.prompt)
+    texts = [prompt for prompt in found if isinstance(prompt, str)]
+    if body.suffix:
+        if len(texts) < len(found):
+            raise InvalidField("suffix", "works for prompts given as text only")
+        tokens = [await gap_prompt(loaded, prompt, body.suffix) for prompt in texts]
+    else:
+        made = iter(await text_prompts(loaded, texts))
+        tokens = [next(made) if isinstance(prompt, str) else prompt for prompt in found]
+    echoes: list[Echo | None] = [None] * len(found)
+    if body.echo:
+        scored = body.alternatives is not None
+        length = ITEM * sum(map(len, tokens))
+        echoes = await aside(length, lambda _: [_echo(loaded, *each, scored) for each in zip(found, tokens, strict=True)])
     return Completion(jobs_for(tokens, params, body.per_prompt), echoes)
+
+
+def _echo(loaded: Loaded, prompt: str | list[int], tokens: Sequence[int], scored: bool) -> Echo:
+    text = prompt if isinstance(prompt, str) else loaded.engine.detokenize(prompt)
+    return Echo(text, loaded.engine.pieces(tokens) if scored else ())
 
 
 class TextLogprobs(msgspec.Struct):

@@ -14,7 +14,7 @@ async def prepare_fitting(
     loaded: Loaded, request: ChatRequest, params: SamplingParams, notes: list[str], *, truncate: bool
 ) -> PreparedChat:
     """Prepare as `prepare_chat`; with `truncate`, drop as few of the oldest turns as needed to fit, if the last turn does."""
-    whole = await prepare_chat(loaded, request, params)
+    whole = await prepare_chat(loaded, request, params, fits=False)
     if not truncate or _fits(loaded, whole):
         return whole
     # Without the oldest turn, the two oldest, and so on. A turn begins with the user; system messages at the beginning stay.
@@ -25,7 +25,7 @@ async def prepare_fitting(
     low, high, best = 0, len(shorter), whole
     while low < high:  # find the first that fits: each is shorter than the one before
         middle = (low + high) // 2
-        tried = await prepare_chat(loaded, shorter[middle], params)
+        tried = await prepare_chat(loaded, shorter[middle], params, fits=False)
         if _fits(loaded, tried):
             high, best = middle, tried
         else:

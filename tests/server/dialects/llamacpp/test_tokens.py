@@ -96,3 +96,13 @@ def test_tools_are_part_of_it(served: Served) -> None:
     assert prompt(tools=[WEATHER], tool_choice={"function": {"name": "sun"}}).status_code == 400
     left_out = prompt(tools=[WEATHER, {"type": "web_search"}])
     assert "web_search" in left_out.headers["x-locallab-notes"]
+
+
+def test_long_texts_and_their_pieces(tiny: Tiny) -> None:
+    text = "hello,ü\n" * 10_000
+    answer = tiny.post("/tokenize", model="decoder", content=text, with_pieces=True)
+    tokens = tiny.post("/tokenize", model="decoder", content=text)["tokens"]
+    assert [each["id"] for each in answer["tokens"]] == tokens and answer["count"] == len(tokens) > 50_000
+    assert tiny.post("/detokenize", model="decoder", tokens=tokens)["content"].strip() == text.strip()
+    pieces = tiny.post("/tokenize", model="decoder", content=text[:8], with_pieces=True)["tokens"]
+    assert answer["tokens"][: len(pieces) - 1] == pieces[:-1]
