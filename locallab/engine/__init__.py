@@ -1,5 +1,6 @@
 """Continuous batching over llama.cpp. The only room that touches llama_cpp; no asyncio, no HTTP, no JSON."""
 
+from locallab.engine.caller import LOCAL, Caller
 from locallab.engine.embedding.embedder import EmbeddingEngine
 from locallab.engine.engine import Engine, ModelInfo
 from locallab.engine.llama import build_features
@@ -19,6 +20,8 @@ from locallab.engine.text_engine import TextEngine
 from locallab.engine.totals import Histogram, Totals
 
 __all__ = [
+    "LOCAL",
+    "Caller",
     "Constraint",
     "EmbeddingEngine",
     "Engine",

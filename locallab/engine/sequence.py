@@ -7,6 +7,7 @@ import time
 from typing import Literal
 
 from locallab.engine.answer import Answer
+from locallab.engine.caller import LOCAL, Caller
 from locallab.engine.request import CacheUse, Listener, SamplingParams, Usage
 
 UNPLACED = -1
@@ -16,10 +17,10 @@ UNPLACED = -1
 class Sequence:
     """Known tokens (prompt, then answer) of which the first `computed` have their KV in the llama sequence `slot`.
 
-    `limit` is the length at which the answer ends: by max_tokens or by the context. An `urgent` one goes ahead of others.
-    `order` is its place in the queue, `turn_began` the length of the answer when it last left it. Its state is saved at the
-    `boundaries`, unless it proved not `savable`; the `waiters` wait for what it computes now. `fetch` tells of what it needs
-    from disk: "asked" while it is read, "done" once that has come or failed.
+    `limit` is the length at which the answer ends: by max_tokens or by the context. `caller` is who asked; an `urgent` one goes
+    ahead of others. `order` is its place in the queue, `turn_began` the length of the answer when it last left it. Its state is
+    saved at the `boundaries`, unless it proved not `savable`; the `waiters` wait for what it computes now. `fetch` tells of
+    what it needs from disk: "asked" while it is read, "done" once that has come or failed.
     `cache` is what the prefix cache had of its prompt, once that is placed. `submitted`, `began` and `last_token` are the times
     (time.perf_counter) at which it was made, at which the first step of its prompt began, and at which its last token became
     known.
@@ -32,6 +33,7 @@ class Sequence:
     answer: Answer
     listener: Listener
     urgent: bool = False
+    caller: Caller = LOCAL
     computed: int = 0
     slot: int = UNPLACED
     cache: CacheUse | None = None

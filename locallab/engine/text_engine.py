@@ -14,6 +14,7 @@ from locallab import hardware
 from locallab.cache_files import fingerprint
 from locallab.engine import llama
 from locallab.engine.answer import Answer
+from locallab.engine.caller import LOCAL, Caller
 from locallab.engine.context import Batch, Context
 from locallab.engine.costs import StepCosts
 from locallab.engine.disk_cache import DiskCache, model_digest
@@ -72,10 +73,13 @@ class TextEngine(Engine):
         with self._tokenizer.using():
             self._rules.rules(params)
 
-    def submit(self, prompt: Seq[int], params: SamplingParams, listener: Listener, *, urgent: bool = False) -> int:
+    def submit(
+        self, prompt: Seq[int], params: SamplingParams, listener: Listener, *, caller: Caller = LOCAL, urgent: bool = False
+    ) -> int:
         """Queue a request and return its id at once; `listener` gets its events through the engine's `post`.
 
-        An `urgent` one goes ahead of others, within bounds. A constraint that is not prepared is compiled here.
+        It is computed for `caller`. An `urgent` one goes ahead of others, within bounds. A constraint that is not prepared is
+        compiled here.
         Raises InvalidField, ContextLengthExceeded (before any work), Overloaded, EngineClosed.
         """
         tokens = list(prompt)
@@ -85,7 +89,7 @@ class TextEngine(Engine):
         with self._lock:
             self._admit()
             answer = Answer(params, self._model, guide, self._rules.rules(params))
-            sequence = Sequence(next(self._ids), tokens, len(tokens), limit, answer, listener, urgent)
+            sequence = Sequence(next(self._ids), tokens, len(tokens), limit, answer, listener, urgent, caller)
             self._worker.commands.put(Submit(sequence))
         return sequence.id
 

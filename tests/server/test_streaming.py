@@ -17,6 +17,7 @@ import uvicorn
 from sse_starlette.sse import AppStatus
 
 from locallab.chat.turn import Turn
+from locallab.engine import LOCAL
 from locallab.engine.request import SamplingParams, TokenEvent, Usage
 from locallab.errors import EngineFailure, Overloaded, SlowReader
 from locallab.server import streaming
@@ -189,7 +190,7 @@ class Held:
         self.listeners: list[Any] = []
         self.cancelled: list[int] = []
 
-    def submit(self, prompt: Any, params: Any, listener: Any, *, urgent: bool = False) -> int:
+    def submit(self, prompt: Any, params: Any, listener: Any, **how: Any) -> int:
         self.listeners.append(listener)
         return len(self.listeners) - 1
 
@@ -205,7 +206,8 @@ PLAIN = Turn("", None, (), None, (), None, False)
 
 
 async def answered(engine: Held, wire: Wire, formatter: Any, jobs: list[Any], stream: bool) -> None:
-    request, loaded = SimpleNamespace(receive=wire.receive), SimpleNamespace(text_engine=engine)
+    request = SimpleNamespace(receive=wire.receive, state=SimpleNamespace(caller=LOCAL))
+    loaded = SimpleNamespace(text_engine=engine)
     response = await answer(request, loaded, jobs, formatter, stream=stream)  # type: ignore[arg-type]
     await response({"type": "http", "method": "POST", "path": "/"}, wire.receive, wire.send)  # type: ignore[arg-type]
 

@@ -32,6 +32,26 @@ RAW = f"<think>{THOUGHT}</think>\n\n{SAID}\n{CALL}\n{CALL}"
 
 PARAMETERS = {"type": "object", "properties": {"place": {"type": "string"}, "days": {"type": "integer"}}}
 
+USER = {"messages": [{"role": "user", "content": "hello there"}]}
+ROUTES: dict[str, dict[str, Any]] = {
+    "/generate": {"prompt": "hello there"},
+    "/chat": USER,
+    "/v1/chat/completions": USER,
+    "/v1/completions": {"prompt": "hello there"},
+    "/v1/fim/completions": {"prompt": "hello there", "suffix": "end"},
+    "/infill": {"input_prefix": "hello there", "input_suffix": "end"},
+    "/completion": {"prompt": "hello there"},
+    "/v1/responses": {"input": "hello there"},
+    "/v1/messages": {"model": "any", "max_tokens": 99, **USER},
+    "/api/chat": {"model": "tiny:1b", **USER},
+    "/api/generate": {"model": "tiny:1b", "prompt": "hello there"},
+    **{
+        f"/api/v1/assistant/{task}": {"prompt": "hello there"}
+        for task in ("generate", "refactor", "debug", "audit", "document", "chat")
+    },
+}
+"""The body of a request to each path that generates."""
+
 
 def turn() -> Turn:
     """Return the turn of a request with a tool."""

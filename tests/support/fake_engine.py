@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from locallab.chat.known_templates import CHATML
-from locallab.engine import EngineStats, ModelInfo, Totals
+from locallab.engine import LOCAL, Caller, EngineStats, ModelInfo, Totals
 from locallab.engine.post import Post, call_each
 from locallab.engine.request import (
     CacheUse,
@@ -91,8 +91,8 @@ class Running:
 class FakeEngine:
     """Has Engine's interface; a token is a byte. Plays `script(prompt, params)` for each request, one step of all at a time.
 
-    `submitted`, `urgent`, `prepared` and `cancelled` record what was asked; `full` makes it refuse; `cached` is what its usage
-    says, and `tier` where that was; no prompt gets more because it diverged, or because it is the first.
+    `submitted`, `urgent`, `callers`, `prepared` and `cancelled` record what was asked; `full` makes it refuse; `cached` is
+    what its usage says, and `tier` where that was; no prompt gets more because it diverged, or because it is the first.
     """
 
     def __init__(
@@ -150,6 +150,7 @@ class FakeEngine:
         self.tier: Tier = "resident"
         self.submitted: list[tuple[str, SamplingParams]] = []
         self.urgent: list[bool] = []
+        self.callers: list[Caller] = []
         self.prepared: list[Constraint] = []
         self.cancelled: list[int] = []
 
@@ -191,7 +192,15 @@ class FakeEngine:
         if len(tokens) >= self.info.context:
             raise ContextLengthExceeded(len(tokens), self.info.context)
 
-    def submit(self, prompt: Sequence[int], params: SamplingParams, listener: Listener, *, urgent: bool = False) -> int:
+    def submit(
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        listener: Listener,
+        *,
+        caller: Caller = LOCAL,
+        urgent: bool = False,
+    ) -> int:
         tokens = list(prompt)
         self.check(tokens, params)
         with self._lock:
@@ -203,6 +212,7 @@ class FakeEngine:
             request = Running(next(self._ids), tokens, params, listener, steps, TextStream(params.stop))
             self.submitted.append((detokenize(tokens), params))
             self.urgent.append(urgent)
+            self.callers.append(caller)
             self._running[request.id] = request
             self._lock.notify()
         return request.id

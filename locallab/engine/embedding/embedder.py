@@ -12,6 +12,7 @@ import numpy as np
 
 from locallab import hardware
 from locallab.engine import llama
+from locallab.engine.caller import LOCAL, Caller
 from locallab.engine.embedding.context import RANK, PooledContext, Rows, in_steps, pair_template, pooling_of, seam, width
 from locallab.engine.embedding.limits import limits as limits_of
 from locallab.engine.embedding.packing import EmbedJob, Packing
@@ -26,7 +27,7 @@ SOFTMAX = ("qwen3", "qwen3vl")
 class EmbeddingEngine(Engine):
     """An engine that computes rows of numbers: vectors, or relevances."""
 
-    def embed(self, prompts: Seq[Seq[int]]) -> Future[Rows]:
+    def embed(self, prompts: Seq[Seq[int]], caller: Caller = LOCAL) -> Future[Rows]:
         """Queue a request; its future holds a row for each prompt: a vector of length 1, or a reranker's relevance from 0 to 1.
         Cancelling the future ends the request.
 
@@ -44,7 +45,7 @@ class EmbeddingEngine(Engine):
         future: Future[Rows] = Future()
         with self._lock:
             self._admit()
-            self._worker.commands.put(Embed(EmbedJob(sequences, future)))
+            self._worker.commands.put(Embed(EmbedJob(sequences, future, caller)))
         future.add_done_callback(lambda _: self._ended())
         return future
 

@@ -11,6 +11,8 @@ from concurrent.futures import Future
 import numpy as np
 import numpy.typing as npt
 
+from locallab.engine.caller import LOCAL, Caller
+
 Rows = npt.NDArray[np.float32]
 
 
@@ -23,6 +25,7 @@ class EmbedJob:
 
     sequences: Seq[Seq[int]]
     future: Future[Rows]
+    caller: Caller = LOCAL
     rows: dict[int, Rows] = dataclasses.field(default_factory=dict)
     taken: int = 0
 

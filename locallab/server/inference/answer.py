@@ -30,7 +30,7 @@ async def answer(
     Raises ClientGone when the client leaves first, what `TextEngine.submit` raises, and what ended an answer before its time.
     """
     await prepare_texts(loaded, jobs)
-    generation = Generation(loaded.text_engine, jobs, urgent=urgent)
+    generation = Generation(loaded.text_engine, jobs, caller=request.state.caller, urgent=urgent)
     if stream:
         return noted(EventStream(generation, formatter, media_type), notes)
 

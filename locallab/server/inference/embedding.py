@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 from msgspec import Meta
-from starlette.types import Receive
+from starlette.requests import Request
 
 from locallab.chat import Message
 from locallab.chat.control_tokens import guarded, pieces
@@ -44,7 +44,7 @@ class EmbeddingResult:
 
 
 async def vectors(
-    loaded: Loaded, texts: Sequence[str | list[int]], receive: Receive, *, truncate: bool = False
+    loaded: Loaded, texts: Sequence[str | list[int]], request: Request, *, truncate: bool = False
 ) -> EmbeddingResult:
     """Return the vector of each text; a list is token ids. `truncate` cuts texts that are too long, which else are refused.
 
@@ -62,15 +62,15 @@ async def vectors(
         # The token that closes a text, if there is one, stays.
         closing = engine.tokenize("", add_special=True, parse_special=False)[int(engine.info.add_bos) :]
         prompts = [p if len(p) <= room else p[: room - len(closing)] + closing for p in prompts]
-    return await _compute(engine, prompts, receive)
+    return await _compute(engine, prompts, request)
 
 
-async def scores(loaded: Loaded, query: str, documents: Sequence[str], receive: Receive) -> EmbeddingResult:
+async def scores(loaded: Loaded, query: str, documents: Sequence[str], request: Request) -> EmbeddingResult:
     """Return how well each document answers the query, from 0 to 1. Raises as `vectors`."""
     engine = embedder(loaded)
     length = (len(query) + ITEM) * len(documents) + sum(map(len, documents))
     prompts = await aside(length, lambda stopped: _pairs(loaded, query, documents, stopped))
-    return await _compute(engine, prompts, receive)
+    return await _compute(engine, prompts, request)
 
 
 def embedder(loaded: Loaded) -> EmbeddingEngine:
@@ -106,11 +106,11 @@ async def json_rows(rows: Rows, form: Format) -> list[Any]:
     return found
 
 
-async def _compute(engine: EmbeddingEngine, prompts: list[list[int]], receive: Receive) -> EmbeddingResult:
+async def _compute(engine: EmbeddingEngine, prompts: list[list[int]], request: Request) -> EmbeddingResult:
     async def wait() -> Rows:
-        return await asyncio.wrap_future(engine.embed(prompts))
+        return await asyncio.wrap_future(engine.embed(prompts, request.state.caller))
 
-    return EmbeddingResult(await unless_gone(wait(), receive), sum(map(len, prompts)))
+    return EmbeddingResult(await unless_gone(wait(), request.receive), sum(map(len, prompts)))
 
 
 def _pairs(loaded: Loaded, query: str, documents: Sequence[str], stopped: Stopped) -> list[list[int]]:

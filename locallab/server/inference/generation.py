@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from starlette.types import Receive
 
-from locallab.engine import TextEngine
+from locallab.engine import LOCAL, Caller, TextEngine
 from locallab.engine.request import CacheUse, SamplingParams, Tier, TokenEvent, TokenLogprob, Usage
 from locallab.errors import EngineClosed, EngineFailure, SlowReader
 
@@ -63,7 +63,7 @@ class Generation:
     that does not read ends the answers with SlowReader, once UNREAD_BYTES for each wait for UNREAD_TIME seconds.
     """
 
-    def __init__(self, engine: TextEngine, jobs: Sequence[Job], *, urgent: bool = False) -> None:
+    def __init__(self, engine: TextEngine, jobs: Sequence[Job], *, caller: Caller = LOCAL, urgent: bool = False) -> None:
         self._engine = engine
         self._loop = asyncio.get_running_loop()
         self._prompts = [id(prompt) for prompt, _ in jobs]
@@ -82,7 +82,7 @@ class Generation:
                     engine.check(prompt, params)
                     take(TokenEvent("", finish_reason="length", usage=Usage(len(prompt), 0, 0)))
                 else:
-                    self._running[index] = engine.submit(prompt, params, take, urgent=urgent)
+                    self._running[index] = engine.submit(prompt, params, take, caller=caller, urgent=urgent)
         except BaseException:
             self._cancel()
             raise

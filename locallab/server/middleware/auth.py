@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Iterable, Mapping
 from urllib.parse import parse_qsl, unquote_plus
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from locallab.engine import Caller
 from locallab.errors import Unauthorized
-from locallab.keys import Key, Keyring
+from locallab.keys import Key, Keyring, Tier
+from locallab.server.middleware.rate_limit import identity
 
 QUERY = "api_key"
 KEY_SUBPROTOCOL = "locallab.key."
@@ -18,6 +20,9 @@ SUBPROTOCOL = "locallab"
 
 MISSING = "an API key is required: send it as Authorization: Bearer KEY, or in the header x-api-key or api-key"
 WRONG = "the API key is not valid"
+
+WEIGHTS: Mapping[Tier, int] = {"free": 1, "pro": 2}
+"""Shares of the engine's time; that of a client without a key is the smallest."""
 
 _HEADERS = (b"authorization", b"x-api-key", b"api-key")
 
@@ -72,7 +77,9 @@ def _selecting_subprotocol(send: Send) -> Send:
 
 
 class Auth:
-    """Put the client's key, or None, into scope["state"]["key"]; raise Unauthorized if a key is required and missing or wrong.
+    """Put the client's key, or None, into scope["state"]["key"], and who calls into scope["state"]["caller"].
+
+    Raise Unauthorized if a key is required and missing or wrong.
 
     To the app, a WebSocket whose key is revoked looks disconnected.
     """
@@ -87,6 +94,7 @@ class Auth:
             return
         presented = scope["state"]["presented"]
         scope["state"]["key"] = key = self._keyring.find(presented)
+        scope["state"]["caller"] = _caller(key, scope)
         is_free = scope["type"] == "http" and (scope["method"] == "OPTIONS" or scope["state"]["area"] == "open")
         if key is None and self._keyring.required and not is_free:
             raise Unauthorized(WRONG if presented else MISSING)
@@ -106,3 +114,8 @@ class Auth:
             return {"type": "websocket.disconnect", "code": 1008, "reason": WRONG}
 
         return watched
+
+
+def _caller(key: Key | None, scope: Scope) -> Caller:
+    address = (scope.get("client") or ("-",))[0]
+    return Caller(id=identity(key, address), weight=WEIGHTS[key.tier] if key else min(WEIGHTS.values()))

@@ -3,35 +3,18 @@
 from __future__ import annotations
 
 import threading
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
 
 from locallab.engine.request import CacheUse, MissReason, Tier
 from locallab.server import streaming
 from locallab.server.reply import cache_headers, cache_text
+from tests.support.dialect_requests import ROUTES
 from tests.support.fake_engine import say
 from tests.support.http_server import Served
 
 NAME = "x-locallab-cache"
-USER = {"messages": [{"role": "user", "content": "hello there"}]}
-ROUTES: dict[str, dict[str, Any]] = {
-    "/generate": {"prompt": "hello there"},
-    "/chat": USER,
-    "/v1/chat/completions": USER,
-    "/v1/completions": {"prompt": "hello there"},
-    "/v1/fim/completions": {"prompt": "hello there", "suffix": "end"},
-    "/infill": {"input_prefix": "hello there", "input_suffix": "end"},
-    "/completion": {"prompt": "hello there"},
-    "/v1/responses": {"input": "hello there"},
-    "/v1/messages": {"model": "any", "max_tokens": 99, **USER},
-    "/api/chat": {"model": "tiny:1b", **USER},
-    "/api/generate": {"model": "tiny:1b", "prompt": "hello there"},
-    **{
-        f"/api/v1/assistant/{task}": {"prompt": "hello there"}
-        for task in ("generate", "refactor", "debug", "audit", "document", "chat")
-    },
-}
 
 
 def length(served: Served) -> int:

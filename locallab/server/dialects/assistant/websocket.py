@@ -17,6 +17,7 @@ from msgspec import Meta
 from starlette.routing import BaseRoute, WebSocketRoute
 from starlette.types import Message, Receive, Scope, Send
 
+from locallab.engine import LOCAL, Caller
 from locallab.engine.request import Usage
 from locallab.errors import EngineClosed, InvalidField, RequestError
 from locallab.pool import Pool
@@ -89,6 +90,7 @@ class Conversation:
         self._settings = settings
         self._templates = templates
         self._count = scope.get("state", {}).get("count")
+        self._caller: Caller = scope.get("state", {}).get("caller", LOCAL)
         self._receive = receive
         self._send = send
         self._running: set[Running] = set()
@@ -216,11 +218,12 @@ class Conversation:
             prepared = await prepare_question(running.question, loaded, self._templates, self._settings.completion_tokens)
             reader = AnswerReader(prepared)
             await prepare_texts(loaded, [prepared.job])
-            with Generation(loaded.text_engine, [prepared.job], urgent=prepared.urgent) as running.generation:
-                async for items in running.generation:
+            generation = Generation(loaded.text_engine, [prepared.job], caller=self._caller, urgent=prepared.urgent)
+            with generation as running.generation:
+                async for items in generation:
                     if text := reader.read(items):
                         await self._send_event(running.id, token(text))
-                used = running.generation.cache
+                used = generation.cache
         return {**reader.summary(), **({"cache": cache_text(used)} if used else {})}
 
     async def _close_if_idle(self) -> None:

@@ -84,7 +84,7 @@ class OllamaEmbed:
         check_dimensions(loaded, body.dimensions)
         rows, tokens = [], 0
         if texts:
-            computed = await vectors(loaded, texts, request.receive, truncate=body.truncate is not False)
+            computed = await vectors(loaded, texts, request, truncate=body.truncate is not False)
             rows, tokens = await json_rows(first_components(computed.rows, body.dimensions), "float"), computed.tokens
         took = {"total_duration": time.perf_counter_ns() - began, "load_duration": ready - began}
         return reply({"model": body.model or loaded.spec.id, "embeddings": rows, **took, "prompt_eval_count": tokens})
@@ -95,7 +95,7 @@ class OllamaEmbed:
         loaded = await self._lease(request, body.model, body.keep_alive)
         if not body.prompt:
             return reply({"embedding": []})
-        computed = await vectors(loaded, [body.prompt], request.receive, truncate=True)
+        computed = await vectors(loaded, [body.prompt], request, truncate=True)
         return reply({"embedding": (await json_rows(computed.rows, "float"))[0]})
 
     async def _lease(self, request: Request, model: str | None, keep_alive: float | str | None) -> Loaded:

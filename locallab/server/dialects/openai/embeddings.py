@@ -78,7 +78,7 @@ class Embeddings:
         texts = prompts(body.input, "input")
         loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models, kind="embedding")
         check_dimensions(loaded, body.dimensions)
-        computed = await vectors(loaded, texts, request.receive)
+        computed = await vectors(loaded, texts, request)
         rows = await json_rows(first_components(computed.rows, body.dimensions), body.encoding_format or "float")
         data = [{"object": "embedding", "index": index, "embedding": row} for index, row in enumerate(rows)]
         usage = {"prompt_tokens": computed.tokens, "total_tokens": computed.tokens}

@@ -75,7 +75,7 @@ class Rerank:
         if not texts:
             raise InvalidField("documents", "must have at least one document")
         loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models, kind="reranker")
-        computed = await scores(loaded, body.query, texts, request.receive)
+        computed = await scores(loaded, body.query, texts, request)
         relevance = computed.rows[:, 0].tolist()
         best = sorted(range(len(texts)), key=lambda index: -relevance[index])[: body.top_n]
         results = [Ranked(index, relevance[index]) for index in best]
