@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from locallab.engine.costs import StepCosts
+from locallab.engine.fairness import Shares
 from locallab.engine.limits import Limits
 from locallab.engine.sequence import Sequence
 from locallab.engine.step_plan import Chunk, cut
@@ -18,8 +19,9 @@ LEAST_CHUNK = 16
 class Chunking:
     """Takes turns between prompts, so it remembers who was first. Every method mutates that, none a sequence."""
 
-    def __init__(self, limits: Limits, costs: StepCosts) -> None:
+    def __init__(self, limits: Limits, costs: StepCosts, shares: Shares) -> None:
         self.limits = limits
+        self.shares = shares
         self.costs = costs
         self._oldest_first = False
         self._ahead = 0  # prompt tokens by which urgent sequences are ahead of others, while there are both
@@ -44,7 +46,7 @@ class Chunking:
         room = min(self.limits.batch - n_decode, room)
         budget = min(self._budget(n_decode), room)
         tile = self.limits.tile if budget >= self.limits.tile else 0
-        for sequence in self._in_turn(prefilling):
+        for sequence in self.shares.by_debt(self._in_turn(prefilling)):
             if budget <= 0:
                 return
             if sequence.unscored:

@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 
 from locallab import hardware
 from locallab.engine import llama
+from locallab.engine.caller import Caller, Places
 from locallab.engine.limits import kv_room
 from locallab.engine.llama import Memory
 from locallab.engine.request import EngineStats, FimTokens, Kind
@@ -86,7 +87,7 @@ class Engine(abc.ABC):
         """Load the model (seconds). Raises ModelLoadError."""
         self._settings = settings
         self._lock = threading.Lock()
-        self._open = 0
+        self._open = Places()
         self._closed = False
         self._loaded: Future[None] = Future()
         self._thread = threading.Thread(target=self._work, args=(path,), name=f"engine {path.name}", daemon=True)
@@ -141,14 +142,19 @@ class Engine(abc.ABC):
             self._worker.commands.put(Close(time.monotonic() + grace))
         self._thread.join()
 
-    def _admit(self) -> None:
-        """Count a request in; call it with the lock held. Raises Overloaded, EngineClosed."""
+    def _admit(self, caller: Caller) -> Overloaded | None:
+        """Count a request in; call it with the lock held. Return the error for one that must leave the queue if it is full.
+        Raises Overloaded where the caller has no less in it than others, EngineClosed."""
         if self._closed:
             raise EngineClosed()
-        waiting = self._open - self._settings.parallel
+        waiting = self._open.total - self._settings.parallel
+        overloaded = None
         if waiting >= self._settings.queue:
-            raise Overloaded(waiting, retry_after=1 + waiting // self._settings.parallel)
-        self._open += 1
+            overloaded = Overloaded(waiting, retry_after=1 + waiting // self._settings.parallel)
+            if not self._open.has_less(caller):
+                raise overloaded
+        self._open.enter(caller)
+        return overloaded
 
     def _check_tokens(self, field: str, tokens: Seq[int]) -> None:
         for start in range(0, len(tokens), CHECKED):
@@ -157,9 +163,9 @@ class Engine(abc.ABC):
                 continue
             raise InvalidField(field, f"token ids must be from 0 to {self.info.n_vocab - 1}")
 
-    def _ended(self) -> None:
+    def _ended(self, caller: Caller) -> None:
         with self._lock:
-            self._open -= 1
+            self._open.leave(caller)
 
     def _work(self, path: Path) -> None:
         """Run the engine's thread: everything native is made, used and freed in it."""

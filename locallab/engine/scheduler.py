@@ -18,17 +18,15 @@ from locallab.engine import layout
 from locallab.engine.cache import NO_MATCH, Match, PrefixCache
 from locallab.engine.chunking import Chunking
 from locallab.engine.costs import StepCosts
+from locallab.engine.fairness import Shares, gives_way, held, longest_turn, youngest
 from locallab.engine.limits import Limits
+from locallab.engine.saving import Saving
 from locallab.engine.sequence import UNPLACED, Sequence
 from locallab.engine.step_plan import FORCED, Chunk, Copy, Fetch, Move, Relocate, Remove, Restore, Save, StepPlan
 from locallab.engine.waiting import Waiting
 
 WORTH_WAITING = 8
 """Least gain in tokens for which a sequence waits for another's prefill, or a prefix is restored from host RAM."""
-WORTH_SAVING = 8
-"""Least tokens that host RAM does not have for which a finished sequence may be saved rather than dropped."""
-SELDOM = 4
-"""One in so many finished sequences is gone on with: a save must pay by that much."""
 LOOKAHEAD = 128
 """Answer tokens for which an admitted request must have room: preempting costs more than waiting."""
 TURN = 128
@@ -44,21 +42,24 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.waiting = Waiting()
         self.preemptions = 0
-        self._chunking = Chunking(limits, costs)
+        self.shares = Shares()
+        self._chunking = Chunking(limits, costs, self.shares)
         self.cache = PrefixCache(cuts=limits.cuts, shares=limits.shares, capacity=limits.cache_bytes)
         self._free_slots = list(range(limits.slots))[::-1]
         self._moves: list[Move] = []
         self._reserved = 0  # cells of this plan's restores, not counted by the cache before they have succeeded
         self._put_back_now: set[Sequence] = set()  # not admitted again by the same plan: their saves are still to be made
-        self._tried: set[int] = set()  # finished sequences that need no saving, or cannot be saved
+        self.saving = Saving(self.cache, costs)
 
     def submit(self, sequence: Sequence) -> None:
         """Queue a new sequence. Urgent ones come before all others."""
         sequence.boundaries = self.limits.boundaries(sequence.n_prompt, sequence.params.boundaries)
+        self.shares.enter(sequence.caller)
         self.waiting.add(sequence)
 
     def finish(self, sequence: Sequence) -> None:
         """Take an ended sequence out, waiting or running; what it computed stays in the prefix cache."""
+        self.shares.leave(sequence.caller)
         if sequence.slot == UNPLACED:
             self.waiting.remove(sequence)
             return
@@ -90,6 +91,7 @@ class Scheduler:
         self._relocate()
         decoding = [s for s in decoding if s.slot != UNPLACED]
         prefilling = [s for s in self.running if s not in decoding]
+        decoding = self.shares.answers(decoding, prefilling, self.costs, self.limits.step_seconds)
         pending = sum(s.pending for s in self.running) > len(decoding)
         room = self._room_for_prompts(len(decoding)) if pending else 0
         answers = list(self._chunking.answers(decoding, room))
@@ -103,6 +105,7 @@ class Scheduler:
     def commit(self, chunks: list[Chunk]) -> list[Save]:
         """Count the chunks of a decoded batch as computed. Return what is to be saved now, before it is changed."""
         saves = []
+        self.shares.spend(chunks)
         for chunk in chunks:
             sequence = chunk.sequence
             sequence.computed += chunk.count
@@ -139,15 +142,6 @@ class Scheduler:
         """True if there is nothing to compute before something has been read from disk."""
         return not self.running and any(s.fetch == "asked" for s in self.waiting)
 
-    def to_save(self) -> Save | None:
-        """Return a finished sequence that host RAM does not have yet, for when there is nothing else to do."""
-        for slot in self.cache.finished if self.cache.capacity else ():
-            if slot not in self._tried:
-                self._tried.add(slot)
-                if self._is_worth_saving(tokens := self.cache.tokens(slot)):
-                    return Save(slot, tokens)
-        return None
-
     def relieve(self) -> bool:
         """Free some KV room after llama.cpp found none for the plan; return False when nothing is left to free."""
         if self._evict_one():
@@ -161,10 +155,11 @@ class Scheduler:
         """Forget every sequence: the content of the KV cache is lost, what lies in host RAM is not."""
         self.running.clear()
         self.waiting.clear()
+        self.shares.clear()
         self.cache.clear()
         self._free_slots = list(range(self.limits.slots))[::-1]
         self._moves.clear()
-        self._tried.clear()
+        self.saving.clear()
 
     @property
     def _free_cells(self) -> int:
@@ -188,23 +183,46 @@ class Scheduler:
         """Put back the request whose turn has lasted longest, when others wait and every place is taken."""
         if not self.waiting or len(self.running) < self.limits.parallel:
             return
-        longest = max(self.running, key=lambda s: s.n_answer - s.turn_began)
-        if longest.n_answer - longest.turn_began >= TURN and longest.limit - len(longest.tokens) > TURN // 4:
-            self._put_back(longest, save=True)
-            self.waiting.to_the_end(longest)
+        if max(s.n_answer - s.turn_began for s in self.running) < TURN // 4:
+            return
+        first = next(self.waiting.in_turn((), self.shares, held(self.running)))
+        longest = longest_turn(first, self.running, TURN)
+        if longest is not None and longest.limit - len(longest.tokens) > TURN // 4:
+            self._end_turn(longest)
+
+    def _end_turn(self, sequence: Sequence) -> None:
+        self._put_back(sequence, save=True)
+        self.waiting.to_the_end(sequence)
 
     def _admit(self) -> None:
         """Move waiting sequences to running, oldest first. One that waits for a prefix lets others pass; one that waits for
         room does not, so that it gets it."""
-        for sequence in self.waiting.in_turn(self._put_back_now):
-            if len(self.running) >= self.limits.parallel:
-                return
-            found = NO_MATCH if sequence.unscored else self.cache.match(sequence.tokens)
+        if len(self.running) >= self.limits.parallel and not self.shares.contested:
+            return
+        for sequence in self.waiting.in_turn(self._put_back_now, self.shares, held(self.running)):
+            found = self._match(sequence)
             if self._waits(sequence, found):
                 continue
-            if not self._fits(sequence, found):
+            found = self._make_way(sequence, found)
+            if len(self.running) >= self.limits.parallel or not self._fits(sequence, found):
                 return
             self._place(sequence, found)
+
+    def _match(self, sequence: Sequence) -> Match:
+        return NO_MATCH if sequence.unscored else self.cache.match(sequence.tokens)
+
+    def _make_way(self, sequence: Sequence, found: Match) -> Match:
+        """Put back what other callers have beyond their share, as far as this one needs it; return what the cache has then."""
+        while self.shares.contested:
+            full = len(self.running) >= self.limits.parallel
+            if not full and self._fits(sequence, found):
+                break
+            victim = gives_way(sequence, self.running, (lambda _: 1) if full else (lambda s: len(s.tokens)))
+            if victim is None:
+                break
+            self._end_turn(victim)
+            found = self._match(sequence)
+        return found
 
     def _waits(self, sequence: Sequence, found: Match) -> bool:
         """Tell whether a sequence should wait: for one that computes what both begin with, or for the disk."""
@@ -278,7 +296,7 @@ class Scheduler:
             self._save(slot, held - length)
             self._moves.append(Remove(slot, length))
         self.cache.take_over(slot, sequence.tokens, length)
-        self._tried.discard(slot)
+        self.saving.forget(slot)
         sequence.slot = slot
 
     def _restore(self, sequence: Sequence, start: int, end: int) -> None:
@@ -350,19 +368,12 @@ class Scheduler:
         self._release(slot)
 
     def _save(self, slot: int, lost: int) -> None:
-        """Save a sequence of which so many tokens would be lost, if host RAM does not have them and that is likely to pay."""
-        if self.cache.capacity and lost >= WORTH_SAVING:
-            tokens = self.cache.tokens(slot)[: self.cache.computed(slot)]
-            if self._is_worth_saving(tokens):
-                self._moves.append(Save(slot, tokens))
-
-    def _is_worth_saving(self, tokens: list[int]) -> bool:
-        unsaved = self.cache.unsaved(tokens)
-        return unsaved >= WORTH_SAVING and self.costs.pays(len(tokens), unsaved // SELDOM)
+        if save := self.saving.before_loss(slot, lost):
+            self._moves.append(save)
 
     def _preempt_youngest(self) -> None:
         self.preemptions += 1
-        self._put_back(self.running[-1], save=True)
+        self._put_back(youngest(self.running) if self.shares.contested else self.running[-1], save=True)
 
     def _put_back(self, sequence: Sequence, save: bool = False) -> None:
         self.running.remove(sequence)
@@ -379,7 +390,7 @@ class Scheduler:
     def _release(self, slot: int) -> None:
         self._moves.append(Remove(slot))
         self._free_slots.append(slot)
-        self._tried.discard(slot)
+        self.saving.forget(slot)
 
 
 def _soon(sequence: Sequence) -> int:

@@ -87,10 +87,10 @@ class TextEngine(Engine):
         limit = self.info.context if params.max_tokens is None else min(self.info.context, len(tokens) + params.max_tokens)
         guide = self._grammars.guide(params.constraint) if params.constraint else None
         with self._lock:
-            self._admit()
+            overloaded = self._admit(caller)
             answer = Answer(params, self._model, guide, self._rules.rules(params))
             sequence = Sequence(next(self._ids), tokens, len(tokens), limit, answer, listener, urgent, caller)
-            self._worker.commands.put(Submit(sequence))
+            self._worker.commands.put(Submit(sequence, overloaded))
         return sequence.id
 
     def check(self, tokens: Seq[int], params: SamplingParams) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import bisect
 import itertools
+from collections import Counter, defaultdict, deque
 from collections.abc import Container, Iterator
 
+from locallab.engine.fairness import Shares, held
 from locallab.engine.sequence import UNPLACED, Sequence
 
 ADMISSIONS = 64
@@ -19,7 +21,7 @@ class Waiting(list[Sequence]):
 
     def __init__(self) -> None:
         self._order = itertools.count()
-        self._overtaken = 0  # urgent sequences admitted ahead of others since the last one of those
+        self._overtaken: Counter[str] = Counter()  # urgent ones admitted ahead of a caller's others since the last of those
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence."""
@@ -35,15 +37,49 @@ class Waiting(list[Sequence]):
         self.remove(sequence)
         self.add(sequence)
 
-    def in_turn(self, hidden: Container[Sequence]) -> Iterator[Sequence]:
-        """Yield sequences in the order of admission, those `hidden` left out: urgent ones first, but not too many in a row. The
-        caller admits each before the next, or leaves it."""
-        ready = [s for s in self if s not in hidden]
-        urgent = [s for s in ready[:ADMISSIONS] if s.urgent]
-        others = list(itertools.islice((s for s in ready if not s.urgent), ADMISSIONS))
-        while urgent or others:
-            overtakes = bool(urgent and others) and self._overtaken < OVERTAKING
-            sequence = (urgent if overtakes or not others else others).pop(0)
+    def in_turn(self, hidden: Container[Sequence], shares: Shares, places: Counter[str]) -> Iterator[Sequence]:
+        """Yield sequences in the order of admission, those `hidden` left out: first the caller with the fewest `places` for its
+        weight, of whose requests the urgent ones, but not too many in a row. The caller of this admits each before the next, or
+        leaves it; `places` are those that each caller has, and are counted on."""
+        lines: dict[str, list[Sequence]] = defaultdict(list)
+        for sequence in self:
+            if sequence not in hidden:
+                lines[sequence.caller.id].append(sequence)
+        heads = {id: _Line(line) for id, line in lines.items()}
+        while heads:
+            id = min(heads, key=lambda id: heads[id].standing(places[id], shares)) if len(heads) > 1 else next(iter(heads))
+            line = heads[id]
+            overtakes = bool(line.urgent and line.others) and self._overtaken[id] < OVERTAKING
+            sequence = (line.urgent if overtakes or not line.others else line.others).popleft()
+            if not (line.urgent or line.others):
+                del heads[id]
             yield sequence
             if sequence.slot != UNPLACED:
-                self._overtaken = self._overtaken + 1 if overtakes else 0
+                places[id] += 1
+                self._overtaken[id] += 1
+                if not overtakes:
+                    del self._overtaken[id]
+
+    def crowded_out(self, newest: Sequence, running: list[Sequence]) -> Sequence:
+        """Return the sequence that has to leave a full queue: the last that has not begun of the caller with most requests for
+        its weight, or else the newest, which has just come."""
+        requests = held([*self, *running])
+
+        def rank(sequence: Sequence) -> tuple[float, bool, int]:
+            caller = sequence.caller
+            return requests[caller.id] / caller.weight, caller.id == newest.caller.id, sequence.order
+
+        return max((s for s in self if s.began is None), key=rank)
+
+
+class _Line:
+    """The waiting sequences of one caller."""
+
+    def __init__(self, line: list[Sequence]) -> None:
+        self.urgent = deque(s for s in line[:ADMISSIONS] if s.urgent)
+        self.others = deque(itertools.islice((s for s in line if not s.urgent), ADMISSIONS))
+
+    def standing(self, places: int, shares: Shares) -> tuple[float, float, int]:
+        """Return what decides which caller is next: places for its weight, what it is owed, who came first."""
+        first = (self.urgent or self.others)[0]
+        return places / first.caller.weight, -shares.owed(first), first.order

@@ -8,6 +8,7 @@ import queue
 import time
 from collections.abc import Callable
 
+from locallab.engine.caller import Caller
 from locallab.engine.context import NO_ROOM, Batch, Context
 from locallab.engine.disk_cache import DiskCache
 from locallab.engine.grammar.guide import Masks
@@ -20,14 +21,17 @@ from locallab.engine.scheduler import Scheduler
 from locallab.engine.sequence import UNPLACED, Sequence
 from locallab.engine.step_plan import Chunk
 from locallab.engine.totals import Totals
-from locallab.errors import EngineClosed, EngineFailure
+from locallab.errors import EngineClosed, EngineFailure, Overloaded
 
 logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Submit:
+    """Begin a sequence. The queue may be `overloaded`: then one must leave it with that error."""
+
     sequence: Sequence
+    overloaded: Overloaded | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -61,10 +65,10 @@ class Worker:
         scheduler: Scheduler,
         model: Model,
         post: Post,
-        ended: Callable[[], None],
+        ended: Callable[[Caller], None],
         disk: DiskCache | None = None,
     ) -> None:
-        """`ended` is called in the worker's thread whenever a sequence has ended."""
+        """`ended` is called in the worker's thread whenever a sequence of that caller has ended."""
         self.commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self.totals = Totals()
         self._context = context
@@ -134,15 +138,18 @@ class Worker:
 
     def _save_idle(self) -> bool:
         """Save a finished sequence while nobody waits; return False when there is none to save."""
-        save = self._scheduler.to_save()
+        save = self._scheduler.saving.next()
         if save is not None:
             self._mover.save(save.slot, save.tokens)
         return save is not None
 
     def _carry_out(self, command: Command) -> None:
         match command:
-            case Submit(sequence):
+            case Submit(sequence, overloaded):
                 self._begin(sequence)
+                if overloaded is not None and sequence in self._scheduler.waiting:
+                    victim = self._scheduler.waiting.crowded_out(sequence, self._scheduler.running)
+                    self._end(victim, "error", error=overloaded)
             case Cancel(id):
                 if id in self._sequences:
                     self._end(self._sequences[id], "cancelled")
@@ -292,7 +299,7 @@ class Worker:
     ) -> None:
         """Send the last event and free what the answer holds."""
         del self._sequences[sequence.id]
-        self._ended()
+        self._ended(sequence.caller)
         answer = sequence.answer
         answer.close()
         last = last or TokenEvent("", prompt_logprobs=answer.prompt_logprobs())

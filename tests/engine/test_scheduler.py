@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from locallab.engine import scheduler
+from locallab.engine import saving, scheduler
+from locallab.engine.caller import LOCAL, Caller
 from locallab.engine.request import TokenEvent
 from locallab.errors import EngineFailure
 from locallab.settings import Layout
@@ -25,7 +26,8 @@ prompts = st.builds(
     st.integers(0, 120),
     st.lists(st.integers(1, 3), min_size=1, max_size=12),
 )
-CONSTANTS = ("LOOKAHEAD", "WORTH_SAVING", "TURN")
+callers = st.sampled_from([LOCAL, LOCAL, Caller(id="a"), Caller(id="b", weight=2), Caller(id="c")])
+CONSTANTS = {"LOOKAHEAD": scheduler, "WORTH_SAVING": saving, "TURN": scheduler}
 KINDS: tuple[Kind, ...] = ("attention", "window", "recurrent")
 LAYOUTS: tuple[Layout, ...] = ("unified", "streams")
 AMPLE = 1 << 20
@@ -53,9 +55,9 @@ class Traffic(RuleBasedStateMachine):
         costs=st.tuples(st.sampled_from([0.0, 0.01]), st.sampled_from([0.0, 0.0003, 0.01])),
     )
     def begin(self, layout, kind, host, constants, context, parallel, extra, cache_cells, every, chunk, tile, even, costs):
-        self.before = {name: getattr(scheduler, name) for name in CONSTANTS}
+        self.before = {name: getattr(module, name) for name, module in CONSTANTS.items()}
         for name, value in zip(CONSTANTS, constants, strict=True):
-            setattr(scheduler, name, value)
+            setattr(CONSTANTS[name], name, value)
         self.rig = Rig(
             layout=layout,
             kind=kind,
@@ -83,20 +85,21 @@ class Traffic(RuleBasedStateMachine):
         urgent=st.booleans(),
         tells=st.sampled_from([{}, {}, {"logprobs": 0}, {"logprobs": 2, "prompt_logprobs": True}]),
         boundary=st.integers(0, 130),
+        caller=callers,
     )
-    def arrive(self, prompt, max_tokens, guided, urgent, tells, boundary):
+    def arrive(self, prompt, max_tokens, guided, urgent, tells, boundary, caller):
         guide = FakeGuide(prompt) if guided else None
-        id = self.rig.submit(prompt, max_tokens, guide=guide, urgent=urgent, boundaries=(boundary,), **tells)
+        id = self.rig.submit(prompt, max_tokens, guide=guide, urgent=urgent, boundaries=(boundary,), caller=caller, **tells)
         if tells:
             self.telling[id] = "prompt_logprobs" in tells
         if guided:
             self.guided.add(id)
         self.wanted[id] = max_tokens
 
-    @rule(prompt=prompts, count=st.integers(2, 4), urgent=st.booleans())
-    def arrive_together(self, prompt, count, urgent):
+    @rule(prompt=prompts, count=st.integers(2, 4), urgent=st.booleans(), caller=callers)
+    def arrive_together(self, prompt, count, urgent, caller):
         for i in range(count):
-            self.wanted[self.rig.submit(prompt, 5, urgent=urgent and i == count - 1)] = 5
+            self.wanted[self.rig.submit(prompt, 5, urgent=urgent and i == count - 1, caller=caller)] = 5
 
     @precondition(lambda self: self.wanted)
     @rule(
@@ -144,7 +147,7 @@ class Traffic(RuleBasedStateMachine):
                 self.finish()
             finally:
                 for name, value in self.before.items():
-                    setattr(scheduler, name, value)
+                    setattr(CONSTANTS[name], name, value)
 
     def finish(self):
         self.rig.drain(steps=4000)

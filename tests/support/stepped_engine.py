@@ -13,7 +13,7 @@ from unittest import mock
 import llama_cpp
 import numpy as np
 
-from locallab.engine import SamplingParams, TextEngine, TokenEvent, llama, text_engine
+from locallab.engine import LOCAL, Caller, SamplingParams, TextEngine, TokenEvent, llama, text_engine
 from locallab.engine.context import Batch, Context
 from locallab.engine.costs import StepCosts
 from locallab.engine.limits import Limits
@@ -122,7 +122,14 @@ class SteppedEngine(TextEngine):
         return self._worker._scheduler.limits
 
     def ask(
-        self, prompt: Sequence[int], wanted: int, boundaries: Sequence[int] = (), *, urgent: bool = False, scored: bool = False
+        self,
+        prompt: Sequence[int],
+        wanted: int,
+        boundaries: Sequence[int] = (),
+        *,
+        urgent: bool = False,
+        scored: bool = False,
+        caller: Caller = LOCAL,
     ) -> Request:
         """Submit a request for exactly `wanted` tokens. `scored`: with the log probabilities of the prompt."""
         request = Request(-1, list(prompt), wanted)
@@ -134,7 +141,7 @@ class SteppedEngine(TextEngine):
             prompt_logprobs=scored,
             boundaries=tuple(boundaries),
         )
-        request.id = self.submit(prompt, params, request.events.append, urgent=urgent)
+        request.id = self.submit(prompt, params, request.events.append, urgent=urgent, caller=caller)
         return request
 
     def step(self) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Sequence as Seq
 from locallab.engine import layout as layouts
 from locallab.engine.answer import Answer
 from locallab.engine.cache import Node
+from locallab.engine.caller import LOCAL, Caller, Places
 from locallab.engine.costs import StepCosts
 from locallab.engine.limits import Limits
 from locallab.engine.post import call_each
@@ -83,6 +84,7 @@ class Rig:
         self.scheduler = Scheduler(self.limits, _fixed_costs(step_cost, move_cost))
         self.cache = self.scheduler.cache
         self.ended = 0
+        self.places = Places()
         self.worker = Worker(self.context, self.scheduler, FakeModel(), call_each, self._count)  # type: ignore[arg-type]
         self.masks = self.worker._masks = FakeMasks()  # type: ignore[assignment]
         self.events: dict[int, list[TokenEvent]] = {}
@@ -97,7 +99,14 @@ class Rig:
         return self.limits.cells if self.limits.pooled else self.limits.cells // self.limits.slots
 
     def submit(
-        self, prompt: Seq[int], max_tokens: int = 8, *, guide: FakeGuide | None = None, urgent: bool = False, **params: object
+        self,
+        prompt: Seq[int],
+        max_tokens: int = 8,
+        *,
+        guide: FakeGuide | None = None,
+        urgent: bool = False,
+        caller: Caller = LOCAL,
+        **params: object,
     ) -> int:
         id = next(self._ids)
         self.events[id] = []
@@ -105,7 +114,8 @@ class Rig:
         limit = min(self.context_length, len(prompt) + max_tokens)
         sampling = SamplingParams(temperature=0, **params)  # type: ignore[arg-type]
         answer = Answer(sampling, FakeModel(), guide)  # type: ignore[arg-type]
-        sequence = Sequence(id, list(prompt), len(prompt), limit, answer, self.events[id].append, urgent)
+        sequence = Sequence(id, list(prompt), len(prompt), limit, answer, self.events[id].append, urgent, caller)
+        self.places.enter(caller)
         self.worker._carry_out(Submit(sequence))
         return id
 
@@ -257,8 +267,9 @@ class Rig:
             slots = [chunk.sequence.slot for chunk in batch]
             assert slots == sorted(slots), "llama.cpp splits a batch whose sequences are not in order"
 
-    def _count(self) -> None:
+    def _count(self, caller: Caller) -> None:
         self.ended += 1
+        self.places.leave(caller)
 
 
 def _fixed_costs(step: float, move: float) -> StepCosts:

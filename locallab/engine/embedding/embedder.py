@@ -44,9 +44,9 @@ class EmbeddingEngine(Engine):
                 raise ContextLengthExceeded(len(tokens), self.info.context)
         future: Future[Rows] = Future()
         with self._lock:
-            self._admit()
-            self._worker.commands.put(Embed(EmbedJob(sequences, future, caller)))
-        future.add_done_callback(lambda _: self._ended())
+            overloaded = self._admit(caller)
+            self._worker.commands.put(Embed(EmbedJob(sequences, future, caller), overloaded))
+        future.add_done_callback(lambda _: self._ended(caller))
         return future
 
     def pair(self, query: str, document: str) -> list[int]:

@@ -15,14 +15,17 @@ from locallab.engine.embedding.packing import EmbedJob, Packing
 from locallab.engine.request import EngineStats
 from locallab.engine.totals import Totals
 from locallab.engine.worker import Close
-from locallab.errors import EngineClosed, EngineFailure
+from locallab.errors import EngineClosed, EngineFailure, Overloaded
 
 logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Embed:
+    """Compute a job. The queue may be `overloaded`: then one must leave it with that error."""
+
     job: EmbedJob
+    overloaded: Overloaded | None = None
 
 
 Command = Embed | Close
@@ -80,8 +83,10 @@ class EmbedWorker:
             except queue.Empty:
                 break
             match command:
-                case Embed(job):
+                case Embed(job, overloaded):
                     self._packing.add(job)
+                    if overloaded is not None:
+                        _fail(self._packing.crowded_out(job), overloaded)
                 case Close(deadline):
                     self._deadline = deadline if self._deadline is None else min(deadline, self._deadline)
         if self._deadline is None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from concurrent.futures import Future
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from locallab.engine.caller import LOCAL, Caller
 from locallab.engine.embedding.packing import EmbedJob, Packing
 
 TOKENS, SEQUENCES = 20, 4
 
 
-def job(*lengths: int) -> EmbedJob:
-    return EmbedJob([[0] * length for length in lengths], Future())
+ANN, BOB = Caller(id="ann"), Caller(id="bob", weight=2)
+
+
+def job(*lengths: int, caller: Caller = LOCAL) -> EmbedJob:
+    return EmbedJob([[0] * length for length in lengths], Future(), caller)
 
 
 @given(st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=8), max_size=8))
@@ -78,3 +83,33 @@ def test_all_that_is_left_can_be_given_up() -> None:
         packing.add(each)
     assert list(packing.drain()) == left
     assert len(packing) == 0
+
+
+def test_callers_take_turns_by_tokens_and_weight() -> None:
+    packing = Packing(1000, 12)
+    for _ in range(50):
+        packing.add(job(2, caller=ANN))
+    packing.take()
+    packing.add(job(*[1] * 40, caller=LOCAL))
+    packing.add(job(*[2] * 40, caller=BOB))
+    batches = [packing.take() for _ in range(3)]
+    tokens = Counter({caller.id: 0 for caller in (ANN, BOB, LOCAL)})
+    for each, place in (entry for batch in batches for entry in batch):
+        tokens[each.caller.id] += len(each.sequences[place])
+    assert abs(tokens[BOB.id] - 2 * tokens[ANN.id]) <= 4 and abs(tokens[ANN.id] - tokens[LOCAL.id]) <= 2
+
+
+def test_out_of_a_full_queue_goes_the_last_of_who_has_most() -> None:
+    packing = Packing(TOKENS, 1)
+    jobs = [job(1, 1, caller=ANN) for _ in range(3)]
+    for each in jobs:
+        packing.add(each)
+    packing.take()
+    newest = job(1, caller=LOCAL)
+    packing.add(newest)
+    assert packing.crowded_out(newest) is jobs[2]
+    packing = Packing(TOKENS, 1)
+    packing.add(job(1, caller=ANN))
+    packing.add(newest)
+    assert packing.crowded_out(newest) is newest
+    assert len(packing) == 1

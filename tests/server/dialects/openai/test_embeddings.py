@@ -229,7 +229,7 @@ def test_a_client_that_leaves_ends_its_request(tiny: Tiny) -> None:
         with pytest.raises(httpx.ReadTimeout):
             tiny.http.post("/v1/embeddings", json={"model": "embed", "input": ["a"] * 1000}, timeout=0.2)
         assert computing.wait(PATIENCE)
-        until(lambda: loaded.engine._open == 0)
+        until(lambda: loaded.engine._open.total == 0)
     finally:
         go.set()
         context.compute = compute
