@@ -42,17 +42,20 @@ class Plan:
         return max(found, key=self._rank, default=None)
 
     def choose(self, kind: Kind | None = None) -> str | None:
-        """Return the id for a request that names no model, of this kind if one is loaded. None if no model is loaded, queued or
-        the default."""
+        """Return the id for a request that names no model, of this kind if one is loaded. None if no model is loaded, queued,
+        the default, or being unloaded."""
         there = sorted(filter(self._takes, self.residents.values()), key=self._rank, reverse=True)
         able = [resident.id for resident in there if kind in (None, resident.kind)]
-        return next(iter([*able, *self.queue, *filter(None, [self.default]), *(resident.id for resident in there)]), None)
+        others = [*there, *self._going(), *self.residents.values()]
+        return next(iter([*able, *self.queue, *filter(None, [self.default]), *(resident.id for resident in others)]), None)
 
     def allows(self, id: str) -> bool:
-        """Return whether requests may name this model; with "refuse", only one that is loaded, queued or the default."""
+        """Return whether requests may name this model; with "refuse", only one that is loaded, queued, the default or
+        being unloaded: a request that comes meanwhile waits, and the model is loaded again for it."""
         resident = self.residents.get(id)
         there = resident is not None and self._takes(resident)
-        return self.policy != "refuse" or there or id in self.queue or id == self.default
+        going = any(resident.id == id for resident in self._going())
+        return self.policy != "refuse" or there or going or id in self.queue or id == self.default
 
     def held(self) -> MemoryUse:
         """Return the memory that closing all models would free, with that of the running load or close."""
@@ -174,6 +177,11 @@ class Plan:
     def _takes(self, resident: Resident) -> bool:
         """Return whether new requests may use it immediately."""
         return not (resident.leaving or resident.unloading or resident.id in self._making_room)
+
+    def _going(self) -> list[Resident]:
+        """Return the models that somebody has asked to unload and that are not gone yet."""
+        closing = [self.job.resident] if isinstance(self.job, Close) else []
+        return [resident for resident in (*self.residents.values(), *closing) if resident.unloading]
 
     def _grant_next(self) -> bool:
         """Grant the first demand whose model is loaded and need not make room; return False if there is none."""

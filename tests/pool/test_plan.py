@@ -358,19 +358,32 @@ def test_force_waits_for_nobody() -> None:
     assert desk.plan.residents["b"].leases == 1
 
 
-def test_unload_waits_for_requests_and_takes_no_more() -> None:
-    desk = Desk("swap", 10)
+@pytest.mark.parametrize("policy", ["swap", "keep", "refuse"])
+def test_unload_waits_for_requests_and_those_that_come_meanwhile_wait_for_it(policy: Policy) -> None:
+    desk = Desk(policy, 10)
     desk.load("a")
     running = desk.ask("a")
     desk.plan.unload("a")
     desk.go_on()
-    assert desk.closed == [] and desk.plan.choose() is None
-    late = desk.ask("a")
-    assert late not in desk.granted
+    assert desk.closed == [] and desk.plan.choose() == "a" and desk.plan.allows("a")
+    late = [desk.ask("a"), desk.ask(None)]
+    assert not set(late) & set(desk.granted)
     desk.release(running)
-    assert desk.closed == ["a"]
+    assert desk.closed == ["a"] and desk.plan.choose() == "a" and desk.plan.allows("a")
+    late.append(desk.ask(None))
     desk.settle()
-    assert late in desk.granted, "it asked for this very model"
+    assert set(late) <= set(desk.granted) and desk.loads == ["a", "a"]
+
+
+@pytest.mark.parametrize("policy", ["swap", "keep", "refuse"])
+def test_nobody_is_refused_while_an_idle_model_is_closed(policy: Policy) -> None:
+    desk = Desk(policy, 10)
+    desk.load("a")
+    desk.plan.unload("a")
+    desk.go_on()
+    assert desk.closed == ["a"] and desk.plan.choose() == "a" and desk.plan.allows("a")
+    desk.end_job()
+    assert desk.plan.choose() is None and desk.plan.allows("a") == (policy != "refuse"), "it is gone"
 
 
 def test_unload_by_force() -> None:

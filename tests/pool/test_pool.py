@@ -14,6 +14,7 @@ import pytest
 from locallab.engine.request import SamplingParams, TokenEvent
 from locallab.errors import ConfigError, EngineClosed, ModelLoadError, ModelNotLoaded, SourceError, UnknownModel
 from locallab.pool import Lease, MemoryUse, Pool, PoolStats
+from locallab.pool.demand import Policy
 from locallab.settings import EngineSettings
 from tests.support.fake_engine import FakeEngine
 from tests.support.fake_pool import Made, making, name_of, soon
@@ -298,6 +299,26 @@ def test_unload(made: Made) -> None:
     with pytest.raises(UnknownModel):
         asyncio.run(made.pool.unload("nothing"))
     assert asyncio.run(made.answer("tiny:1b")) == "tiny:1b"
+
+
+@pytest.mark.parametrize("policy", ["swap", "keep", "refuse"])
+@pytest.mark.parametrize("name", ["tiny:1b", None])
+def test_what_comes_while_an_unload_waits_is_served(tmp_path: Path, policy: Policy, name: str | None) -> None:
+    with making(tmp_path, on_demand=policy) as made:
+        made.pool.load_now("tiny:1b")
+
+        async def scenario() -> None:
+            lease = made.pool.lease(None, strict=True)
+            unload = asyncio.ensure_future(made.pool.unload("tiny:1b"))
+            await soon(lambda: made.pool._plan.residents["tiny:1b"].unloading)
+            late = [asyncio.ensure_future(made.answer(name)) for _ in range(3)]
+            await asyncio.sleep(0)
+            lease.release()
+            await unload
+            assert await asyncio.gather(*late) == ["tiny:1b"] * 3
+
+        asyncio.run(scenario())
+        assert len(made.engines) == 2
 
 
 @pytest.mark.parametrize("force", [False, True])
