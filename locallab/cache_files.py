@@ -207,6 +207,16 @@ def read_about(folder: Path) -> About | None:
         return None
 
 
+def owners(directory: Path, fingerprint: str) -> dict[Path, str]:
+    """Return the folders of a fingerprint in a cache, with their owners."""
+    found = {directory / folder_name(fingerprint, ""): ""}
+    for folder in folders(directory):
+        about = read_about(folder)
+        if about is not None and folder.name == folder_name(fingerprint, about.owner):
+            found[folder] = about.owner
+    return found
+
+
 def by_use(found: Iterable[Entry]) -> list[Entry]:
     """Return entries least recently used first. To use a prefix is to use all that it continues."""
     used: dict[tuple[Path, str], int] = {}

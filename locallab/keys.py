@@ -150,6 +150,12 @@ class Keyring:
         self._protected = self._protected or self.public or bool(self._single or self._keys)
         return self._auth and self._protected
 
+    @property
+    def several(self) -> bool:
+        """True if more than one key is valid."""
+        self._refresh()
+        return len(self._single) + len(self._keys) > 1
+
     def find(self, presented: Sequence[str]) -> Key | None:
         """Return the key of the first valid secret in `presented`, comparing in constant time."""
         self._refresh()

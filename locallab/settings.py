@@ -61,7 +61,9 @@ class LoadSettings:
             "mistral, phi3, zephyr, vicuna, alpaca"
         ),
     ] = None
-    queue: Annotated[int, Meta(ge=0, le=MOST, description="maximum queued requests; further ones get 503")] = 256
+    queue: Annotated[
+        int, Meta(ge=0, le=MOST, description="maximum queued requests; beyond, one of the client with most gets 503")
+    ] = 256
     batch: Annotated[int, Meta(ge=32, le=8192, description="maximum tokens per step")] = 2048
     step_ms: Annotated[
         int,
@@ -203,6 +205,17 @@ class ServerSettings:
     cors_origins: Annotated[
         str | None,
         Meta(description="comma-separated web origins that may call; *: any; default: this machine's, * with a key"),
+    ] = None
+    isolate_cache: Annotated[
+        bool | None,
+        Meta(
+            description="keep the prefix cache of each key, or address without one, apart, so that nobody can tell what others "
+            "have asked; default: with more than one key"
+        ),
+    ] = None
+    shared_prompts: Annotated[
+        str | None,
+        Meta(description="comma-separated text files, each with a system prompt that all may share in the prefix cache"),
     ] = None
     templates: Annotated[str | None, Meta(description="YAML file of assistant templates that override the shipped ones")] = None
     tunnel: Annotated[bool, Meta(description="open a public ngrok tunnel; requires an API key")] = False

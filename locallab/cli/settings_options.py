@@ -40,7 +40,7 @@ def options(*classes: type, only: Container[str] | None = None) -> Callable[[Com
             switch = flag(name)
             if kind is click.BOOL:
                 switch += f"/--no-{switch.removeprefix('--')}"
-                default = "on" if default else "off"
+                default = None if default is None else "on" if default else "off"
             text = settings.describe(annotated) + ("" if default is None else f"  [default: {default}]")
             metavar = {"integer range": "INTEGER", "float range": "NUMBER"}.get(kind.name)
             complete = model_names if name == "model" else None

@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 
 from locallab.engine.limits import Limits
-from locallab.engine.prefix_tree import NEGLIGIBLE, Entry, Node, PrefixTree, common_length, path_of
+from locallab.engine.prefix_tree import NEGLIGIBLE, NO_EDGE, Entry, Key, Node, PrefixTree, common_length, path_of
 from locallab.engine.request import CacheUse, MissReason, Tier
 
 
@@ -95,6 +95,10 @@ class PrefixCache(PrefixTree):
         """Return the number of computed tokens of a resident sequence."""
         return self._entries[slot].computed
 
+    def owner(self, slot: int) -> str:
+        """Return the owner of a resident sequence."""
+        return self._entries[slot].owner
+
     def tokens(self, slot: int) -> list[int]:
         """Return the known tokens of a resident sequence."""
         entry = self._entries[slot]
@@ -103,9 +107,9 @@ class PrefixCache(PrefixTree):
 
     # Looking up
 
-    def match(self, tokens: list[int]) -> Match:
-        """Return what the cache has of `tokens`, at most all but the last."""
-        path, common = self._descend(tokens, len(tokens) - 1)
+    def match(self, tokens: list[int], owner: str = "") -> Match:
+        """Return what the cache has of `tokens` for this owner, at most all but the last."""
+        path, common = self._descend(tokens, len(tokens) - 1, owner)
         if not path:
             return NO_MATCH
         stored, on_disk = self._stored(path, common)
@@ -115,30 +119,33 @@ class PrefixCache(PrefixTree):
         finished, finished_slot = self._best(reached, (False,))
         known, _, source = max(((n, entry.computed, s) for s, entry, n in reached if entry.live), default=(0, 0, -1))
         last = path[-1]
-        continued = common < last.end or bool(last.children)
+        at_edge = common == self.edge(tokens, owner)
+        continued = (common < last.end and not at_edge) or any(_sees(owner, key, at_edge) for key in last.children)
         held = next((min(node.end, common) for node in reversed(path) if not node.is_bare), 0)
         return Match(resident, slot, live, finished, finished_slot, stored, on_disk, known, source, held, common, continued)
 
-    def followers(self, tokens: list[int], at: int) -> list[int]:
-        """Return the tokens that followed tokens[:at] in some other prompt."""
-        path, common = self._descend(tokens, at)
+    def followers(self, tokens: list[int], at: int, owner: str = "") -> list[int]:
+        """Return the tokens that followed tokens[:at] in some other prompt of this owner."""
+        path, common = self._descend(tokens, at, owner)
         children = path[-1].children if path and path[-1].end == common else {}
-        return next((child.tokens for first, child in children.items() if first != tokens[at]), [])
+        at_edge = at == self.edge(tokens, owner)
+        seen = (child.tokens for key, child in children.items() if _sees(owner, key, at_edge))
+        return next((run for run in seen if run[0] != tokens[at]), [])
 
     # Resident sequences
 
-    def add(self, slot: int, tokens: list[int], shared: int = 0) -> None:
+    def add(self, slot: int, tokens: list[int], shared: int = 0, owner: str = "") -> None:
         """Add a running sequence whose first `shared` tokens are cells of another. Raises ValueError for a slot in use."""
         if slot in self._entries:
             raise ValueError(f"slot {slot} is in use")
-        self._entries[slot] = Entry(self._root, 0, shared)
+        self._entries[slot] = Entry(self._root, 0, shared, owner=owner, edge=0 if owner else NO_EDGE)
         self.extend(slot, tokens)
         self._cold = None
 
-    def take_over(self, slot: int, tokens: list[int], length: int) -> None:
+    def take_over(self, slot: int, tokens: list[int], length: int, owner: str = "") -> None:
         """Make a finished sequence a running one with `tokens`, of which it keeps the first `length`."""
         self.remove(slot)
-        self._entries[slot] = Entry(self._root, 0, 0)
+        self._entries[slot] = Entry(self._root, owner=owner, edge=0 if owner else NO_EDGE)
         self.extend(slot, tokens)
         self.advance(slot, length)
         self._cold = None
@@ -146,22 +153,25 @@ class PrefixCache(PrefixTree):
     def extend(self, slot: int, tokens: list[int]) -> None:
         """Append known tokens to a running sequence."""
         entry = self._entries[slot]
-        node, at, rest = entry.leaf, entry.length, tokens
+        if entry.edge == entry.length:  # all of it is public so far
+            entry.edge = self.edge([*self.tokens(slot), *tokens], entry.owner)
+        node, at, rest, edge = entry.leaf, entry.length, tokens, entry.edge
         while rest:
-            if at < node.end:
-                n = common_length(node.tokens, rest, at - node.start)
+            most = edge - at if at < edge else len(rest)  # of these in one node
+            if at < node.end:  # at an edge inside a node, what follows there is not this owner's
+                n = 0 if node.start < at == edge else common_length(node.tokens, rest, at - node.start, 0, min(most, len(rest)))
                 at, rest = at + n, rest[n:]
                 if rest and at < node.end:
                     node = self._split(node, at)
-            elif child := node.children.get(rest[0]):
+            elif child := node.children.get((entry.owner, rest[0]) if at == edge else rest[0]):
                 node = child
                 self._join(slot, node)
-            elif self._grows(node, slot):
-                node.tokens.extend(rest)
-                at, rest = node.end, []
+            elif at != edge and self._grows(node, slot):
+                node.tokens.extend(rest[:most])
+                at, rest = node.end, rest[most:]
             else:
-                child = node.children[rest[0]] = Node(node.end, list(rest), node, {slot: entry})
-                node, at, rest = child, child.end, []
+                node, rest = self._append(node, rest[:most], edge, entry.owner), rest[most:]
+                node.slots[slot], at = entry, node.end
             entry.leaf, entry.length = node, at
 
     def advance(self, slot: int, count: int) -> list[tuple[int, int, int]]:
@@ -234,7 +244,8 @@ class PrefixCache(PrefixTree):
             node = stack.pop()
             nodes.add(node)
             for first, child in node.children.items():
-                assert child.parent is node and child.start == node.end and child.tokens[0] == first
+                assert child.parent is node and child.start == node.end and child.key == first
+                assert child.tokens[0] == (first[1] if isinstance(first, tuple) else first)
                 assert child.rows is None or len(child.rows) == len(child.tokens)
                 assert all(self._entries[s].length > child.start for s in child.slots), "a slot beyond its length"
                 assert not child.is_bare or child in self._bare, "a node without state is not remembered as such"
@@ -329,3 +340,8 @@ class PrefixCache(PrefixTree):
     def _cold_in(self, node: Node) -> int:
         live = max((self._cells(node, s) for s in node.slots if self._entries[s].live), default=0)
         return max(0, max(self._cells(node, s) for s in node.slots) - live)
+
+
+def _sees(owner: str, key: Key, at_edge: bool) -> bool:
+    """Tell whether an owner may know that prompts went on with a child of this key."""
+    return key[0] == owner if isinstance(key, tuple) else not at_edge

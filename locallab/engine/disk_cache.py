@@ -46,21 +46,19 @@ log = logging.getLogger(__name__)
 
 
 class DiskCache:
-    """The files of one fingerprint and owner, in a directory that several caches and processes may share.
+    """The files of one fingerprint, a folder for each owner, in a directory that several caches and processes may share.
 
     Files are read in one thread and written in another, which call `done` and `evicted`; a read never waits for a write. A
     file that cannot be used counts as absent. `capacity` bounds the bytes of all files in the directory, whose least recently
     used go first, but none that a more recently used one continues.
     """
 
-    def __init__(self, directory: Path, capacity: int, fingerprint: str, owner: str = "") -> None:
+    def __init__(self, directory: Path, capacity: int, fingerprint: str) -> None:
         """Make the directory. If it cannot be used, that is logged and nothing is kept. `fingerprint` is of `cache_files`."""
         self.capacity = capacity
         self.evicted: Callable[[Record], None] = lambda record: None
         self._directory = directory
         self._fingerprint = fingerprint
-        self._owner = owner
-        self._folder = directory / cache_files.folder_name(fingerprint, owner)
         self._known: dict[Path, Record] = {}
         self._lock = threading.Lock()
         self._waiting = 0
@@ -83,13 +81,23 @@ class DiskCache:
             self._remove(excess(cache_files.entries(self._directory), self.capacity))
         except OSError as error:
             self._fail(error)
-        mine = [entry for entry in cache_files.entries(self._directory) if entry.path.parent == self._folder]
-        found = (_attempt(entry.path, functools.partial(_record, entry)) for entry in cache_files.by_use(mine))
+        owners = cache_files.owners(self._directory, self._fingerprint)
+        mine = [entry for entry in cache_files.entries(self._directory) if entry.path.parent in owners]
+        found = (
+            _attempt(entry.path, functools.partial(_record, entry, owners[entry.path.parent]))
+            for entry in cache_files.by_use(mine)
+        )
         self._known = {record.path: record for record in found if record}
         return list(self._known.values())
 
     def write(
-        self, tokens: Tokens, start: int, rows: Bytes | None, fixed: Bytes | None, done: Callable[[Record | None], None]
+        self,
+        tokens: Tokens,
+        start: int,
+        rows: Bytes | None,
+        fixed: Bytes | None,
+        done: Callable[[Record | None], None],
+        owner: str = "",
     ) -> None:
         """Write a record with rows, a fixed part or both in the background; the arrays must not change meanwhile.
 
@@ -101,7 +109,7 @@ class DiskCache:
 
         def work() -> Record | None:
             try:
-                return self._write(ids, start, rows, fixed)
+                return self._write(ids, start, rows, fixed, owner)
             finally:
                 with self._lock:
                     self._waiting -= size
@@ -163,13 +171,16 @@ class DiskCache:
         if closed:
             done(None)
 
-    def _write(self, tokens: npt.NDArray[np.int32], start: int, rows: Bytes | None, fixed: Bytes | None) -> Record | None:
+    def _write(
+        self, tokens: npt.NDArray[np.int32], start: int, rows: Bytes | None, fixed: Bytes | None, owner: str
+    ) -> Record | None:
         """Write a record, in the thread that writes, after making room. Raises OSError."""
         if time.monotonic() < self._resume:  # it was waiting when another one failed
             return None
         views = [None if part is None else np.ascontiguousarray(part).data for part in (rows, fixed)]
         payload = sum(view.nbytes for view in views if view is not None)
-        path = self._folder / cache_files.file_name(tokens.data, start, rows is not None, fixed is not None)
+        folder = self._directory / cache_files.folder_name(self._fingerprint, owner)
+        path = folder / cache_files.file_name(tokens.data, start, rows is not None, fixed is not None)
         new = Entry.named(path, cache_files.reserved(len(tokens), payload), time.time_ns())
         assert new is not None, path
         others = (entry for entry in cache_files.entries(self._directory) if entry.path != path)
@@ -177,10 +188,10 @@ class DiskCache:
         if new in going:
             return None
         self._remove(going)
-        cache_files.make_folder(self._folder, self._fingerprint, self._owner)
+        cache_files.make_folder(folder, self._fingerprint, owner)
         size = cache_files.write(path, tokens.data, start, *views)
         self._failed = False
-        record = Record(tokens, start, rows is not None, 0 if fixed is None else fixed.nbytes, size, path)
+        record = Record(tokens, start, rows is not None, 0 if fixed is None else fixed.nbytes, size, path, owner)
         self._known[path] = record
         return record
 
@@ -229,10 +240,10 @@ def model_digest(path: Path, known: str | None = None) -> str:
     return total.hexdigest()
 
 
-def _record(entry: Entry) -> Record:
+def _record(entry: Entry, owner: str) -> Record:
     header, tokens = cache_files.read_head(entry.path)
     ids = np.frombuffer(tokens, np.int32)
-    return Record(ids, header.start, header.rows is not None, header.fixed or 0, entry.size, entry.path)
+    return Record(ids, header.start, header.rows is not None, header.fixed or 0, entry.size, entry.path, owner)
 
 
 def _payload(record: Record) -> Payload:

@@ -58,9 +58,11 @@ class Mover:
         self._scheduler = scheduler
         self._results = results
         self._disk = disk
+        self._at_start: list[Record] = []
         if disk is not None:
             disk.evicted = lambda record: results.put(Lost(record))
-            for record in disk.records():
+            self._at_start = disk.records()
+            for record in self._at_start:
                 scheduler.cache.recorded(record)
 
     def carry_out(self, move: Move) -> None:
@@ -70,8 +72,8 @@ class Mover:
                 self._context.copy(source, target, start, end)
             case Remove(slot, start):
                 self._context.remove(slot, start)
-            case Save(slot, tokens):
-                self.save(slot, tokens)
+            case Save():
+                self.save(move)
             case Restore():
                 self._restore(move)
             case Relocate(sequence, source):
@@ -79,12 +81,21 @@ class Mover:
             case Fetch(sequence, end):
                 self._fetch(sequence, end)
 
-    def save(self, slot: int, tokens: list[int]) -> None:
-        """Keep a sequence's state; one that cannot be saved is computed again when it is wanted."""
+    def share(self, prompts: tuple[list[int], ...]) -> None:
+        """Let all owners have what begins one of these prompts. Only before the first request."""
         cache = self._scheduler.cache
-        if not cache.unsaved(tokens):
+        for record in self._at_start:
+            cache.lost(record)
+        cache.public = prompts
+        for record in self._at_start:
+            cache.recorded(record)
+
+    def save(self, save: Save) -> None:
+        """Keep a sequence's state; one that cannot be saved is computed again when it is wanted."""
+        cache, slot, tokens, owner = self._scheduler.cache, save.slot, save.tokens, save.owner
+        if not cache.unsaved(tokens, owner):
             return
-        start = cache.stored(tokens)
+        start = cache.stored(tokens, owner)
         began = time.perf_counter()
         try:
             rows, fixed = self._context.save(slot, start, len(tokens))
@@ -92,12 +103,13 @@ class Mover:
             logger.warning("a prefix of %d tokens could not be saved: %s", len(tokens), error)
             self._scheduler.unsaved(slot)
             return
-        cache.store(tokens, start, rows, fixed)
+        cache.store(tokens, start, rows, fixed, owner)
         self._scheduler.costs.observe_move(len(tokens), time.perf_counter() - began)
-        if cache.unsaved(tokens):
+        if cache.unsaved(tokens, owner):
             self._scheduler.unsaved(slot)
         if self._disk is not None:
-            self._disk.write(tokens, start, rows if rows.size else None, fixed if fixed.size else None, self._written)
+            parts = rows if rows.size else None, fixed if fixed.size else None
+            self._disk.write(tokens, start, *parts, self._written, owner)
 
     def _written(self, record: Record | None) -> None:
         """Called in another thread."""
@@ -106,7 +118,7 @@ class Mover:
 
     def _fetch(self, sequence: Sequence, end: int) -> None:
         """Read what is only on disk of a prefix, in another thread; the sequence waits, others do not."""
-        records = self._scheduler.cache.missing(sequence.tokens, end)
+        records = self._scheduler.cache.missing(sequence.tokens, end, sequence.caller.owner)
         if self._disk is None or not records:
             self._scheduler.fetched(sequence)
             return
@@ -136,18 +148,18 @@ class Mover:
             rows, fixed = fetched.payload
             if rows is None:
                 rows = np.empty((len(record.tokens) - record.start, 0), np.uint8)
-            cache.store(record.tokens.tolist(), record.start, rows, NOTHING if fixed is None else fixed)
+            cache.store(record.tokens.tolist(), record.start, rows, NOTHING if fixed is None else fixed, record.owner)
         if fetched.sequence is not None:
             self._scheduler.fetched(fetched.sequence)
 
     def _restore(self, move: Restore) -> None:
         sequence, start, end = move.sequence, move.start, move.end
-        snapshot = self._scheduler.cache.snapshot(sequence.tokens, start, end)
+        snapshot = self._scheduler.cache.snapshot(sequence.tokens, start, end, sequence.caller.owner)
         began = time.perf_counter()
         if snapshot is not None and self._put_back(sequence.slot, start, end, *snapshot):
             self._scheduler.costs.observe_move(end - start, time.perf_counter() - began)
             self._scheduler.restored(sequence, start, end)
-            record = self._scheduler.cache.record(sequence.tokens, end)
+            record = self._scheduler.cache.record(sequence.tokens, end, sequence.caller.owner)
             if self._disk is not None and record is not None:
                 self._disk.touch(record)
             return

@@ -2,6 +2,9 @@
 
 A node is a run of tokens. The state of a token is a row (`StateFormat`); of a model whose memory cannot be cut there is besides
 a fixed part, which belongs to the node's end alone: only there the prefix can be taken up.
+
+Prefixes belong to owners, who see none of each other's. All share what is as long as it begins one of the `public` prompts:
+where a prompt of an owner leaves these, its edge, the tree branches by owner and token. The owner "" has no edge.
 """
 
 from __future__ import annotations
@@ -22,17 +25,24 @@ NEGLIGIBLE = 8
 FORGET = 1 << 18
 """Tokens of prefixes without any state that the tree remembers, to tell what was evicted from what is new."""
 
+Key = int | tuple[str, int]
+"""What leads to a node: its first token, at an edge with the owner."""
+
+NO_EDGE = -1
+
 
 @dataclasses.dataclass(eq=False, slots=True)
 class Node:
-    """A run of tokens whose first has the position `start`. `slots` are the resident sequences that reach into it, by their
-    ids. `rows` and `fixed` lie in host RAM, `rows_on` and `fixed_on` are the records that have them on disk."""
+    """A run of tokens whose first has the position `start`, below its parent by the `key`. `slots` are the resident sequences
+    that reach into it, by their ids. `rows` and `fixed` lie in host RAM, `rows_on` and `fixed_on` are the records that have
+    them on disk."""
 
     start: int
     tokens: list[int]
     parent: Node | None
+    key: Key = -1
     slots: dict[int, Entry] = dataclasses.field(default_factory=dict)
-    children: dict[int, Node] = dataclasses.field(default_factory=dict)
+    children: dict[Key, Node] = dataclasses.field(default_factory=dict)
     rows: Rows | None = None
     fixed: Bytes | None = None
     rows_on: Record | None = None
@@ -63,12 +73,15 @@ class Node:
 
 @dataclasses.dataclass(slots=True)
 class Entry:
-    """A resident sequence: the last node of its path, its known and computed tokens, and False for `live` once finished."""
+    """A resident sequence: the last node of its path, its known and computed tokens, False for `live` once finished, and its
+    owner and edge, as far as its tokens are known."""
 
     leaf: Node
     length: int = 0
     computed: int = 0
     live: bool = True
+    owner: str = ""
+    edge: int = NO_EDGE
 
 
 NOTHING: Bytes = np.empty(0, np.uint8)
@@ -81,28 +94,29 @@ class PrefixTree:
         self.cuts = cuts
         self.capacity = capacity
         self.size = 0
+        self.public: tuple[list[int], ...] = ()
         self._root = Node(0, [], None)
         self._in_ram: OrderedDict[Node, None] = OrderedDict()  # with what would be dropped first; least recently used first
         self._bare: OrderedDict[Node, None] = OrderedDict()
         self._n_bare = 0
 
-    def stored(self, tokens: list[int]) -> int:
+    def stored(self, tokens: list[int], owner: str = "") -> int:
         """Return how many of the first `tokens` have rows in host RAM or on disk."""
-        path, common = self._descend(tokens, len(tokens))
+        path, common = self._descend(tokens, len(tokens), owner)
         return self._rows(path, common)
 
-    def unsaved(self, tokens: list[int]) -> int:
+    def unsaved(self, tokens: list[int], owner: str = "") -> int:
         """Return how many tokens a snapshot of exactly these would add; those of a state that cannot be cut count whole."""
-        path, common = self._descend(tokens, len(tokens))
+        path, common = self._descend(tokens, len(tokens), owner)
         if self.cuts:
             return len(tokens) - self._rows(path, common)
         has_all = common == len(tokens) == self._rows(path, common) and path[-1].end == common and path[-1].has_fixed
         return 0 if has_all else len(tokens)
 
-    def snapshot(self, tokens: list[int], start: int, end: int) -> tuple[list[Rows], Bytes] | None:
+    def snapshot(self, tokens: list[int], start: int, end: int, owner: str = "") -> tuple[list[Rows], Bytes] | None:
         """Return the rows of tokens [start, end) and what is fixed at `end`, nothing where states can be cut; None unless all
         of it is in host RAM."""
-        path, common = self._descend(tokens, end)
+        path, common = self._descend(tokens, end, owner)
         if common < end or any(node.rows is None for node in path):
             return None
         rows = [node.rows[max(0, start - node.start) : end - node.start] for node in path if node.end > start]  # type: ignore[index]
@@ -111,27 +125,27 @@ class PrefixTree:
         last = path[-1]
         return (rows, last.fixed) if last.end == end and last.fixed is not None else None
 
-    def missing(self, tokens: list[int], end: int) -> list[Record]:
+    def missing(self, tokens: list[int], end: int, owner: str = "") -> list[Record]:
         """Return the records to be read before `snapshot` of the first `end` tokens has all it needs."""
-        path, _ = self._descend(tokens, end)
+        path, _ = self._descend(tokens, end, owner)
         wanted = [node.rows_on for node in path if node.rows is None]
         if path and not self.cuts and path[-1].fixed is None:
             wanted.append(path[-1].fixed_on)
         return list(dict.fromkeys(record for record in wanted if record is not None))
 
-    def record(self, tokens: list[int], end: int) -> Record | None:
+    def record(self, tokens: list[int], end: int, owner: str = "") -> Record | None:
         """Return the record on disk that ends a snapshot of the first `end` tokens, if there is one."""
-        path, _ = self._descend(tokens, end)
+        path, _ = self._descend(tokens, end, owner)
         return (path[-1].fixed_on or path[-1].rows_on) if path else None
 
-    def store(self, tokens: list[int], start: int, rows: Rows, fixed: Bytes) -> None:
+    def store(self, tokens: list[int], start: int, rows: Rows, fixed: Bytes, owner: str = "") -> None:
         """Keep the rows of tokens[start:] in host RAM, and what is fixed at their end, unless they are larger than it.
 
         The least recently used ones make room. Rows that are there already are not kept twice.
         """
         if rows.nbytes + fixed.nbytes > self.capacity:
             return
-        path = self._nodes(tokens, start)
+        path = self._nodes(tokens, start, owner)
         for node in path:
             if node.rows is None and node.start >= start:
                 self._set(node, rows[node.start - start : node.end - start].copy(), node.fixed)
@@ -144,7 +158,7 @@ class PrefixTree:
 
     def recorded(self, record: Record) -> None:
         """Remember what a record on disk has."""
-        path = self._nodes(record.tokens.tolist(), record.start)
+        path = self._nodes(record.tokens.tolist(), record.start, record.owner)
         for node in path:
             if node.start >= record.start:
                 node.rows_on = node.rows_on or record
@@ -155,38 +169,48 @@ class PrefixTree:
 
     def lost(self, record: Record) -> None:
         """Forget a record that is gone or was damaged."""
-        path, _ = self._descend(record.tokens.tolist(), len(record.tokens))
+        path, _ = self._descend(record.tokens.tolist(), len(record.tokens), record.owner)
         for node in reversed(path):
             node.rows_on = None if node.rows_on is record else node.rows_on
             node.fixed_on = None if node.fixed_on is record else node.fixed_on
             self._tidy(node)
 
-    def drop(self, tokens: list[int]) -> None:
+    def drop(self, tokens: list[int], owner: str = "") -> None:
         """Forget what is stored of the last token's node: it could not be put back."""
-        path, _ = self._descend(tokens, len(tokens))
+        path, _ = self._descend(tokens, len(tokens), owner)
         for node in reversed(path[-1:]):
             node.rows_on = node.fixed_on = None
             self._free(node)
 
-    def use_stored(self, tokens: list[int], length: int) -> None:
+    def use_stored(self, tokens: list[int], length: int, owner: str = "") -> None:
         """Mark the snapshot of the first `length` tokens as the most recently used one."""
-        path, _ = self._descend(tokens, length)
+        path, _ = self._descend(tokens, length, owner)
         if path:
             self._touch(path[-1])
 
     # Inside
 
-    def _descend(self, tokens: list[int], limit: int) -> tuple[list[Node], int]:
+    def edge(self, tokens: list[int], owner: str) -> int:
+        """Return how many of the first `tokens` begin a public prompt; NO_EDGE for the owner of whom all is public."""
+        return max((common_length(prompt, tokens) for prompt in self.public), default=0) if owner else NO_EDGE
+
+    def _descend(self, tokens: list[int], limit: int, owner: str) -> tuple[list[Node], int]:
         """Return the nodes that hold the first tokens, the last perhaps in part, and how many tokens they hold."""
         path: list[Node] = []
-        node, at = self._root, 0
-        while at < limit and (child := node.children.get(tokens[at])):
+        node, at, edge = self._root, 0, self.edge(tokens, owner)
+        while at < limit and (child := node.children.get((owner, tokens[at]) if at == edge else tokens[at])):
             path.append(child)
-            at += common_length(child.tokens, tokens, 0, at, limit)
+            at += common_length(child.tokens, tokens, 0, at, edge if at < edge < limit else limit)
             if at < child.end:
                 break
             node = child
         return path, at
+
+    def _append(self, above: Node, tokens: list[int], edge: int, owner: str) -> Node:
+        """Add a node of tokens behind another, which has no such node yet."""
+        key = (owner, tokens[0]) if above.end == edge else tokens[0]
+        child = above.children[key] = Node(above.end, tokens, above, key)
+        return child
 
     def _rows(self, path: list[Node], common: int) -> int:
         for node in path:
@@ -203,19 +227,21 @@ class PrefixTree:
         on_disk = any(node.rows is None for node in needed)
         return length, on_disk or bool(needed and not self.cuts and needed[-1].fixed is None)
 
-    def _nodes(self, tokens: list[int], start: int) -> list[Node]:
+    def _nodes(self, tokens: list[int], start: int, owner: str) -> list[Node]:
         """Return the nodes of exactly these tokens, none across position `start`; make or split those that are missing."""
-        path, common = self._descend(tokens, len(tokens))
+        path, common = self._descend(tokens, len(tokens), owner)
         if common < len(tokens):
             if path and common < path[-1].end:
                 path[-1] = self._split(path[-1], common)
-            above = path[-1] if path else self._root
-            above.children[tokens[common]] = Node(common, tokens[common:], above)
+            above, edge = path[-1] if path else self._root, self.edge(tokens, owner)
+            if common < edge < len(tokens):
+                above = self._append(above, tokens[common:edge], edge, owner)
+            self._append(above, tokens[above.end :], edge, owner)
         for end in (start, len(tokens)):
-            path, _ = self._descend(tokens, end)
+            path, _ = self._descend(tokens, end, owner)
             if path and path[-1].end > end:
                 self._split(path[-1], end)
-        path, _ = self._descend(tokens, len(tokens))
+        path, _ = self._descend(tokens, len(tokens), owner)
         for node in path:
             self._forget_bare(node)
         return path
@@ -223,15 +249,15 @@ class PrefixTree:
     def _split(self, node: Node, at: int) -> Node:
         """Cut a node in two before position `at`, and return the upper one."""
         n = at - node.start
-        upper = Node(node.start, node.tokens[:n], node.parent, dict(node.slots), {node.tokens[n]: node})
+        upper = Node(node.start, node.tokens[:n], node.parent, node.key, dict(node.slots), {node.tokens[n]: node})
         upper.rows_on = node.rows_on
         bare = node in self._bare
         self._forget_bare(node)
         if node.rows is not None:
             upper.rows, node.rows = node.rows[:n].copy(), node.rows[n:].copy()
         assert node.parent is not None
-        node.parent.children[upper.tokens[0]] = upper
-        node.start, node.tokens, node.parent = at, node.tokens[n:], upper
+        node.parent.children[node.key] = upper
+        node.start, node.tokens, node.parent, node.key = at, node.tokens[n:], upper, node.tokens[n]
         for slot, entry in upper.slots.items():
             if entry.length <= at:
                 del node.slots[slot]
@@ -298,7 +324,7 @@ class PrefixTree:
     def _unlink(self, node: Node) -> None:
         self._forget_bare(node)
         assert node.parent is not None
-        del node.parent.children[node.tokens[0]]
+        del node.parent.children[node.key]
 
 
 def path_of(node: Node | None) -> Iterator[Node]:

@@ -25,16 +25,14 @@ class Saving:
         for slot in self._cache.finished if self._cache.capacity else ():
             if slot not in self._tried:
                 self._tried.add(slot)
-                if self._pays(slot):
-                    return Save(slot, self._cache.tokens(slot))
+                if save := self._worth(slot):
+                    return save
         return None
 
     def before_loss(self, slot: int, lost: int) -> Save | None:
         """Return the save of a sequence of which so many tokens would be lost, if host RAM does not have them and it is likely
         to pay."""
-        if not (self._cache.capacity and lost >= WORTH_SAVING and self._pays(slot)):
-            return None
-        return Save(slot, self._cache.tokens(slot)[: self._cache.computed(slot)])
+        return self._worth(slot) if self._cache.capacity and lost >= WORTH_SAVING else None
 
     def forget(self, slot: int) -> None:
         """Note that something else has this slot from now on."""
@@ -44,7 +42,8 @@ class Saving:
         """Forget all slots."""
         self._tried.clear()
 
-    def _pays(self, slot: int) -> bool:
-        tokens = self._cache.tokens(slot)[: self._cache.computed(slot)]
-        unsaved = self._cache.unsaved(tokens)
-        return unsaved >= WORTH_SAVING and self._costs.pays(len(tokens), unsaved // SELDOM)
+    def _worth(self, slot: int) -> Save | None:
+        tokens, owner = self._cache.tokens(slot)[: self._cache.computed(slot)], self._cache.owner(slot)
+        unsaved = self._cache.unsaved(tokens, owner)
+        pays = unsaved >= WORTH_SAVING and self._costs.pays(len(tokens), unsaved // SELDOM)
+        return Save(slot, tokens, owner) if pays else None

@@ -53,7 +53,8 @@ class Scheduler:
 
     def submit(self, sequence: Sequence) -> None:
         """Queue a new sequence. Urgent ones come before all others."""
-        sequence.boundaries = self.limits.boundaries(sequence.n_prompt, sequence.params.boundaries)
+        edge = self.cache.edge(sequence.tokens, sequence.caller.owner)  # all others have what is before it
+        sequence.boundaries = self.limits.boundaries(sequence.n_prompt, (*sequence.params.boundaries, edge))
         self.shares.enter(sequence.caller)
         self.waiting.add(sequence)
 
@@ -115,7 +116,7 @@ class Scheduler:
                 at = sequence.boundaries[reached - 1]
                 del sequence.boundaries[:reached]
                 if self.cache.capacity and (self.limits.cuts or at == sequence.computed):
-                    saves.append(Save(sequence.slot, sequence.tokens[: sequence.computed]))
+                    saves.append(Save(sequence.slot, sequence.tokens[: sequence.computed], sequence.caller.owner))
         return saves
 
     def restored(self, sequence: Sequence, start: int, end: int) -> None:
@@ -124,7 +125,7 @@ class Scheduler:
 
     def unrestored(self, sequence: Sequence, end: int) -> None:
         """Queue a sequence again whose first `end` tokens could not be put back; it is computed without them."""
-        self.cache.drop(sequence.tokens[:end])
+        self.cache.drop(sequence.tokens[:end], sequence.caller.owner)
         self._put_back(sequence)
 
     def unsaved(self, slot: int) -> None:
@@ -209,7 +210,7 @@ class Scheduler:
             self._place(sequence, found)
 
     def _match(self, sequence: Sequence) -> Match:
-        return NO_MATCH if sequence.unscored else self.cache.match(sequence.tokens)
+        return NO_MATCH if sequence.unscored else self.cache.match(sequence.tokens, sequence.caller.owner)
 
     def _make_way(self, sequence: Sequence, found: Match) -> Match:
         """Put back what other callers have beyond their share, as far as this one needs it; return what the cache has then."""
@@ -248,7 +249,7 @@ class Scheduler:
         if not (source.savable and self.limits.holds(length)) or (passed and not self.limits.cuts):
             return False
         if computed >= length:
-            self._moves.append(Save(source.slot, source.tokens[:computed]))
+            self._moves.append(Save(source.slot, source.tokens[:computed], source.caller.owner))
         elif length not in source.boundaries:
             bisect.insort(source.boundaries, length)
         source.waiters.append(sequence)
@@ -272,7 +273,7 @@ class Scheduler:
         self.waiting.remove(sequence)
         if self.limits.shares:
             sequence.slot = self._new_slot(sequence, at_once, keep=found.slot)
-            self.cache.add(sequence.slot, sequence.tokens, at_once)
+            self.cache.add(sequence.slot, sequence.tokens, at_once, sequence.caller.owner)
             self.cache.use(found.slot)
             if at_once:
                 self._moves.append(Copy(found.slot, sequence.slot, 0, at_once))
@@ -281,7 +282,7 @@ class Scheduler:
         else:
             at_once = 0
             sequence.slot = self._new_slot(sequence, found.stored if restores else 0)
-            self.cache.add(sequence.slot, sequence.tokens)
+            self.cache.add(sequence.slot, sequence.tokens, owner=sequence.caller.owner)
         computed = found.stored if restores else at_once
         if restores:
             self._restore(sequence, at_once, found.stored)
@@ -295,7 +296,7 @@ class Scheduler:
         if held > length:
             self._save(slot, held - length)
             self._moves.append(Remove(slot, length))
-        self.cache.take_over(slot, sequence.tokens, length)
+        self.cache.take_over(slot, sequence.tokens, length, sequence.caller.owner)
         self.saving.forget(slot)
         sequence.slot = slot
 
@@ -303,7 +304,7 @@ class Scheduler:
         while self._free_cells < end - start and self._evict_one():
             pass
         self._reserved += end - start
-        self.cache.use_stored(sequence.tokens, end)
+        self.cache.use_stored(sequence.tokens, end, sequence.caller.owner)
         self._moves.append(Restore(sequence, start, end))
 
     def _begin_at(self, sequence: Sequence, computed: int, found: Match) -> None:

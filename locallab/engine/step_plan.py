@@ -30,10 +30,11 @@ class Remove:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Save:
-    """Keep the state of `slot`, which has computed `tokens`, in host RAM."""
+    """Keep the state of `slot`, which has computed `tokens`, in host RAM for its owner."""
 
     slot: int
     tokens: list[int]
+    owner: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ from locallab.engine.scheduler import Scheduler
 from locallab.engine.sequence import Sequence
 from locallab.engine.state_format import UnknownFormat
 from locallab.engine.token_rules import RuleBook
-from locallab.engine.worker import Cancel, Submit, Worker
+from locallab.engine.worker import Cancel, Share, Submit, Worker
 from locallab.errors import ContextLengthExceeded, InvalidField, ModelLoadError
 from locallab.settings import EngineSettings, cache_directory
 
@@ -92,6 +92,11 @@ class TextEngine(Engine):
             sequence = Sequence(next(self._ids), tokens, len(tokens), limit, answer, listener, urgent, caller)
             self._worker.commands.put(Submit(sequence, overloaded))
         return sequence.id
+
+    def share(self, prompts: Seq[Seq[int]]) -> None:
+        """Let all callers have what begins one of these prompts, even where prefixes are kept apart by owner. Only before the
+        first request."""
+        self._worker.commands.put(Share(tuple(list(prompt) for prompt in prompts)))
 
     def check(self, tokens: Seq[int], params: SamplingParams) -> None:
         """Raise InvalidField and ContextLengthExceeded as `submit` does."""

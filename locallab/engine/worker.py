@@ -40,6 +40,13 @@ class Cancel:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Share:
+    """Let all owners have what begins one of these prompts."""
+
+    prompts: tuple[list[int], ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Close:
     """End what runs at `deadline` (time.monotonic) at the latest, then stop."""
 
@@ -53,7 +60,7 @@ AROUND = 16
 """Tokens on either side of a divergence that the debug log shows."""
 
 
-Command = Submit | Cancel | Close | Result
+Command = Submit | Cancel | Share | Close | Result
 
 
 class Worker:
@@ -140,7 +147,7 @@ class Worker:
         """Save a finished sequence while nobody waits; return False when there is none to save."""
         save = self._scheduler.saving.next()
         if save is not None:
-            self._mover.save(save.slot, save.tokens)
+            self._mover.save(save)
         return save is not None
 
     def _carry_out(self, command: Command) -> None:
@@ -153,6 +160,8 @@ class Worker:
             case Cancel(id):
                 if id in self._sequences:
                     self._end(self._sequences[id], "cancelled")
+            case Share(prompts):
+                self._mover.share(prompts)
             case Close(deadline):
                 self._deadline = deadline if self._deadline is None else min(deadline, self._deadline)
             case Written() | Fetched() | Lost():
@@ -193,7 +202,7 @@ class Worker:
         n_answers = sum(chunk.count for chunk in chunks if chunk.is_answer)
         self._scheduler.costs.observe(n_answers, sum(chunk.count for chunk in chunks) - n_answers, seconds)
         for save in self._scheduler.commit(chunks):
-            self._mover.save(save.slot, save.tokens)
+            self._mover.save(save)
         for chunk in chunks:
             self._report(chunk, began)
         if outputs:
@@ -234,7 +243,7 @@ class Worker:
         """Show where a prompt left the known ones: in the log alone, since it is text of a prompt."""
         if use.reason == "diverged" and logger.isEnabledFor(logging.DEBUG):
             before, after = sequence.tokens[max(0, use.at - AROUND) : use.at], sequence.tokens[use.at : use.at + AROUND]
-            known = self._scheduler.cache.followers(sequence.tokens, use.at)[:AROUND]
+            known = self._scheduler.cache.followers(sequence.tokens, use.at, sequence.caller.owner)[:AROUND]
             texts = [self._model.text(tokens) for tokens in (before, after, known)]
             logger.debug("a prompt diverged at token %d: behind %r it has %r, a known one %r", use.at, *texts)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Sequence
 
 from starlette.applications import Starlette
@@ -22,6 +23,7 @@ from locallab.server.docs.routes import Docs
 from locallab.server.errors import report, respond
 from locallab.server.inference.generation import ClientGone
 from locallab.server.inference.lease import Leases
+from locallab.server.inference.shared_prompts import read_prompts, share
 from locallab.server.middleware import (
     AccessLog,
     Auth,
@@ -92,7 +94,7 @@ def _middleware(services: Services, routes: Sequence[BaseRoute]) -> list[Middlew
         Middleware(Failsafe),
         Middleware(HostCheck, hosts=Hosts(settings.allowed_hosts), keyring=keyring, tunnel=tunnel),
         Middleware(OriginCheck, origins=origins, keyring=keyring),
-        Middleware(Auth, keyring=keyring),
+        Middleware(Auth, keyring=keyring, isolates=settings.isolate_cache),
         Middleware(RateLimit, limits=RateLimits(settings)),
         Middleware(BodyLimit, mib=settings.max_body_mib),
         Middleware(ContentDecoding),
@@ -116,6 +118,8 @@ def create_app(pool: Pool, settings: ServerSettings, keyring: Keyring | None = N
 
     keyring = keyring or Keyring(settings, KeyStore())
     services = Services(pool=pool, settings=settings, keyring=keyring, traffic=Traffic(), tunnel=tunnel)
+    if settings.shared_prompts:
+        pool.on_loaded(functools.partial(share, read_prompts(settings.shared_prompts)))
     routes = [route for dialect in DIALECTS for route in dialect.routes(services)]
     routes += Docs(routes).routes()
     return Starlette(

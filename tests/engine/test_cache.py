@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -618,3 +620,79 @@ def test_a_look_up_compares_each_token_a_few_times(stairs: bool, begun: bool) ->
     assert prompt.tokens <= 3 * 8000
     assert prompt.looks <= 4 * 64
     assert entries.looks <= 64
+
+
+class Apart(RuleBasedStateMachine):
+    """Several owners in one cache without a limit: each finds what it would find in a cache of its own, and what is public."""
+
+    @initialize(
+        cuts=st.booleans(), shares=st.booleans(), public=st.lists(prompts.map(lambda found: found[:5]), max_size=2).map(tuple)
+    )
+    def begin(self, cuts: bool, shares: bool, public: tuple[list[int], ...]) -> None:
+        self.cuts, self.public = cuts, public
+        self.all = PrefixCache(cuts=cuts, shares=shares, capacity=1 << 20)
+        self.own = {owner: PrefixCache(cuts=cuts, shares=shares, capacity=1 << 20) for owner in ("ann", "bob")}
+        for cache in (self.all, *self.own.values()):
+            cache.public = public
+        self.slots: dict[int, str] = {}
+        self.free = iter(range(1 << 20))
+
+    def both(self, owner: str) -> tuple[PrefixCache, PrefixCache]:
+        return self.all, self.own[owner]
+
+    @rule(owner=st.sampled_from(["ann", "bob"]), tokens=prompts, more=prompts, computed=st.integers(0, 20), ends=st.booleans())
+    def ask(self, owner: str, tokens: list[int], more: list[int], computed: int, ends: bool) -> None:
+        slot = next(self.free)
+        kept = set()
+        for cache in self.both(owner):
+            cache.add(slot, tokens, owner=owner)
+            cache.extend(slot, more)
+            cache.advance(slot, min(computed, len(tokens) + len(more)))
+            if not ends or cache.finish(slot):
+                kept.add(cache)
+        if len(kept) == 1:  # another owner has the same public part
+            kept.pop().remove(slot)
+        elif kept:
+            self.slots[slot] = owner
+
+    @rule(which=choices)
+    def remove(self, which: int) -> None:
+        if self.slots:
+            slot = sorted(self.slots)[which % len(self.slots)]
+            for cache in self.both(self.slots.pop(slot)):
+                cache.remove(slot)
+
+    @rule(owner=st.sampled_from(["ann", "bob"]), tokens=prompts, start=st.integers(0, 3))
+    def store(self, owner: str, tokens: list[int], start: int) -> None:
+        start = min(start, len(tokens) - 1)
+        for cache in self.both(owner):
+            cache.store(tokens, start, rows_of(tokens, start), NOTHING if self.cuts else fixed_of(tokens), owner)
+
+    @rule(owner=st.sampled_from(["ann", "bob"]), tokens=prompts, start=st.integers(0, 3))
+    def record(self, owner: str, tokens: list[int], start: int) -> None:
+        record = dataclasses.replace(record_of(tokens, min(start, len(tokens) - 1), fixed=not self.cuts), owner=owner)
+        for cache in self.both(owner):
+            cache.recorded(record)
+
+    @rule(owner=st.sampled_from(["ann", "bob"]), tokens=prompts)
+    def look_up(self, owner: str, tokens: list[int]) -> None:
+        found, alone = (cache.match(tokens, owner) for cache in self.both(owner))
+        public = max((common_length(prompt, tokens) for prompt in self.public), default=0)
+        for name in ("resident", "live", "finished", "stored", "known", "held", "common"):
+            mine, expected = getattr(found, name), getattr(alone, name)
+            assert expected <= mine <= max(expected, public), f"{name} is another owner's"
+        if not self.public:
+            assert found == alone
+        if found.common > public:
+            assert found.continued == alone.continued
+        for cache in self.both(owner):
+            cache.check_integrity()
+
+    @rule(tokens=prompts)
+    def nobody_sees_it_without_an_owner(self, tokens: list[int]) -> None:
+        public = max((common_length(prompt, tokens) for prompt in self.public), default=0)
+        assert self.all.match(tokens).common <= public
+
+
+TestApart = Apart.TestCase
+TestApart.settings = settings(max_examples=80, stateful_step_count=25, deadline=None)

@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from locallab.engine import saving, scheduler
 from locallab.engine.caller import LOCAL, Caller
+from locallab.engine.prefix_tree import common_length
 from locallab.engine.request import TokenEvent
 from locallab.errors import EngineFailure
 from locallab.settings import Layout
@@ -26,7 +27,7 @@ prompts = st.builds(
     st.integers(0, 120),
     st.lists(st.integers(1, 3), min_size=1, max_size=12),
 )
-callers = st.sampled_from([LOCAL, LOCAL, Caller(id="a"), Caller(id="b", weight=2), Caller(id="c")])
+callers = st.sampled_from([LOCAL, LOCAL, Caller(id="a"), Caller(id="b", weight=2, owner="b"), Caller(id="c", owner="c")])
 CONSTANTS = {"LOOKAHEAD": scheduler, "WORTH_SAVING": saving, "TURN": scheduler}
 KINDS: tuple[Kind, ...] = ("attention", "window", "recurrent")
 LAYOUTS: tuple[Layout, ...] = ("unified", "streams")
@@ -53,8 +54,11 @@ class Traffic(RuleBasedStateMachine):
         tile=st.sampled_from([0, 4, 32]),
         even=st.booleans(),
         costs=st.tuples(st.sampled_from([0.0, 0.01]), st.sampled_from([0.0, 0.0003, 0.01])),
+        public=st.sampled_from([(), (BASES[0][:30],), (BASES[0][:90], BASES[1][:9], BASES[2])]),
     )
-    def begin(self, layout, kind, host, constants, context, parallel, extra, cache_cells, every, chunk, tile, even, costs):
+    def begin(
+        self, layout, kind, host, constants, context, parallel, extra, cache_cells, every, chunk, tile, even, costs, public
+    ):
         self.before = {name: getattr(module, name) for name, module in CONSTANTS.items()}
         for name, value in zip(CONSTANTS, constants, strict=True):
             setattr(CONSTANTS[name], name, value)
@@ -73,6 +77,7 @@ class Traffic(RuleBasedStateMachine):
             step_cost=costs[0],
             move_cost=costs[1],
         )
+        self.rig.cache.public = public
         self.wanted: dict[int, int] = {}
         self.guided: set[int] = set()
         self.cancelled: set[int] = set()
@@ -107,13 +112,14 @@ class Traffic(RuleBasedStateMachine):
         kept=st.integers(0, 40),
         tail=st.lists(st.integers(1, 3), min_size=1, max_size=12),
         count=st.integers(1, 3),
+        caller=callers,
     )
-    def go_on(self, data, kept, tail, count):
+    def go_on(self, data, kept, tail, count, caller):
         """Go on with an answer as it is so far, or edited, perhaps in several ways at once."""
         id = data.draw(st.sampled_from(sorted(self.wanted)))
         prompt = [*self.rig.prompts[id], *self.rig.tokens(id)[:kept], *tail]
         for i in range(count if len(prompt) < self.rig.context_length - 10 else 0):
-            self.wanted[self.rig.submit([*prompt, i + 1], 8)] = 8
+            self.wanted[self.rig.submit([*prompt, i + 1], 8, caller=caller)] = 8
 
     @precondition(lambda self: self.rig.worker._sequences)
     @rule(data=st.data())
@@ -155,6 +161,7 @@ class Traffic(RuleBasedStateMachine):
         for id, max_tokens in self.wanted.items():
             self.check_answer(id, max_tokens)
             self.check_computed(id)
+            self.check_owner(id)
         if "decode" not in self.rig.context.fails:
             assert self.rig.context.decoded == sum(len(chunk) for chunks in self.rig.chunks.values() for chunk in chunks)
 
@@ -171,6 +178,13 @@ class Traffic(RuleBasedStateMachine):
         assert told(self.rig.events[id]) == (got if id in self.telling else [])
         assert (last.usage.prompt_tokens, last.usage.completion_tokens) == (len(prompt), len(got))
         assert 0 <= last.usage.cached_tokens < len(prompt)
+
+    def check_owner(self, id):
+        """Check that a request used no more than what is public and what its owner has asked or got."""
+        rig, prompt, owner = self.rig, self.rig.prompts[id], self.rig.callers[id].owner
+        own = [other for other in self.wanted if other != id and rig.callers[other].owner == owner]
+        texts = [[*rig.prompts[other], *rig.tokens(other)] for other in own]
+        assert rig.cached(id) <= max((common_length(prompt, text) for text in (*texts, *rig.cache.public)), default=0)
 
     def check_computed(self, id):
         """Check that a request was computed once, but for what was cached, and further only where it was put back."""

@@ -91,8 +91,9 @@ class Running:
 class FakeEngine:
     """Has Engine's interface; a token is a byte. Plays `script(prompt, params)` for each request, one step of all at a time.
 
-    `submitted`, `urgent`, `callers`, `prepared` and `cancelled` record what was asked; `full` makes it refuse; `cached` is
-    what its usage says, and `tier` where that was; no prompt gets more because it diverged, or because it is the first.
+    `submitted`, `urgent`, `callers`, `prepared`, `cancelled` and `shared` record what was asked; `full` makes it refuse;
+    `cached` is what its usage says, and `tier` where that was; no prompt gets more because it diverged, or because it is the
+    first.
     """
 
     def __init__(
@@ -132,6 +133,7 @@ class FakeEngine:
         )
         self.settings = settings
         self._script = script
+        self.shared: list[str] = []
         self.reset()
         self.totals = Totals()
         self.closed_with: float | None = None
@@ -216,6 +218,9 @@ class FakeEngine:
             self._running[request.id] = request
             self._lock.notify()
         return request.id
+
+    def share(self, prompts: Sequence[Sequence[int]]) -> None:
+        self.shared = [detokenize(prompt) for prompt in prompts]
 
     def cancel(self, request_id: int) -> None:
         with self._lock:

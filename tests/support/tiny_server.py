@@ -52,6 +52,7 @@ def tiny_server(
     on_demand: Any = "keep",
     architecture: str = "llama",
     cache_ram_mib: int = 0,
+    cache_tokens: int | None = None,
     **settings: Any,
 ) -> Iterator[Tiny]:
     """`architecture` is that of the model "chat"."""
@@ -67,7 +68,7 @@ def tiny_server(
     for name, path in paths.items():
         registry.add("a test", ModelSpec(id=name, source=FileSource(path=path), description="made"))
     options = ServerSettings(rate_limit=False, on_demand=on_demand, **settings)
-    engine = {**ENGINE, "cache_ram_mib": cache_ram_mib}
+    engine = {**ENGINE, "cache_ram_mib": cache_ram_mib, "cache_tokens": cache_tokens}
     pool = Pool(registry, Store(folder / "store"), [("a test", engine)], on_demand=on_demand, grace=0.0)
     pool.load_now(load)
     app = create_app(pool, options, Keyring(options, KeyStore(folder / "keys.json")))

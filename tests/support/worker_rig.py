@@ -89,6 +89,7 @@ class Rig:
         self.masks = self.worker._masks = FakeMasks()  # type: ignore[assignment]
         self.events: dict[int, list[TokenEvent]] = {}
         self.prompts: dict[int, list[int]] = {}
+        self.callers: dict[int, Caller] = {}
         self.chunks: dict[int, list[range]] = collections.defaultdict(list)
         self.put_back: set[int] = set()
         self._ids = iter(range(1 << 30))
@@ -111,6 +112,7 @@ class Rig:
         id = next(self._ids)
         self.events[id] = []
         self.prompts[id] = list(prompt)
+        self.callers[id] = caller
         limit = min(self.context_length, len(prompt) + max_tokens)
         sampling = SamplingParams(temperature=0, **params)  # type: ignore[arg-type]
         answer = Answer(sampling, FakeModel(), guide)  # type: ignore[arg-type]

@@ -84,9 +84,11 @@ class Auth:
     To the app, a WebSocket whose key is revoked looks disconnected.
     """
 
-    def __init__(self, app: ASGIApp, keyring: Keyring) -> None:
+    def __init__(self, app: ASGIApp, keyring: Keyring, isolates: bool | None = None) -> None:
+        """`isolates`: each caller has prefixes of its own; None: where there are several keys."""
         self._app = app
         self._keyring = keyring
+        self._isolates = isolates
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -94,7 +96,7 @@ class Auth:
             return
         presented = scope["state"]["presented"]
         scope["state"]["key"] = key = self._keyring.find(presented)
-        scope["state"]["caller"] = _caller(key, scope)
+        scope["state"]["caller"] = self._caller(key, scope)
         is_free = scope["type"] == "http" and (scope["method"] == "OPTIONS" or scope["state"]["area"] == "open")
         if key is None and self._keyring.required and not is_free:
             raise Unauthorized(WRONG if presented else MISSING)
@@ -103,6 +105,11 @@ class Auth:
             if SUBPROTOCOL in scope.get("subprotocols", ()):
                 send = _selecting_subprotocol(send)
         await self._app(scope, receive, send)
+
+    def _caller(self, key: Key | None, scope: Scope) -> Caller:
+        id = identity(key, (scope.get("client") or ("-",))[0])
+        isolates = self._keyring.several if self._isolates is None else self._isolates
+        return Caller(id=id, weight=WEIGHTS[key.tier] if key else min(WEIGHTS.values()), owner=id if isolates else "")
 
     def _until_revoked(self, receive: Receive, key: Key | None) -> Receive:
         async def watched() -> Message:
@@ -114,8 +121,3 @@ class Auth:
             return {"type": "websocket.disconnect", "code": 1008, "reason": WRONG}
 
         return watched
-
-
-def _caller(key: Key | None, scope: Scope) -> Caller:
-    address = (scope.get("client") or ("-",))[0]
-    return Caller(id=identity(key, address), weight=WEIGHTS[key.tier] if key else min(WEIGHTS.values()))
