@@ -95,7 +95,8 @@ class Answer:
         answer, and then holds only the tokens up to there. `room` is the number of tokens that the answer may still have."""
         count, text, reason = self._read(tokens, room)
         logprobs: tuple[TokenLogprob, ...] = ()
-        if self.logprobs is not None and not self._ends(tokens[0]) and (text or not self.text.stopped):
+        spoken = not self._ends(tokens[0]) and (text or not self.text.stopped)
+        if self.logprobs is not None and (spoken or self.params.end_logprobs):
             logprobs = (self.logprobs.describe(logits, tokens[0]),)
         return TokenEvent(text, tuple(tokens[:count]), reason, logprobs=logprobs, prompt_logprobs=self.prompt_logprobs())
 

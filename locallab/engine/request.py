@@ -53,8 +53,9 @@ class SamplingParams:
     are part of it only with `include_stop`. `max_tokens` None means up to the context length. At the first line that ends
     more than `line_after_ms` after the first token the answer ends (0: never). `constraint` restricts the answer to a language.
     `visible` are control tokens whose text is part of the answer; `reasoning` bounds what comes before the answer.
-    `logprobs` asks for the log probability of each answer token and of that many likeliest ones in its place (None: neither);
-    `prompt_logprobs` for the same of the prompt, which is then computed as a whole. `progress` asks for an event after each
+    `logprobs` asks for the log probability of each answer token and of that many likeliest ones in its place (None: neither),
+    with `end_logprobs` also for the token that ends it without being part of its text; `prompt_logprobs` for the same of the
+    prompt, which is then computed as a whole. `progress` asks for an event before the first and after each
     step of the prompt. `boundaries` are lengths at which prompts are likely to part from this one, such as the end of the
     system prompt: a model whose memory cannot be cut keeps its state there.
     """
@@ -100,6 +101,7 @@ class SamplingParams:
     visible: tuple[int, ...] = ()
     reasoning: ReasoningBudget | None = None
     logprobs: int | None = None
+    end_logprobs: bool = False
     prompt_logprobs: bool = False
     progress: bool = False
     boundaries: tuple[int, ...] = ()
@@ -121,11 +123,14 @@ class FimTokens:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts of one request. `cached_tokens` of the prompt came from the prefix cache."""
+    """Token counts of one request. `cached_tokens` of the prompt came from the prefix cache. `prompt_seconds` run from its
+    first step to the first token of the answer, `answer_seconds` from there to the last; what was not computed takes none."""
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    prompt_seconds: float = 0.0
+    answer_seconds: float = 0.0
 
 
 Tier = Literal["none", "resident", "host", "disk"]
@@ -170,7 +175,7 @@ class TokenLogprob:
 @dataclasses.dataclass(frozen=True, slots=True)
 class Progress:
     """Prompt-processing progress: `processed` of `total` tokens, of which `cached` came from the prefix cache, `seconds` after
-    the first step began."""
+    the first step began. The first one comes as that step begins, with `processed` equal to `cached`."""
 
     total: int
     cached: int
@@ -183,10 +188,10 @@ class TokenEvent:
     """The outcome of one step for one request: new text (perhaps empty), and at the end the finish reason and the usage.
 
     Only the last event has a `finish_reason`. With "error", `error` is the cause; `stop` is the stop string that ended the
-    answer, if one did. `logprobs` belong to the tokens of the answer, not to one that ends it. `prompt_logprobs`, of all prompt
-    tokens but the first, come with the first event that has tokens. An event with `cache` or `progress` has nothing else: once
-    the first step of the prompt is computed, one tells what the cache had of it, and those with progress follow. A prompt that
-    is computed as a whole for its log probabilities has none with `cache`.
+    answer, if one did. `logprobs` belong to the tokens of the answer, and to one that ends it if asked for.
+    `prompt_logprobs`, of all prompt tokens but the first, come with the first event that has tokens. An event with `cache` or
+    `progress` has nothing else: as the first step of the prompt begins, one tells what the cache had of it, and those with
+    progress follow. A prompt that is computed as a whole for its log probabilities has none with `cache`.
     """
 
     text: str

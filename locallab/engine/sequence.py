@@ -21,9 +21,9 @@ class Sequence:
     ahead of others. `order` is its place in the queue, `turn_began` the length of the answer when it last left it. Its state is
     saved at the `boundaries`, unless it proved not `savable`; the `waiters` wait for what it computes now. `fetch` tells of
     what it needs from disk: "asked" while it is read, "done" once that has come or failed.
-    `cache` is what the prefix cache had of its prompt, once that is placed. `submitted`, `began` and `last_token` are the times
-    (time.perf_counter) at which it was made, at which the first step of its prompt began, and at which its last token became
-    known.
+    `cache` is what the prefix cache had of its prompt, once that is placed. `submitted`, `began`, `first_token` and
+    `last_token` are the times (time.perf_counter) at which it was made, at which the first step of its prompt began, and at
+    which its first and last tokens became known.
     """
 
     id: int
@@ -45,6 +45,7 @@ class Sequence:
     fetch: Literal["", "asked", "done"] = ""
     submitted: float = dataclasses.field(default_factory=time.perf_counter)
     began: float | None = None
+    first_token: float | None = None
     last_token: float | None = None
 
     @property
@@ -72,4 +73,7 @@ class Sequence:
 
     @property
     def usage(self) -> Usage:
-        return Usage(self.n_prompt, self.n_answer, self.cached)
+        began, first, last = self.began, self.first_token, self.last_token
+        prompt_seconds = 0.0 if began is None or first is None else first - began
+        answer_seconds = 0.0 if first is None or last is None else last - first
+        return Usage(self.n_prompt, self.n_answer, self.cached, prompt_seconds, answer_seconds)

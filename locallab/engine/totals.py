@@ -78,6 +78,7 @@ class Totals:
         """Count the next `count` tokens of an answer, all known at `now` (time.perf_counter)."""
         self.completion_tokens += count
         if sequence.last_token is None:
+            sequence.first_token = now
             self.time_to_first_token.observe(now - sequence.submitted)
         else:
             self.inter_token.observe(now - sequence.last_token)

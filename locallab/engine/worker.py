@@ -192,6 +192,9 @@ class Worker:
         """Decode one batch and accept what follows from it. False: there was no room, the rest of the plan is void."""
         outputs = self._fill(chunks)
         self._masks.start()
+        began = time.perf_counter()
+        for chunk in chunks:
+            self._announce(chunk.sequence, began)
         self._hand_out()  # the event loop works on these while llama.cpp computes and the interpreter is free
         began = time.perf_counter()
         if self._context.decode(self._batch) == NO_ROOM:
@@ -204,7 +207,7 @@ class Worker:
         for save in self._scheduler.commit(chunks):
             self._mover.save(save)
         for chunk in chunks:
-            self._report(chunk, began)
+            self._report(chunk)
         if outputs:
             self._accept_all(chunks, outputs)
         return True
@@ -224,19 +227,25 @@ class Worker:
         self._batch.fill(tokens, positions, slots, outputs)
         return [i for i, wanted in enumerate(outputs) if wanted]
 
-    def _report(self, chunk: Chunk, began: float) -> None:
-        """Tell what the cache had of a prompt, and its progress if asked for. Not when a prompt is computed again after a
-        preemption: it has been reported before."""
-        sequence = chunk.sequence
-        if sequence.began is None:
-            sequence.began = began
-            if sequence.cache is not None:
-                self._events.append((sequence.listener, TokenEvent("", cache=sequence.cache)))
-                self._log_miss(sequence, sequence.cache)
-        if not sequence.params.progress or chunk.start >= sequence.n_prompt or sequence.n_answer:
+    def _announce(self, sequence: Sequence, now: float) -> None:
+        """Tell what the cache had of a prompt whose first step begins; not when it is computed again after a preemption."""
+        if sequence.began is not None:
             return
-        seconds = time.perf_counter() - sequence.began
-        progress = Progress(sequence.n_prompt, sequence.cached, sequence.computed, seconds)
+        sequence.began = now
+        if sequence.cache is not None:
+            self._events.append((sequence.listener, TokenEvent("", cache=sequence.cache)))
+            self._log_miss(sequence, sequence.cache)
+        if sequence.params.progress:
+            self._tell_progress(sequence, sequence.cached, 0.0)
+
+    def _report(self, chunk: Chunk) -> None:
+        """Tell the progress of a prompt if asked for; not when it is computed again."""
+        sequence = chunk.sequence
+        if sequence.params.progress and sequence.began and chunk.start < sequence.n_prompt and not sequence.n_answer:
+            self._tell_progress(sequence, sequence.computed, time.perf_counter() - sequence.began)
+
+    def _tell_progress(self, sequence: Sequence, processed: int, seconds: float) -> None:
+        progress = Progress(sequence.n_prompt, sequence.cached, processed, seconds)
         self._events.append((sequence.listener, TokenEvent("", progress=progress)))
 
     def _log_miss(self, sequence: Sequence, use: CacheUse) -> None:

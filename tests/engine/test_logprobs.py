@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -189,6 +190,18 @@ def test_a_bias_chooses_among_what_a_grammar_allows(llama: TextEngine) -> None:
 def test_what_ends_reasoning_has_logprobs_too(llama: TextEngine) -> None:
     answer = ask(llama, reasoning=ReasoningBudget(5, "<none>", "<tag>", True), max_tokens=20)
     assert "<tag>" in answer.text and [each.token for each in answer.logprobs] == answer.tokens
+
+
+@pytest.mark.parametrize("ended", [{"stop_token_ids": (100,)}, {"ignore_eos": False}, {"stop": ("x",)}], ids=str)
+def test_what_ends_an_answer_has_logprobs_if_asked_for(llama: TextEngine, ended: dict[str, Any]) -> None:
+    """As many as tokens are counted, whatever ended it."""
+    [x] = [t for t in range(tiny_gguf.FIRST_PLAIN, tiny_gguf.N_VOCAB) if llama.pieces([t]) == [b"x"]][-1:]
+    token = {"stop": x, "stop_token_ids": 100, "ignore_eos": tiny_gguf.EOS}[next(iter(ended))]
+    for end_logprobs in (False, True):
+        answer = ask(llama, logit_bias=((token, 100.0),), end_logprobs=end_logprobs, **ended)
+        assert (answer.text, answer.reason, answer.tokens) == ("", "stop", [token])
+        assert [each.token for each in answer.logprobs] == [token] * end_logprobs
+    assert answer.logprobs[0].logprob < -1 and answer.logprobs[0].hidden == (token == tiny_gguf.EOS)
 
 
 def test_what_ends_an_answer_is_no_part_of_it(llama: TextEngine) -> None:
