@@ -16,15 +16,16 @@ from locallab.server.streaming import EVENTS
 class Contract:
     """Input and output of one endpoint.
 
-    `body` and `answer` are msgspec structs; with `plain`, some clients get a text instead of the answer. With `streams`, the
-    body's `stream` turns the answer into a stream of the media type `stream_type`. `errors` are statuses of failures besides
-    those of every route. `summary` and `description` are the first line and the rest of the handler's docstring.
+    `body` is a msgspec struct, and `answer` one, or a list or union of them; with `plain`, some clients get a text instead of
+    the answer. With `streams`, the body's `stream` turns the answer into a stream of the media type `stream_type`. `errors` are
+    statuses of failures besides those of every route. `summary` and `description` are the first line and the rest of the
+    handler's docstring.
     """
 
     tag: str
     summary: str
     body: type | None = None
-    answer: type | None = None
+    answer: Any = None
     streams: bool = False
     errors: tuple[int, ...] = ()
     media_type: str = "application/json"
@@ -44,7 +45,7 @@ class Endpoint(Route):
         tag: str,
         method: str = "GET",
         body: type | None = None,
-        answer: type | None = None,
+        answer: Any = None,
         streams: bool = False,
         errors: tuple[int, ...] = (),
         media_type: str = "application/json",
@@ -60,7 +61,7 @@ class Generating(Endpoint):
     """A route on which a model generates an answer, whole or as a stream."""
 
     def __init__(
-        self, path: str, handler: Callable[..., Any], *, tag: str, body: type, answer: type, stream_type: str = EVENTS
+        self, path: str, handler: Callable[..., Any], *, tag: str, body: type, answer: Any, stream_type: str = EVENTS
     ) -> None:
         super().__init__(
             path,

@@ -87,8 +87,9 @@ def bert(
     return path
 
 
-def qwen3(path: Path, pooling: Pooling = Pooling.LAST, *, seed: int = 0) -> Path:
-    """Write a decoder that pools the last token; with `Pooling.RANK` it answers yes or no, and has a pair template."""
+def qwen3(path: Path, pooling: Pooling = Pooling.LAST, *, seed: int = 0, template: str | None = None) -> Path:
+    """Write a decoder that pools the last token; with `Pooling.RANK` it answers yes or no, and has a pair template. `template`
+    is its chat template."""
     writer = gguf.GGUFWriter(path, "qwen3")
     add = _Adding(writer, seed)
     writer.add_context_length(DECODER_CONTEXT)
@@ -123,6 +124,8 @@ def qwen3(path: Path, pooling: Pooling = Pooling.LAST, *, seed: int = 0) -> Path
         add.matrix("cls.output.weight", 2, _EMBED)
         writer.add_classifier_output_labels(["yes", "no"])
         writer.add_chat_template([{"name": "rerank", "template": RERANK}])
+    elif template:
+        writer.add_chat_template(template)
     add.close()
     return path
 

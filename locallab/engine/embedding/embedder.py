@@ -49,11 +49,25 @@ class EmbeddingEngine(Engine):
         future.add_done_callback(lambda _: self._ended(caller))
         return future
 
-    def pair(self, query: str, document: str) -> list[int]:
-        """Return the tokens of a question and a text for a reranker without a template. Markup in them is text."""
-        head = self.tokenize(query, add_special=True, parse_special=False)
-        tail = self.tokenize(document, add_special=True, parse_special=False)
-        return head + self._seam + tail[self.info.add_bos :]
+    @property
+    def closing(self) -> list[int]:
+        """The tokens that close a text."""
+        return self.tokenize("", add_special=True, parse_special=False)[self.info.add_bos :]
+
+    def pair(self, query: str, document: str, most: int) -> tuple[list[int], bool]:
+        """Return the tokens of a question and a text for a reranker without a template: at most `most` of the text, and no more
+        than the context has room for; the second value says whether that was less. Markup in them is text.
+
+        Raises ContextLengthExceeded for a question that leaves no room.
+        """
+        head = self.tokenize(query, add_special=True, parse_special=False) + self._seam
+        tail = self.tokenize(document, add_special=True, parse_special=False)[self.info.add_bos :]
+        closing, whole = self.closing, len(tail) - len(self.closing)
+        room = self.info.context - len(head) - len(closing)
+        if room < 1:
+            raise ContextLengthExceeded(len(head) + len(closing), self.info.context)
+        kept = min(whole, most, room)
+        return head + tail[:kept] + closing, kept < min(whole, most)
 
     def _load(self, path: Path, native: contextlib.ExitStack) -> Works:
         settings = self._settings

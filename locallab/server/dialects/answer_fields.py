@@ -31,6 +31,20 @@ class UsageFigures(msgspec.Struct):
     prompt_tokens_details: CachedTokens
 
 
+class Timings(msgspec.Struct):
+    """Durations and rates of the request, as llama.cpp's server tells them; 0 for what was not computed."""
+
+    cache_n: Annotated[int, Meta(ge=0, description="tokens of the prompt that were in the prefix cache")]
+    prompt_n: Annotated[int, Meta(ge=0, description="tokens of the prompt that were computed")]
+    prompt_ms: Annotated[float, Meta(ge=0, description="from the first step of the prompt to the first token of the answer")]
+    prompt_per_token_ms: Annotated[float, Meta(ge=0)]
+    prompt_per_second: Annotated[float, Meta(ge=0)]
+    predicted_n: Annotated[int, Meta(ge=0, description="tokens of the answer")]
+    predicted_ms: Annotated[float, Meta(ge=0, description="from the first token of the answer to its last")]
+    predicted_per_token_ms: Annotated[float, Meta(ge=0, description="of those after the first")]
+    predicted_per_second: Annotated[float, Meta(ge=0)]
+
+
 class AnswerMessage(msgspec.Struct):
     role: Literal["assistant"]
     content: str
@@ -61,10 +75,43 @@ def usage_body(usages: Sequence[Usage], n: int = 1) -> dict[str, Any]:
     }
 
 
+def timings_body(usages: Sequence[Usage], n: int = 1) -> dict[str, Any]:
+    """Return llama.cpp's Timings for `n` answers to each prompt: sums of tokens, and the longest durations, since all are
+    computed at once. The first token of an answer comes with its prompt, so the rate is that of the others."""
+    cached = sum(usage.cached_tokens for usage in usages[::n])
+    computed = sum(usage.prompt_tokens for usage in usages[::n]) - cached
+    return {
+        "cache_n": cached,
+        **_rates("prompt", computed, computed, max(usage.prompt_seconds for usage in usages)),
+        **_rates(
+            "predicted",
+            sum(usage.completion_tokens for usage in usages),
+            sum(max(0, usage.completion_tokens - 1) for usage in usages),
+            max(usage.answer_seconds for usage in usages),
+        ),
+    }
+
+
+def _rates(name: str, count: int, steps: int, seconds: float) -> dict[str, Any]:
+    return {
+        f"{name}_n": count,
+        f"{name}_ms": seconds * 1000,
+        f"{name}_per_token_ms": seconds * 1000 / steps if steps else 0.0,
+        f"{name}_per_second": steps / seconds if seconds else 0.0,
+    }
+
+
 def progress_body(progress: Progress) -> dict[str, int]:
     """Return the progress of reading a prompt in the shape of llama.cpp's server; milliseconds."""
     figures = {"total": progress.total, "cache": progress.cached, "processed": progress.processed}
     return {**figures, "time_ms": round(progress.seconds * 1000)}
+
+
+class PromptTokenCount(msgspec.Struct):
+    """The number of tokens that a request's prompt has."""
+
+    object: Literal["response.input_tokens"]
+    input_tokens: Annotated[int, Meta(ge=0)]
 
 
 class Problem(msgspec.Struct):

@@ -52,8 +52,9 @@ class _Schemas:
         for body in {body for body in bodies if body is not None}:
             _tighten(self.of(body), {**DEFAULTS, **getattr(body, "DEFAULTS", {})})
 
-    def reference(self, kind: type) -> Schema:
-        return self._references[kind]
+    def reference(self, kind: Any) -> Schema:
+        found: Schema = self._references[kind]
+        return found
 
     def of(self, kind: type) -> Schema:
         found: Schema = self.components[self._references[kind]["$ref"].rpartition("/")[2]]

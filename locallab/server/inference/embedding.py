@@ -17,11 +17,13 @@ from starlette.requests import Request
 
 from locallab.chat import Message
 from locallab.chat.control_tokens import guarded, pieces
+from locallab.chat.turn import ChatRequest
 from locallab.engine import EmbeddingEngine
-from locallab.errors import InvalidField
+from locallab.errors import ContextLengthExceeded, InvalidField
 from locallab.pool import Loaded
 from locallab.server.inference.aside import ITEM, Stopped, aside
 from locallab.server.inference.generation import unless_gone
+from locallab.server.inference.prompt import Prompt, rendered
 
 Rows = npt.NDArray[np.float32]
 Format = Literal["float", "base64"]
@@ -37,16 +39,16 @@ NAME = "name of the model; an unknown name is a loaded one that makes embeddings
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EmbeddingResult:
-    """A row for each text, and the number of tokens of all texts."""
+    """A row for each text, the number of tokens of all texts, and how many of these were `cut`."""
 
     rows: Rows
     tokens: int
+    cut: int = 0
 
 
-async def vectors(
-    loaded: Loaded, texts: Sequence[str | list[int]], request: Request, *, truncate: bool = False
-) -> EmbeddingResult:
-    """Return the vector of each text; a list is token ids. `truncate` cuts texts that are too long, which else are refused.
+async def vectors(loaded: Loaded, texts: Sequence[Prompt], request: Request, *, truncate: bool = False) -> EmbeddingResult:
+    """Return the vector of each text, or of token ids and texts in a row, which are taken as they are. `truncate` cuts texts
+    that are too long, which else are refused.
 
     Raises ClientGone when the client leaves first, and what `EmbeddingEngine.embed` raises.
     """
@@ -54,23 +56,53 @@ async def vectors(
 
     def tokens(stopped: Stopped) -> list[list[int]]:
         options: dict[str, Any] = {"add_special": True, "parse_special": True, "fits": not truncate, "stopped": stopped}
-        return [engine.tokenize(text, **options) if isinstance(text, str) else text for text in texts]
+        return [engine.tokenize(text, **options) if isinstance(text, str) else _row(engine, text, stopped) for text in texts]
 
     prompts = await aside(sum(map(len, texts)) + ITEM * len(texts), tokens)
     room = engine.info.context
     if truncate and any(len(prompt) > room for prompt in prompts):
         # The token that closes a text, if there is one, stays.
-        closing = engine.tokenize("", add_special=True, parse_special=False)[int(engine.info.add_bos) :]
+        closing = engine.closing
         prompts = [p if len(p) <= room else p[: room - len(closing)] + closing for p in prompts]
     return await _compute(engine, prompts, request)
 
 
-async def scores(loaded: Loaded, query: str, documents: Sequence[str], request: Request) -> EmbeddingResult:
-    """Return how well each document answers the query, from 0 to 1. Raises as `vectors`."""
+Pair = tuple[str, str]
+"""A question and a document."""
+
+
+async def scores(
+    loaded: Loaded, pairs: Sequence[Pair], request: Request, *, most: int | None = None, question: str = "query"
+) -> EmbeddingResult:
+    """Return how well the document of each pair answers its question, from 0 to 1.
+
+    A document is cut to `most` tokens, and to what the context has room for besides the question; `cut` counts the latter.
+    Raises InvalidField, naming the field `question`, for one that leaves no room, and as `vectors`.
+    """
     engine = embedder(loaded)
-    length = (len(query) + ITEM) * len(documents) + sum(map(len, documents))
-    prompts = await aside(length, lambda stopped: _pairs(loaded, query, documents, stopped))
-    return await _compute(engine, prompts, request)
+
+    def tokens(stopped: Stopped) -> list[tuple[list[int], bool]]:
+        found = []
+        for query, document in pairs:
+            if stopped():
+                break
+            found.append(_pair(loaded, query, document, most or engine.info.context))
+        return found
+
+    length = sum(len(query) + len(document) + ITEM for query, document in pairs)
+    try:
+        found = await aside(length, tokens)
+    except ContextLengthExceeded as error:
+        raise InvalidField(question, f"leaves no room for a document: {error}") from None
+    computed = await _compute(engine, [prompt for prompt, _ in found], request)
+    return dataclasses.replace(computed, cut=sum(was_cut for _, was_cut in found))
+
+
+def cut_notes(result: EmbeddingResult, context: int) -> list[str]:
+    """Return a note about the documents that were cut, if there are any."""
+    return (
+        [f"documents: {result.cut} of {len(result.rows)} were cut to fit the context of {context} tokens"] if result.cut else []
+    )
 
 
 def embedder(loaded: Loaded) -> EmbeddingEngine:
@@ -95,6 +127,40 @@ def first_components(rows: Rows, dimensions: int | None) -> Rows:
     return np.asarray(short / np.where(lengths == 0, 1, lengths), np.float32)
 
 
+INT16 = 32760
+"""The largest component of a vector that llama.cpp scales by it."""
+
+
+def scaled(rows: Rows, norm: int | None) -> Rows:
+    """Return vectors of length 1 scaled by another norm, as llama.cpp's `embd_normalize` numbers them. Raises InvalidField."""
+    if norm in (None, 2):
+        return rows
+    if norm < 0:
+        raise InvalidField("embd_normalize", "must be at least 0: vectors are always normalized")
+    sizes = np.abs(rows).max(1) / INT16 if norm == 0 else np.linalg.norm(rows, norm, axis=1)
+    return np.asarray(rows / np.where(sizes == 0, 1, sizes)[:, None], np.float32)
+
+
+async def conversation_tokens(loaded: Loaded, messages: Sequence[Message], notes: list[str]) -> list[int]:
+    """Return the tokens of a conversation as one text: through the model's chat template or, with a note, without one line by
+    line. Markup in messages stays text. Raises InvalidField."""
+    engine, said = embedder(loaded), guarded(messages, loaded.markup)
+    if loaded.template.source:
+        request = ChatRequest(messages=said)
+        text = await rendered(loaded.template, request, loaded.template.render, said, add_generation_prompt=False)
+    else:
+        notes.append("messages: the model has no chat template; their texts are embedded, each on a line of its own")
+        text = "\n".join(message.content for message in said)
+
+    def tokens(stopped: Stopped) -> list[int]:
+        options: dict[str, Any] = {"add_special": False, "parse_special": True, "fits": True, "stopped": stopped}
+        return [token for piece in pieces(text) for token in engine.tokenize(piece, **options)]
+
+    found, around = await aside(len(text), tokens), engine.tokenize("", add_special=True, parse_special=False)
+    opening = around[: len(around) - len(engine.closing)]
+    return [*(opening if found[: len(opening)] != opening else []), *found, *engine.closing]
+
+
 async def json_rows(rows: Rows, form: Format) -> list[Any]:
     """Return the vectors ready for JSON."""
     if form == "base64":
@@ -106,6 +172,16 @@ async def json_rows(rows: Rows, form: Format) -> list[Any]:
     return found
 
 
+def _row(engine: EmbeddingEngine, parts: Sequence[int | str], stopped: Stopped) -> list[int]:
+    tokens: list[int] = []
+    for part in parts:
+        if isinstance(part, str):
+            tokens += engine.tokenize(part, add_special=False, parse_special=True, fits=True, stopped=stopped)
+        else:
+            tokens.append(part)
+    return tokens
+
+
 async def _compute(engine: EmbeddingEngine, prompts: list[list[int]], request: Request) -> EmbeddingResult:
     async def wait() -> Rows:
         return await asyncio.wrap_future(engine.embed(prompts, request.state.caller))
@@ -113,22 +189,31 @@ async def _compute(engine: EmbeddingEngine, prompts: list[list[int]], request: R
     return EmbeddingResult(await unless_gone(wait(), request.receive), sum(map(len, prompts)))
 
 
-def _pairs(loaded: Loaded, query: str, documents: Sequence[str], stopped: Stopped) -> list[list[int]]:
-    """Return the tokens of each pair: the model's template, filled with texts in which markup stays text, or the plain pair."""
+def _pair(loaded: Loaded, query: str, document: str, most: int) -> tuple[list[int], bool]:
+    """Return the tokens of a pair, and whether its document was cut for the context: the model's template, filled with texts in
+    which markup stays text, or the plain pair. Raises ContextLengthExceeded for the question."""
     engine = embedder(loaded)
-    template = engine.pair_template
-    engine.tokenize(query, add_special=True, parse_special=False, fits=True, stopped=stopped)  # rather than once a document
-    found: list[list[int]] = []
-    for document in documents:
-        if stopped():
-            break
-        if template is None:
-            found.append(engine.pair(query, document))
-            continue
-        texts = {"query": query, "document": document}
-        safe = {name: guarded([Message("user", text)], loaded.markup)[0].content for name, text in texts.items()}
-        prompt = "".join(safe[part] if index % 2 else part for index, part in enumerate(_PLACES.split(template)))
-        found.append(
-            [token for piece in pieces(prompt) for token in engine.tokenize(piece, add_special=False, parse_special=True)]
-        )
-    return found
+    room = engine.info.context
+    if engine.pair_template is None:
+        return engine.pair(query, document, most)
+    filled = _filled(loaded, engine.pair_template, query, document)
+    if len(filled) <= room and len(document.encode()) <= most:
+        return filled, False
+    words = engine.tokenize(document, add_special=False, parse_special=False)
+    kept = min(len(words), most)
+    while True:
+        text = document if kept == len(words) else engine.detokenize(words[:kept]).rstrip("\ufffd")
+        filled = _filled(loaded, engine.pair_template, query, text)
+        if len(filled) <= room:
+            return filled, kept < min(len(words), most)
+        if kept == 0:
+            raise ContextLengthExceeded(len(filled), room)
+        kept = max(0, kept - (len(filled) - room))
+
+
+def _filled(loaded: Loaded, template: str, query: str, document: str) -> list[int]:
+    """Return the tokens of a template with the two texts."""
+    engine, texts = loaded.engine, {"query": query, "document": document}
+    safe = {name: guarded([Message("user", text)], loaded.markup)[0].content for name, text in texts.items()}
+    prompt = "".join(safe[part] if index % 2 else part for index, part in enumerate(_PLACES.split(template)))
+    return [token for piece in pieces(prompt) for token in engine.tokenize(piece, add_special=False, parse_special=True)]

@@ -26,15 +26,14 @@ from locallab.server.fields.body import whole
 from locallab.server.inference.aside import INLINE, ITEM, Stopped, aside
 from locallab.server.inference.generation import Job
 
-PROMPTS = {
-    "anyOf": [
-        {"type": "string"},
-        {"type": "array", "minItems": 1, "items": {"type": "string"}},
-        {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}},
-        {"type": "array", "minItems": 1, "items": {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}},
-    ]
-}
+_TEXT = {"type": "string"}
+_MIXED = {"type": "array", "minItems": 1, "items": {"anyOf": [_TEXT, {"type": "integer", "minimum": 0}]}}
+_WRAPPED = {"type": "object", "properties": {"prompt_string": {"anyOf": [_TEXT, _MIXED]}}, "required": ["prompt_string"]}
+PROMPTS = {"anyOf": [_TEXT, _MIXED, _WRAPPED, {"type": "array", "minItems": 1, "items": {"anyOf": [_TEXT, _MIXED, _WRAPPED]}}]}
 """The JSON schema of what `prompts` reads."""
+
+Prompt = str | list[int | str]
+"""A text, or token ids and texts in a row, among them at least one id."""
 
 SHORT = 512
 """Characters of stop strings that are looked up in no time."""
@@ -77,25 +76,28 @@ class PromptModel(Protocol):
     def system(self) -> str | None: ...
 
 
-def prompts(raw: Any, field: str = "prompt") -> list[str | list[int]]:
-    """Read a request's `field`: one text, texts, one list of token ids, or several such lists. Raises InvalidField."""
+def prompts(raw: Any, field: str = "prompt") -> list[Prompt]:
+    """Read a request's `field`: a text, token ids, both in a row, or a list of those. A list with an id in it is one prompt.
+    Each may be wrapped as {"prompt_string": ...}, as llama.cpp's server has it. Raises InvalidField."""
     if raw is None:
         raise InvalidField(field, "is missing")
-    if isinstance(raw, str):
-        return [raw]
     raw = whole(raw)
-    if isinstance(raw, list) and raw:
-        if all(isinstance(part, str) for part in raw):
-            return raw
-        if _tokens(raw):
-            return [raw]
-        if all(_tokens(part) for part in raw):
-            return raw
-    raise InvalidField(field, "expected a string, a list of strings, a list of token ids, or a list of such lists, none empty")
+    several = isinstance(raw, list) and not any(type(part) is int for part in raw)
+    found = [_prompt(each) for each in (raw if several else [raw])]
+    if not found or None in found:
+        reason = "expected a string, a list of token ids and strings, or a list of such prompts, none empty"
+        raise InvalidField(field, reason)
+    return found  # type: ignore[return-value]
 
 
-def _tokens(raw: Any) -> bool:
-    return isinstance(raw, list) and bool(raw) and all(type(token) is int for token in raw)
+def _prompt(raw: Any) -> Prompt | None:
+    """Return one prompt, or None for what is none."""
+    if isinstance(raw, Mapping):
+        raw = None if raw.get("multimodal_data") else raw.get("prompt_string")
+    if isinstance(raw, list):
+        kinds = {type(part) for part in raw}
+        return raw if int in kinds and kinds <= {int, str} else None
+    return raw if isinstance(raw, str) else None
 
 
 class _Counting:
@@ -127,13 +129,28 @@ async def text_prompt(loaded: Loaded, text: str) -> list[int]:
     return await tokenized(loaded, [text])
 
 
-async def text_prompts(loaded: Loaded, texts: Sequence[str]) -> list[list[int]]:
-    """Tokenize each text as `text_prompt` does."""
+async def prompt_tokens(loaded: Loaded, prompts: Sequence[Prompt]) -> list[list[int]]:
+    """Tokenize each prompt as `text_prompt` does. A text behind others, or behind token ids, is no beginning."""
+    rows: list[list[int | str]] = [[prompt] if isinstance(prompt, str) else prompt for prompt in prompts]
+    texts = [part for parts in rows for part in parts if isinstance(part, str)]
 
     def tokens(stopped: Stopped) -> list[list[int]]:
-        return [tokenize(_Counting(loaded.engine, stopped, fits=True), [text]) for text in texts]
+        return [row(_Counting(loaded.engine, stopped, fits=True), parts) for parts in rows]
 
     return await aside(sum(map(len, texts)) + ITEM * len(texts), tokens)
+
+
+def row(engine: Tokenizer, parts: Sequence[int | str]) -> list[int]:
+    """Return the token ids among the parts with those of the texts between them; blocks."""
+    tokens: list[int] = []
+    for index, part in enumerate(parts):
+        tokens += tokenize(engine, [part], begins=index == 0) if isinstance(part, str) else [part]
+    return tokens
+
+
+async def text_of(loaded: Loaded, tokens: Sequence[int]) -> str:
+    """Return the text of a prompt, markup included. Raises InvalidField for tokens that the model does not have."""
+    return await aside(ITEM * len(tokens), lambda _: loaded.engine.detokenize(tokens))
 
 
 async def tokenized(loaded: Loaded, pieces: Sequence[str], *, fits: bool = True) -> list[int]:

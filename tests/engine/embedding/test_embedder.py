@@ -124,12 +124,12 @@ def test_an_encoder_ranks_as_numpy_does(folder: Path) -> None:
     weights = tiny_embedding_gguf.weights(path)
     with embedding(path) as engine:
         assert (engine.info.kind, engine.info.dimensions) == ("reranker", 0)
-        pairs = [engine.pair("old cat?", text) for text in ("a new dog", "the old cat", "")]
+        pairs = [engine.pair("old cat?", text, 64)[0] for text in ("a new dog", "the old cat", "")]
         assert pairs[0] == [CLS, *map(token, ("old", "cat", "?")), SEP, *map(token, ("a", "new", "dog")), SEP]
         found = rows(engine, pairs)
         assert found.shape == (3, 1)
         assert found[:, 0] == pytest.approx([tiny_embedding_gguf.bert_score(weights, pair) for pair in pairs], abs=2e-3)
-        assert engine.pair("[SEP]", "a").count(SEP) == 2, "what a client wrote came to count as markup"
+        assert engine.pair("[SEP]", "a", 64)[0].count(SEP) == 2, "what a client wrote came to count as markup"
 
 
 def test_a_pair_may_be_parted_by_two_tokens(folder: Path) -> None:
@@ -137,8 +137,11 @@ def test_a_pair_may_be_parted_by_two_tokens(folder: Path) -> None:
     bos, eos = tiny_embedding_gguf.BOS, tiny_embedding_gguf.EOS
     with embedding(path) as engine:
         a, b = (ord(letter) + 3 for letter in "ab")
-        assert engine.pair("a", "b</s>") == [bos, a, eos, eos, b, *(ord(letter) + 3 for letter in "</s>"), eos]
-        pair = engine.pair("ab", "ba")
+        assert engine.pair("a", "b</s>", 64)[0] == [bos, a, eos, eos, b, *(ord(letter) + 3 for letter in "</s>"), eos]
+        assert engine.pair("a", "bbb", 2) == ([bos, a, eos, eos, b, b, eos], False)
+        long, cut = engine.pair("a", "b" * 99, 98)
+        assert cut and len(long) == tiny_embedding_gguf.CONTEXT and long[:5] == [bos, a, eos, eos, b] and long[-1] == eos
+        pair, _ = engine.pair("ab", "ba", 64)
         assert rows(engine, [pair])[0, 0] == pytest.approx(
             tiny_embedding_gguf.bert_score(tiny_embedding_gguf.weights(path), pair), abs=2e-3
         )

@@ -126,14 +126,16 @@ BODIES: dict[str, dict[str, Any]] = {
     "/models/load": {"model_id": "tiny:1b"},
     "/models/unload": {"model_id": "other:2b"},
     "/v1/chat/completions": {"messages": USER},
+    "/v1/chat/completions/input_tokens": {"messages": USER},
     "/v1/completions": {"prompt": "hi"},
     "/v1/fim/completions": {"prompt": "hi"},
     "/infill": {"input_prefix": "hi", "input_suffix": ""},
     "/completion": {"prompt": "hi"},
     "/v1/responses": {"input": "hi"},
-    "/v1/embeddings": {"input": "hi"},
-    "/v1/rerank": {"query": "hi", "documents": ["hi"]},
-    "/v2/rerank": {"query": "hi", "documents": ["hi"]},
+    "/v1/responses/input_tokens": {"input": "hi"},
+    **{path: {"input": "hi"} for path in ("/v1/embeddings", "/embedding")},
+    **{path: {"query": "hi", "documents": ["hi"]} for path in ("/v1/rerank", "/v2/rerank", "/v1/reranking")},
+    **{path: {"text_1": "hi", "text_2": "hi"} for path in ("/score", "/v1/score")},
     "/api/embed": {"model": "tiny:1b", "input": "hi"},
     "/api/embeddings": {"model": "tiny:1b", "prompt": "hi"},
     "/tokenize": {"content": "hi"},
@@ -153,7 +155,8 @@ BODIES: dict[str, dict[str, Any]] = {
 
 
 OTHER_MODELS = {
-    *("/v1/embeddings", "/api/embed", "/api/embeddings", "/v1/rerank", "/v2/rerank"),
+    *("/v1/embeddings", "/embedding", "/api/embed", "/api/embeddings", "/v1/rerank", "/v2/rerank", "/v1/reranking"),
+    *("/score", "/v1/score"),
     *("/infill", "/v1/fim/completions"),
 }
 """Routes for embedding, reranking and FIM models; other models answer 400."""

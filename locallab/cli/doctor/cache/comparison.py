@@ -9,6 +9,7 @@ from locallab.cli.doctor.cache.advice import KINDS, Kind, kind_of
 from locallab.cli.doctor.cache.cause import changes, find, shared, written
 from locallab.cli.doctor.cache.prompts import Body, VocabularyModel
 from locallab.errors import RequestError
+from locallab.server.inference.prompt import Prompt
 
 EXCERPT = 12
 """Tokens of each prompt that are shown before the place where they part, and from there on."""
@@ -43,7 +44,7 @@ def compare(model: VocabularyModel, paths: tuple[str, str], bodies: tuple[Body, 
     same, at = shared(*tokens), shared(*texts)
     lengths = (len(tokens[0]), len(tokens[1]))
 
-    def text(body: Any) -> str | list[int] | None:
+    def text(body: Any) -> Prompt | None:
         try:
             return model.text(path, body)
         except RequestError:  # the parts of two bodies make no valid one

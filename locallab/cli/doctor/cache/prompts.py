@@ -26,11 +26,11 @@ from locallab.server.dialects.openai.completions import CompletionBody
 from locallab.server.dialects.responses.request import ResponsesBody
 from locallab.server.dialects.responses.request import chat_request as responses_request
 from locallab.server.fields.body import parse
-from locallab.server.inference.prompt import plan_chat, prompts, tokenize
+from locallab.server.inference.prompt import Prompt, plan_chat, prompts, row, tokenize
 
 Body = Mapping[str, Any]
-Text = str | list[int]
-"""A prompt as text with markup, or as token ids, as its client may have sent it."""
+Text = Prompt
+"""A prompt as text with markup, or as token ids and texts, as its client may have sent it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -142,10 +142,11 @@ class VocabularyModel:
         prompt = read(path, body)
         if isinstance(prompt, ChatRequest):
             return plan_chat(self, prompt).prompt
-        if isinstance(prompt, list) and not 0 <= min(prompt) <= max(prompt) < self.engine.n_vocab:
+        ids = [part for part in prompt if isinstance(part, int)]
+        if ids and not 0 <= min(ids) <= max(ids) < self.engine.n_vocab:
             raise InvalidField("prompt", f"token ids must be from 0 to {self.engine.n_vocab - 1}")
         return prompt
 
     def tokens(self, text: Text) -> Sequence[int]:
         """Return the tokens of a prompt that `text` returned, as the server computes them."""
-        return tokenize(self.engine, pieces(text)) if isinstance(text, str) else text
+        return tokenize(self.engine, pieces(text)) if isinstance(text, str) else row(self.engine, text)

@@ -16,14 +16,8 @@ from locallab.server.fields.biases import read_biases
 from locallab.server.fields.constraint import grammar_of, schema_of
 from locallab.server.fields.sampler_order import ANY_NAMES, read_samplers
 from locallab.server.fields.sampling import Sampling
-from locallab.server.inference.prompt import File, gap_prompt, prompts, text_prompt
+from locallab.server.inference.prompt import PROMPTS, File, gap_prompt, prompt_tokens, prompts
 
-OFF = {"n_cmpl": 1}
-"""Unsupported fields, and the value that turns each off."""
-
-IDS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
-ONE = {"type": "array", "minItems": 1, "maxItems": 1, "items": {"anyOf": [{"type": "string"}, IDS]}}
-PROMPT = {"anyOf": [{"type": "string"}, IDS, ONE]}
 ANY_SCHEMA = {"type": ["object", "boolean", "null"]}
 
 
@@ -44,7 +38,8 @@ class LlamaBody(Sampling, kw_only=True):
             extra_json_schema=ANY_NAMES,
         ),
     ] = None
-    n_cmpl: Annotated[int | None, Meta(description="only 1 is supported")] = None
+    n_cmpl: Annotated[int | None, Meta(description="number of answers to each prompt")] = None
+    return_tokens: Annotated[bool | None, Meta(description="return the token ids of the answer, as streams always do")] = None
     post_sampling_probs: Annotated[bool | None, Meta(description="only false is supported")] = None
     n_indent: Annotated[int | None, Meta(description="ignored; noted in a header")] = None
 
@@ -55,9 +50,6 @@ class LlamaBody(Sampling, kw_only=True):
 
     def sampling(self, info: ModelInfo, longest: int, notes: list[str]) -> SamplingParams:
         """Return the parameters, and note ignored fields. Raises InvalidField for unsupported ones."""
-        for field, off in OFF.items():
-            if getattr(self, field) not in (None, off):
-                raise InvalidField(field, f"is not supported; leave it out or set it to {off}")
         if self.post_sampling_probs:
             raise InvalidField("post_sampling_probs", "is not supported: probabilities are those before sampling")
         if self.n_indent:
@@ -78,14 +70,11 @@ class LlamaBody(Sampling, kw_only=True):
 
 
 class LlamaCompletionBody(LlamaBody, kw_only=True):
-    prompt: Annotated[Any, Meta(description="a text or token ids", extra_json_schema=PROMPT)]
+    prompt: Annotated[Any, Meta(description="a text, token ids, both in a row, or a list of those", extra_json_schema=PROMPTS)]
 
-    async def tokens(self, loaded: Loaded, notes: list[str]) -> Sequence[int]:
-        """Tokenize the prompt. Raises InvalidField."""
-        prompt, *more = prompts(self.prompt)
-        if more:
-            raise InvalidField("prompt", "takes one prompt here; /v1/completions takes several")
-        return await text_prompt(loaded, prompt) if isinstance(prompt, str) else prompt
+    async def tokens(self, loaded: Loaded, notes: list[str]) -> list[list[int]]:
+        """Tokenize the prompts. Raises InvalidField."""
+        return await prompt_tokens(loaded, prompts(self.prompt))
 
 
 class ExtraFile(msgspec.Struct):
@@ -101,7 +90,7 @@ class InfillBody(LlamaBody, kw_only=True):
     ] = None
     prompt: Annotated[str | None, Meta(description="beginning of the text that fills the gap")] = None
 
-    async def tokens(self, loaded: Loaded, notes: list[str]) -> Sequence[int]:
+    async def tokens(self, loaded: Loaded, notes: list[str]) -> list[list[int]]:
         """Tokenize the text around the gap, with as many of the last files as fit; note how many do not.
 
         Raises InvalidField for a model that cannot fill in, and without prefix and suffix.
@@ -122,7 +111,7 @@ class InfillBody(LlamaBody, kw_only=True):
             tokens = await self._around(loaded, files[left_out:])
         if left_out:
             notes.append(f"input_extra: {left_out} of {len(files)} files do not fit the context and were left out")
-        return tokens
+        return [tokens]
 
     async def _around(self, loaded: Loaded, files: Sequence[File]) -> list[int]:
         return await gap_prompt(

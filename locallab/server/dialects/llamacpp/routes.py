@@ -1,6 +1,8 @@
-"""The dialect of llama.cpp's server: /infill and /completion."""
+"""The dialect of llama.cpp's server."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from starlette.requests import Request
 from starlette.routing import BaseRoute
@@ -8,16 +10,18 @@ from starlette.types import ASGIApp
 
 from locallab.pool import Pool
 from locallab.server.dialects.dialect import Dialect, Services
-from locallab.server.dialects.llamacpp.props import PropsRoute
+from locallab.server.dialects.llamacpp.props import PropsRoutes
 from locallab.server.dialects.llamacpp.request import InfillBody, LlamaCompletionBody
-from locallab.server.dialects.llamacpp.stream import LlamaAnswer, LlamaFormatter
+from locallab.server.dialects.llamacpp.settings import settings_body
+from locallab.server.dialects.llamacpp.stream import LlamaAnswers, LlamaFormatter
 from locallab.server.dialects.llamacpp.tokens import TokenRoutes
+from locallab.server.dialects.openai.embeddings import Embeddings, EmbeddingsBody, LlamaVector
 from locallab.server.dialects.openai.errors import OpenAIProblem, openai_body
-from locallab.server.endpoint import Generating
+from locallab.server.endpoint import Endpoint, Generating
 from locallab.server.fields.body import read
 from locallab.server.inference.answer import answer
 from locallab.server.inference.lease import lease
-from locallab.server.inference.prompt import compile_constraint
+from locallab.server.inference.prompt import compile_constraint, jobs_for, text_of
 from locallab.settings import ServerSettings
 
 
@@ -30,8 +34,8 @@ class LlamaCpp:
 
     def routes(self) -> list[BaseRoute]:
         return [
-            Generating("/infill", self.infill, tag="llama.cpp", body=InfillBody, answer=LlamaAnswer),
-            Generating("/completion", self.completion, tag="llama.cpp", body=LlamaCompletionBody, answer=LlamaAnswer),
+            Generating("/infill", self.infill, tag="llama.cpp", body=InfillBody, answer=LlamaAnswers),
+            Generating("/completion", self.completion, tag="llama.cpp", body=LlamaCompletionBody, answer=LlamaAnswers),
         ]
 
     async def infill(self, request: Request) -> ASGIApp:
@@ -47,19 +51,45 @@ class LlamaCpp:
         notes: list[str] = []
         params = body.sampling(loaded.engine.info, self._settings.completion_tokens, notes)
         await compile_constraint(loaded, params.constraint)
-        job = (await body.tokens(loaded, notes), params)
-        formatter = LlamaFormatter(body.model or loaded.spec.id, scored=params.logprobs is not None)
-        return await answer(request, loaded, [job], formatter, stream=body.stream, notes=notes, urgent=urgent)
+        prompts, n = await body.tokens(loaded, notes), body.n_cmpl or 1
+        for prompt in prompts:
+            loaded.text_engine.check(prompt, params)  # before their texts are put together
+        formatter = LlamaFormatter(
+            body.model or loaded.spec.id,
+            [text for prompt in prompts for text in [await text_of(loaded, prompt)] * n],
+            settings_body(params, loaded.engine.info, stream=bool(body.stream)),
+            context=loaded.engine.info.context,
+            scored=params.logprobs is not None,
+            tokens=bool(body.return_tokens),
+        )
+        jobs = jobs_for(prompts, params, n)
+        return await answer(request, loaded, jobs, formatter, stream=body.stream, notes=notes, urgent=urgent)
+
+
+class Embedding:
+    """The route of llama.cpp's own embeddings."""
+
+    def __init__(self, pool: Pool, settings: ServerSettings) -> None:
+        self._embeddings = Embeddings(pool, settings)
+
+    def routes(self) -> list[BaseRoute]:
+        common: dict[str, Any] = {"tag": "llama.cpp", "method": "POST", "errors": (404, 503)}
+        return [Endpoint("/embedding", self.embedding, body=EmbeddingsBody, answer=list[LlamaVector], **common)]
+
+    async def embedding(self, request: Request) -> ASGIApp:
+        """Embed texts, and answer as llama.cpp's server does."""
+        return await self._embeddings.embed(request, await read(request, EmbeddingsBody), listed=True)
 
 
 def routes(services: Services) -> list[BaseRoute]:
     pool, settings = services.pool, services.settings
-    return [*LlamaCpp(pool, settings).routes(), *PropsRoute(pool).routes(), *TokenRoutes(pool, settings).routes()]
+    groups = (LlamaCpp(pool, settings), Embedding(pool, settings), PropsRoutes(pool), TokenRoutes(pool, settings))
+    return [route for group in groups for route in group.routes()]
 
 
 LLAMACPP = Dialect(
     name="llamacpp",
-    prefixes=("/infill", "/completion", "/props"),
+    prefixes=("/infill", "/completion", "/embedding", "/props", "/slots"),
     error_body=openai_body,
     problem=OpenAIProblem,
     routes=routes,
@@ -67,5 +97,5 @@ LLAMACPP = Dialect(
         "llama.cpp": "The API of llama.cpp's server, which editors use.",
         "tokens": "Tokenizing and detokenizing, in the shapes of llama.cpp's server.",
     },
-    prompts={"/completion": "prompt", "/infill": "input_prefix"},
+    prompts={"/completion": "prompt", "/infill": "input_prefix", "/embedding": "content"},
 )

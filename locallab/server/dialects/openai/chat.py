@@ -15,7 +15,7 @@ from locallab.chat.turn import ChatRequest, ReasoningOptions
 from locallab.engine import ModelInfo
 from locallab.engine.request import SamplingParams
 from locallab.errors import InvalidField
-from locallab.server.dialects.answer_fields import Created, Logprob, ModelName, NativeChoice, TopToken, UsageFigures
+from locallab.server.dialects.answer_fields import Created, Logprob, ModelName, NativeChoice, Timings, TopToken, UsageFigures
 from locallab.server.fields.body import first
 from locallab.server.fields.constraint import Structured
 from locallab.server.fields.messages import MESSAGES
@@ -199,5 +199,6 @@ class ChatCompletion(msgspec.Struct):
     model: ModelName
     choices: list[ChatChoice]
     usage: UsageFigures
+    timings: Timings
     prompt_token_ids: TokenIds | msgspec.UnsetType = msgspec.UNSET
     prompt_logprobs: PromptLogprobs | msgspec.UnsetType = msgspec.UNSET

@@ -13,16 +13,16 @@ from locallab.engine import ModelInfo
 from locallab.engine.request import SamplingParams
 from locallab.errors import InvalidField
 from locallab.pool import Loaded
-from locallab.server.dialects.answer_fields import Created, FinishReason, Logprob, ModelName, UsageFigures
+from locallab.server.dialects.answer_fields import Created, FinishReason, Logprob, ModelName, Timings, UsageFigures
 from locallab.server.dialects.openai.chat import OpenAIBody, PromptLogprobs, TokenIds, with_prompt
 from locallab.server.dialects.openai.logprobs import Echo
 from locallab.server.inference.aside import ITEM, aside
 from locallab.server.inference.generation import Job
-from locallab.server.inference.prompt import PROMPTS, compile_constraint, gap_prompt, jobs_for, prompts, text_prompts
+from locallab.server.inference.prompt import PROMPTS, Prompt, compile_constraint, gap_prompt, jobs_for, prompt_tokens, prompts
 
 
 class CompletionBody(OpenAIBody, kw_only=True):
-    prompt: Annotated[Any, Meta(description="a text, texts, token ids, or lists of them", extra_json_schema=PROMPTS)]
+    prompt: Annotated[Any, Meta(description="a text, token ids, both in a row, or a list of those", extra_json_schema=PROMPTS)]
     echo: Annotated[bool | None, Meta(description="prepend the prompt to its answer, with its logprobs if requested")] = None
     suffix: Annotated[str | None, Meta(description="text after the answer, for models that can fill in the middle")] = None
     best_of: Annotated[int | None, Meta(description="answers to generate, of which the n likeliest are returned")] = None
@@ -54,7 +54,7 @@ class CompletionBody(OpenAIBody, kw_only=True):
         """As `Sampling.params`, with the constraint, and with the logprobs that are requested or needed to choose the best."""
         alternatives = self.alternatives
         if alternatives is not None:
-            more |= {"logprobs": alternatives, "prompt_logprobs": bool(self.echo)}
+            more |= {"logprobs": alternatives, "end_logprobs": True, "prompt_logprobs": bool(self.echo)}
         elif self.per_prompt > (self.n or 1):
             more["logprobs"] = 0
         if self.prompt_logprobs is not None:
@@ -90,8 +90,7 @@ async def complete(loaded: Loaded, body: CompletionBody, params: SamplingParams)
             raise InvalidField("suffix", "works for prompts given as text only")
         tokens = [await gap_prompt(loaded, prompt, body.suffix) for prompt in texts]
     else:
-        made = iter(await text_prompts(loaded, texts))
-        tokens = [next(made) if isinstance(prompt, str) else prompt for prompt in found]
+        tokens = await prompt_tokens(loaded, found)
     echoes: list[Echo | None] = [None] * len(found)
     if body.echo:
         scored = body.alternatives is not None
@@ -100,8 +99,8 @@ async def complete(loaded: Loaded, body: CompletionBody, params: SamplingParams)
     return Completion(jobs_for(tokens, params, body.per_prompt), echoes)
 
 
-def _echo(loaded: Loaded, prompt: str | list[int], tokens: Sequence[int], scored: bool) -> Echo:
-    text = prompt if isinstance(prompt, str) else loaded.engine.detokenize(prompt)
+def _echo(loaded: Loaded, prompt: Prompt, tokens: Sequence[int], scored: bool) -> Echo:
+    text = prompt if isinstance(prompt, str) else loaded.engine.detokenize(tokens)
     return Echo(text, loaded.engine.pieces(tokens) if scored else ())
 
 
@@ -133,3 +132,4 @@ class TextCompletion(msgspec.Struct):
     model: ModelName
     choices: list[TextChoice]
     usage: UsageFigures
+    timings: Timings

@@ -12,7 +12,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
 from locallab.pool import Pool
-from locallab.server.dialects.answer_fields import FinishReason, UsageFigures
+from locallab.server.dialects.answer_fields import FinishReason, Timings, UsageFigures
 from locallab.server.dialects.openai.chat import OpenAIBody
 from locallab.server.dialects.openai.stream import Head, OpenAIFormatter
 from locallab.server.endpoint import Generating
@@ -51,6 +51,7 @@ class FimCompletion(msgspec.Struct):
     model: str
     choices: list[FimChoice]
     usage: UsageFigures
+    timings: Timings
 
 
 class Fim:

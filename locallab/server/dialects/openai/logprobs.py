@@ -95,9 +95,9 @@ def joined(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any
 
 
 def mean(answer: FinishedAnswer) -> float:
-    """Return the mean log probability of an answer's tokens; an empty answer is the least likely."""
-    logprobs = answer.logprobs
-    return sum(each.logprob for each in logprobs) / len(logprobs) if logprobs else -float("inf")
+    """Return the mean log probability of the tokens of an answer's text; an empty answer is the least likely."""
+    logprobs = [each.logprob for each in answer.logprobs if not each.hidden]
+    return sum(logprobs) / len(logprobs) if logprobs else -float("inf")
 
 
 def _columns(logprobs: Sequence[TokenLogprob], offsets: list[int]) -> dict[str, Any]:

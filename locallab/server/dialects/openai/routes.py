@@ -7,8 +7,10 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
+from locallab.engine.request import SamplingParams
 from locallab.errors import ModelNotLoaded
 from locallab.pool import Pool
+from locallab.server.dialects.answer_fields import PromptTokenCount
 from locallab.server.dialects.dialect import Dialect, Services
 from locallab.server.dialects.openai.chat import ChatBody, ChatCompletion
 from locallab.server.dialects.openai.completions import CompletionBody, TextCompletion, complete
@@ -23,7 +25,7 @@ from locallab.server.fields.body import read
 from locallab.server.inference.answer import answer
 from locallab.server.inference.lease import lease
 from locallab.server.inference.prompt import prepare_chat
-from locallab.server.reply import reply
+from locallab.server.reply import noted, reply
 from locallab.settings import ServerSettings
 
 
@@ -37,6 +39,15 @@ class OpenAI:
     def routes(self) -> list[BaseRoute]:
         return [
             Generating("/v1/chat/completions", self.chat, tag="openai", body=ChatBody, answer=ChatCompletion),
+            Endpoint(
+                "/v1/chat/completions/input_tokens",
+                self.input_tokens,
+                tag="openai",
+                method="POST",
+                body=ChatBody,
+                answer=PromptTokenCount,
+                errors=(404, 503),
+            ),
             Generating("/v1/completions", self.completions, tag="openai", body=CompletionBody, answer=TextCompletion),
             Endpoint("/v1/models", self.models, tag="openai", answer=ModelList),
             Endpoint("/v1/models/{id:path}", self.model, tag="openai", answer=ModelCard, errors=(404,)),
@@ -60,6 +71,13 @@ class OpenAI:
             prompts=[prompt for prompt, _ in prepared.jobs] if body.return_token_ids else None,
         )
         return await answer(request, loaded, prepared.jobs, formatter, stream=body.stream, notes=notes)
+
+    async def input_tokens(self, request: Request) -> ASGIApp:
+        """Count the tokens of a conversation without answering it, as llama.cpp's server does."""
+        body, notes = await read(request, ChatBody), list[str]()
+        loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
+        prepared = await prepare_chat(loaded, body.request(notes), SamplingParams(), fits=False)
+        return noted(reply(PromptTokenCount("response.input_tokens", len(prepared.jobs[0][0]))), notes)
 
     async def completions(self, request: Request) -> ASGIApp:
         """Complete prompts without a template, or fill in the text between a prompt and a suffix."""

@@ -13,7 +13,7 @@ from locallab.chat.deltas import CallArguments, CallStart, Delta, Reasoning, Tex
 from locallab.chat.turn import Turn
 from locallab.engine.logprobs import MOST_LOGPROBS
 from locallab.engine.request import Usage
-from locallab.server.dialects.answer_fields import progress_body, usage_body
+from locallab.server.dialects.answer_fields import progress_body, timings_body, usage_body
 from locallab.server.dialects.openai.chat import call_body, message_body
 from locallab.server.dialects.openai.completions import Completion, CompletionBody
 from locallab.server.dialects.openai.errors import openai_body
@@ -81,8 +81,9 @@ class OpenAIFormatter(Collector, abc.ABC):
 
     def whole(self) -> dict[str, Any]:
         answers = self.finished()
-        usage = usage_body([answer.usage for answer in answers], self._n)
-        return self.head.body(self.kind.removesuffix(".chunk"), self.whole_choices(answers), usage=usage)
+        usages = [answer.usage for answer in answers]
+        more = {"usage": usage_body(usages, self._n), "timings": timings_body(usages, self._n)}
+        return self.head.body(self.kind.removesuffix(".chunk"), self.whole_choices(answers), **more)
 
     def encode(self, items: list[Item]) -> bytes:
         chunks: list[bytes] = []
@@ -90,15 +91,16 @@ class OpenAIFormatter(Collector, abc.ABC):
         if progressed:
             items = [item for item in items if item[1].progress is None]
             for index, progress in progressed:
-                chunks += self._open(index)
-                chunks.append(self.chunk(self.choice(index, "", None), prompt_progress=progress_body(progress)))
+                more = {"prompt_progress": progress_body(progress)}
+                chunks += self._open(index, **more) or [self.chunk(self.choice(index, "", None), **more)]
         chunks += self._events(items)
         return b"".join(chunks)
 
     def end(self) -> bytes:
         if not self._include_usage:
             return DONE
-        return event(self.head.body(self.kind, [], usage=usage_body(self._usages, self._n))) + DONE
+        more = {"usage": usage_body(self._usages, self._n), "timings": timings_body(self._usages, self._n)}
+        return event(self.head.body(self.kind, [], **more)) + DONE
 
     def fail(self, error: Exception) -> bytes:
         return event(openai_body(error))
@@ -112,9 +114,10 @@ class OpenAIFormatter(Collector, abc.ABC):
         return event(self.head.body(self.kind, [choice], **more))
 
     def last(self, index: int, finish_reason: str, usage: Usage) -> bytes:
-        """Return the chunk that ends an answer, and keep the usage."""
+        """Return the chunk that ends an answer, with its timings unless those of all follow, and keep the usage."""
         self._usages[index] = usage
-        return self.chunk(self.choice(index, "", finish_reason))
+        more = {} if self._include_usage else {"timings": timings_body([usage])}
+        return self.chunk(self.choice(index, "", finish_reason), **more)
 
     def _events(self, items: list[Item]) -> Iterable[bytes]:
         for index, news in items:
@@ -130,11 +133,12 @@ class OpenAIFormatter(Collector, abc.ABC):
         """Return the fields of a choice with the ids of its tokens, if requested."""
         return {} if self._prompts is None else {"token_ids": list(tokens)}
 
-    def _open(self, index: int) -> Iterable[bytes]:
-        """Yield the chunks that open an answer, once."""
-        if not self._opened[index]:
-            self._opened[index] = True
-            yield from map(self.chunk, self.opening(index))
+    def _open(self, index: int, **more: Any) -> list[bytes]:
+        """Return the chunks that open an answer, once, with `more` fields."""
+        if self._opened[index]:
+            return []
+        self._opened[index] = True
+        return [self.chunk(choice, **more) for choice in self.opening(index)]
 
 
 class ChatFormatter(OpenAIFormatter):
@@ -176,12 +180,10 @@ class ChatFormatter(OpenAIFormatter):
             scored["prompt_logprobs"] = prompt_logprobs(first.prompt_logprobs, self._prompt_alternatives)
         return {**super().whole(), **self._prompt_ids(), **scored}
 
-    def _open(self, index: int) -> Iterable[bytes]:
-        if not any(self._opened) and self._prompts is not None:
-            self._opened[index] = True
-            for choice in self.opening(index):
-                yield self.chunk(choice, **self._prompt_ids())
-        yield from super()._open(index)
+    def _open(self, index: int, **more: Any) -> list[bytes]:
+        if not any(self._opened):
+            more |= self._prompt_ids()
+        return super()._open(index, **more)
 
     def _prompt_ids(self) -> dict[str, Any]:
         return {} if self._prompts is None else {"prompt_token_ids": list(self._prompts[0])}

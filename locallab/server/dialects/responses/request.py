@@ -38,6 +38,7 @@ class ResponsesBody(Sampling, kw_only=True):
     instructions: Annotated[str | None, Meta(description="system prompt")] = None
     previous_response_id: Annotated[str | None, Meta(description="the response whose conversation continues")] = None
     stream: Annotated[bool | None, Meta(description="stream the answer")] = None
+    return_progress: Annotated[bool | None, Meta(description="with stream: report prompt-processing progress")] = None
     store: Annotated[bool | None, Meta(description="false: do not store the response, so that it cannot be continued")] = None
     max_output_tokens: Annotated[int | None, Meta(description="maximum tokens of the answer, including reasoning")] = None
     tools: Annotated[Any, Meta(description="functions, namespaces of functions and custom tools; others are left out")] = None
@@ -77,7 +78,8 @@ class ResponsesBody(Sampling, kw_only=True):
 
     def params(self, info: ModelInfo, longest: int | None, **more: Any) -> SamplingParams:
         scored = self.top_logprobs or LOGPROBS in (self.include or ())
-        return super().params(info, longest, logprobs=self.top_logprobs or 0 if scored else None, **more)
+        progress = bool(self.stream and self.return_progress)
+        return super().params(info, longest, logprobs=self.top_logprobs or 0 if scored else None, progress=progress, **more)
 
     @property
     def summary(self) -> bool:

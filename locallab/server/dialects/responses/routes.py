@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
+from locallab.engine.request import SamplingParams
 from locallab.errors import ContextLengthExceeded, InvalidField, UnknownResponse
 from locallab.pool import Pool
+from locallab.server.dialects.answer_fields import PromptTokenCount
 from locallab.server.dialects.dialect import Dialect, Services
 from locallab.server.dialects.openai.errors import OpenAIProblem, openai_body
 from locallab.server.dialects.responses.request import ResponsesBody, chat_request, echo, item_type
@@ -23,11 +26,22 @@ from locallab.server.endpoint import Endpoint, Generating
 from locallab.server.fields.body import read
 from locallab.server.inference.answer import answer
 from locallab.server.inference.lease import lease
+from locallab.server.inference.prompt import prepare_chat
 from locallab.server.reply import noted, reply
 from locallab.server.streaming import EVENTS
 from locallab.settings import ServerSettings
 
-ONE = "/v1/responses/{response_id}"
+COUNT = "/v1/responses/input_tokens"
+
+
+class _ResponseId(StringConvertor):
+    """An id of a response, which no route has as its name."""
+
+    regex = "(?!input_tokens$)[^/]+"
+
+
+register_url_convertor("response", _ResponseId())
+ONE = "/v1/responses/{response_id:response}"
 
 
 class Deleted(msgspec.Struct):
@@ -47,6 +61,15 @@ class Responses:
     def routes(self) -> list[BaseRoute]:
         return [
             Generating("/v1/responses", self.create, tag="openai", body=ResponsesBody, answer=ResponsesAnswer),
+            Endpoint(
+                COUNT,
+                self.input_tokens,
+                tag="openai",
+                method="POST",
+                body=ResponsesBody,
+                answer=PromptTokenCount,
+                errors=(404, 503),
+            ),
             Endpoint(ONE, self.retrieve, tag="openai", answer=ResponsesAnswer, errors=(404,)),
             Endpoint(ONE, self.delete, tag="openai", method="DELETE", answer=Deleted, errors=(404,)),
         ]
@@ -54,13 +77,8 @@ class Responses:
     async def create(self, request: Request) -> ASGIApp:
         """Answer a conversation, and store the response for the next turn."""
         body = await read(request, ResponsesBody)
-        body.check()
         owner, notes = _owner(request), list[str]()
-        try:
-            before = self._store.conversation(owner, body.previous_response_id) if body.previous_response_id else []
-        except UnknownResponse as error:
-            raise InvalidField("previous_response_id", str(error)) from None
-        items = [self._resolved(owner, index, item) for index, item in enumerate(body.items())]
+        before, items = self._conversation(owner, body)
         loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
         params = body.params(loaded.engine.info, None)
         chat = chat_request(body, before, items, notes)
@@ -81,6 +99,14 @@ class Responses:
             # Codex expects the error of a prompt that is too long in the stream.
             return noted(Response(formatter.fail(error), media_type=EVENTS), notes)
 
+    async def input_tokens(self, request: Request) -> ASGIApp:
+        """Count the tokens of a conversation without answering it."""
+        body, notes = await read(request, ResponsesBody), list[str]()
+        chat = chat_request(body, *self._conversation(_owner(request), body), notes)
+        loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
+        prepared = await prepare_chat(loaded, chat, SamplingParams(), fits=False)
+        return noted(reply(PromptTokenCount("response.input_tokens", len(prepared.jobs[0][0]))), notes)
+
     async def retrieve(self, request: Request) -> Response:
         """Show a stored response to the key that created it."""
         if request.query_params.get("stream") == "true":
@@ -93,6 +119,15 @@ class Responses:
         response_id = request.path_params["response_id"]
         self._store.remove(_owner(request), response_id)
         return reply(Deleted(response_id, "response", True))
+
+    def _conversation(self, owner: Owner, body: ResponsesBody) -> tuple[list[Any], list[Any]]:
+        """Return the items of earlier turns and those of the request. Raises InvalidField."""
+        body.check()
+        try:
+            before = self._store.conversation(owner, body.previous_response_id) if body.previous_response_id else []
+        except UnknownResponse as error:
+            raise InvalidField("previous_response_id", str(error)) from None
+        return before, [self._resolved(owner, index, item) for index, item in enumerate(body.items())]
 
     def _resolved(self, owner: Owner, index: int, item: Any) -> Any:
         """Return the item; a stored one if the request only names it. Raises InvalidField."""
@@ -120,5 +155,5 @@ RESPONSES = Dialect(
     error_body=openai_body,
     problem=OpenAIProblem,
     routes=routes,
-    prompts={"/v1/responses": "input"},
+    prompts={"/v1/responses": "input", COUNT: "input"},
 )

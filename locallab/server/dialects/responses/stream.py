@@ -12,6 +12,7 @@ import msgspec
 from locallab.chat.deltas import CallArguments, CallStart, Delta, Reasoning, Text
 from locallab.chat.turn import Turn
 from locallab.engine.request import TokenLogprob, Usage
+from locallab.server.dialects.answer_fields import Timings, progress_body, timings_body
 from locallab.server.dialects.openai.errors import openai_body
 from locallab.server.dialects.responses.items import (
     CallItem,
@@ -90,6 +91,7 @@ class ResponsesAnswer(msgspec.Struct, kw_only=True):
     top_p: float
     truncation: Literal["auto", "disabled"]
     usage: ResponsesUsage | None
+    timings: Timings
     user: str | None
 
 
@@ -147,7 +149,8 @@ class ResponsesFormatter:
         cut = self._end.finish_reason == "length"
         more = {"incomplete_details": {"reason": "max_output_tokens"} if cut else None, "completed_at": int(time.time())}
         status = "incomplete" if cut else "completed"
-        body = self._frame.body(status, self._output, usage=usage_body(self._end.usage, self._reasoned), **more)
+        more |= {"usage": usage_body(self._end.usage, self._reasoned), "timings": timings_body([self._end.usage])}
+        body = self._frame.body(status, self._output, **more)
         self._keep(body)
         return body
 
@@ -156,7 +159,7 @@ class ResponsesFormatter:
 
     def end(self) -> bytes:
         body = self.whole()
-        return self._bytes({"type": f"response.{body['status']}", "response": body})
+        return self._bytes({"type": f"response.{body['status']}", "response": body, "timings": body["timings"]})
 
     def fail(self, error: Exception) -> bytes:
         body = openai_body(error)["error"]
@@ -178,6 +181,9 @@ class ResponsesFormatter:
 
     def _news(self, items: list[Item]) -> Iterator[Event]:
         for news in self._reader.read(items):
+            if news.event.progress is not None:
+                progress = {"prompt_progress": progress_body(news.event.progress)}
+                yield {"type": "response.in_progress", "response": self._frame.body("in_progress", []), **progress}
             # Reasoning tokens: those that brought reasoning, or nothing while there was some.
             reasons = any(isinstance(delta, Reasoning) for delta in news.deltas)
             if reasons or (not news.deltas and isinstance(self._item, self._reasoning)):

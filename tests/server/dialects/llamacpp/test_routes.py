@@ -10,16 +10,18 @@ import gguf
 import httpx
 import pytest
 
+from locallab.engine.request import Usage
 from locallab.models.registry import Registry
 from locallab.models.store import Store
 from locallab.pool import Pool
 from locallab.server.app import create_app
+from locallab.server.dialects.answer_fields import timings_body
 from locallab.settings import ServerSettings
 from tests.support import tiny_gguf
-from tests.support.fake_engine import TEXT
+from tests.support.fake_engine import TEXT, say
 from tests.support.http_server import Served, only_prompt, running
 from tests.support.openapi_check import Described
-from tests.support.sse import events
+from tests.support.sse import DONE, events
 
 LENGTH = len(TEXT.encode())
 
@@ -38,6 +40,7 @@ def test_infill(coder: Served) -> None:
         "prompt": "a",
         "n_predict": 8,
         "stop": "\n",
+        "return_tokens": True,
     }
     answer = coder.http.post("/infill", json=body).json()
     assert only_prompt(coder) == "x.py\nX\n\n<PRE>def f(<SUF>return 1<MID>a" and coder.engine.urgent == [True]
@@ -113,6 +116,73 @@ def test_probabilities(coder: Served) -> None:
     assert all("completion_probabilities" not in event for event in streamed if event["stop"])
 
 
+def test_several_prompts_are_answered_in_their_order(coder: Served) -> None:
+    coder.engine.script = lambda prompt, params: say(f"{bytes(prompt[1:]).decode()}#{params.seed}")
+    body = {"prompt": ["a", [256, 98], [256, "c", 100], {"prompt_string": "e"}], "n_cmpl": 2, "seed": 3}
+    expected = [f"{text}#{seed}" for text in ("a", "b", "cd", "e") for seed in (3, 4)]
+    answers = coder.http.post("/completion", json=body).json()
+    assert [(each["index"], each["content"]) for each in answers] == list(enumerate(expected))
+    assert [each["prompt"] for each in answers[::2]] == ["<s>a", "<s>b", "<s>cd", "<s>e"]
+    streamed = events(coder.http.post("/completion", json={**body, "stream": True}))
+    texts = ["".join(each["content"] for each in streamed if each["index"] == index) for index in range(8)]
+    assert texts == expected and sorted(each["index"] for each in streamed if each["stop"]) == list(range(8))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_settings_of_an_answer_are_told(coder: Served, stream: bool) -> None:
+    coder.script(b"a", b"\n", b"b")
+    body = {"prompt": "hi", "n_predict": 12, "top_k": 7, "logit_bias": [[98, False], [97, 2]], "stream": stream}
+    response = coder.http.post("/completion", json=body)
+    answer = events(response)[-1] if stream else response.json()
+    settings = answer["generation_settings"]
+    assert (settings["n_predict"], settings["top_k"], settings["seed"], settings["stream"]) == (12, 7, 0xFFFFFFFF, stream)
+    assert settings["logit_bias"] == [{"bias": None, "token": 98}, {"bias": 2.0, "token": 97}]
+    assert answer["has_new_line"] is True and answer["truncated"] is False and answer["tokens"] == []
+
+
+def test_the_end_of_the_context_truncates(coder: Served) -> None:
+    coder.script(b"a" * 508, b"b")
+    body = {"prompt": "hi", "n_predict": 509}
+    assert coder.http.post("/completion", json=body).json()["truncated"] is True
+    assert coder.http.post("/completion", json={**body, "n_predict": 500}).json()["truncated"] is False
+
+
+@pytest.mark.parametrize("path", ["/completion", "/v1/completions", "/v1/chat/completions", "/v1/fim/completions", "/infill"])
+@pytest.mark.parametrize("options", [None, {}, {"stream_options": {"include_usage": True}}], ids=["whole", "stream", "usage"])
+def test_timings_are_in_every_answer(coder: Served, path: str, options: dict[str, Any] | None) -> None:
+    coder.engine.cached = 2
+    texts = {
+        "prompt": "hi",
+        "suffix": "b",
+        "input_prefix": "a",
+        "input_suffix": "b",
+        "messages": [{"role": "user", "content": "hi"}],
+    }
+    body = {**texts, **({} if options is None else {"stream": True, **options})}
+    response = coder.http.post(path, json={key: value for key, value in body.items() if path != "/infill" or key != "prompt"})
+    found = [response.json()] if options is None else [event for event in events(response) if event != DONE]
+    timings = found[-1]["timings"]
+    assert timings["cache_n"] == 2 and timings["predicted_n"] == LENGTH and timings["prompt_n"] > 0
+    assert not any("timings" in event for event in found[:-1])
+
+
+def test_timings_of_several_answers() -> None:
+    usages = [Usage(10, 5, 2, 1.0, 2.0), Usage(10, 1, 10, 0.5, 0.0), Usage(8, 0, 0)]
+    assert timings_body(usages[:2], 2) == {
+        "cache_n": 2,
+        "prompt_n": 8,
+        "prompt_ms": 1000.0,
+        "prompt_per_token_ms": 125.0,
+        "prompt_per_second": 8.0,
+        "predicted_n": 6,
+        "predicted_ms": 2000.0,
+        "predicted_per_token_ms": 500.0,
+        "predicted_per_second": 2.0,
+    }
+    nothing = timings_body(usages[2:])
+    assert {name: value for name, value in nothing.items() if value} == {"prompt_n": 8}
+
+
 def test_a_schema(coder: Served) -> None:
     coder.http.post("/completion", json={"prompt": "hi", "json_schema": {"type": "object"}})
     coder.http.post("/completion", json={"prompt": "hi", "grammar": 'root ::= "a"'})
@@ -121,12 +191,12 @@ def test_a_schema(coder: Served) -> None:
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "no text at all": ("/infill", {"prompt": "x"}, "input_prefix"),
-    "several prompts": ("/completion", {"prompt": ["a", "b"]}, "prompt"),
     "no prompt": ("/completion", {}, "prompt"),
     "mirostat": ("/completion", {"prompt": "a", "mirostat": 3}, "mirostat"),
     "dry": ("/completion", {"prompt": "a", "dry_multiplier": -0.8}, "dry_multiplier"),
     "samplers": ("/completion", {"prompt": "a", "samplers": {"top_k": 1}}, "samplers"),
-    "several answers": ("/completion", {"prompt": "a", "n_cmpl": 2}, "n_cmpl"),
+    "too many answers": ("/completion", {"prompt": "a", "n_cmpl": 129}, "n_cmpl"),
+    "a list that is empty": ("/completion", {"prompt": [["a"], []]}, "prompt"),
     "after sampling": ("/completion", {"prompt": "a", "post_sampling_probs": True}, "post_sampling_probs"),
     "too many": ("/completion", {"prompt": "a", "n_probs": 21}, "n_probs"),
     "two constraints": ("/completion", {"prompt": "a", "grammar": "x", "json_schema": {}}, "json_schema"),
@@ -160,6 +230,7 @@ def test_answers_are_as_described(coder: Served) -> None:
     for path, body in (
         ("/infill", {"input_prefix": "a", "input_suffix": "b", "n_probs": 2}),
         ("/completion", {"prompt": "a"}),
+        ("/completion", {"prompt": ["a", [97, "b"]]}),
         ("/v1/fim/completions", {"prompt": "a"}),
     ):
         described.check_response(described.operation("post", path), coder.http.post(path, json=body))
@@ -179,8 +250,17 @@ def test_a_real_engine_fills_in(tmp_path: Path) -> None:
     with running(create_app(pool, ServerSettings(rate_limit=False))) as url, httpx.Client(base_url=url, timeout=30) as client:
         extra = [{"filename": "x", "text": "y"}]
         body = {"input_prefix": "ab", "input_suffix": "cd", "n_predict": 5, "n_probs": 1, "ignore_eos": True, "temperature": 0}
+        body["return_tokens"] = True
         answer = client.post("/infill", json=body).json()
         assert answer["tokens_predicted"] == len(answer["tokens"]) == 5 and answer["tokens_evaluated"] == 1 + 3 + 6
+        eos = {"bias": None, "token": tiny_gguf.EOS}
+        assert answer["generation_settings"]["logit_bias"] == [eos] and answer["generation_settings"]["ignore_eos"] is True
+        timings = answer["timings"]
+        assert (timings["cache_n"], timings["prompt_n"], timings["predicted_n"]) == (0, 10, 5)
+        assert timings["prompt_ms"] > 0 and timings["prompt_per_second"] == pytest.approx(10_000 / timings["prompt_ms"])
+        assert timings["predicted_per_second"] == pytest.approx(4_000 / timings["predicted_ms"]), (
+            "the first comes with the prompt"
+        )
         assert [each["top_logprobs"][0]["id"] for each in answer["completion_probabilities"]] == answer["tokens"]
         longer = client.post("/infill", json={**body, "input_extra": extra}).json()
         assert longer["tokens_evaluated"] > 10

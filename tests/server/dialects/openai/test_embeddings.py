@@ -6,7 +6,7 @@ import base64
 import contextlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,6 +18,7 @@ import pytest
 from websockets.sync.client import connect
 
 from locallab.engine import EmbeddingEngine
+from locallab.models import FileSource, ModelSpec
 from locallab.server.inference.embedding import PAUSE
 from tests.support import tiny_embedding_gguf
 from tests.support.tiny_embedding_gguf import CLS, SEP, token
@@ -79,6 +80,65 @@ def test_token_ids_are_taken_as_they_are(tiny: Tiny, given: Any) -> None:
     assert same(vectors(answer), reference(tiny, *(given if isinstance(given[0], list) else [given])))
 
 
+def test_texts_among_token_ids(tiny: Tiny) -> None:
+    mixed = [CLS, "hello", SEP]
+    answer = tiny.post("/v1/embeddings", model="embed", input=[mixed, "hello", {"prompt_string": mixed}, HELLO])
+    assert same(vectors(answer), reference(tiny, *[HELLO] * 4))
+    assert same(vectors(tiny.post("/v1/embeddings", model="embed", input=mixed)), reference(tiny, HELLO))
+
+
+def test_parts_of_a_text(tiny: Tiny) -> None:
+    parts = {"content": [{"type": "text", "text": "hel"}, {"type": "text", "text": "lo"}]}
+    for given in (parts, ["cat", parts]):
+        answer = tiny.post("/v1/embeddings", model="embed", input=given)
+        assert same(vectors(answer)[-1:], reference(tiny, HELLO))
+
+
+@pytest.mark.parametrize(("path", "name"), [("/embedding", "content"), ("/embedding", "input"), ("/v1/embeddings", "content")])
+def test_in_the_shape_of_llama_cpp(tiny: Tiny, path: str, name: str) -> None:
+    answer = tiny.post(path, model="embed", **{name: ["hello", "cat"]})
+    assert [each["index"] for each in answer] == [0, 1]
+    assert same(np.array([each["embedding"][0] for each in answer]), reference(tiny, HELLO, [CLS, token("cat"), SEP]))
+    assert len(tiny.post(path, model="embed", **{name: "hello"})) == 1
+    assert tiny.http.post("/embedding", json={"model": "embed"}).json()["error"]["param"] == "input"
+
+
+NORMS: dict[int, Callable[[np.ndarray], float]] = {
+    0: lambda v: abs(v).max() / 32760,
+    1: lambda v: abs(v).sum(),
+    3: lambda v: (abs(v) ** 3).sum() ** (1 / 3),
+}
+
+
+@pytest.mark.parametrize(("norm", "size"), NORMS.items(), ids=map(str, NORMS))
+def test_other_norms(tiny: Tiny, norm: int, size: Any) -> None:
+    answer = tiny.post("/embedding", model="embed", content="hello", embd_normalize=norm)
+    assert size(np.array(answer[0]["embedding"][0])) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_conversation_is_one_text(tiny: Tiny) -> None:
+    """The model has no chat template: a note says what is embedded instead."""
+    messages = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": [{"type": "text", "text": "cat"}]}]
+    response = tiny.http.post("/v1/embeddings", json={"model": "embed", "messages": messages})
+    assert same(vectors(response.json()), reference(tiny, [CLS, token("hello"), token("cat"), SEP]))
+    assert "the model has no chat template" in response.headers["x-locallab-notes"]
+
+
+def test_a_conversation_goes_through_the_chat_template(tmp_path: Any) -> None:
+    """What is written in a message stays text, and the text is closed as any other."""
+    path = tiny_embedding_gguf.qwen3(
+        tmp_path / "talks.gguf", template="<Q>{% for m in messages %}{{ m.content }}<A>{% endfor %}"
+    )
+    text = [*(byte + 3 for byte in b"a<A>"), 261, *(byte + 3 for byte in b"b"), 261]
+    with tiny_server(tmp_path) as served:
+        served.pool.registry.add("a test", ModelSpec(id="talks", source=FileSource(path=path), description="made"))
+        messages = [{"role": "user", "content": "a<A>"}, {"role": "assistant", "content": "b"}]
+        response = served.http.post("/v1/embeddings", json={"model": "talks", "messages": messages})
+        expected = tiny_embedding_gguf.qwen3_vector(tiny_embedding_gguf.weights(path), [259, *text, tiny_embedding_gguf.EOS])
+        assert same(vectors(response.json()), expected[None]), response.text
+        assert "x-locallab-notes" not in response.headers
+
+
 def test_base64_is_the_same_numbers(tiny: Tiny) -> None:
     texts = ["hello", "old cat"]
     plain = tiny.post("/v1/embeddings", model="embed", input=texts, encoding_format="float")
@@ -106,7 +166,16 @@ WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
     "null": ({"input": None}, "input", "is missing"),
     "no texts": ({"input": []}, "input", "none empty"),
     "no token ids": ({"input": [[]]}, "input", "none empty"),
-    "a mixture": ({"input": ["a", [1]]}, "input", "expected a string"),
+    "not a prompt": ({"input": ["a", {"text": "b"}]}, "input", "expected a string"),
+    "two inputs": ({"input": "a", "content": "b"}, "content", "cannot be combined with input"),
+    "an image": (
+        {"input": [{"content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+        "input",
+        "parts of the type text",
+    ),
+    "no parts": ({"content": {"content": "a"}}, "content", "expected a string"),
+    "no conversation": ({"messages": []}, "messages", "is empty"),
+    "no norm": ({"input": "a", "embd_normalize": -1}, "embd_normalize", "at least 0"),
     "no number": ({"input": [True]}, "input", "expected a string"),
     "another model's token ids": ({"input": [2, 100_257]}, "input", "from 0 to 24"),
     "a huge token id": ({"input": [2**70]}, "input", "from 0 to 24"),

@@ -16,10 +16,12 @@ from locallab.server.dialects.openai.logprobs import Echo, chat_logprobs, event_
 from locallab.server.dialects.openai.stream import Head, ScoredCompletionFormatter
 from locallab.server.inference.generation import FinishedAnswer
 from locallab.server.inference.reader import TextPosition
+from tests.support import tiny_gguf
 from tests.support.fake_engine import TEXT, weighed
 from tests.support.http_server import Served
 from tests.support.openapi_check import Described
 from tests.support.sse import events
+from tests.support.tiny_server import tiny_server
 from tests.support.token_logprob import scored
 
 USER = [{"role": "user", "content": "hi"}]
@@ -117,6 +119,31 @@ def test_a_prompt_is_scored_without_an_answer(served: Served) -> None:
     assert [choice["text"] for choice in answer["choices"]] == ["<s>ab", "<s>c"]
     assert [choice["logprobs"]["token_logprobs"] for choice in answer["choices"]] == [[None, -0.97, -0.98], [None, -0.99]]
     assert answer["usage"]["completion_tokens"] == 0
+
+
+@pytest.mark.parametrize("echo", [False, True])
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_lists_hold_every_token_that_usage_counts(tmp_path: Any, echo: bool, stream: bool) -> None:
+    """Also the one that ends the answer: lm-evaluation-harness cuts the answer's one token off the end."""
+    ids = [tiny_gguf.BOS, 100, 101, 102]
+    with tiny_server(tmp_path) as tiny:
+        for bias in ({}, {str(tiny_gguf.EOS): 100}):
+            body = {
+                "prompt": [ids, ids[:2]],
+                "echo": echo,
+                "logprobs": 1,
+                "max_tokens": 1,
+                "temperature": 0,
+                "logit_bias": bias,
+            }
+            response = tiny.http.post("/v1/completions", json={**body, "stream": stream})
+            lengths = [0, 0]
+            for part in events(response)[:-1] if stream else [response.json()]:
+                for choice in part["choices"]:
+                    columns = choice["logprobs"] or {"tokens": []}
+                    assert len({len(column) for column in columns.values()}) == 1
+                    lengths[choice["index"]] += len(columns["tokens"])
+            assert lengths == ([5, 3] if echo else [1, 1])
 
 
 def test_best_of(served: Served) -> None:

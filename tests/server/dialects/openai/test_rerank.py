@@ -78,7 +78,10 @@ WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
     "a number": ({"documents": ["a", 1]}, "documents", "expected"),
     "no text": ({"documents": [{"title": "a"}]}, "documents", "text"),
     "top_n": ({"top_n": 0}, "top_n", "at least 1"),
-    "too long": ({"documents": ["hello " * 100]}, "documents", "maximum context length is 64 tokens"),
+    "documents and texts": ({"texts": ["b"]}, "texts", "cannot be combined with documents"),
+    "no tokens": ({"max_tokens_per_doc": 0}, "max_tokens_per_doc", "at least 1"),
+    "a long question": ({"query": "hello " * 100}, "query", "leaves no room for a document"),
+    "a long question for a template": ({"query": "x" * 1100, "model": "yes-or-no"}, "query", "maximum context length is 1024"),
     "a model that makes vectors": ({"model": "embed"}, "model", "'embed' makes embeddings, and ranks nothing; load"),
     "a model that writes": ({"model": "chat"}, "model", "'chat' writes text, and ranks nothing; load or name a model"),
 }
@@ -88,6 +91,47 @@ WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
 def test_what_is_wrong_is_named(tiny: Tiny, body: dict[str, Any], field: str, reason: str) -> None:
     error = tiny.refused("/v1/rerank", **{"model": "rank", "query": "a", "documents": ["b"], **body})["error"]
     assert (error["param"] or "").startswith(field) and reason in error["message"], error
+
+
+@pytest.mark.parametrize("path", ["/rerank", "/v1/rerank", "/reranking", "/v1/reranking"])
+def test_in_the_shape_of_text_embeddings_inference(tiny: Tiny, path: str) -> None:
+    known = {"/rerank": "/v1/rerank", "/reranking": "/v1/reranking"}.get(path, path)
+    ranked = tiny.post(known, model="rank", query="old cat?", documents=TEXTS)["results"]
+    answer = tiny.http.post(path, json={"model": "rank", "query": "old cat?", "texts": TEXTS}).json()
+    assert answer == [{"index": each["index"], "score": each["relevance_score"]} for each in ranked]
+    best = tiny.post(known, model="rank", query="old cat?", texts=TEXTS, top_n=1, return_text=True)
+    assert best == [{**answer[0], "text": TEXTS[answer[0]["index"]]}]
+
+
+@pytest.mark.parametrize(("model", "context"), [("rank", 64), ("yes-or-no", 1024)])
+def test_a_long_document_is_cut_and_the_others_keep_their_scores(tiny: Tiny, model: str, context: int) -> None:
+    def ranked(*documents: str, **more: Any) -> tuple[dict[int, float], str | None, int]:
+        body = {"model": model, "query": "old cat?", "documents": documents, **more}
+        response = tiny.http.post("/v1/rerank", json=body)
+        assert response.status_code == 200, response.text
+        scores = {each["index"]: each["relevance_score"] for each in response.json()["results"]}
+        return scores, response.headers.get("x-locallab-notes"), response.json()["usage"]["total_tokens"]
+
+    long = "red dog sun moon grüße " * 100
+    alone, no_note, few = ranked("red dog", "blue")
+    found, note, many = ranked("red dog", "blue", long)
+    assert no_note is None and note == f"documents: 1 of 3 were cut to fit the context of {context} tokens"
+    assert found[0] == pytest.approx(alone[0], abs=1e-4) and found[1] == pytest.approx(alone[1], abs=1e-4)
+    assert context - 3 <= many - few <= context, "it is cut no more than necessary"
+    cut, note, tokens = ranked("red dog", "blue", long, max_tokens_per_doc=2)
+    assert note is None and tokens < many - 40 and set(cut) == {0, 1, 2}
+
+
+def test_a_document_is_cut_at_its_end(tiny: Tiny) -> None:
+    """What remains is its beginning, and what closes a pair is still there."""
+    words = [token("sun"), token("moon")] * 40
+    head = [CLS, token("old"), token("cat"), SEP]
+    kept = words[: tiny_embedding_gguf.CONTEXT - len(head) - 1]
+    weights = tiny_embedding_gguf.weights(tiny.paths["rank"])
+    [one] = tiny.post("/v1/rerank", model="rank", query="old cat", documents=["sun moon " * 40])["results"]
+    assert one["relevance_score"] == pytest.approx(tiny_embedding_gguf.bert_score(weights, [*head, *kept, SEP]), abs=2e-3)
+    [two] = tiny.post("/v1/rerank", model="rank", query="old cat", documents=["sun moon red"], max_tokens_per_doc=2)["results"]
+    assert two["relevance_score"] == pytest.approx(tiny_embedding_gguf.bert_score(weights, [*head, *words[:2], SEP]), abs=2e-3)
 
 
 def test_many_documents(tiny: Tiny) -> None:

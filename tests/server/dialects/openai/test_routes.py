@@ -136,6 +136,10 @@ PROMPTS: dict[str, tuple[Any, list[str]]] = {
     "texts": (["a", "b"], ["a", "b"]),
     "tokens": ([256, 104, 105], ["hi"]),
     "lists of tokens": ([[256, 97], [256, 98]], ["a", "b"]),
+    "a text among tokens": ([256, "hi", 33], ["hi!"]),
+    "a text before tokens": (["h", 105], ["hi"]),
+    "all kinds": (["a", [256, 98], [256, "c", 100], {"prompt_string": "e"}], ["a", "b", "cd", "e"]),
+    "wrapped": ({"prompt_string": [256, "hi"]}, ["hi"]),
 }
 
 
@@ -155,7 +159,13 @@ def test_prompts(served: Served, prompt: Any, texts: list[str], stream: bool) ->
     assert parts[-1]["usage"]["completion_tokens"] == sum(map(len, answers))
 
 
-@pytest.mark.parametrize("wrong", [None, [], "", [""], {}, 1, [1, "a"], [[]], [[1], []], [1.5], [True], [["a"]], [None]])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *(None, [], "", [""], {}, 1, [1, "a", None], [[]], [[1], []], [1.5], [True], [["a"]], [None]),
+        *({"prompt_string": 1}, {"prompt_string": "a", "multimodal_data": ["eA=="]}),
+    ],
+)
 def test_wrong_prompts(served: Served, wrong: Any) -> None:
     response = served.http.post("/v1/completions", json={"prompt": wrong})
     if wrong in ("", [""]):  # the opening token alone is a prompt
@@ -179,8 +189,9 @@ def test_echo(served: Served, stream: bool) -> None:
     assert texts == ["a!?", "a!?", "b!?", "b!?"]
 
 
-def test_echo_of_tokens(served: Served) -> None:
-    response = served.http.post("/v1/completions", json={"prompt": [256, 104, 105], "echo": True})
+@pytest.mark.parametrize("prompt", [[256, 104, 105], [256, "hi"]])
+def test_echo_of_tokens(served: Served, prompt: Any) -> None:
+    response = served.http.post("/v1/completions", json={"prompt": prompt, "echo": True})
     assert response.json()["choices"][0]["text"] == f"<s>hi{TEXT}"
 
 

@@ -494,3 +494,15 @@ def test_a_failure_in_mid_stream(thinking: Served) -> None:
     assert last.type == "response.failed" and last.response.status == "failed"
     assert last.response.error is not None and last.response.error.message == "decode failed"
     assert last.response.error.code == "server_error"
+
+
+def test_the_tokens_of_a_conversation_are_counted(served: Served) -> None:
+    first = served.http.post("/v1/responses", json={"input": "hi", "instructions": "Be kind."}).json()
+    for body in ({"input": "hi", "instructions": "Be kind."}, {"input": "more", "previous_response_id": first["id"]}):
+        count = served.http.post("/v1/responses/input_tokens", json=body)
+        answered = served.http.post("/v1/responses", json=body).json()
+        assert count.json() == {"object": "response.input_tokens", "input_tokens": answered["usage"]["input_tokens"]}
+    client = served.openai.responses.input_tokens
+    assert client.count(model="m", input="hi", instructions="Be kind.").input_tokens == first["usage"]["input_tokens"]
+    wrong = served.http.post("/v1/responses/input_tokens", json={"input": 3}).json()["error"]
+    assert wrong["param"] == "input"
