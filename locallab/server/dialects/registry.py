@@ -12,5 +12,6 @@ from locallab.server.dialects.native.routes import NATIVE
 from locallab.server.dialects.ollama.routes import OLLAMA
 from locallab.server.dialects.openai.routes import OPENAI
 from locallab.server.dialects.responses.routes import RESPONSES
+from locallab.server.dialects.vllm.routes import VLLM
 
-DIALECTS: Sequence[Dialect] = (NATIVE, ASSISTANT, ANTHROPIC, OPENAI, RESPONSES, OLLAMA, LLAMACPP)
+DIALECTS: Sequence[Dialect] = (NATIVE, ASSISTANT, ANTHROPIC, OPENAI, RESPONSES, OLLAMA, LLAMACPP, VLLM)

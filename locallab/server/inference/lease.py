@@ -48,17 +48,26 @@ def afterwards(request: Request, do: Callable[[], None]) -> None:
     stack.push(before.__exit__)
 
 
-async def lease(request: Request, pool: Pool, model_id: str | None, *, strict: bool, kind: Kind | None = "text") -> Loaded:
+async def lease(
+    request: Request,
+    pool: Pool,
+    model_id: str | None,
+    *,
+    strict: bool,
+    kind: Kind | None = "text",
+    also: Kind | None = None,
+) -> Loaded:
     """Lease the model that `Pool.lease` finds until the request ends. Call it when the body has been read.
 
     Raises ClientGone when the client leaves while the model is loaded, InvalidField when the model is not of this `kind` (None:
-    any), and what `Pool.lease` and `Lease.wait` raise.
+    any) nor of the one that will `also` do, and what `Pool.lease` and `Lease.wait` raise.
     """
     held = pool.lease(model_id, strict=strict, kind=kind)
     request.scope[HELD].callback(held.release)
     RECEIVE.set(request.receive)
     loaded = await (held.wait() if held.ready else unless_gone(held.wait(), request.receive))
-    require(loaded, kind)
+    if loaded.engine.info.kind != also:
+        require(loaded, kind)
     return loaded
 
 

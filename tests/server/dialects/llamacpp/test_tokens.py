@@ -62,6 +62,41 @@ def test_a_long_text(tiny: Tiny) -> None:
     assert tiny.post("/tokenize", model="embed", content="hello worlds " * 2000)["count"] == 6000
 
 
+@pytest.mark.parametrize("special", [True, False])
+def test_a_prompt_as_vllm_has_it(tiny: Tiny, special: bool) -> None:
+    answer = tiny.post("/tokenize", model="embed", prompt="hello worlds", add_special_tokens=special)
+    tokens = [CLS, *WORLDS, SEP] if special else WORLDS
+    assert answer == {"count": len(tokens), "max_model_len": 64, "tokens": tokens, "token_strs": None}
+
+
+def test_a_prompt_has_special_tokens_by_default_and_may_tell_texts(tiny: Tiny) -> None:
+    answer = tiny.post("/tokenize", model="embed", prompt=["hello", SEP], return_token_strs=True)
+    assert answer["tokens"] == [CLS, token("hello"), SEP, SEP] and answer["token_strs"][0] == "[CLS]"
+    assert tiny.post("/detokenize", model="embed", tokens=WORLDS)["prompt"].strip() == "hello worlds"
+
+
+def test_a_conversation_has_the_tokens_that_a_chat_reads(thinking: Served) -> None:
+    body = {"messages": [{"role": "user", "content": "hi"}], "tools": [WEATHER]}
+    answer = thinking.http.post("/tokenize", json=body).json()
+    usage = thinking.http.post("/v1/chat/completions", json=body).json()["usage"]
+    prompt = thinking.http.post("/apply-template", json=body).json()["prompt"]
+    assert answer["count"] == len(answer["tokens"]) == usage["prompt_tokens"] and answer["max_model_len"] == 4096
+    assert "weather" in thinking.http.post("/detokenize", json={"tokens": answer["tokens"]}).json()["content"]
+    bare = thinking.http.post("/tokenize", json={**body, "add_special_tokens": False}).json()["tokens"]
+    assert thinking.engine.detokenize(bare) == prompt
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions/input_tokens", "/chat/completions/input_tokens"])
+def test_the_tokens_of_a_chat_are_counted(thinking: Served, path: str) -> None:
+    body = {"messages": [{"role": "user", "content": "hi"}], "tools": [WEATHER, {"type": "web_search"}]}
+    usage = thinking.http.post("/v1/chat/completions", json=body).json()["usage"]
+    response = thinking.http.post(path, json=body)
+    assert response.json() == {"object": "response.input_tokens", "input_tokens": usage["prompt_tokens"]}
+    assert "web_search" in response.headers["x-locallab-notes"]
+    assert len(thinking.engine.submitted) == 1
+    assert thinking.http.post(path, json={**body, "messages": [{"role": "user", "content": "x" * 5000}]}).status_code == 200
+
+
 WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "no content": ("/tokenize", {}, "content: is missing"),
     "null": ("/tokenize", {"content": None}, "content: is missing"),
@@ -70,6 +105,10 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "no tokens": ("/detokenize", {}, "tokens: is missing"),
     "unknown tokens": ("/detokenize", {"tokens": [25], "model": "embed"}, "tokens: token ids must be from 0 to 24"),
     "negative ones": ("/detokenize", {"tokens": [-1]}, "tokens: token ids must be from 0"),
+    "two of them": ("/tokenize", {"content": "a", "prompt": "b"}, "prompt: cannot be combined with content"),
+    "prompt and messages": ("/tokenize", {"messages": [], "prompt": "b"}, "messages: cannot be combined with prompt"),
+    "a wrong prompt": ("/tokenize", {"prompt": [None]}, "prompt: expected a string"),
+    "a wrong conversation": ("/tokenize", {"messages": "hi"}, "messages: "),
     "no messages": ("/apply-template", {}, "messages: is missing"),
 }
 
