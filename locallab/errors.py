@@ -7,6 +7,7 @@ LocalLabError
 │   │   ├── NoChatTemplate    the model has no chat template
 │   │   └── TemplateExceeded  the model's chat template uses more than it may: carries the limit
 │   ├── ContextLengthExceeded the prompt is longer than the context: carries both numbers
+│   ├── SlowReader            the client does not read its stream: carries `unread` in bytes
 │   └── UnknownResponse       no response with this id is stored: carries `response_id`
 ├── AccessError               the client lacks permission
 │   ├── Unauthorized          no key, or an invalid one
@@ -21,6 +22,7 @@ LocalLabError
 ├── Overloaded                the queue is full; carries `retry_after` in seconds
 ├── EngineClosed              the engine is closing or closed
 ├── EngineFailure             llama.cpp failed while computing
+│   └── EngineDied            the model's engine has ended; it is loaded again: carries `retry_after` in seconds
 ├── TunnelError               the public address is unavailable or lost: carries `lasting`
 └── ServerError               a server that a command uses refuses, breaks off, or is no LocalLab server
     └── NoServer              nothing answers at its address: carries `url`
@@ -198,6 +200,20 @@ class EngineClosed(LocalLabError):
 
 class EngineFailure(LocalLabError):
     """llama.cpp failed while computing; the message carries its return code."""
+
+
+class EngineDied(EngineFailure):
+    """The engine of a model has ended by itself. From `retry_after` seconds on, a request loads the model again."""
+
+    def __init__(self, reason: str, retry_after: int = 2) -> None:
+        super().__init__(f"the model's engine has failed: {reason}; try again in {retry_after} s, which loads the model again")
+        self.reason = reason
+        self.retry_after = retry_after
+
+
+def engine_failure(error: Exception) -> EngineFailure:
+    """Return the error that a client gets for one that an engine met."""
+    return error if isinstance(error, EngineFailure) else EngineFailure(f"internal error: {error}")
 
 
 class TunnelError(LocalLabError):

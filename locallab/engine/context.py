@@ -18,9 +18,16 @@ from locallab.memory_model import STEP
 NO_ROOM = 1
 """Result of llama_decode when it finds no KV slot; nothing has changed then."""
 
+INVALID = -1
+"""Result of llama_decode for a batch that it refuses; nothing has changed then either."""
+
 _Bytes = ctypes.POINTER(ctypes.c_uint8)
 _PARTIAL_ONLY = 1
 """LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY."""
+
+
+class InvalidBatch(EngineFailure):
+    """llama_decode has refused the batch, and changed nothing."""
 
 
 class Context:
@@ -76,12 +83,15 @@ class Context:
         return self._ctx  # type: ignore[no-any-return]
 
     def decode(self, batch: Batch) -> int:
-        """Compute `batch` and wait (llama_decode, llama_synchronize). Returns 0 or NO_ROOM. Raises EngineFailure."""
+        """Compute `batch` and wait (llama_decode, llama_synchronize). Returns 0 or NO_ROOM.
+
+        Raises InvalidBatch, which changes nothing, or another EngineFailure: a part of the batch may have been computed.
+        """
         code = llama_cpp.llama_decode(self._ctx, batch.raw)
         if code == 0:
             llama_cpp.llama_synchronize(self._ctx)
         elif code != NO_ROOM:
-            raise EngineFailure(f"llama_decode failed with code {code}")
+            raise (InvalidBatch if code == INVALID else EngineFailure)(f"llama_decode failed with code {code}")
         return int(code)
 
     def logits(self) -> npt.NDArray[np.float32]:
@@ -133,7 +143,7 @@ class Context:
         """Move a sequence of `end` tokens to the empty `target`. Return False, with both empty, when that fails."""
         try:
             return self._read_state(target, self._state(source), end)
-        except EngineFailure:
+        except EngineFailure:  # the target is still empty
             return False
         finally:
             self.remove(source)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import dataclasses
+import logging
 import queue
 import threading
 import time
@@ -17,14 +18,16 @@ from typing import Any, Literal, Protocol
 from locallab import hardware
 from locallab.engine import llama
 from locallab.engine.caller import Caller, Places
+from locallab.engine.commands import Close
 from locallab.engine.limits import kv_room
 from locallab.engine.llama import Memory
 from locallab.engine.request import EngineStats, FimTokens, Kind
 from locallab.engine.tokenizer import Tokenizer
 from locallab.engine.totals import Totals
-from locallab.engine.worker import Close
-from locallab.errors import EngineClosed, InvalidField, ModelLoadError, Overloaded
+from locallab.errors import EngineClosed, EngineDied, EngineFailure, InvalidField, ModelLoadError, Overloaded
 from locallab.settings import EngineSettings, Layout
+
+logger = logging.getLogger(__name__)
 
 CHECKED = 65_536
 """Token ids checked in one go: in between, other threads get the GIL."""
@@ -72,6 +75,7 @@ class Works(Protocol):
     totals: Totals
 
     def run(self) -> None: ...
+    def abandon(self, error: EngineFailure) -> None: ...
     def stats(self) -> EngineStats: ...
 
 
@@ -89,6 +93,7 @@ class Engine(abc.ABC):
         self._lock = threading.Lock()
         self._open = Places()
         self._closed = False
+        self._death: Future[EngineDied] = Future()
         self._loaded: Future[None] = Future()
         self._thread = threading.Thread(target=self._work, args=(path,), name=f"engine {path.name}", daemon=True)
         self._thread.start()
@@ -142,6 +147,11 @@ class Engine(abc.ABC):
             self._worker.commands.put(Close(time.monotonic() + grace))
         self._thread.join()
 
+    def on_death(self, callback: Callable[[EngineDied], None]) -> None:
+        """Call `callback` if the engine ends by an error rather than by `close`: in its thread, when its memory is free and all
+        requests have had their last event; at once if it has ended."""
+        self._death.add_done_callback(lambda death: callback(death.result()))
+
     def _admit(self, caller: Caller) -> Overloaded | None:
         """Count a request in; call it with the lock held. Return the error for one that must leave the queue if it is full.
         Raises Overloaded where the caller has no less in it than others, EngineClosed."""
@@ -169,16 +179,26 @@ class Engine(abc.ABC):
 
     def _work(self, path: Path) -> None:
         """Run the engine's thread: everything native is made, used and freed in it."""
+        death: EngineDied | None = None
         try:
             with contextlib.ExitStack() as native:
                 self._worker = self._load(path, native)
                 native.callback(self._shut)
                 self._loaded.set_result(None)
-                self._worker.run()
+                try:
+                    self._worker.run()
+                except BaseException as error:
+                    logger.critical("the engine of %s has ended by an error", path.name, exc_info=error)
+                    death = EngineDied(str(error) or type(error).__name__)
+                    self._shut()
+                    self._worker.abandon(death)
         except BaseException as error:
-            if self._loaded.done():
-                raise
-            self._loaded.set_exception(error)
+            if not self._loaded.done():
+                self._loaded.set_exception(error)
+                return
+            logger.critical("the engine of %s could not be freed", path.name, exc_info=error)
+        if death is not None:
+            self._death.set_result(death)
 
     @abc.abstractmethod
     def _load(self, path: Path, native: contextlib.ExitStack) -> Works:

@@ -16,7 +16,7 @@ from locallab.engine.disk_cache import DiskCache, Payload
 from locallab.engine.prefix_tree import NOTHING
 from locallab.engine.record import Record
 from locallab.engine.scheduler import Scheduler
-from locallab.engine.sequence import Sequence
+from locallab.engine.sequence import UNPLACED, Sequence
 from locallab.engine.state_format import Bytes, Rows, UnknownFormat
 from locallab.engine.step_plan import Copy, Fetch, Move, Relocate, Remove, Restore, Save
 from locallab.errors import EngineFailure
@@ -71,7 +71,7 @@ class Mover:
                 self._context.remove(target, start, end)
                 self._context.copy(source, target, start, end)
             case Remove(slot, start):
-                self._context.remove(slot, start)
+                self._remove(slot, start)
             case Save():
                 self.save(move)
             case Restore():
@@ -80,6 +80,17 @@ class Mover:
                 self._relocate(sequence, source)
             case Fetch(sequence, end):
                 self._fetch(sequence, end)
+
+    def _remove(self, slot: int, start: int) -> None:
+        try:
+            self._context.remove(slot, start)
+        except EngineFailure as error:
+            if not start:
+                raise
+            logger.warning("%s; it is computed again", error)
+            self._context.remove(slot)
+            for sequence in [s for s in self._scheduler.running if s.slot == slot]:
+                self._scheduler.unrestored(sequence, 0)
 
     def share(self, prompts: tuple[list[int], ...]) -> None:
         """Let all owners have what begins one of these prompts. Only before the first request."""
@@ -99,8 +110,9 @@ class Mover:
         began = time.perf_counter()
         try:
             rows, fixed = self._context.save(slot, start, len(tokens))
-        except (EngineFailure, UnknownFormat) as error:
-            logger.warning("a prefix of %d tokens could not be saved: %s", len(tokens), error)
+        except Exception as error:
+            unexpected = None if isinstance(error, (EngineFailure, UnknownFormat)) else error
+            logger.warning("a prefix of %d tokens could not be saved: %s", len(tokens), error, exc_info=unexpected)
             self._scheduler.unsaved(slot)
             return
         cache.store(tokens, start, rows, fixed, owner)
@@ -154,9 +166,10 @@ class Mover:
 
     def _restore(self, move: Restore) -> None:
         sequence, start, end = move.sequence, move.start, move.end
-        snapshot = self._scheduler.cache.snapshot(sequence.tokens, start, end, sequence.caller.owner)
+        if sequence.slot == UNPLACED:  # the same plan has put it back for somebody else
+            return
         began = time.perf_counter()
-        if snapshot is not None and self._put_back(sequence.slot, start, end, *snapshot):
+        if self._try_restore(move):
             self._scheduler.costs.observe_move(end - start, time.perf_counter() - began)
             self._scheduler.restored(sequence, start, end)
             record = self._scheduler.cache.record(sequence.tokens, end, sequence.caller.owner)
@@ -165,6 +178,17 @@ class Mover:
             return
         logger.warning("a prefix of %d tokens could not be put back from host RAM", end)
         self._scheduler.unrestored(sequence, end)
+
+    def _try_restore(self, move: Restore) -> bool:
+        sequence, start, end = move.sequence, move.start, move.end
+        try:
+            snapshot = self._scheduler.cache.snapshot(sequence.tokens, start, end, sequence.caller.owner)
+            return snapshot is not None and self._put_back(sequence.slot, start, end, *snapshot)
+        except Exception:
+            logger.exception("a restore failed")
+            for slot in {sequence.slot, self._scheduler.limits.slots} if start else {sequence.slot}:
+                self._context.remove(slot)
+            return False
 
     def _put_back(self, slot: int, start: int, end: int, rows: list[Rows], fixed: Bytes) -> bool:
         """Restore into a slot that has the tokens before `start`: through a spare one, since a restore empties its target."""

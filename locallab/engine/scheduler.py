@@ -13,6 +13,7 @@ ahead, within bounds: others are admitted after a few, and get half of the promp
 from __future__ import annotations
 
 import bisect
+from collections.abc import Iterable
 
 from locallab.engine import layout
 from locallab.engine.cache import NO_MATCH, Match, PrefixCache
@@ -152,8 +153,8 @@ class Scheduler:
         self._preempt_youngest()
         return True
 
-    def reset(self) -> None:
-        """Forget every sequence: the content of the KV cache is lost, what lies in host RAM is not."""
+    def reset(self, keep: Iterable[Sequence] = ()) -> None:
+        """Forget every sequence but those to `keep`, which are computed anew, and all that is cached but not in host RAM."""
         self.running.clear()
         self.waiting.clear()
         self.shares.clear()
@@ -161,6 +162,10 @@ class Scheduler:
         self._free_slots = list(range(self.limits.slots))[::-1]
         self._moves.clear()
         self.saving.clear()
+        for sequence in keep:
+            sequence.start_over()
+            self.shares.enter(sequence.caller)
+            self.waiting.put_back(sequence)
 
     @property
     def _free_cells(self) -> int:
@@ -260,10 +265,8 @@ class Scheduler:
         if not self.running or not self.limits.pooled:
             return True
         wanted = sum(_soon(s) - self.cache.computed(s.slot) for s in self.running) + _soon(sequence)
-        if self.limits.shares:
-            wanted -= found.live
-        live = self.cache.used - self.cache.cold_cells
-        return live + wanted <= self.limits.cells
+        wanted -= found.live if self.limits.shares else 0
+        return self.cache.used - self.cache.cold_cells + wanted <= self.limits.cells
 
     def _place(self, sequence: Sequence, found: Match) -> None:
         """Give a sequence a slot with the longest prefix that is worth it."""
@@ -382,9 +385,7 @@ class Scheduler:
             self._save(sequence.slot, self.cache.private_cells(sequence.slot))
         self.cache.remove(sequence.slot)
         self._release(sequence.slot)
-        sequence.slot = UNPLACED
-        sequence.computed = 0
-        sequence.waiters.clear()
+        sequence.start_over()
         self._put_back_now.add(sequence)
         self.waiting.put_back(sequence)
 

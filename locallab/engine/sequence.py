@@ -48,6 +48,13 @@ class Sequence:
     first_token: float | None = None
     last_token: float | None = None
 
+    def start_over(self) -> None:
+        """Compute it from its first token on, wherever it was."""
+        self.slot = UNPLACED
+        self.computed = 0
+        self.fetch = ""
+        self.waiters.clear()
+
     @property
     def n_answer(self) -> int:
         return len(self.tokens) - self.n_prompt

@@ -15,6 +15,7 @@ from locallab.cache_files import fingerprint
 from locallab.engine import llama
 from locallab.engine.answer import Answer
 from locallab.engine.caller import LOCAL, Caller
+from locallab.engine.commands import Cancel, Share, Submit
 from locallab.engine.context import Batch, Context
 from locallab.engine.costs import StepCosts
 from locallab.engine.disk_cache import DiskCache, model_digest
@@ -39,7 +40,7 @@ from locallab.engine.scheduler import Scheduler
 from locallab.engine.sequence import Sequence
 from locallab.engine.state_format import UnknownFormat
 from locallab.engine.token_rules import RuleBook
-from locallab.engine.worker import Cancel, Share, Submit, Worker
+from locallab.engine.worker import Worker
 from locallab.errors import ContextLengthExceeded, InvalidField, ModelLoadError
 from locallab.settings import EngineSettings, cache_directory
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import queue
@@ -9,48 +10,22 @@ import time
 from collections.abc import Callable
 
 from locallab.engine.caller import Caller
-from locallab.engine.context import NO_ROOM, Batch, Context
+from locallab.engine.commands import Cancel, Close, Command, Fail, Share, Submit
+from locallab.engine.context import NO_ROOM, Batch, Context, InvalidBatch
 from locallab.engine.disk_cache import DiskCache
 from locallab.engine.grammar.guide import Masks
 from locallab.engine.llama import Model
 from locallab.engine.logprobs import Logits
-from locallab.engine.mover import Fetched, Lost, Mover, Result, Written
-from locallab.engine.post import Events, Post
+from locallab.engine.mover import Fetched, Lost, Mover, Written
+from locallab.engine.post import Events, Heard, Post, deliver
 from locallab.engine.request import CacheUse, EngineStats, FinishReason, Progress, TokenEvent
 from locallab.engine.scheduler import Scheduler
 from locallab.engine.sequence import UNPLACED, Sequence
 from locallab.engine.step_plan import Chunk
 from locallab.engine.totals import Totals
-from locallab.errors import EngineClosed, EngineFailure, Overloaded
+from locallab.errors import EngineClosed, EngineFailure, engine_failure
 
 logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Submit:
-    """Begin a sequence. The queue may be `overloaded`: then one must leave it with that error."""
-
-    sequence: Sequence
-    overloaded: Overloaded | None = None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Cancel:
-    id: int
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Share:
-    """Let all owners have what begins one of these prompts."""
-
-    prompts: tuple[list[int], ...]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Close:
-    """End what runs at `deadline` (time.monotonic) at the latest, then stop."""
-
-    deadline: float
 
 
 READING = 0.05
@@ -59,12 +34,16 @@ READING = 0.05
 AROUND = 16
 """Tokens on either side of a divergence that the debug log shows."""
 
-
-Command = Submit | Cancel | Share | Close | Result
+FAILURES = 3
+"""Failures in a row after which an engine takes itself for broken."""
 
 
 class Worker:
-    """Runs steps until it is closed. Only `commands`, `stats` and `totals` may be touched from other threads."""
+    """Runs steps until it is closed. Only `commands`, `stats` and `totals` may be touched from other threads.
+
+    What fails for one sequence ends that one alone. When a step fails as a whole (llama_decode above all), what the context
+    holds is forgotten and computed again, now one sequence at a time, so that one which fails again can be told from others.
+    """
 
     def __init__(
         self,
@@ -89,20 +68,35 @@ class Worker:
         self._events: Events = []
         self._deadline: float | None = None
         self._mover = Mover(context, scheduler, self.commands, disk)
+        self._failures = 0  # in a row
+        self._alone: Sequence | None = None  # what is being computed, if nothing else is
+        self._progress = False  # whether this step has computed anything
 
     def run(self) -> None:
-        """Work until a Close command has been carried out. Every sequence gets its last event, whatever happens."""
+        """Work until a Close command has been carried out. Raises what a fresh start does not help against; call `abandon`."""
         going = True
         while going:
             try:
-                if going := self._take_commands():
-                    self._step()
-            except EngineFailure as error:
-                logger.error("%s; all running requests have failed", error)
-                self._fail_all(error)
+                going = self._take_commands()
             except Exception as error:
-                logger.exception("a step failed; all running requests have failed")
-                self._fail_all(EngineFailure(f"internal error: {error}"))
+                logger.exception("a command could not be carried out; all running requests have failed")
+                self._count_failure(error)
+                self._fail_all(engine_failure(error))
+            else:
+                self._try_step()
+        self._hand_out()
+        self._masks.close()
+
+    def abandon(self, error: EngineFailure) -> None:
+        """Send every listener its last event, those of requests that have not begun too: `run` has raised."""
+        for sequence in list(self._sequences.values()):
+            self._forget(sequence, "error", error=error)
+        with contextlib.suppress(queue.Empty):
+            while True:
+                command = self.commands.get_nowait()
+                if isinstance(command, Submit):
+                    self._sequences[command.sequence.id] = command.sequence
+                    self._forget(command.sequence, "error", error=error)
         self._hand_out()
         self._masks.close()
 
@@ -162,6 +156,9 @@ class Worker:
                     self._end(self._sequences[id], "cancelled")
             case Share(prompts):
                 self._mover.share(prompts)
+            case Fail(id, error):
+                if id in self._sequences:
+                    self._end(self._sequences[id], "error", error=engine_failure(error))
             case Close(deadline):
                 self._deadline = deadline if self._deadline is None else min(deadline, self._deadline)
             case Written() | Fetched() | Lost():
@@ -169,19 +166,58 @@ class Worker:
 
     def _begin(self, sequence: Sequence) -> None:
         self._sequences[sequence.id] = sequence
+        sequence.listener = Heard(sequence.listener, lambda error: self.commands.put(Fail(sequence.id, error)))
         self._scheduler.submit(sequence)
-        if sequence.limit <= sequence.n_prompt and not sequence.unscored:
-            self._end(sequence, "length")
+        try:
+            if sequence.limit <= sequence.n_prompt and not sequence.unscored:
+                self._end(sequence, "length")
+            else:
+                self._want_mask(sequence)
+        except Exception as error:
+            self._fail(sequence, error)
+
+    def _try_step(self) -> None:
+        try:
+            self._step()
+        except Exception as error:
+            self._start_over(error)
         else:
-            self._want_mask(sequence)
+            self._failures = 0
+
+    def _start_over(self, error: Exception) -> None:
+        """Compute again what the context holds, without the sequence that failed alone if there is one. Raises `error` when
+        that has not helped before."""
+        if isinstance(error, EngineFailure):
+            logger.error("%s; what runs is computed again", error)
+        else:
+            logger.error("a step failed; what runs is computed again", exc_info=error)
+        alone = self._alone
+        if alone is not None and self._progress:
+            self._failures = 0  # the context works: it is this sequence
+        self._count_failure(error)
+        if alone is not None and alone.id in self._sequences:
+            self._end(alone, "error", error=engine_failure(error))
+        if not isinstance(error, InvalidBatch):
+            self._scheduler.reset(list(self._sequences.values()))
+            self._context.clear()
+        self._hand_out()
+
+    def _count_failure(self, error: Exception) -> None:
+        """Raises `error` if there have been too many in a row."""
+        self._failures += 1
+        if self._failures > FAILURES:
+            raise error
 
     def _step(self) -> None:
-        began = time.perf_counter()
+        began, self._alone, self._progress = time.perf_counter(), None, False
         plan = self._scheduler.plan()
         self.totals.preemptions = self._scheduler.preemptions
         for move in plan.moves:
             self._mover.carry_out(move)
-        for batch in plan.batches:
+        careful = self._failures > 0
+        batches = [[chunk] for batch in plan.batches for chunk in batch] if careful else plan.batches
+        for batch in batches:
+            self._alone = batch[0].sequence if careful else None
             chunks = [chunk for chunk in batch if chunk.sequence.slot != UNPLACED]
             if chunks and not self._compute(chunks):
                 return
@@ -194,20 +230,27 @@ class Worker:
         self._masks.start()
         began = time.perf_counter()
         for chunk in chunks:
-            self._announce(chunk.sequence, began)
+            try:
+                self._announce(chunk.sequence, began)
+            except Exception as error:
+                self.commands.put(Fail(chunk.sequence.id, error))
         self._hand_out()  # the event loop works on these while llama.cpp computes and the interpreter is free
         began = time.perf_counter()
         if self._context.decode(self._batch) == NO_ROOM:
             if not self._scheduler.relieve():
                 raise EngineFailure("llama.cpp finds no KV room for a single sequence")
             return False
+        self._progress = True
         seconds = time.perf_counter() - began
         n_answers = sum(chunk.count for chunk in chunks if chunk.is_answer)
         self._scheduler.costs.observe(n_answers, sum(chunk.count for chunk in chunks) - n_answers, seconds)
         for save in self._scheduler.commit(chunks):
             self._mover.save(save)
         for chunk in chunks:
-            self._report(chunk)
+            try:
+                self._report(chunk)
+            except Exception as error:
+                self._fail(chunk.sequence, error)
         if outputs:
             self._accept_all(chunks, outputs)
         return True
@@ -263,17 +306,23 @@ class Worker:
         at = 0
         for chunk in chunks:
             begin, at, sequence = at, at + chunk.outputs, chunk.sequence
-            sequence.answer.score(logits[begin:at], sequence.tokens, sequence.n_prompt)
-            if not chunk.last:
+            if sequence.id not in self._sequences:
                 continue
-            if sequence.answer.needs_mask:
-                masked.append((sequence, logits[at - 1], outputs[at - 1]))
-            else:
-                self._accept(sequence, logits[at - 1], outputs[at - 1])
+            try:
+                sequence.answer.score(logits[begin:at], sequence.tokens, sequence.n_prompt)
+                if chunk.last and sequence.answer.needs_mask:
+                    masked.append((sequence, logits[at - 1], outputs[at - 1]))
+                elif chunk.last:
+                    self._accept(sequence, logits[at - 1], outputs[at - 1])
+            except Exception as error:
+                self._fail(sequence, error)
         if masked:
             self._masks.wait()
         for each in masked:
-            self._accept(*each)
+            try:
+                self._accept(*each)
+            except Exception as error:
+                self._fail(each[0], error)
 
     def _accept(self, sequence: Sequence, logits: Logits, output: int) -> None:
         """Let one answer go on from the logits of its last token."""
@@ -284,11 +333,7 @@ class Worker:
         if sequence.limit <= sequence.n_prompt:
             self._end(sequence, "length")
             return
-        try:
-            tokens = answer.advance(self._context, logits, output)
-        except EngineFailure as error:
-            self._end(sequence, "error", error=error)
-            return
+        tokens = answer.advance(self._context, logits, output)
         if not tokens:
             self._end(sequence, "stop")
             return
@@ -312,23 +357,28 @@ class Worker:
         self._scheduler.finish(sequence)
         self._forget(sequence, reason, last, error)
 
+    def _fail(self, sequence: Sequence, error: Exception) -> None:
+        """End a sequence by an error of its own."""
+        if not isinstance(error, EngineFailure):
+            logger.error("a request failed", exc_info=error)
+        if sequence.id in self._sequences:
+            self._end(sequence, "error", error=engine_failure(error))
+
     def _forget(
         self, sequence: Sequence, reason: FinishReason, last: TokenEvent | None = None, error: Exception | None = None
     ) -> None:
-        """Send the last event and free what the answer holds."""
+        """Send the last event, whatever fails, and free what the answer holds."""
         del self._sequences[sequence.id]
         self._ended(sequence.caller)
         answer = sequence.answer
-        answer.close()
-        last = last or TokenEvent("", prompt_logprobs=answer.prompt_logprobs())
-        event = dataclasses.replace(
-            last,
-            text=last.text + answer.text.finish(),
-            finish_reason=reason,
-            usage=sequence.usage,
-            error=error,
-            stop=answer.text.stop,
-        )
+        try:
+            answer.close()
+            last = last or TokenEvent("", prompt_logprobs=answer.prompt_logprobs())
+            last = dataclasses.replace(last, text=last.text + answer.text.finish(), stop=answer.text.stop)
+        except Exception as failure:
+            logger.exception("an answer could not be ended")
+            last, reason, error = TokenEvent(""), "error", error or engine_failure(failure)
+        event = dataclasses.replace(last, finish_reason=reason, usage=sequence.usage, error=error)
         self._events.append((sequence.listener, event))
 
     def _fail_all(self, error: EngineFailure) -> None:
@@ -342,7 +392,4 @@ class Worker:
     def _hand_out(self) -> None:
         if self._events:
             events, self._events = self._events, []
-            try:
-                self._post(events)
-            except Exception:
-                logger.exception("posting %d events failed", len(events))
+            deliver(self._post, events)

@@ -128,7 +128,7 @@ class Traffic(RuleBasedStateMachine):
         self.rig.cancel(id)
         self.cancelled.add(id)
 
-    @rule(call=st.sampled_from(["save", "restore", "restore", "decode"]), times=st.integers(1, 3))
+    @rule(call=st.sampled_from(["save", "restore", "restore", "decode", "crash"]), times=st.integers(1, 3))
     def fail(self, call, times):
         self.rig.context.fails[call] += times
 
@@ -171,7 +171,7 @@ class Traffic(RuleBasedStateMachine):
         expected = guided_answer(prompt, count) if id in self.guided else answer(prompt, count)
         assert [e.finish_reason for e in self.rig.events[id]].count(None) == len(self.rig.events[id]) - 1
         assert got == expected[: len(got)]
-        assert last.finish_reason == "length" or id in self.cancelled or "decode" in self.rig.context.fails
+        assert last.finish_reason == "length" or id in self.cancelled or {"decode", "crash"} & set(self.rig.context.fails)
         if last.finish_reason == "length":
             assert len(got) == len(expected)
             assert scored(self.rig.events[id]) == (prompt[1:] if self.telling.get(id) else [])

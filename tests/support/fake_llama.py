@@ -123,7 +123,7 @@ ROW_BYTES = {"attention": 8, "window": 8, "recurrent": 0}
 
 class FakeContext:
     """Memory of one `kind`, in one `layout`. `decoded` counts tokens; `fails` says how many of the next calls of "save",
-    "restore" (`move` too) and "decode" fail, the last for lack of room.
+    "restore" (`move` too) and "decode" fail, the last for lack of room. A "crash" of a decode leaves a part of it behind.
 
     Memory of the kind "attention" can be cut. Others have a state besides the rows, which belongs to one position: all of it
     is restored, or nothing.
@@ -205,6 +205,9 @@ class FakeContext:
         slots = batch._sequences[: batch.raw.n_tokens].tolist()
         if self._fails("decode"):
             return NO_ROOM
+        if self._fails("crash"):
+            self._of(slots[0])[len(self._of(slots[0]))] = (next(self._cell), END)
+            raise EngineFailure("llama_decode failed with code -3")
         assert self._has_room(collections.Counter(slots)), "more is computed than there is room for"
         assert self.layout == "unified" or slots == sorted(slots), "streams must be in order"
         self._outputs = []

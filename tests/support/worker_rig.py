@@ -10,6 +10,7 @@ from locallab.engine import layout as layouts
 from locallab.engine.answer import Answer
 from locallab.engine.cache import Node
 from locallab.engine.caller import LOCAL, Caller, Places
+from locallab.engine.commands import Cancel, Submit
 from locallab.engine.costs import StepCosts
 from locallab.engine.limits import Limits
 from locallab.engine.post import call_each
@@ -17,7 +18,7 @@ from locallab.engine.request import SamplingParams, TokenEvent
 from locallab.engine.scheduler import Scheduler
 from locallab.engine.sequence import Sequence
 from locallab.engine.step_plan import Chunk, Copy, Remove, Save, StepPlan
-from locallab.engine.worker import Cancel, Submit, Worker
+from locallab.engine.worker import Worker
 from locallab.errors import EngineFailure
 from locallab.settings import Layout
 from tests.support.fake_llama import (
@@ -131,15 +132,23 @@ class Rig:
         self.worker._carry_out(Cancel(id))
 
     def step(self) -> None:
-        """Run a step. Where one was to fail, it may; then all requests fail, as in Worker.run."""
+        """Run a step. Where one was to fail, it may; then the worker starts over, as in Worker.run."""
         if self.worker._sequences:
             try:
                 self.worker._step()
             except EngineFailure as error:
-                if "decode" not in self.context.fails:
+                if not {"decode", "crash"} & set(self.context.fails):
                     raise
-                self.worker._fail_all(error)
+                self._start_over(error)
+            else:
+                self.worker._failures = 0
         self.check()
+
+    def _start_over(self, error: EngineFailure) -> None:
+        try:
+            self.worker._start_over(error)
+        except EngineFailure as last:
+            self.worker._fail_all(last)
 
     def drain(self, steps: int = 2000) -> int:
         """Step until all requests have ended; return the number of steps."""
@@ -240,7 +249,7 @@ class Rig:
     def _watch(self) -> None:
         """Check each plan, and note what is computed for whom."""
         scheduler = self.scheduler
-        plan, commit, put_back = scheduler.plan, scheduler.commit, scheduler._put_back
+        plan, commit, put_back, reset = scheduler.plan, scheduler.commit, scheduler._put_back, scheduler.reset
 
         def checked_plan() -> StepPlan:
             made = plan()
@@ -257,6 +266,11 @@ class Rig:
             self.put_back.add(sequence.id)
             put_back(sequence, save)
 
+        def noted_reset(keep: Seq[Sequence] = ()) -> None:
+            self.put_back |= {sequence.id for sequence in keep}
+            reset(keep)
+
+        scheduler.reset = noted_reset  # type: ignore[assignment]
         scheduler.plan = checked_plan  # type: ignore[method-assign]
         scheduler.commit = noted_commit  # type: ignore[method-assign]
         scheduler._put_back = noted_put_back  # type: ignore[method-assign]

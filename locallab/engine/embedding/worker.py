@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import queue
@@ -10,12 +11,12 @@ from collections.abc import Callable
 
 import numpy as np
 
+from locallab.engine.commands import Close
 from locallab.engine.embedding.context import PooledContext, Rows
 from locallab.engine.embedding.packing import EmbedJob, Packing
 from locallab.engine.request import EngineStats
 from locallab.engine.totals import Totals
-from locallab.engine.worker import Close
-from locallab.errors import EngineClosed, EngineFailure, Overloaded
+from locallab.errors import EngineClosed, EngineFailure, Overloaded, engine_failure
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,15 @@ class Embed:
 
 
 Command = Embed | Close
+Batch = list[tuple[EmbedJob, int]]
+"""Jobs with the index of a sequence in each."""
+
+FAILURES = 3
+"""Batches in a row of which nothing could be computed, after which an engine takes itself for broken."""
+
+
+class NoNumbers(EngineFailure):
+    """The model has computed infinity, or what is no number: for these texts, not because it is broken."""
 
 
 class EmbedWorker:
@@ -42,19 +52,29 @@ class EmbedWorker:
         self._packing = packing
         self._finish = finish
         self._computing = 0
+        self._at_hand: Batch = []
         self._deadline: float | None = None
 
     def run(self) -> None:
-        """Work until a Close command has been carried out. Every job comes to an end, whatever happens."""
+        """Work until a Close command has been carried out; what fails for one job ends that one alone. Raises when nothing can
+        be computed any more; call `abandon`."""
+        failures = 0  # in a row
         while self._take_commands():
-            batch = self._packing.take()
-            try:
-                self._step(batch)
-            except Exception as error:
-                expected = isinstance(error, EngineFailure)
-                logger.error("computing %d embeddings failed: %s", len(batch), error, exc_info=None if expected else error)
-                for job, _ in batch:
-                    _fail(job, error if expected else EngineFailure(f"internal error: {error}"))
+            self._at_hand = self._packing.take()
+            if self._at_hand:
+                failures = 0 if self._try_step(self._at_hand) else failures + 1
+            if failures > FAILURES:
+                raise EngineFailure("no embedding can be computed")
+
+    def abandon(self, error: EngineFailure) -> None:
+        """Fail every job that is left, those that have not begun too: `run` has raised."""
+        for job in [*(job for job, _ in self._at_hand), *self._packing.drain()]:
+            _fail(job, error)
+        with contextlib.suppress(queue.Empty):
+            while True:
+                command = self.commands.get_nowait()
+                if isinstance(command, Embed):
+                    _fail(command.job, error)
 
     def stats(self) -> EngineStats:
         """Return a snapshot; each figure is read by itself."""
@@ -96,9 +116,23 @@ class EmbedWorker:
                 _fail(job, EngineClosed("the engine was closed"))
         return bool(self._packing)
 
-    def _step(self, batch: list[tuple[EmbedJob, int]]) -> None:
-        if not batch:
-            return
+    def _try_step(self, batch: Batch) -> bool:
+        """Compute a batch; if that fails, what it has of each job alone. Return whether any could be computed."""
+        try:
+            self._step(batch)
+            return True
+        except Exception as error:
+            expected = isinstance(error, EngineFailure)
+            logger.error("computing %d embeddings failed: %s", len(batch), error, exc_info=None if expected else error)
+            jobs = {id(job): job for job, _ in batch}
+            if len(jobs) == 1:
+                _fail(batch[0][0], engine_failure(error))
+                return isinstance(error, NoNumbers)
+        parts = [[each for each in batch if each[0] is job] for job in jobs.values() if not job.future.done()]
+        done = [self._try_step(part) for part in parts]
+        return any(done)
+
+    def _step(self, batch: Batch) -> None:
         self._computing = len({id(job) for job, _ in batch})
         sequences = [job.sequences[place] for job, place in batch]
         began = time.perf_counter()
@@ -110,7 +144,7 @@ class EmbedWorker:
         self.totals.step.observe(time.perf_counter() - began)
         self.totals.prompt_tokens += sum(map(len, sequences))
         if not np.isfinite(rows).all():
-            raise EngineFailure("the model computed values that are no numbers")
+            raise NoNumbers("the model computed values that are no numbers")
         for (job, place), row in zip(batch, self._finish(rows), strict=True):
             job.rows[place] = row
             if len(job.rows) == len(job.sequences) and job.future.set_running_or_notify_cancel():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -11,6 +12,8 @@ import numpy.typing as npt
 from llguidance import LLExecutor, LLMatcher
 
 from locallab.errors import EngineFailure
+
+logger = logging.getLogger(__name__)
 
 THREADS = 4
 """Maximum masks computed at once; more would take cores from llama.cpp."""
@@ -60,7 +63,8 @@ class Guide:
         Raises EngineFailure when the grammar has become too complex to follow.
         """
         self._check()
-        assert self.mask is not None, "Masks has not computed it"
+        if self.mask is None:
+            raise EngineFailure("the grammar cannot be followed: the tokens that may come next could not be computed")
         bits = np.unpackbits(self.mask.view(np.uint8), count=len(logits), bitorder="little")
         np.copyto(logits, -np.inf, where=bits.view(np.bool_))
 
@@ -81,6 +85,7 @@ class Masks:
     """Computes the masks of guides in threads of its own while llama.cpp computes: call `want`, `start`, then `wait`.
 
     Between `start` and `wait` nothing else may touch those guides. A mask has one bit per token, set if it may not come next.
+    A guide whose mask cannot be computed has none afterwards; others have theirs.
     """
 
     def __init__(self, n_vocab: int) -> None:
@@ -96,12 +101,16 @@ class Masks:
 
     def start(self) -> None:
         """Start computing the masks of all queued guides; free of cost when there are none."""
-        if self._wanted:
+        wanted, self._wanted = self._wanted, []
+        if not wanted:
+            return
+        try:
             if self._pool is None:  # no threads before the first grammar
-                self._pool = ThreadPoolExecutor(1, thread_name_prefix="masks")
                 self._executor = LLExecutor(max(1, min(THREADS, (os.cpu_count() or 1) // 2)))
-            self._running.append(self._pool.submit(self._compute, self._wanted))
-            self._wanted = []
+                self._pool = ThreadPoolExecutor(1, thread_name_prefix="masks")
+            self._running.append(self._pool.submit(self._compute, wanted))
+        except RuntimeError:  # the system gives no more threads
+            logger.exception("the masks of %d grammars cannot be computed", len(wanted))
 
     def wait(self) -> None:
         """Wait until all masks are computed."""
@@ -114,6 +123,14 @@ class Masks:
             self._pool.shutdown()
 
     def _compute(self, guides: list[Guide]) -> None:
+        try:
+            self._compute_together(guides)
+        except Exception:
+            logger.exception("the masks of %d grammars could not be computed", len(guides))
+            for guide in guides if len(guides) > 1 else ():
+                self._compute([guide])
+
+    def _compute_together(self, guides: list[Guide]) -> None:
         assert self._executor is not None
         masks = np.empty((len(guides), self._words), np.int32)
         matchers = [(guide.matcher, row) for row, guide in enumerate(guides)]

@@ -18,7 +18,15 @@ import pytest
 from locallab import hardware
 from locallab.engine import EmbeddingEngine, TextEngine
 from locallab.engine.embedding.packing import Rows
-from locallab.errors import ContextLengthExceeded, EngineClosed, EngineFailure, InvalidField, ModelLoadError, Overloaded
+from locallab.errors import (
+    ContextLengthExceeded,
+    EngineClosed,
+    EngineDied,
+    EngineFailure,
+    InvalidField,
+    ModelLoadError,
+    Overloaded,
+)
 from locallab.memory_model import STEP
 from locallab.settings import EngineSettings
 from tests.support import tiny_embedding_gguf
@@ -377,3 +385,40 @@ def test_a_good_load_is_worth_no_warning(bert: Path, decoder: Path, caplog: pyte
         rows(first, [[CLS]])
         rows(second, [[CLS, CLS]])
     assert max(record.levelno for record in caplog.records) < logging.WARNING
+
+
+def test_a_failure_for_one_job_leaves_the_others_of_the_batch(bert: Path) -> None:
+    with embedding(bert, parallel=4) as engine:
+        alone = rows(engine, [[CLS, UNK]])
+        held = Held(engine)
+        first = engine.embed([[CLS]])
+        assert held.computing.wait(PATIENCE)
+        compute = engine._worker._context.compute
+
+        def picky(sequences: Sequence[Sequence[int]]) -> Rows:
+            if [SEP] in sequences:
+                raise EngineFailure("llama_encode failed with code -1")
+            return compute(sequences)
+
+        engine._worker._context.compute = picky
+        fine, bad, too = engine.embed([[CLS, UNK]]), engine.embed([[SEP], [CLS]]), engine.embed([[CLS]])
+        held.go.set()
+        with pytest.raises(EngineFailure, match="code -1"):
+            bad.result(PATIENCE)
+        assert np.abs(fine.result(PATIENCE) - alone).max() < 1e-3
+        assert len(too.result(PATIENCE)) == len(first.result(PATIENCE)) == 1
+
+
+def test_an_engine_that_computes_nothing_any_more_ends_and_so_does_what_waits(bert: Path) -> None:
+    deaths: list[EngineDied] = []
+    with embedding(bert, parallel=1, queue=50) as engine:
+        held = Held(engine, nothing)
+        engine.on_death(deaths.append)
+        jobs = [engine.embed([[CLS]]) for _ in range(8)]
+        held.go.set()
+        errors = [job.exception(PATIENCE) for job in jobs]
+        engine._thread.join(PATIENCE)
+        assert [isinstance(error, EngineDied) for error in errors] == [False] * 4 + [True] * 4
+        assert len(deaths) == 1
+        with pytest.raises(EngineClosed):
+            engine.embed([[CLS]])
