@@ -8,9 +8,19 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import TypeVar
 
+from locallab.engine.request import Kind
+from locallab.pool.demand import Ticket
 from locallab.pool.loaded import Loaded
 
 Result = TypeVar("Result")
+
+
+class Waiter(Ticket):
+    """A ticket with the future that receives its model or error."""
+
+    def __init__(self, *, leases: bool = True, named: bool = True, kind: Kind | None = None) -> None:
+        super().__init__(leases, named, kind=kind)
+        self.model_future: Future[Loaded] = Future()
 
 
 class Lease:

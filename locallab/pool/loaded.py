@@ -92,10 +92,12 @@ def _template(info: ModelInfo, chosen: str | None) -> ChatTemplate:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PoolStats:
-    """Counts since the start; `load_seconds` is the sum over all loads, `loading` the number of models in the queue."""
+    """Counts since the start; `load_seconds` is the sum over all loads, `loading` the number of models in the queue, and
+    `deaths` that of engines that have ended by an error."""
 
     loads: int = 0
     failures: int = 0
+    deaths: int = 0
     unloads: int = 0
     load_seconds: float = 0.0
     loading: int = 0

@@ -102,6 +102,12 @@ class Plan:
         if self.default == id:
             self.default = None
 
+    def died(self, id: str) -> None:
+        """Mark the model to be closed at once, as its engine has ended. It stays the default, which the next request loads."""
+        resident = self.residents.get(id)
+        if resident is not None:
+            resident.unloading = resident.forced = True
+
     def release_idle(self, id: str) -> None:
         """Mark the model to be closed if it is idle, as `expire` does."""
         resident = self.residents.get(id)

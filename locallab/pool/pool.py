@@ -16,15 +16,16 @@ from typing import Literal
 
 from locallab.engine import Engine, LoopPost, build_features
 from locallab.engine.request import Kind
-from locallab.errors import EngineClosed, LocalLabError, ModelNotLoaded, UnknownModel
+from locallab.errors import EngineClosed, EngineDied, ModelNotLoaded, UnknownModel
 from locallab.models.gguf import Header
 from locallab.models.registry import Registry
 from locallab.models.sources import Progress, fetch
 from locallab.models.spec import ModelSpec
 from locallab.models.store import Store
-from locallab.pool.demand import Action, Close, Fetch, Granted, Load, Policy, Refused, Resident, Ticket
+from locallab.pool.demand import Action, Close, Fetch, Granted, Load, Policy, Refused, Resident
+from locallab.pool.failures import Failures
 from locallab.pool.jobs import STOPPING, FetchFile, Jobs
-from locallab.pool.lease import Lease, shielded
+from locallab.pool.lease import Lease, Waiter, shielded
 from locallab.pool.loaded import EngineFactory, Loaded, PoolStats, open_engine
 from locallab.pool.memory import Layers, Memory, MemoryUse, Suited
 from locallab.pool.plan import Plan
@@ -37,14 +38,6 @@ Status = Literal["ready", "loading", "unloaded", "error"]
 log = logging.getLogger(__name__)
 
 NOTHING = "no model is loaded; POST /models/load loads one"
-
-
-class _Waiter(Ticket):
-    """A ticket with the future that receives its model or error."""
-
-    def __init__(self, *, leases: bool = True, named: bool = True, kind: Kind | None = None) -> None:
-        super().__init__(leases, named, kind=kind)
-        self.model_future: Future[Loaded] = Future()
 
 
 class Pool:
@@ -83,12 +76,13 @@ class Pool:
         self._lock = threading.RLock()  # over everything below
         self._plan = Plan(on_demand)
         self._models: dict[str, Loaded] = {}
+        self._dead: dict[str, Loaded] = {}  # until they are closed
         self._gone: dict[Resident, Future[None]] = {}
         self._suited: dict[str, Suited] = {}  # from the end of the fetch to the end of the load
         self._watching: dict[str, Progress] = {}
         self._box = self.supervision.box
         self.set_aside = SetAside(self.supervision.set_aside)
-        self._errors = self.set_aside.reasons
+        self.failures = Failures(self.set_aside.reasons)
         self._on_loaded: list[Callable[[Loaded], None]] = []
         self._stats = PoolStats()
         self._timer: threading.Timer | None = None
@@ -130,7 +124,7 @@ class Pool:
         """The loaded models, most recently used first."""
         with self._lock:
             found = sorted(self._plan.residents.values(), key=lambda each: (each.leases > 0, each.used), reverse=True)
-            return [self._models[resident.id] for resident in found]
+            return [self._models[resident.id] for resident in found if resident.id in self._models]
 
     def get(self, model_id: str) -> Loaded | None:
         """Return the model of this id or alias if it is loaded. Raises UnknownModel."""
@@ -144,11 +138,11 @@ class Pool:
                 return "ready"
             if id in self._plan.queue:
                 return "loading"
-            return "error" if id in self._errors else "unloaded"
+            return "error" if id in self.failures.reasons else "unloaded"
 
     def error(self, model_id: str) -> str | None:
-        """Return the reason why the last load of this model failed, None if it did not. Raises UnknownModel."""
-        return self._errors.get(self.registry.get(model_id).id)
+        """Return why the last load of this model failed, or its engine ended; None if neither did. Raises UnknownModel."""
+        return self.failures.reasons.get(self.registry.get(model_id).id)
 
     def seconds_left(self, model_id: str) -> float | None:
         """Return the seconds until the model is unloaded unless requested; None: never, or it is not loaded."""
@@ -169,8 +163,8 @@ class Pool:
         """Request a model by id or alias. None, "" and, unless `strict`, unknown names stand for the current model, of this
         `kind` if one is loaded. The caller enters the lease (`async with`) or releases it.
 
-        Raises UnknownModel, ModelNotLoaded, EngineClosed, and ModelLoadError for a model set aside, immediately; `Lease.wait`
-        raises why a load failed.
+        Raises UnknownModel, ModelNotLoaded, EngineClosed, EngineDied, and ModelLoadError for a model set aside, immediately;
+        `Lease.wait` raises why a load failed.
         """
         try:
             spec = self.registry.get(model_id) if model_id else None
@@ -183,9 +177,11 @@ class Pool:
             if chosen is None:
                 raise EngineClosed("; ".join([NOTHING, *(f"{id}: {each}" for id, each in self.set_aside.reasons.items())]))
             self.set_aside.refuse(chosen)
+            if chosen not in self._models:
+                self.failures.check(chosen)
             if not self._plan.allows(chosen):
                 raise ModelNotLoaded(chosen)
-            waiter = _Waiter(named=spec is not None, kind=kind)
+            waiter = Waiter(named=spec is not None, kind=kind)
             self._plan.ask(waiter, chosen)
 
         def release() -> None:
@@ -225,7 +221,7 @@ class Pool:
 
         async def unload() -> None:
             with self._changing():
-                load = _Waiter(leases=False) if self._plan.job == Load(id) else None
+                load = Waiter(leases=False) if self._plan.job == Load(id) else None
                 if load is not None:
                     self._plan.ask(load, id)
             if load is not None:
@@ -265,7 +261,7 @@ class Pool:
 
     def _load_explicitly(self, model_id: str, progress: Progress | None, force: bool) -> Future[Loaded]:
         id = self.registry.get(model_id).id
-        waiter = _Waiter(leases=False)
+        waiter = Waiter(leases=False)
         with self._changing():
             self.set_aside.check(id)
             if progress is not None:
@@ -305,9 +301,9 @@ class Pool:
     def _carry_out(self, actions: Iterable[Action]) -> None:
         for action in actions:
             match action:
-                case Granted(_Waiter() as waiter):
+                case Granted(Waiter() as waiter):
                     waiter.model_future.set_result(self._models[waiter.model])
-                case Refused(_Waiter() as waiter, error):
+                case Refused(Waiter() as waiter, error):
                     waiter.model_future.set_exception(error)
                 case Fetch(id):
                     progress = functools.partial(self._report, id)
@@ -318,7 +314,8 @@ class Pool:
                     self._jobs.load(self.registry.get(id), self._suited[id], functools.partial(self._after_load, id))
                 case Close(resident):
                     grace = self._grace if resident.leases else 0.0
-                    self._jobs.close(self._models.pop(resident.id), grace, functools.partial(self._after_close, resident))
+                    loaded = self._dead.pop(resident.id, None) or self._models.pop(resident.id)
+                    self._jobs.close(loaded, grace, functools.partial(self._after_close, resident))
                     self._box.loaded = list(self._models)
 
     # ---- called by the jobs, in their threads
@@ -354,7 +351,7 @@ class Pool:
                 self._fail(id, outcome, room)
             elif not self._closed:
                 self._models[id] = outcome
-                self._errors.pop(id, None)
+                self.failures.forget(id)
                 self.set_aside.forget(id)
                 self._box.loaded = list(self._models)
                 for callback in self._on_loaded:
@@ -369,8 +366,23 @@ class Pool:
                 use = outcome.memory.at_least(suited.need.least)
                 self._plan.loaded(id, use, room, time.monotonic(), outcome.engine.info.kind)
             self._decide()
-        if self._closed and isinstance(outcome, Loaded):
-            outcome.engine.close()
+        if isinstance(outcome, Loaded):
+            if self._closed:
+                outcome.engine.close()
+            else:
+                outcome.engine.on_death(functools.partial(self._after_death, outcome, time.monotonic()))
+
+    def _after_death(self, loaded: Loaded, began: float, error: EngineDied) -> None:
+        """Called in the engine's thread when that has ended by an error."""
+        with self._lock:
+            if self._closed or self._models.get(id := loaded.spec.id) is not loaded:
+                return
+            self._dead[id] = self._models.pop(id)
+            self._box.loaded = list(self._models)
+            self.failures.death(id, error, time.monotonic() - began)
+            self._stats = dataclasses.replace(self._stats, deaths=self._stats.deaths + 1)
+            self._plan.died(id)
+            self._decide()
 
     def _after_close(self, resident: Resident, room: MemoryUse) -> None:
         log.info("unloaded %s", resident.id)
@@ -382,9 +394,7 @@ class Pool:
             self._decide()
 
     def _fail(self, id: str, error: Exception, room: MemoryUse) -> None:
-        expected = isinstance(error, LocalLabError)
         if not self._closed:
-            log.warning("%s could not be loaded: %s", id, error, exc_info=None if expected else error)
-        self._errors[id] = str(error) if expected else f"internal error: {error!r}"
+            self.failures.load(id, error)
         self._stats = dataclasses.replace(self._stats, failures=self._stats.failures + 1)
         self._plan.failed(id, error, room)

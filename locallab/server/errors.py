@@ -29,6 +29,7 @@ STATUS: Mapping[type[Exception], int] = {
     errors.UnknownResponse: 404,
     errors.Overloaded: 503,
     errors.EngineClosed: 503,
+    errors.EngineDied: 503,
     Exception: 500,
 }
 """Statuses of native routes, and of other dialects without an entry of their own. The error's nearest base class counts."""
@@ -58,7 +59,7 @@ def status_of(error: Exception) -> int:
 def headers_of(error: Exception) -> dict[str, str]:
     if isinstance(error, HTTPException):
         return dict(error.headers or {})
-    if isinstance(error, errors.Overloaded):
+    if isinstance(error, (errors.Overloaded, errors.EngineDied)):
         return {"retry-after": str(error.retry_after)}
     if isinstance(error, errors.Unauthorized):
         return {"www-authenticate": "Bearer"}

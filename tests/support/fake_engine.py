@@ -7,6 +7,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from locallab.engine.request import (
     Usage,
 )
 from locallab.engine.text_stream import TextStream
-from locallab.errors import ContextLengthExceeded, EngineClosed, InvalidField, ModelLoadError, Overloaded
+from locallab.errors import ContextLengthExceeded, EngineClosed, EngineDied, InvalidField, ModelLoadError, Overloaded
 from locallab.models.gguf import Header
 from locallab.models.registry import Registry
 from locallab.models.spec import ModelSpec
@@ -141,6 +142,7 @@ class FakeEngine:
         self._ids = itertools.count()
         self._lock = threading.Condition()
         self._running: dict[int, Running] = {}
+        self._death: Future[EngineDied] = Future()
         self._thread = threading.Thread(target=self._work, name="fake engine", daemon=True)
         self._thread.start()
 
@@ -232,6 +234,20 @@ class FakeEngine:
     def stats(self) -> EngineStats:
         counts = {field.name: getattr(self.totals, field.name, 0) for field in dataclasses.fields(EngineStats)}
         return EngineStats(**{**counts, "running": len(self._running)})
+
+    def on_death(self, callback: Callable[[EngineDied], None]) -> None:
+        self._death.add_done_callback(lambda death: callback(death.result()))
+
+    def die(self, reason: str = "broken") -> None:
+        """End as a real engine does by an error of its own."""
+        death = EngineDied(reason)
+        with self._lock:
+            self.closed_with = 0.0
+            for request in self._running.values():
+                request.steps = [death]
+            self._lock.notify()
+        self._thread.join()
+        self._death.set_result(death)
 
     def close(self, grace: float = 0.0) -> None:
         with self._lock:

@@ -15,9 +15,9 @@ from locallab.cli.tables import table
 
 @click.command("ps")
 @api_client.options
-@click.option("--json", "as_json", is_flag=True, help="print an object of url, version, uptime_seconds and models")
+@click.option("--json", "as_json", is_flag=True, help="print an object of url, version, uptime_seconds, models and failed")
 def command(url: str | None, api_key: str | None, as_json: bool) -> None:
-    """List the loaded models of a running server, with their memory, device, KV cache, requests and age."""
+    """List the loaded models of a running server, with their memory, device, KV cache, requests and age; also what failed."""
     from locallab.units import duration
 
     with api_client.ApiClient(url, api_key) as server:
@@ -32,12 +32,15 @@ def command(url: str | None, api_key: str | None, as_json: bool) -> None:
         }
         for model in info["models"]
     ]
+    failed = info.get("failed", {})
     if as_json:
         kept = {name: info[name] for name in ("version", "uptime_seconds", "public_url")}
-        click.echo(json.dumps({"url": server.url, **kept, "models": models}))
+        click.echo(json.dumps({"url": server.url, **kept, "models": models, "failed": failed}))
         return
     click.echo(f"LocalLab {info['version']} at {server.url}, up for {duration(info['uptime_seconds'])}", err=True)
     table(("model", "memory", "device", "context", "kv cache", "running", "waiting", "loaded"), map(_row, models))
+    for name, reason in failed.items():
+        click.echo(f"{name} has failed: {reason}", err=True)
 
 
 def _row(model: Mapping[str, Any]) -> tuple[str, ...]:

@@ -111,6 +111,7 @@ class Metrics(Collector):
         yield _counter("model_loads", "Models loaded.", stats.loads)
         yield _counter("model_load_failures", "Loads that failed.", stats.failures)
         yield _counter("model_unloads", "Models unloaded.", stats.unloads)
+        yield _counter("engine_deaths", "Engines that have ended by an error.", stats.deaths)
         yield _counter("model_load_seconds", "Time spent on loading.", stats.load_seconds)
         yield from self._models()
         yield from self._totals()

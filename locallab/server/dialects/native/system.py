@@ -32,6 +32,12 @@ SERVICE: Literal["locallab"] = "locallab"
 ModelName = Annotated[str | None, Meta(description="the model that answers requests naming none; null: there is none")]
 
 
+Failed = Annotated[
+    dict[str, str],
+    Meta(description="models whose load or engine has failed, with the reason; requests load them again"),
+]
+
+
 class Root(msgspec.Struct):
     service: Literal["locallab"]
     version: str
@@ -48,6 +54,7 @@ class Health(msgspec.Struct, omit_defaults=True):
     set_aside: Annotated[
         dict[str, str], Meta(description="models that are not loaded again by themselves, with what happened to each")
     ] = {}
+    failed: Failed = {}
 
 
 class Ready(msgspec.Struct):
@@ -196,6 +203,7 @@ class SystemInfo(msgspec.Struct):
     build: Build
     model: Annotated[LoadedModel | None, Meta(description="the model that answers requests naming none")]
     models: Annotated[list[LoadedModel], Meta(description="all loaded models, last used first")]
+    failed: Failed
     loads: PoolStats
     restarts: Annotated[int, Meta(description="how often the server has died and been started again")]
 
@@ -297,6 +305,7 @@ class System:
                 build=await asyncio.to_thread(self._build),
                 model=models.get(self._current() or ""),
                 models=list(models.values()),
+                failed=self._failed(),
                 loads=pool.stats(),
                 restarts=pool.supervision.restarts,
             )
@@ -311,7 +320,8 @@ class System:
         """Report that the service is up."""
         told = self._pool.supervision
         aside = self._pool.set_aside.reasons
-        return reply(Health("healthy", SERVICE, __version__, self._current(), told.restarts, told.cause, aside))
+        state = self._current(), told.restarts, told.cause, aside, self._failed()
+        return reply(Health("healthy", SERVICE, __version__, *state))
 
     async def ready(self, request: Request) -> Response:
         """Report whether a model is loaded, or is reloaded by the next request."""
@@ -326,6 +336,10 @@ class System:
     async def live(self, request: Request) -> Response:
         """Report that the process responds."""
         return reply(Live("alive", SERVICE))
+
+    def _failed(self) -> dict[str, str]:
+        aside = self._pool.set_aside.reasons
+        return {id: reason for id, reason in self._pool.failures.reasons.items() if id not in aside}
 
     def _current(self) -> str | None:
         current = self._pool.current

@@ -38,6 +38,7 @@ OPENAI: Mapping[type[Exception], tuple[str, str | None]] = {
     errors.UnknownModel: ("invalid_request_error", "model_not_found"),
     errors.Overloaded: ("server_error", "overloaded"),
     errors.EngineClosed: ("server_error", "unavailable"),
+    errors.EngineDied: ("server_error", "unavailable"),
     HTTPException: ("invalid_request_error", None),
     Exception: ("server_error", None),
 }
