@@ -14,6 +14,7 @@ from locallab.engine.request import TokenEvent
 from locallab.inprocess.launch import check, engine_layers, open_pool
 from locallab.inprocess.requests import Answer, Messages, Requests, failure
 from locallab.models import Progress, Registry
+from locallab.pool import Loaded
 from locallab.settings import EngineSettings, ServerSettings
 
 WHERE = "Engine()"
@@ -62,6 +63,15 @@ class Engine:
         """End running requests and free the memory. May be called again."""
         self._pool.close()
 
+    def _model(self) -> Loaded:
+        """Return the model; load it again if its engine has ended by an error. Raises EngineClosed, ModelLoadError."""
+        if self._pool.failures.reasons:
+            self._loaded = self._pool.load_now(self._loaded.spec.id)
+        return self._loaded
+
+    async def _amodel(self) -> Loaded:
+        return await asyncio.to_thread(self._model) if self._pool.failures.reasons else self._loaded
+
     @overload
     def generate(self, prompt: str, **sampling: Any) -> Answer: ...
     @overload
@@ -69,7 +79,7 @@ class Engine:
     def generate(self, prompt: str | Sequence[str], **sampling: Any) -> Answer | list[Answer]:
         """Complete a text without a template; a list of texts is batched and returned in the same order."""
         prompts, single = ([prompt], True) if isinstance(prompt, str) else (prompt, False)
-        with Requests(self._loaded, prompts, sampling) as requests:
+        with Requests(self._model(), prompts, sampling) as requests:
             answers = [each.result() for each in requests.answers]
         return answers[0] if single else answers
 
@@ -80,7 +90,7 @@ class Engine:
     async def agenerate(self, prompt: str | Sequence[str], **sampling: Any) -> Answer | list[Answer]:
         """Complete as `generate` without blocking the event loop; cancelling it ends the requests."""
         prompts, single = ([prompt], True) if isinstance(prompt, str) else (prompt, False)
-        with Requests(self._loaded, prompts, sampling) as requests:
+        with Requests(await self._amodel(), prompts, sampling) as requests:
             answers = await asyncio.gather(*map(asyncio.wrap_future, requests.answers))
         return answers[0] if single else answers
 
@@ -91,7 +101,7 @@ class Engine:
     def chat(self, messages: Messages | Sequence[Messages], **sampling: Any) -> Answer | list[Answer]:
         """Answer a conversation through the model's chat template; a list of conversations is batched."""
         conversations, single = _conversations(messages)
-        with Requests(self._loaded, conversations, sampling) as requests:
+        with Requests(self._model(), conversations, sampling) as requests:
             answers = [each.result() for each in requests.answers]
         return answers[0] if single else answers
 
@@ -102,14 +112,14 @@ class Engine:
     async def achat(self, messages: Messages | Sequence[Messages], **sampling: Any) -> Answer | list[Answer]:
         """Answer as `chat` without blocking the event loop; cancelling it ends the requests."""
         conversations, single = _conversations(messages)
-        with Requests(self._loaded, conversations, sampling) as requests:
+        with Requests(await self._amodel(), conversations, sampling) as requests:
             answers = await asyncio.gather(*map(asyncio.wrap_future, requests.answers))
         return answers[0] if single else answers
 
     def stream(self, prompt: str | Messages, **sampling: Any) -> Iterator[str]:
         """Yield the pieces of the answer to a text or a conversation. Leaving the loop ends the request."""
         events: queue.SimpleQueue[TokenEvent] = queue.SimpleQueue()
-        with Requests(self._loaded, [prompt], sampling, events.put):
+        with Requests(self._model(), [prompt], sampling, events.put):
             while True:
                 event = events.get()
                 if event.text:
@@ -127,7 +137,7 @@ class Engine:
             with contextlib.suppress(RuntimeError):  # the loop is closed: no reader is left
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
-        with Requests(self._loaded, [prompt], sampling, hear):
+        with Requests(await self._amodel(), [prompt], sampling, hear):
             while True:
                 event = await events.get()
                 if event.text:

@@ -14,12 +14,14 @@ from locallab.errors import (
     ConfigError,
     ContextLengthExceeded,
     EngineClosed,
+    EngineDied,
     InvalidField,
     ModelLoadError,
     UnknownModel,
 )
 from locallab.inprocess import launch
 from locallab.settings import EngineSettings
+from tests.support import tiny_gguf
 from tests.support.wait import until
 
 COUNTING = "Counting: 1, 2, 3, 4, 5, 6, 7,"
@@ -209,3 +211,25 @@ def test_a_model_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError):
         locallab.Engine(str(broken))
     assert {thread.name for thread in threading.enumerate()} <= before
+
+
+def test_an_engine_that_has_failed_is_loaded_again(tmp_path: Path) -> None:
+    """By plain calls and in an event loop."""
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("boom")
+
+    async def again() -> int:
+        return (await engine.agenerate("a", max_tokens=2, ignore_eos=True)).usage.completion_tokens
+
+    path = tiny_gguf.write(tmp_path / "tiny.gguf", "llama")
+    with locallab.Engine(str(path), context=256, threads=1) as engine:
+        for ask in (
+            lambda: engine.generate("a", max_tokens=2, ignore_eos=True).usage.completion_tokens,
+            lambda: asyncio.run(again()),
+        ):
+            engine._loaded.engine._worker._scheduler.plan = broken  # type: ignore[attr-defined]
+            with pytest.raises(EngineDied, match="boom"):
+                engine.generate("a", max_tokens=2)
+            until(lambda: bool(engine._pool.failures.reasons))
+            assert ask() == 2
