@@ -58,10 +58,18 @@ class Endpoint(Route):
 
 
 class Generating(Endpoint):
-    """A route on which a model generates an answer, whole or as a stream."""
+    """A route on which a model generates an answer, whole or, if it `streams`, as a stream."""
 
     def __init__(
-        self, path: str, handler: Callable[..., Any], *, tag: str, body: type, answer: Any, stream_type: str = EVENTS
+        self,
+        path: str,
+        handler: Callable[..., Any],
+        *,
+        tag: str,
+        body: type,
+        answer: Any,
+        streams: bool = True,
+        stream_type: str = EVENTS,
     ) -> None:
         super().__init__(
             path,
@@ -70,7 +78,7 @@ class Generating(Endpoint):
             method="POST",
             body=body,
             answer=answer,
-            streams=True,
+            streams=streams,
             errors=(404, 503),
             stream_type=stream_type,
         )

@@ -33,19 +33,23 @@ log = logging.getLogger(__name__)
 AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
 
 
-class Formatter(Protocol):
-    """Formats the answers of one generation in a dialect: in a stream, where every method returns complete events, or whole.
+class WholeFormatter(Protocol):
+    """Formats the answers of one generation in a dialect: `whole` is a JSON body, after `take` got all items."""
+
+    def take(self, items: list[Item]) -> None: ...
+    def whole(self) -> object: ...
+
+
+class Formatter(WholeFormatter, Protocol):
+    """The same also for a stream: every method returns complete events.
 
     `ping` is an event without news. It is no comment: there are clients that parse those, and clients that count events.
-    `whole` is a JSON body, after `take` got all items.
     """
 
     def encode(self, items: list[Item]) -> bytes: ...
     def end(self) -> bytes: ...
     def fail(self, error: Exception) -> bytes: ...
     def ping(self) -> bytes: ...
-    def take(self, items: list[Item]) -> None: ...
-    def whole(self) -> object: ...
 
 
 class ByteStream(EventSourceResponse):

@@ -1,5 +1,5 @@
-"""LangChain, litellm and instructor, in an environment of their own, against a live server. The model is too small for sense:
-what counts is that they understand its answers, and that these keep to what was asked."""
+"""LangChain, litellm, instructor and locallab-client, in an environment of their own, against a live server. The model is too
+small for sense: what counts is that they understand its answers, and that these keep to what was asked."""
 
 from __future__ import annotations
 
@@ -28,6 +28,11 @@ def litellm(live: Process) -> Told:
 @pytest.fixture(scope="module")
 def instructor(live: Process) -> Told:
     return installed_clients.python("with_instructor.py", live.url)
+
+
+@pytest.fixture(scope="module")
+def locallab(live: Process) -> Told:
+    return installed_clients.python("with_locallab.py", live.url)
 
 
 def is_weather(call: dict[str, Any]) -> bool:
@@ -98,3 +103,35 @@ def test_instructor(instructor: Told, case: str) -> None:
     found = instructor(case)
     assert is_place(found)
     assert found.get("parts", 2) > 1 if case == "streamed" else found["type"] == "Place"
+
+
+FORMS = ["sync", "async"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_locallab_generates(locallab: Told, form: str) -> None:
+    text, chat = locallab("generate")[form], locallab("chat")[form]["choices"][0]["message"]["content"]
+    assert text.startswith(" 9, 10, 11")
+    for case in ("stream_generate", "generate_in_a_stream"):
+        pieces = locallab(case)[form]
+        assert "".join(pieces) == text.strip() and len(pieces) > 5
+    chunks = locallab("stream_chat")[form]
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == chat and len(chunks) > 5
+    assert chunks[-1]["choices"][0]["finish_reason"] == "length"
+    responses = locallab("batch_generate")[form]["responses"]
+    assert responses[0] == text and len(responses) == 2
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_locallab_manages_models(locallab: Told, form: str) -> None:
+    assert [locallab(case)[form] for case in ("health_check", "unload_model", "load_model")] == [True] * 3
+    current = locallab("get_current_model")[form]["name"]
+    assert current in [model["name"] for model in locallab("list_models")[form]]
+    assert locallab("get_system_info")[form]["active_model"] == current == locallab("system_info")["active_model"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_locallab_ends_in_time_and_tells_of_errors(locallab: Told, form: str) -> None:
+    assert len(locallab("generate_for_a_time")[form]) < 1000  # of 4,000 tokens
+    (error,) = locallab("stream_of_an_unknown_model")[form]
+    assert error.startswith("\nError: ") and "no/such" in error

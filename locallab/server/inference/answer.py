@@ -11,7 +11,7 @@ from locallab.pool import Loaded
 from locallab.server.inference.generation import Generation, Job, unless_gone
 from locallab.server.inference.prompt import prepare_texts
 from locallab.server.reply import cache_headers, noted, reply
-from locallab.server.streaming import EVENTS, EventStream, Formatter
+from locallab.server.streaming import EVENTS, EventStream, Formatter, WholeFormatter
 
 
 async def answer(
@@ -24,15 +24,32 @@ async def answer(
     notes: Sequence[str] = (),
     urgent: bool = False,
     media_type: str = EVENTS,
+    seconds: float | None = None,
 ) -> ASGIApp:
-    """Submit the jobs, and answer with a stream of `media_type` or with the formatter's whole.
+    """Submit the jobs, and answer with a stream of `media_type` or with the formatter's whole; the answers end after `seconds`.
 
     Raises ClientGone when the client leaves first, what `TextEngine.submit` raises, and what ended an answer before its time.
     """
+    if not stream:
+        return await whole_answer(request, loaded, jobs, formatter, notes=notes, urgent=urgent, seconds=seconds)
     await prepare_texts(loaded, jobs)
-    generation = Generation(loaded.text_engine, jobs, caller=request.state.caller, urgent=urgent)
-    if stream:
-        return noted(EventStream(generation, formatter, media_type), notes)
+    generation = Generation(loaded.text_engine, jobs, caller=request.state.caller, urgent=urgent, seconds=seconds)
+    return noted(EventStream(generation, formatter, media_type), notes)
+
+
+async def whole_answer(
+    request: Request,
+    loaded: Loaded,
+    jobs: Sequence[Job],
+    formatter: WholeFormatter,
+    *,
+    notes: Sequence[str] = (),
+    urgent: bool = False,
+    seconds: float | None = None,
+) -> ASGIApp:
+    """Submit the jobs, and answer with the formatter's whole. Raises what `answer` does."""
+    await prepare_texts(loaded, jobs)
+    generation = Generation(loaded.text_engine, jobs, caller=request.state.caller, urgent=urgent, seconds=seconds)
 
     async def read() -> None:
         async for items in generation:

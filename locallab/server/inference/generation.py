@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from starlette.types import Receive
 
 from locallab.engine import LOCAL, Caller, TextEngine
-from locallab.engine.request import CacheUse, SamplingParams, Tier, TokenEvent, TokenLogprob, Usage
+from locallab.engine.request import CacheUse, FinishReason, SamplingParams, Tier, TokenEvent, TokenLogprob, Usage
 from locallab.errors import EngineClosed, EngineFailure, SlowReader
 
 Job = tuple[Sequence[int], SamplingParams]
@@ -60,10 +60,19 @@ class Generation:
     Made and read in the event loop, and used as a context manager: leaving it cancels what is unfinished. Making it submits
     every job, or none: it raises what `TextEngine.submit` does. `urgent` jobs go ahead of others. Events wait in one list with
     one future to wake the reader, so a token costs no queue and no lock, and a slow reader gets all new items at once. One
-    that does not read ends the answers with SlowReader, once UNREAD_BYTES for each wait for UNREAD_TIME seconds.
+    that does not read ends the answers with SlowReader, once UNREAD_BYTES for each wait for UNREAD_TIME seconds. After
+    `seconds`, what is unfinished ends as at its limit of tokens.
     """
 
-    def __init__(self, engine: TextEngine, jobs: Sequence[Job], *, caller: Caller = LOCAL, urgent: bool = False) -> None:
+    def __init__(
+        self,
+        engine: TextEngine,
+        jobs: Sequence[Job],
+        *,
+        caller: Caller = LOCAL,
+        urgent: bool = False,
+        seconds: float | None = None,
+    ) -> None:
         self._engine = engine
         self._loop = asyncio.get_running_loop()
         self._prompts = [id(prompt) for prompt, _ in jobs]
@@ -72,7 +81,7 @@ class Generation:
         self._waiter: asyncio.Future[None] | None = None
         self._running: dict[int, int] = {}  # index -> request id of the engine
         self._unfinished = len(jobs)
-        self._stopped = False
+        self._stopped: FinishReason | None = None
         self._failure: Exception | None = None
         self._since = 0.0  # when _CHECK events waited
         try:
@@ -86,11 +95,14 @@ class Generation:
         except BaseException:
             self._cancel()
             raise
+        self._timer = None if seconds is None else self._loop.call_later(seconds, self.stop, "length")
 
     def __enter__(self) -> Generation:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         self._cancel()
         self._running.clear()
 
@@ -135,9 +147,9 @@ class Generation:
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
-    def stop(self) -> None:
-        """End the answers within a step of the engine: their last items say so, and how many tokens they took."""
-        self._stopped = True
+    def stop(self, reason: FinishReason = "cancelled") -> None:
+        """End the answers within a step of the engine: their last items have this reason, and how many tokens they took."""
+        self._stopped = reason
         self._cancel()
 
     def _take(self, index: int, event: TokenEvent) -> None:
@@ -150,6 +162,8 @@ class Generation:
         elif reason == "cancelled" and not self._stopped:
             self._failure = self._failure or EngineClosed("the engine was closed before the answer was complete")
         else:
+            if reason == "cancelled":
+                event = dataclasses.replace(event, finish_reason=self._stopped)
             self._items.append((index, event))
             if not len(self._items) % _CHECK:
                 self._check_reader()

@@ -122,6 +122,7 @@ def test_examples_are_true(described: Described) -> None:
 
 BODIES: dict[str, dict[str, Any]] = {
     "/generate": {"prompt": "hi"},
+    "/generate/batch": {"prompts": ["hi", "ho"]},
     "/chat": {"messages": USER},
     "/models/load": {"model_id": "tiny:1b"},
     "/models/unload": {"model_id": "other:2b"},

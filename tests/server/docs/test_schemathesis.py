@@ -48,6 +48,7 @@ RUNS = {
         (
             *("--checks", "positive_data_acceptance", *UNLOADING),
             *("--include-tag", "native", "--include-tag", "models", "--include-tag", "system"),
+            *("--exclude-path", "/generate/batch"),  # it is tried with two constraints at once
         ),
     ),
     "a model can be unloaded": Run("examples,coverage,fuzzing", ("--include-path", "/models/unload")),

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
-import msgspec
 from msgspec import Meta
 from starlette.requests import Request
 from starlette.routing import BaseRoute
@@ -12,22 +11,27 @@ from starlette.types import ASGIApp
 
 from locallab.chat import Message, normalize
 from locallab.chat.turn import ChatRequest, ReasoningOptions, Turn
-from locallab.engine.request import Usage
-from locallab.pool import Pool
-from locallab.server.dialects.answer_fields import Created, FinishReason, ModelName, NativeChoice, UsageFigures, usage_body
-from locallab.server.dialects.openai.chat import message_body
-from locallab.server.dialects.openai.stream import ChatFormatter, Head
+from locallab.errors import InvalidField
+from locallab.pool import Loaded, Pool
+from locallab.server.dialects.native.client_lines import CHAT, GENERATE, ChatLines, TextLines, is_client
+from locallab.server.dialects.native.stream import (
+    BatchFormatter,
+    Generated,
+    GeneratedBatch,
+    NativeChatAnswer,
+    NativeChatFormatter,
+    NativeFormatter,
+)
+from locallab.server.dialects.openai.stream import Head
 from locallab.server.endpoint import Generating
-from locallab.server.errors import detail_body
 from locallab.server.fields.body import read
 from locallab.server.fields.constraint import Structured
 from locallab.server.fields.messages import MESSAGES
-from locallab.server.inference.answer import answer
-from locallab.server.inference.generation import Collector, Item
+from locallab.server.inference.answer import answer, whole_answer
+from locallab.server.inference.generation import Job
 from locallab.server.inference.lease import lease
 from locallab.server.inference.prompt import compile_constraint, prepare_chat, text_prompt
-from locallab.server.inference.reader import Reader, plain_text, read_whole
-from locallab.server.streaming import DONE, dumps, event
+from locallab.server.streaming import EVENTS, LINES
 from locallab.settings import ServerSettings
 
 
@@ -37,20 +41,48 @@ class NativeBody(Structured, kw_only=True):
     model_id: Annotated[str | None, Meta(description="name or alias of the model")] = None
     stream: Annotated[bool | None, Meta(description="stream the answer")] = None
     max_length: Annotated[int | None, Meta(description="maximum tokens of the answer; takes precedence over max_tokens")] = None
+    max_time: Annotated[float | None, Meta(description="seconds after which the answer ends, as at its maximum of tokens")] = (
+        None
+    )
 
     LIMITS: ClassVar[tuple[str, ...]] = ("max_length", "max_tokens")
 
 
-class GenerateBody(NativeBody, kw_only=True):
-    """With `chat_template`, the prompt is sent as a user's message through the model's template."""
+class PromptBody(NativeBody, kw_only=True):
+    """With `chat_template`, a prompt is sent as a user's message through the model's template."""
 
-    prompt: Annotated[str, Meta(description="the text to complete")]
     chat_template: Annotated[bool | None, Meta(description="true: send it to the model as a user's message")] = None
 
-    def request(self) -> ChatRequest:
-        """Return the prompt as a user's message, to be answered without reasoning. Raises InvalidField."""
-        messages = [Message("user", self.prompt)]
-        return ChatRequest(messages=messages, answer=self.constraint(), reasoning=ReasoningOptions(False))
+    async def prepare(self, loaded: Loaded, prompt: str, longest: int | None) -> tuple[list[Job], Turn | None]:
+        """Return the job of a prompt, and its turn if it is sent as a message, to be answered without reasoning.
+
+        `longest` limits the answer when the request does not. Raises InvalidField.
+        """
+        constraint = self.constraint()
+        params = self.params(loaded.engine.info, longest, constraint=constraint)
+        if self.chat_template:
+            messages = [Message("user", prompt)]
+            request = ChatRequest(messages=messages, answer=constraint, reasoning=ReasoningOptions(False))
+            prepared = await prepare_chat(loaded, request, params)
+            return prepared.jobs, prepared.turn
+        await compile_constraint(loaded, constraint)
+        return [(await text_prompt(loaded, prompt), params)], None
+
+
+class GenerateBody(PromptBody, kw_only=True):
+    prompt: Annotated[str, Meta(description="the text to complete")]
+
+
+class BatchBody(PromptBody, kw_only=True):
+    prompts: Annotated[list[str], Meta(description="the texts to complete", extra_json_schema={"minItems": 1})]
+    stream: Annotated[bool | None, Meta(description="not supported", extra_json_schema={"enum": [False, None]})] = None
+
+    def check(self) -> None:
+        """Raise InvalidField for no prompts, and for a stream."""
+        if not self.prompts:
+            raise InvalidField("prompts", "is empty")
+        if self.stream:
+            raise InvalidField("stream", "is not supported for several prompts: leave it out, or send them to /generate")
 
 
 class NativeChatBody(NativeBody, kw_only=True):
@@ -71,6 +103,7 @@ class Native:
     def routes(self) -> list[BaseRoute]:
         return [
             Generating("/generate", self.generate, tag="native", body=GenerateBody, answer=Generated),
+            Generating("/generate/batch", self.batch, tag="native", body=BatchBody, answer=GeneratedBatch, streams=False),
             Generating("/chat", self.chat, tag="native", body=NativeChatBody, answer=NativeChatAnswer),
         ]
 
@@ -78,16 +111,19 @@ class Native:
         """Complete a prompt without a template."""
         body = await read(request, GenerateBody)
         loaded = await lease(request, self._pool, body.model_id, strict=True)
-        constraint = body.constraint()
-        params = body.params(loaded.engine.info, self._settings.completion_tokens, constraint=constraint)
-        turn = None
-        if body.chat_template:
-            prepared = await prepare_chat(loaded, body.request(), params)
-            turn, jobs = prepared.turn, prepared.jobs
-        else:
-            await compile_constraint(loaded, constraint)
-            jobs = [(await text_prompt(loaded, body.prompt), params)]
-        return await answer(request, loaded, jobs, NativeFormatter(loaded.spec.id, turn), stream=body.stream)
+        jobs, turn = await body.prepare(loaded, body.prompt, self._settings.completion_tokens)
+        kind = TextLines if body.stream and await is_client(request, GENERATE) else NativeFormatter
+        return await answer(request, loaded, jobs, kind(loaded.spec.id, turn), stream=body.stream, seconds=body.max_time)
+
+    async def batch(self, request: Request) -> ASGIApp:
+        """Complete several prompts, which are computed together."""
+        body = await read(request, BatchBody)
+        body.check()
+        loaded = await lease(request, self._pool, body.model_id, strict=True)
+        prepared = [await body.prepare(loaded, prompt, self._settings.completion_tokens) for prompt in body.prompts]
+        jobs = [job for jobs, _ in prepared for job in jobs]
+        formatter = BatchFormatter(loaded.spec.id, [turn for _, turn in prepared])
+        return await whole_answer(request, loaded, jobs, formatter, seconds=body.max_time)
 
     async def chat(self, request: Request) -> ASGIApp:
         """Answer a conversation through the model's chat template."""
@@ -96,77 +132,16 @@ class Native:
         params = body.params(loaded.engine.info, None)
         notes: list[str] = []
         prepared = await prepare_chat(loaded, body.request(notes), params)
-        formatter = NativeChatFormatter(Head.make("chatcmpl", loaded.spec.id), prepared.turn)
-        return await answer(request, loaded, prepared.jobs, formatter, stream=body.stream, notes=notes)
-
-
-class Generated(msgspec.Struct):
-    """The answer of /generate."""
-
-    response: Annotated[str, Meta(description="the text that follows the prompt")]
-    model: ModelName
-    finish_reason: FinishReason
-    usage: UsageFigures
-
-
-class NativeChatAnswer(msgspec.Struct):
-    """The answer of /chat: OpenAI's shape with one choice."""
-
-    id: str
-    object: Literal["chat.completion"]
-    created: Created
-    model: ModelName
-    choices: list[NativeChoice]
-    finish_reason: FinishReason
-    usage: UsageFigures
-
-
-class NativeFormatter(Collector):
-    """Formats `{"response": text}`; the last event has the finish reason and the usage instead of text."""
-
-    def __init__(self, model: str, turn: Turn | None = None) -> None:
-        """`turn` is that of a prompt sent as a message: reasoning is left out of its answer."""
-        super().__init__()
-        self._model = model
-        self._turn = turn
-        self._end: dict[str, Any] = {}
-        self._reader = None if turn is None or turn.is_plain else Reader(turn)
-
-    def whole(self) -> dict[str, Any]:
-        [answer] = self.finished()
-        text = answer.text if self._turn is None else read_whole(self._turn, answer)[0].text
-        end = {"finish_reason": answer.finish_reason, "usage": usage_body([answer.usage])}
-        return {"response": text, "model": self._model, **end}
-
-    def encode(self, items: list[Item]) -> bytes:
-        for _, news in items:
-            if news.finish_reason is not None:
-                self._end = {"finish_reason": news.finish_reason, "usage": usage_body([news.usage or Usage(0, 0, 0)])}
-        if self._reader is None:
-            texts = [news.text for _, news in items]
-        else:
-            texts = [plain_text(news.deltas) for news in self._reader.read(items)]
-        return b"".join([b'data: {"response":' + dumps(text) + b"}\n\n" for text in texts if text])
-
-    def end(self) -> bytes:
-        return event({"response": "", "model": self._model, **self._end}) + DONE
-
-    def fail(self, error: Exception) -> bytes:
-        return event(detail_body(error))
-
-    def ping(self) -> bytes:
-        return event({"response": ""})
-
-
-class NativeChatFormatter(ChatFormatter):
-    """Formats OpenAI's chat; the usage is in the chunk that ends the answer, the finish reason also beside the choices."""
-
-    def whole(self) -> dict[str, Any]:
-        [answer] = self.finished()
-        whole, end = read_whole(self.turn, answer)
-        choice = {"index": 0, "message": message_body(whole), "finish_reason": end.finish_reason}
-        ending = {"finish_reason": end.finish_reason, "usage": usage_body([answer.usage])}
-        return self.head.body("chat.completion", [choice], **ending)
-
-    def last(self, index: int, finish_reason: str, usage: Usage) -> bytes:
-        return self.chunk(self.choice(index, "", finish_reason), usage=usage_body([usage]))
+        lines = body.stream and await is_client(request, CHAT)
+        kind, media_type = (ChatLines, LINES) if lines else (NativeChatFormatter, EVENTS)
+        formatter = kind(Head.make("chatcmpl", loaded.spec.id), prepared.turn)
+        return await answer(
+            request,
+            loaded,
+            prepared.jobs,
+            formatter,
+            stream=body.stream,
+            notes=notes,
+            media_type=media_type,
+            seconds=body.max_time,
+        )

@@ -84,6 +84,11 @@ class Metrics(Collector):
         ProcessCollector(registry=self._registry)
         pool.on_loaded(self.see)
 
+    @property
+    def requests(self) -> int:
+        """The number of requests that have ended."""
+        return self._traffic.ended.total()
+
     def see(self, loaded: Loaded) -> None:
         """Count a newly loaded model, also once it is unloaded."""
         engine = loaded.engine

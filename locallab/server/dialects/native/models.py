@@ -14,6 +14,7 @@ from locallab.engine import Kind
 from locallab.errors import InvalidField
 from locallab.models.spec import ModelSpec
 from locallab.pool import Pool, Status
+from locallab.server.dialects.native.client_lines import LOAD, LOADED, UNLOAD, UNLOADED, expected
 from locallab.server.dialects.native.system import KvLayout, MemoryKind, PrefixReuse, kv_facts
 from locallab.server.endpoint import Endpoint
 from locallab.server.fields.body import parse, read
@@ -80,7 +81,7 @@ class Models:
         if not body.model_id:
             raise InvalidField("model_id", "is missing")
         loaded = await self._pool.load(body.model_id, force=bool(body.force))
-        return reply(standing(self._pool, loaded.spec))
+        return reply(await expected(request, standing(self._pool, loaded.spec), LOAD, LOADED))
 
     async def unload(self, request: Request) -> Response:
         """Unload a model, and return its memory to the system.
@@ -90,10 +91,11 @@ class Models:
         body = parse(await request.body() or b"{}", UnloadBody)
         before = self._pool.current
         model_id = body.model_id or (before.spec.id if before else None)
-        if model_id is None:
-            return reply(NO_MODEL)
-        await self._pool.unload(model_id, force=bool(body.force))
-        return reply(standing(self._pool, self._pool.registry.get(model_id)))
+        described = NO_MODEL
+        if model_id is not None:
+            await self._pool.unload(model_id, force=bool(body.force))
+            described = standing(self._pool, self._pool.registry.get(model_id))
+        return reply(await expected(request, described, UNLOAD, UNLOADED))
 
 
 Size = Annotated[str, Meta(description="size of the weights' file, such as 98MB")]

@@ -206,6 +206,12 @@ class SystemInfo(msgspec.Struct):
     failed: Failed
     loads: PoolStats
     restarts: Annotated[int, Meta(description="how often the server has died and been started again")]
+    cpu_usage: Annotated[float, Meta(description="load of the CPU since the last request for this, in percent")]
+    memory_usage: Annotated[float, Meta(description="used memory of the machine, in percent")]
+    gpu_info: Annotated[Gpu | None, Meta(description="the first GPU; null: none")]
+    active_model: ModelName
+    uptime: Annotated[float, Meta(description="the same as uptime_seconds")]
+    request_count: Annotated[int, Meta(description="requests that have ended")]
 
 
 def machine() -> Machine:
@@ -293,21 +299,29 @@ class System:
         """Describe the machine, the build, and the loaded models with their figures."""
         pool = self._pool
         models = {each.spec.id: loaded_model(each) for each in pool.loaded}
+        system = await asyncio.to_thread(self._machine)
+        uptime = round(time.monotonic() - self._started, 3)
         return reply(
             SystemInfo(
                 service=SERVICE,
                 version=__version__,
-                uptime_seconds=round(time.monotonic() - self._started, 3),
+                uptime_seconds=uptime,
                 public_url=self._public_url(),
                 tunnel=self._tunnel(),
                 process=await asyncio.to_thread(process),
-                system=await asyncio.to_thread(self._machine),
+                system=system,
                 build=await asyncio.to_thread(self._build),
                 model=models.get(self._current() or ""),
                 models=list(models.values()),
                 failed=self._failed(),
                 loads=pool.stats(),
                 restarts=pool.supervision.restarts,
+                cpu_usage=psutil.cpu_percent(),
+                memory_usage=psutil.virtual_memory().percent,
+                gpu_info=next(iter(system.gpus), None),
+                active_model=self._current(),
+                uptime=uptime,
+                request_count=self._metrics.requests,
             )
         )
 
