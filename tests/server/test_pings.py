@@ -112,7 +112,7 @@ def test_a_role_comes_first_and_once(served: Served) -> None:
         first, *_ = reader.until(lambda event: event["choices"][0]["delta"] == {})
         go.set()
         rest = [event for event in reader if event != DONE]
-    assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert first["choices"][0]["delta"] == {"role": "assistant", "content": "", "refusal": None}
     assert not any("role" in event["choices"][0]["delta"] for event in rest)
 
 

@@ -133,6 +133,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/infill": {"input_prefix": "hi", "input_suffix": ""},
     "/completion": {"prompt": "hi"},
     "/v1/responses": {"input": "hi"},
+    "/v1/responses/{response_id}/cancel": {},
     "/v1/responses/input_tokens": {"input": "hi"},
     **{path: {"input": "hi"} for path in ("/v1/embeddings", "/embedding")},
     **{path: {"query": "hi", "documents": ["hi"]} for path in ("/v1/rerank", "/v2/rerank", "/v1/reranking")},
@@ -158,9 +159,9 @@ BODIES: dict[str, dict[str, Any]] = {
 OTHER_MODELS = {
     *("/v1/embeddings", "/embedding", "/api/embed", "/api/embeddings", "/v1/rerank", "/v2/rerank", "/v1/reranking"),
     *("/score", "/v1/score"),
-    *("/infill", "/v1/fim/completions"),
+    *("/infill", "/v1/fim/completions", "/v1/responses/{response_id}/cancel"),
 }
-"""Routes for embedding, reranking and FIM models; other models answer 400."""
+"""Routes for embedding, reranking and FIM models; other models answer 400. So does what no response here can be."""
 
 
 def test_real_answers_are_as_described(served: Served, described: Described) -> None:

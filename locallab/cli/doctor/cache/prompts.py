@@ -72,7 +72,7 @@ PATHS: Mapping[str, Route] = {
     "/chat": Route(NativeChatBody, "messages", lambda body: body.request([])),
     "/v1/responses": Route(ResponsesBody, "input", _responses),
     "/v1/completions": Route(CompletionBody, "prompt", _single),
-    "/generate": Route(GenerateBody, "prompt", lambda body: body.request() if body.chat_template else body.prompt),
+    "/generate": Route(GenerateBody, "prompt", lambda body: body.request(body.prompt) if body.chat_template else body.prompt),
     "/api/generate": Route(OllamaGenerateBody, "prompt", _ollama_text),
 }
 """The routes whose bodies can be compared. Where a body fits several equally well, it is one of the first."""

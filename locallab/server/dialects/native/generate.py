@@ -53,17 +53,20 @@ class PromptBody(NativeBody, kw_only=True):
 
     chat_template: Annotated[bool | None, Meta(description="true: send it to the model as a user's message")] = None
 
+    def request(self, prompt: str) -> ChatRequest:
+        """Return the prompt as a user's message, to be answered without reasoning. Raises InvalidField."""
+        messages = [Message("user", prompt)]
+        return ChatRequest(messages=messages, answer=self.constraint(), reasoning=ReasoningOptions(False))
+
     async def prepare(self, loaded: Loaded, prompt: str, longest: int | None) -> tuple[list[Job], Turn | None]:
-        """Return the job of a prompt, and its turn if it is sent as a message, to be answered without reasoning.
+        """Return the job of a prompt, and its turn if it is sent as a message.
 
         `longest` limits the answer when the request does not. Raises InvalidField.
         """
         constraint = self.constraint()
         params = self.params(loaded.engine.info, longest, constraint=constraint)
         if self.chat_template:
-            messages = [Message("user", prompt)]
-            request = ChatRequest(messages=messages, answer=constraint, reasoning=ReasoningOptions(False))
-            prepared = await prepare_chat(loaded, request, params)
+            prepared = await prepare_chat(loaded, self.request(prompt), params)
             return prepared.jobs, prepared.turn
         await compile_constraint(loaded, constraint)
         return [(await text_prompt(loaded, prompt), params)], None

@@ -115,6 +115,12 @@ class NativeChatFormatter(ChatFormatter):
         ending = {"finish_reason": end.finish_reason, "usage": usage_body([answer.usage])}
         return self.head.body("chat.completion", [choice], **ending)
 
+    def opening(self, index: int) -> list[dict[str, Any]]:
+        return [{**self.choice(index, "", None), "delta": {"role": "assistant", "content": ""}}]
+
+    def choice(self, index: int, text: str, finish_reason: str | None) -> dict[str, Any]:
+        return {"index": index, "delta": {"content": text} if text else {}, "finish_reason": finish_reason}
+
     def last(self, index: int, finish_reason: str, usage: Usage) -> bytes:
         return self.chunk(self.choice(index, "", finish_reason), usage=usage_body([usage]))
 

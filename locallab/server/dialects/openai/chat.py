@@ -15,7 +15,8 @@ from locallab.chat.turn import ChatRequest, ReasoningOptions
 from locallab.engine import ModelInfo
 from locallab.engine.request import SamplingParams
 from locallab.errors import InvalidField
-from locallab.server.dialects.answer_fields import Created, Logprob, ModelName, NativeChoice, Timings, TopToken, UsageFigures
+from locallab.server.dialects.answer_fields import Created, Logprob, ModelName, Timings, TopToken, UsageFigures
+from locallab.server.dialects.openai.service import Fingerprint, Tier
 from locallab.server.fields.body import first
 from locallab.server.fields.constraint import Structured
 from locallab.server.fields.messages import MESSAGES
@@ -183,10 +184,39 @@ PromptLogprobs = Annotated[
     Meta(description="each token of the prompt and the likeliest in its place, by their ids; the first has none"),
 ]
 TokenIds = list[int]
+ChatFinish = Annotated[
+    Literal["stop", "length", "tool_calls"],
+    Meta(description="stop: the answer is complete; length: it reached a limit; tool_calls: it calls tools"),
+]
 
 
-class ChatChoice(NativeChoice):
+class CalledFunction(msgspec.Struct):
+    name: str
+    arguments: Annotated[str, Meta(description="JSON")]
+
+
+class ChatCall(msgspec.Struct):
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
+class ChatMessage(msgspec.Struct):
+    """The answer; it is never a refusal, and cites nothing."""
+
+    role: Literal["assistant"]
+    content: str | None
+    refusal: None
+    annotations: Annotated[list[str], Meta(max_length=0)]
+    reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
+    tool_calls: list[ChatCall] | msgspec.UnsetType = msgspec.UNSET
+
+
+class ChatChoice(msgspec.Struct):
+    index: int
+    message: ChatMessage
     logprobs: ChatLogprobs | None
+    finish_reason: ChatFinish
     token_ids: TokenIds | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -197,6 +227,8 @@ class ChatCompletion(msgspec.Struct):
     object: Literal["chat.completion"]
     created: Created
     model: ModelName
+    service_tier: Tier
+    system_fingerprint: Fingerprint
     choices: list[ChatChoice]
     usage: UsageFigures
     timings: Timings

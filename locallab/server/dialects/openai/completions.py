@@ -16,6 +16,7 @@ from locallab.pool import Loaded
 from locallab.server.dialects.answer_fields import Created, FinishReason, Logprob, ModelName, Timings, UsageFigures
 from locallab.server.dialects.openai.chat import OpenAIBody, PromptLogprobs, TokenIds, with_prompt
 from locallab.server.dialects.openai.logprobs import Echo
+from locallab.server.dialects.openai.service import Fingerprint
 from locallab.server.inference.aside import ITEM, aside
 from locallab.server.inference.generation import Job
 from locallab.server.inference.prompt import PROMPTS, Prompt, compile_constraint, gap_prompt, jobs_for, prompt_tokens, prompts
@@ -130,6 +131,7 @@ class TextCompletion(msgspec.Struct):
     object: Literal["text_completion"]
     created: Created
     model: ModelName
+    system_fingerprint: Fingerprint
     choices: list[TextChoice]
     usage: UsageFigures
     timings: Timings

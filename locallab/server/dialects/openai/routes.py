@@ -19,6 +19,7 @@ from locallab.server.dialects.openai.errors import OpenAIProblem, openai_body
 from locallab.server.dialects.openai.fim import Fim
 from locallab.server.dialects.openai.models import ModelCard, ModelList, model_cards
 from locallab.server.dialects.openai.rerank import Rerank
+from locallab.server.dialects.openai.service import FINGERPRINT, TIER
 from locallab.server.dialects.openai.stream import ChatFormatter, CompletionFormatter, Head, ScoredCompletionFormatter
 from locallab.server.endpoint import Endpoint, Generating
 from locallab.server.fields.body import read
@@ -61,7 +62,7 @@ class OpenAI:
         notes: list[str] = []
         prepared = await prepare_chat(loaded, body.request(notes), params, body.n or 1)
         formatter = ChatFormatter(
-            Head.make("chatcmpl", body.model or loaded.spec.id),
+            Head.make("chatcmpl", body.model or loaded.spec.id, {"service_tier": TIER, "system_fingerprint": FINGERPRINT}),
             prepared.turn,
             body.n or 1,
             scored=bool(body.logprobs),
@@ -87,7 +88,8 @@ class OpenAI:
         params = body.params(loaded.engine.info, self._settings.completion_tokens)
         completion = await complete(loaded, body, params)
         kind = CompletionFormatter if body.alternatives is None else ScoredCompletionFormatter
-        formatter = kind(Head.make("cmpl", body.model or loaded.spec.id), body, completion)
+        head = Head.make("cmpl", body.model or loaded.spec.id, {"system_fingerprint": FINGERPRINT})
+        formatter = kind(head, body, completion)
         return await answer(request, loaded, completion.jobs, formatter, stream=body.stream, urgent=bool(body.suffix))
 
     async def models(self, request: Request) -> Response:

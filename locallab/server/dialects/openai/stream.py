@@ -6,7 +6,7 @@ import abc
 import dataclasses
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from locallab.chat.deltas import CallArguments, CallStart, Delta, Reasoning, Text
@@ -25,19 +25,21 @@ from locallab.server.streaming import DONE, dumps, event
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Head:
-    """The fields that all chunks of one answer, and its whole, have in common."""
+    """The fields that all chunks of one answer, and its whole, have in common; `service` has those of OpenAI's service."""
 
     id: str
     created: int
     model: str
+    service: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def make(cls, prefix: str, model: str) -> Head:
-        return cls(f"{prefix}-{secrets.token_hex(12)}", int(time.time()), model)
+    def make(cls, prefix: str, model: str, service: Mapping[str, str] | None = None) -> Head:
+        return cls(f"{prefix}-{secrets.token_hex(12)}", int(time.time()), model, service or {})
 
     def body(self, kind: str, choices: list[Any], **more: Any) -> dict[str, Any]:
         """Return an object of OpenAI's shape."""
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices, **more}
+        head = {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+        return {**head, **self.service, "choices": choices, **more}
 
 
 Prompts = Sequence[Sequence[int]]
@@ -171,7 +173,7 @@ class ChatFormatter(OpenAIFormatter):
         self._reader = None if turn.is_plain and not scored else Reader(turn, n)
 
     def opening(self, index: int) -> list[dict[str, Any]]:
-        return [{"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]
+        return [{**self.choice(index, "", None), "delta": {"role": "assistant", "content": "", "refusal": None}}]
 
     def whole(self) -> dict[str, Any]:
         scored = {}
@@ -189,7 +191,8 @@ class ChatFormatter(OpenAIFormatter):
         return {} if self._prompts is None else {"prompt_token_ids": list(self._prompts[0])}
 
     def choice(self, index: int, text: str, finish_reason: str | None) -> dict[str, Any]:
-        return {"index": index, "delta": {"content": text} if text else {}, "finish_reason": finish_reason}
+        delta = {"content": text} if text else {}
+        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
 
     def whole_choices(self, answers: Sequence[FinishedAnswer]) -> list[dict[str, Any]]:
         choices = []
@@ -197,7 +200,8 @@ class ChatFormatter(OpenAIFormatter):
             whole, end = read_whole(self.turn, answer)
             logprobs = chat_logprobs(limited(answer.logprobs, self._alternatives)) if self._scored else None
             more = {"logprobs": logprobs, "finish_reason": end.finish_reason, **self._ids(answer.tokens)}
-            choices.append({"index": index, "message": message_body(whole), **more})
+            message = {**message_body(whole), "refusal": None, "annotations": []}
+            choices.append({"index": index, "message": message, **more})
         return choices
 
     def _events(self, items: list[Item]) -> Iterable[bytes]:
@@ -209,7 +213,7 @@ class ChatFormatter(OpenAIFormatter):
             logprobs = chat_logprobs(news.event.logprobs) if news.event.logprobs else None
             ids = self._ids(news.event.token_ids) if news.event.token_ids else {}
             for delta in [delta_body(delta) for delta in news.deltas] or [{}] * bool(logprobs or ids):
-                choice = {"index": news.index, "delta": delta, "finish_reason": None, **ids}
+                choice = {**self.choice(news.index, "", None), "delta": delta, **ids}
                 ids = {}
                 if self._scored:
                     choice["logprobs"], logprobs = logprobs, None

@@ -118,7 +118,7 @@ def chat_request(body: ResponsesBody, before: Sequence[Any], items: Sequence[Any
 
 def echo(body: ResponsesBody, model: str, tools: Sequence[Tool], params: SamplingParams) -> dict[str, Any]:
     """Return the fields of the request that are returned in the response."""
-    reasoning = _mapping("reasoning", body.reasoning)
+    reasoning, text = _mapping("reasoning", body.reasoning), _mapping("text", body.text)
     return {
         "instructions": body.instructions,
         "max_output_tokens": params.max_tokens,
@@ -129,7 +129,7 @@ def echo(body: ResponsesBody, model: str, tools: Sequence[Tool], params: Samplin
         "reasoning": {"effort": reasoning.get("effort"), "summary": reasoning.get("summary")},
         "store": body.store is not False,
         "temperature": params.temperature,
-        "text": {"format": _mapping("text", body.text).get("format") or {"type": "text"}},
+        "text": {"format": text.get("format") or {"type": "text"}, "verbosity": text.get("verbosity") or "medium"},
         "tool_choice": body.tool_choice or "auto",
         "tools": _echoed(body.tools, tools),
         "top_logprobs": params.logprobs or 0,

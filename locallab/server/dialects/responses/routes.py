@@ -13,11 +13,12 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
 from locallab.engine.request import SamplingParams
-from locallab.errors import ContextLengthExceeded, InvalidField, UnknownResponse
+from locallab.errors import ContextLengthExceeded, InvalidField, RequestError, UnknownResponse
 from locallab.pool import Pool
 from locallab.server.dialects.answer_fields import PromptTokenCount
 from locallab.server.dialects.dialect import Dialect, Services
 from locallab.server.dialects.openai.errors import OpenAIProblem, openai_body
+from locallab.server.dialects.responses.input_items import InputItems, page, stored
 from locallab.server.dialects.responses.request import ResponsesBody, chat_request, echo, item_type
 from locallab.server.dialects.responses.store import Owner, ResponseStore
 from locallab.server.dialects.responses.stream import Frame, ResponsesAnswer, ResponsesFormatter
@@ -70,6 +71,8 @@ class Responses:
                 answer=PromptTokenCount,
                 errors=(404, 503),
             ),
+            Endpoint(f"{ONE}/input_items", self.input_items, tag="openai", answer=InputItems, errors=(400, 404)),
+            Endpoint(f"{ONE}/cancel", self.cancel, tag="openai", method="POST", answer=ResponsesAnswer, errors=(400, 404, 413)),
             Endpoint(ONE, self.retrieve, tag="openai", answer=ResponsesAnswer, errors=(404,)),
             Endpoint(ONE, self.delete, tag="openai", method="DELETE", answer=Deleted, errors=(404,)),
         ]
@@ -87,7 +90,7 @@ class Responses:
 
         def keep(response: dict[str, Any]) -> None:
             if body.store is not False:
-                self._store.put(owner, response, items)
+                self._store.put(owner, response, [stored(item) for item in items])
 
         scored = params.logprobs is not None
         formatter = ResponsesFormatter(prepared.turn, frame, keep, summary=body.summary, scored=scored)
@@ -113,6 +116,19 @@ class Responses:
             raise InvalidField("stream", "a stored response cannot be streamed again")
         body = self._store.get(_owner(request), request.path_params["response_id"])
         return Response(body, media_type="application/json")
+
+    async def input_items(self, request: Request) -> Response:
+        """List the input of a stored response, with the conversation that it continues.
+
+        `limit` items, 20 unless set, from the newest one or, with `order=asc`, from the oldest, behind the one named `after`.
+        """
+        items = self._store.inputs(_owner(request), request.path_params["response_id"])
+        return reply(page(items, request.query_params))
+
+    async def cancel(self, request: Request) -> Response:
+        """Refuse to cancel a stored response, which is complete: none is made in the background."""
+        self._store.get(_owner(request), request.path_params["response_id"])
+        raise RequestError("only responses made in the background can be cancelled, and this one is complete")
 
     async def delete(self, request: Request) -> Response:
         """Delete a stored response."""

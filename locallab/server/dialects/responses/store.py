@@ -74,10 +74,22 @@ class ResponseStore:
             next_id = chain[-1].previous
         return [item for kept in reversed(chain) for item in _items(kept)]
 
+    def inputs(self, owner: Owner, response_id: str) -> list[Any]:
+        """Return the items that this response had as its input, oldest first, as far as they are still stored.
+
+        Raises UnknownResponse.
+        """
+        kept = self._use(owner, response_id)
+        items: list[Any] = msgspec.json.decode(kept.request)
+        while kept.previous is not None and (owner, kept.previous) in self._kept:
+            kept = self._use(owner, kept.previous)
+            items = [*_items(kept), *items]
+        return items
+
     def item(self, owner: Owner, item_id: str) -> Any:
         """Find the item of this id in any response of the owner; None without one."""
         for (whose, _), kept in reversed(self._kept.items()):
-            if whose == owner and item_id.encode() in kept.body:
+            if whose == owner and (item_id.encode() in kept.body or item_id.encode() in kept.request):
                 found = [item for item in _items(kept) if isinstance(item, dict) and item.get("id") == item_id]
                 if found:
                     return found[0]

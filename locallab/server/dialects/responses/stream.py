@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -14,6 +14,7 @@ from locallab.chat.turn import Turn
 from locallab.engine.request import TokenLogprob, Usage
 from locallab.server.dialects.answer_fields import Timings, progress_body, timings_body
 from locallab.server.dialects.openai.errors import openai_body
+from locallab.server.dialects.openai.service import TIER, Tier
 from locallab.server.dialects.responses.items import (
     CallItem,
     CallOutput,
@@ -74,14 +75,20 @@ class ResponsesAnswer(msgspec.Struct, kw_only=True):
     background: bool
     error: ResponseProblem | None
     incomplete_details: IncompleteDetails | None
+    conversation: None
     instructions: str | None
     max_output_tokens: int | None
+    max_tool_calls: None
     metadata: dict[str, Any]
     model: str
     output: list[MessageItem | ReasoningItem | CallItem | CustomCallItem]
     parallel_tool_calls: bool
     previous_response_id: str | None
+    prompt: None
+    prompt_cache_key: None
     reasoning: dict[str, Any]
+    safety_identifier: None
+    service_tier: Tier
     store: bool
     temperature: float
     text: dict[str, Any]
@@ -93,6 +100,13 @@ class ResponsesAnswer(msgspec.Struct, kw_only=True):
     usage: ResponsesUsage | None
     timings: Timings
     user: str | None
+
+
+DEFAULTS: Mapping[str, Any] = {
+    **dict.fromkeys(("completed_at", "error", "incomplete_details", "usage")),
+    **dict.fromkeys(("conversation", "prompt", "max_tool_calls", "prompt_cache_key", "safety_identifier")),
+    "service_tier": TIER,
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -109,8 +123,7 @@ class Frame:
 
     def body(self, status: str, output: list[Event], **more: Any) -> dict[str, Any]:
         fixed = {"id": self.id, "object": "response", "created_at": self.created, "status": status, "background": False}
-        unset = {"completed_at": None, "error": None, "incomplete_details": None, "usage": None}
-        return {**fixed, **unset, **self.echo, "output": output, **more}
+        return {**fixed, **DEFAULTS, **self.echo, "output": output, **more}
 
 
 class ResponsesFormatter:

@@ -37,9 +37,9 @@ def test_chat_streamed(served: Served) -> None:
 def test_order_of_a_stream(served: Served) -> None:
     body = {"messages": USER, "stream": True, "stream_options": {"include_usage": True}}
     first, *texts, finish, usage, done = events(served.http.post("/v1/chat/completions", json=body))
-    assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert first["choices"][0]["delta"] == {"role": "assistant", "content": "", "refusal": None}
     assert all(list(chunk["choices"][0]["delta"]) == ["content"] and chunk["usage"] is None for chunk in texts)
-    assert finish["choices"] == [{"index": 0, "delta": {}, "finish_reason": "stop"}]
+    assert finish["choices"] == [{"index": 0, "delta": {}, "logprobs": None, "finish_reason": "stop"}]
     assert usage["choices"] == [] and usage["usage"]["completion_tokens"] == LENGTH
     assert done == DONE
     assert len({(c["id"], c["created"], c["model"]) for c in (first, *texts, finish, usage)}) == 1
