@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
@@ -22,6 +23,7 @@ from locallab.server.fields.constraint import Structured
 from locallab.server.fields.messages import MESSAGES
 from locallab.server.fields.reasoning import SWITCH, of_effort, of_switch
 from locallab.server.fields.tools import CUSTOM, read_choice, read_tools
+from locallab.server.inference.generation import Job
 
 RESERVED = ("self", "messages")
 """Names that chat templates have for something else."""
@@ -29,6 +31,9 @@ RESERVED = ("self", "messages")
 
 class StreamOptions(msgspec.Struct):
     include_usage: Annotated[bool | None, Meta(description="end the stream with a chunk that has the usage")] = None
+    continuous_usage_stats: Annotated[
+        bool | None, Meta(description="with include_usage: every chunk has the usage of its answer so far")
+    ] = None
 
 
 class OpenAIBody(Structured, kw_only=True):
@@ -41,11 +46,18 @@ class OpenAIBody(Structured, kw_only=True):
     stream_options: Annotated[StreamOptions | None, Meta(description="additional content of the stream")] = None
 
     def params(self, info: ModelInfo, longest: int | None, **more: Any) -> SamplingParams:
+        if self.stream_options is not None and not self.stream:
+            raise InvalidField("stream_options", "is only for streams: leave it out, or set stream to true")
         return super().params(info, longest, progress=bool(self.stream and self.return_progress), **more)
 
     @property
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    def lengths(self, jobs: Sequence[Job]) -> list[int] | None:
+        """Return the lengths of the prompts of all answers, if every chunk is to have its usage."""
+        continuous = self.include_usage and self.stream_options and self.stream_options.continuous_usage_stats
+        return [len(prompt) for prompt, _ in jobs] if continuous else None
 
 
 def with_prompt(logprobs: int | None, prompt_logprobs: int | None, stream: bool | None) -> dict[str, Any]:
@@ -184,6 +196,7 @@ PromptLogprobs = Annotated[
     Meta(description="each token of the prompt and the likeliest in its place, by their ids; the first has none"),
 ]
 TokenIds = list[int]
+StopReason = Annotated[str | None, Meta(description="the stop string that ended the answer")]
 ChatFinish = Annotated[
     Literal["stop", "length", "tool_calls"],
     Meta(description="stop: the answer is complete; length: it reached a limit; tool_calls: it calls tools"),
@@ -217,7 +230,8 @@ class ChatChoice(msgspec.Struct):
     message: ChatMessage
     logprobs: ChatLogprobs | None
     finish_reason: ChatFinish
-    token_ids: TokenIds | msgspec.UnsetType = msgspec.UNSET
+    stop_reason: StopReason
+    token_ids: TokenIds | None
 
 
 class ChatCompletion(msgspec.Struct):
@@ -232,5 +246,5 @@ class ChatCompletion(msgspec.Struct):
     choices: list[ChatChoice]
     usage: UsageFigures
     timings: Timings
-    prompt_token_ids: TokenIds | msgspec.UnsetType = msgspec.UNSET
-    prompt_logprobs: PromptLogprobs | msgspec.UnsetType = msgspec.UNSET
+    prompt_token_ids: TokenIds | None
+    prompt_logprobs: PromptLogprobs | None

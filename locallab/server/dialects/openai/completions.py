@@ -14,7 +14,7 @@ from locallab.engine.request import SamplingParams
 from locallab.errors import InvalidField
 from locallab.pool import Loaded
 from locallab.server.dialects.answer_fields import Created, FinishReason, Logprob, ModelName, Timings, UsageFigures
-from locallab.server.dialects.openai.chat import OpenAIBody, PromptLogprobs, TokenIds, with_prompt
+from locallab.server.dialects.openai.chat import OpenAIBody, PromptLogprobs, StopReason, TokenIds, with_prompt
 from locallab.server.dialects.openai.logprobs import Echo
 from locallab.server.dialects.openai.service import Fingerprint
 from locallab.server.inference.aside import ITEM, aside
@@ -119,9 +119,10 @@ class TextChoice(msgspec.Struct):
     text: str
     logprobs: TextLogprobs | None
     finish_reason: FinishReason
-    token_ids: TokenIds | msgspec.UnsetType = msgspec.UNSET
-    prompt_token_ids: TokenIds | msgspec.UnsetType = msgspec.UNSET
-    prompt_logprobs: PromptLogprobs | msgspec.UnsetType = msgspec.UNSET
+    stop_reason: StopReason
+    token_ids: TokenIds | None
+    prompt_token_ids: TokenIds | None
+    prompt_logprobs: PromptLogprobs | None
 
 
 class TextCompletion(msgspec.Struct):

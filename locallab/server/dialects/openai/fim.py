@@ -74,7 +74,8 @@ class Fim:
         await compile_constraint(loaded, constraint)
         n = body.n or 1
         jobs = jobs_for([await gap_prompt(loaded, body.prompt, body.suffix or "")], params, n)
-        formatter = FimFormatter(Head.make("fim", body.model or loaded.spec.id), n, n=n, include_usage=body.include_usage)
+        head, lengths = Head.make("fim", body.model or loaded.spec.id), body.lengths(jobs)
+        formatter = FimFormatter(head, n, n=n, include_usage=body.include_usage, lengths=lengths)
         return await answer(request, loaded, jobs, formatter, stream=body.stream, urgent=True)
 
 

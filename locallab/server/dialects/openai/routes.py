@@ -69,6 +69,7 @@ class OpenAI:
             alternatives=body.top_logprobs,
             prompt_alternatives=body.prompt_logprobs,
             include_usage=body.include_usage,
+            lengths=body.lengths(prepared.jobs),
             prompts=[prompt for prompt, _ in prepared.jobs] if body.return_token_ids else None,
         )
         return await answer(request, loaded, prepared.jobs, formatter, stream=body.stream, notes=notes)

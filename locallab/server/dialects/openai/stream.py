@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from locallab.chat.deltas import CallArguments, CallStart, Delta, Reasoning, Text
 from locallab.chat.turn import Turn
 from locallab.engine.logprobs import MOST_LOGPROBS
-from locallab.engine.request import Usage
+from locallab.engine.request import TokenEvent, Usage
 from locallab.server.dialects.answer_fields import progress_body, timings_body, usage_body
 from locallab.server.dialects.openai.chat import call_body, message_body
 from locallab.server.dialects.openai.completions import Completion, CompletionBody
@@ -56,14 +56,23 @@ class OpenAIFormatter(Collector, abc.ABC):
     """The `object` of a chunk."""
 
     def __init__(
-        self, head: Head, total: int = 1, *, n: int = 1, include_usage: bool = False, prompts: Prompts | None = None
+        self,
+        head: Head,
+        total: int = 1,
+        *,
+        n: int = 1,
+        include_usage: bool = False,
+        prompts: Prompts | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> None:
+        """`lengths` are those of the prompts of all answers, if every chunk is to have the usage of its answer so far."""
         super().__init__(total)
+        self._continuous = lengths is not None
         self.head = head
         self._prompts = prompts
         self._n = n
         self._include_usage = include_usage
-        self._usages = [Usage(0, 0, 0)] * total
+        self._usages = [Usage(length, 0, 0) for length in lengths or [0] * total]
         self._opened = [False] * total
         mark = secrets.token_hex(16)
         # The bytes around the text of a chunk: a sample, cut at a text that occurs nowhere else.
@@ -95,7 +104,10 @@ class OpenAIFormatter(Collector, abc.ABC):
             for index, progress in progressed:
                 more = {"prompt_progress": progress_body(progress)}
                 chunks += self._open(index, **more) or [self.chunk(self.choice(index, "", None), **more)]
-        chunks += self._events(items)
+        for each in [[item] for item in items] if self._continuous else [items]:
+            if self._continuous:
+                self._count(*each[0])
+            chunks += self._events(each)
         return b"".join(chunks)
 
     def end(self) -> bytes:
@@ -111,7 +123,9 @@ class OpenAIFormatter(Collector, abc.ABC):
         return b"".join(self._open(0)) or self.chunk(self.choice(0, "", None))
 
     def chunk(self, choice: dict[str, Any], **more: Any) -> bytes:
-        if self._include_usage:
+        if self._continuous:
+            more["usage"] = usage_body([self._usages[choice["index"]]])
+        elif self._include_usage:
             more.setdefault("usage", None)
         return event(self.head.body(self.kind, [choice], **more))
 
@@ -126,14 +140,26 @@ class OpenAIFormatter(Collector, abc.ABC):
             yield from self._open(index)
             if self._prompts is not None and news.token_ids:
                 yield self.chunk({**self.choice(index, news.text, None), **self._ids(news.token_ids)})
-            elif news.text:
+            elif news.text and not self._continuous:
                 yield dumps(news.text).join(self._around[index])
+            elif news.text:
+                yield self.chunk(self.choice(index, news.text, None))
             if news.finish_reason is not None:
                 yield self.last(index, news.finish_reason, news.usage or Usage(0, 0, 0))
+
+    def _count(self, index: int, news: TokenEvent) -> None:
+        """Keep the usage up to this event."""
+        before = self._usages[index]
+        so_far = dataclasses.replace(before, completion_tokens=before.completion_tokens + len(news.token_ids))
+        self._usages[index] = news.usage or so_far
 
     def _ids(self, tokens: Sequence[int]) -> dict[str, Any]:
         """Return the fields of a choice with the ids of its tokens, if requested."""
         return {} if self._prompts is None else {"token_ids": list(tokens)}
+
+    def _of_vllm(self, answer: FinishedAnswer) -> dict[str, Any]:
+        """Return the fields of a whole choice that vLLM's clients look for: they are null rather than absent."""
+        return {"stop_reason": answer.stop, "token_ids": None, **self._ids(answer.tokens)}
 
     def _open(self, index: int, **more: Any) -> list[bytes]:
         """Return the chunks that open an answer, once, with `more` fields."""
@@ -162,10 +188,11 @@ class ChatFormatter(OpenAIFormatter):
         prompts: Prompts | None = None,
         alternatives: int | None = MOST_LOGPROBS,
         prompt_alternatives: int | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> None:
         """`alternatives` of a token are returned; `prompt_alternatives` of one of the prompt,
         None for no logprobs of it."""
-        super().__init__(head, n, n=n, include_usage=include_usage, prompts=prompts)
+        super().__init__(head, n, n=n, include_usage=include_usage, prompts=prompts, lengths=lengths)
         self._alternatives = alternatives
         self._prompt_alternatives = prompt_alternatives
         self.turn = turn
@@ -180,7 +207,7 @@ class ChatFormatter(OpenAIFormatter):
         if self._prompt_alternatives is not None:
             [first, *_] = self.finished()
             scored["prompt_logprobs"] = prompt_logprobs(first.prompt_logprobs, self._prompt_alternatives)
-        return {**super().whole(), **self._prompt_ids(), **scored}
+        return {**super().whole(), "prompt_token_ids": None, "prompt_logprobs": None, **self._prompt_ids(), **scored}
 
     def _open(self, index: int, **more: Any) -> list[bytes]:
         if not any(self._opened):
@@ -199,7 +226,7 @@ class ChatFormatter(OpenAIFormatter):
         for index, answer in enumerate(answers):
             whole, end = read_whole(self.turn, answer)
             logprobs = chat_logprobs(limited(answer.logprobs, self._alternatives)) if self._scored else None
-            more = {"logprobs": logprobs, "finish_reason": end.finish_reason, **self._ids(answer.tokens)}
+            more = {"logprobs": logprobs, "finish_reason": end.finish_reason, **self._of_vllm(answer)}
             message = {**message_body(whole), "refusal": None, "annotations": []}
             choices.append({"index": index, "message": message, **more})
         return choices
@@ -244,7 +271,14 @@ class CompletionFormatter(OpenAIFormatter):
         self._body = body
         self._echoes = [echo for echo in completion.echoes for _ in range(body.per_prompt)]
         prompts = [prompt for prompt, _ in completion.jobs] if body.return_token_ids else None
-        super().__init__(head, len(self._echoes), n=body.per_prompt, include_usage=body.include_usage, prompts=prompts)
+        super().__init__(
+            head,
+            len(self._echoes),
+            n=body.per_prompt,
+            include_usage=body.include_usage,
+            prompts=prompts,
+            lengths=body.lengths(completion.jobs),
+        )
 
     def opening(self, index: int) -> list[dict[str, Any]]:
         echo, ids = self._echoes[index], self._prompt_ids(index)
@@ -268,7 +302,9 @@ class CompletionFormatter(OpenAIFormatter):
         choices = []
         for index, (at, answer) in enumerate(found):
             echo = self._echoes[at]
-            choice = self.choice(index, (echo.text if echo else "") + answer.text, answer.finish_reason)
+            text = (echo.text if echo else "") + answer.text
+            none = {"prompt_token_ids": None, "prompt_logprobs": None}
+            choice = {**self.choice(index, text, answer.finish_reason), **none, **self._of_vllm(answer)}
             if self._body.alternatives is not None:
                 count = self._body.alternatives
                 logprobs = text_logprobs(TextPosition(len(echo.text) if echo else 0), limited(answer.logprobs, count))
@@ -276,7 +312,7 @@ class CompletionFormatter(OpenAIFormatter):
                 choice["logprobs"] = joined(echo.logprobs(of_prompt), logprobs) if echo else logprobs
             if self._body.prompt_logprobs is not None:
                 choice["prompt_logprobs"] = prompt_logprobs(answer.prompt_logprobs, self._body.prompt_logprobs)
-            choices.append({**choice, **self._ids(answer.tokens), **self._prompt_ids(at)})
+            choices.append({**choice, **self._prompt_ids(at)})
         return choices
 
     def fail(self, error: Exception) -> bytes:

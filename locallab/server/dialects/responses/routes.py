@@ -128,7 +128,7 @@ class Responses:
     async def cancel(self, request: Request) -> Response:
         """Refuse to cancel a stored response, which is complete: none is made in the background."""
         self._store.get(_owner(request), request.path_params["response_id"])
-        raise RequestError("only responses made in the background can be cancelled, and this one is complete")
+        raise RequestError("Cannot cancel a synchronous response. None is made in the background, and this one is complete")
 
     async def delete(self, request: Request) -> Response:
         """Delete a stored response."""

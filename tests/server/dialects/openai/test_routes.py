@@ -45,6 +45,43 @@ def test_order_of_a_stream(served: Served) -> None:
     assert len({(c["id"], c["created"], c["model"]) for c in (first, *texts, finish, usage)}) == 1
 
 
+@pytest.mark.parametrize("more", [{}, {"logprobs": True}, {"n": 2}])
+@pytest.mark.parametrize(
+    ("path", "asked"), [("chat/completions", {"messages": USER}), ("completions", {"prompt": ["hi", "ho"]})]
+)
+def test_usage_in_every_chunk(served: Served, path: str, asked: dict[str, Any], more: dict[str, Any]) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    *chunks, last, done = events(
+        served.http.post(f"/v1/{path}", json={**asked, **more, "stream": True, "stream_options": options})
+    )
+    assert done == DONE and last["choices"] == []
+    answers: dict[int, list[dict[str, Any]]] = {}
+    for chunk in chunks:
+        answers.setdefault(chunk["choices"][0]["index"], []).append(chunk["usage"])
+    for usages in answers.values():
+        counts = [usage["completion_tokens"] for usage in usages]
+        assert counts == sorted(counts) and counts[0] < counts[-1] == LENGTH
+        assert {usage["prompt_tokens"] for usage in usages} == {usages[-1]["prompt_tokens"]} != {0}
+    assert last["usage"]["completion_tokens"] == LENGTH * len(answers)
+
+
+@pytest.mark.parametrize("options", [{}, {"include_usage": None}, {"include_usage": True}])
+@pytest.mark.parametrize(("path", "asked"), [("chat/completions", {"messages": USER}), ("completions", {"prompt": "hi"})])
+def test_stream_options_are_for_streams(served: Served, path: str, asked: dict[str, Any], options: Any) -> None:
+    for more in ({}, {"stream": False}):
+        answer = served.http.post(f"/v1/{path}", json={**asked, **more, "stream_options": options})
+        assert answer.status_code == 400 and answer.json()["error"]["param"] == "stream_options"
+    assert served.http.post(f"/v1/{path}", json={**asked, "stream_options": None}).status_code == 200
+
+
+def test_what_vllm_has_in_every_answer(served: Served) -> None:
+    chat = served.http.post("/v1/chat/completions", json={"messages": USER, "stop": "w"}).json()
+    text = served.http.post("/v1/completions", json={"prompt": "hi"}).json()
+    assert chat["choices"][0]["stop_reason"] == "w" and text["choices"][0]["stop_reason"] is None
+    for places in ((chat, chat["choices"][0]), (text["choices"][0],) * 2):
+        assert (places[0]["prompt_logprobs"], places[0]["prompt_token_ids"], places[1]["token_ids"]) == (None, None, None)
+
+
 @pytest.mark.parametrize("options", [None, {}, {"include_usage": None}, {"include_usage": False}])
 def test_no_usage_unless_asked_for(served: Served, options: Any) -> None:
     body = {"messages": USER, "stream": True, "stream_options": options}
@@ -148,7 +185,8 @@ PROMPTS: dict[str, tuple[Any, list[str]]] = {
 def test_prompts(served: Served, prompt: Any, texts: list[str], stream: bool) -> None:
     by_prompt(served)
     answers = [""] * len(texts) * 2
-    body = {"prompt": prompt, "n": 2, "seed": 0, "stream": stream, "stream_options": {"include_usage": True}}
+    options = {"include_usage": True} if stream else None
+    body = {"prompt": prompt, "n": 2, "seed": 0, "stream": stream, "stream_options": options}
     response = served.http.post("/v1/completions", json=body)
     parts = events(response)[:-1] if stream else [response.json()]
     for part in parts:
@@ -398,5 +436,5 @@ def test_token_ids_of_completions(served: Served) -> None:
 
 def test_no_token_ids_unless_asked_for(served: Served) -> None:
     for path, body in (("/v1/chat/completions", {"messages": USER}), ("/v1/completions", {"prompt": "hi"})):
-        assert "token_ids" not in served.http.post(path, json=body).text
+        assert served.http.post(path, json=body).json()["choices"][0]["token_ids"] is None
         assert "token_ids" not in served.http.post(path, json={**body, "stream": True}).text
