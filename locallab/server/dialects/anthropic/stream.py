@@ -36,6 +36,11 @@ class ToolUseBlock(msgspec.Struct, tag="tool_use"):
     input: dict[str, Any]
 
 
+class CacheCreation(msgspec.Struct):
+    ephemeral_5m_input_tokens: int
+    ephemeral_1h_input_tokens: int
+
+
 class MessageUsage(msgspec.Struct):
     """Token counts of the request; cached tokens are counted apart from the input."""
 
@@ -43,6 +48,9 @@ class MessageUsage(msgspec.Struct):
     cache_creation_input_tokens: int
     cache_read_input_tokens: int
     output_tokens: int
+    server_tool_use: None
+    cache_creation: CacheCreation
+    service_tier: Literal["standard"]
 
 
 class MessageAnswer(msgspec.Struct):
@@ -55,21 +63,31 @@ class MessageAnswer(msgspec.Struct):
     content: list[TextBlock | ThinkingBlock | ToolUseBlock]
     stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
     stop_sequence: Annotated[str | None, Meta(description="the stop sequence that ended the answer")]
+    container: None
     usage: MessageUsage
 
 
-def usage_body(usage: Usage) -> dict[str, int]:
-    """Return a MessageUsage."""
+SERVICE = {
+    "cache_creation": {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 0},
+    "service_tier": "standard",
+}
+"""What the usage of a message has besides that of an event: no prompt is charged for the cache."""
+
+
+def usage_body(usage: Usage) -> dict[str, Any]:
+    """Return the usage of an event; with SERVICE it is a MessageUsage."""
     return {
         "input_tokens": usage.prompt_tokens - usage.cached_tokens,
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": usage.cached_tokens,
         "output_tokens": usage.completion_tokens,
+        "server_tool_use": None,
     }
 
 
 def _message(model: str, content: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    return {"id": f"msg_{secrets.token_hex(12)}", "type": "message", "role": "assistant", "model": model, "content": content}
+    head = {"id": f"msg_{secrets.token_hex(12)}", "type": "message", "role": "assistant", "model": model}
+    return {**head, "content": content, "container": None}
 
 
 def _ending(end: End, stop: str | None) -> dict[str, Any]:
@@ -106,7 +124,7 @@ class AnthropicFormatter(Collector):
         text = [{"type": "text", "text": whole.text}] if whole.text or not whole.calls else []
         calls = [{"type": "tool_use", "id": c.id, "name": c.name, "input": _input(c.arguments)} for c in whole.calls]
         message = _message(self._model, [*thinking, *text, *calls])
-        return {**message, **_ending(end, answer.stop), "usage": usage_body(end.usage)}
+        return {**message, **_ending(end, answer.stop), "usage": {**usage_body(end.usage), **SERVICE}}
 
     def encode(self, items: list[Item]) -> bytes:
         events = [*self._start()]
@@ -144,7 +162,7 @@ class AnthropicFormatter(Collector):
         """Yield the event that comes first, once."""
         if not self._started:
             self._started = True
-            usage = usage_body(Usage(self._prompt_tokens, 0, 0))
+            usage = {**usage_body(Usage(self._prompt_tokens, 0, 0)), **SERVICE}
             start = {**_message(self._model, []), "stop_reason": None, "stop_sequence": None, "usage": usage}
             yield typed_event({"type": "message_start", "message": start})
 
