@@ -53,7 +53,7 @@ class Answer:
 
     def begin(self, prompt: Seq[int], limit: int) -> None:
         """Make the sampler and show it the prompt; `limit` is the most tokens that prompt and answer may have. Called with the
-        first logits, so that a request that never gets that far costs nothing. Raises EngineFailure."""
+        first logits, so that a request that never gets that far costs nothing. Raises InvalidField."""
         self._sampler = Sampler(self.params, self._model, limit, self._rules)
         self._sampler.read(prompt)
         self._sampler.accept(self.certain)
@@ -73,7 +73,7 @@ class Answer:
         """Return the tokens that come next: those that are certain, or one sampled from `logits`, the context's own of batch
         entry `output`, and those that it makes certain. Empty when nothing may follow.
 
-        Mutates `logits` where a grammar or the request forbids tokens. Raises EngineFailure when the grammar cannot be
+        Mutates `logits` where a grammar or the request forbids tokens. Raises InvalidField when the grammar cannot be
         followed.
         """
         assert self._sampler is not None, "begin comes first"

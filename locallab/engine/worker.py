@@ -23,7 +23,7 @@ from locallab.engine.scheduler import Scheduler
 from locallab.engine.sequence import UNPLACED, Sequence
 from locallab.engine.step_plan import Chunk
 from locallab.engine.totals import Totals
-from locallab.errors import EngineClosed, EngineFailure, engine_failure
+from locallab.errors import EngineClosed, EngineFailure, InvalidField, engine_failure
 
 logger = logging.getLogger(__name__)
 
@@ -359,10 +359,12 @@ class Worker:
 
     def _fail(self, sequence: Sequence, error: Exception) -> None:
         """End a sequence by an error of its own."""
-        if not isinstance(error, EngineFailure):
-            logger.error("a request failed", exc_info=error)
+        if not isinstance(error, InvalidField):  # a grammar that cannot be followed is the client's
+            if not isinstance(error, EngineFailure):
+                logger.error("a request failed", exc_info=error)
+            error = engine_failure(error)
         if sequence.id in self._sequences:
-            self._end(sequence, "error", error=engine_failure(error))
+            self._end(sequence, "error", error=error)
 
     def _forget(
         self, sequence: Sequence, reason: FinishReason, last: TokenEvent | None = None, error: Exception | None = None

@@ -6,8 +6,7 @@ import re
 
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
-RULES = 1000
-"""Maximum rules of a grammar: the converter's time grows with their square."""
+from locallab.engine.grammar.bounds import RULES
 
 _PARTS = re.compile(
     r"""
@@ -32,7 +31,7 @@ def to_lark(source: str) -> str:
     rules = [match["name"] for match in _PARTS.finditer(source) if match["definition"]]
     if "root" not in rules:
         raise ValueError("there is no rule named root")
-    if len(rules) > RULES:
+    if len(rules) > RULES:  # the converter's time grows with their square
         raise ValueError(f"must have at most {RULES} rules, has {len(rules)}")
     names = {name: f"r{number}" for number, name in enumerate(rules)}
     if len(names) < len(rules):

@@ -8,10 +8,10 @@ import threading
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLMatcher, LLTokenizer
 
 from locallab.engine import stacks
-from locallab.engine.grammar import gbnf, json_schema
+from locallab.engine.grammar import bounds, gbnf, json_schema
 from locallab.engine.grammar.guide import Guide
 from locallab.engine.llama import Model
 from locallab.engine.request import Constraint
@@ -19,10 +19,6 @@ from locallab.errors import EngineClosed, InvalidField
 
 CAPACITY = 64
 """Maximum number of compiled constraints kept."""
-LONGEST = 1 << 18
-"""Maximum characters of a schema or grammar; the worst takes a second to compile."""
-RULES = 1000
-"""Maximum rules of a grammar: beyond it, compile time may grow with their cube."""
 STACK = 256 << 20
 """Address space in bytes for the stack of the compiling thread."""
 LONGEST_REASON = 400
@@ -42,7 +38,6 @@ _PROBE = f"{string.printable}  é世😀"
 _STRING = r'"(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*"'
 _EMBEDDED = re.compile(r'"(?:\\.|[^"\\])*"?|//.*|#.*|/(?:\\.|[^/\\\n])*/?|(?P<json>%json\s*)\{')
 _STRINGS = re.compile(rf"\s*\[\s*{_STRING}(?:\s*,\s*{_STRING})*\s*\]\s*")
-_RULE = re.compile(r"^\s*[?!]?\w+[^:\n]*:", re.MULTILINE)
 _DISPLAY = re.compile(r"\n *[0-9]+ \| ")
 
 _PLACE = re.compile(r"^at \S+ failed to compile JSON schema: ")
@@ -66,7 +61,6 @@ class Grammars:
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        self._limits = LLParserLimits(verbose_errors=False)
         self._guides: OrderedDict[Constraint, Guide] = OrderedDict()
         self._lock = threading.Lock()
         self._tokenizer: LLTokenizer | None = None
@@ -138,7 +132,7 @@ class Grammars:
             raise InvalidField(
                 constraint.field, "cannot be enforced: the tokenizer of this model does not keep texts as they are"
             )
-        matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
+        matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=bounds.LIMITS)
         problems = [matcher.get_error()] if matcher.is_error() else matcher.get_grammar_warnings()
         if not problems:
             trial = matcher.deep_copy()  # some grammars fail only when they are first used
@@ -147,7 +141,7 @@ class Grammars:
             problems = [trial.get_error()] if trial.is_error() else []
         if problems:
             raise InvalidField(constraint.field, _reason(constraint, problems[0]))
-        return Guide(matcher)
+        return Guide(matcher, constraint.field)
 
 
 def _tokenizer(model: Model) -> LLTokenizer:
@@ -165,29 +159,25 @@ def _tokenizer(model: Model) -> LLTokenizer:
 def to_llguidance(constraint: Constraint) -> str:
     """Return llguidance's grammar for a constraint. Raises ValueError with the reason when there is none."""
     source = constraint.source
-    if len(source) > LONGEST:
-        raise ValueError(f"must have at most {LONGEST} characters, has {len(source)}")
+    bounds.check_length(source)
     match constraint.kind:
         case "json_object":
             return _schema('{"type": "object"}')
         case "json_schema":
             return _schema(source)
         case "regex":
+            bounds.check_regex([source])
             return str(LLMatcher.grammar_from_regex(source))
         case "lark":
-            return _lark(_with_layout(source))
+            return str(LLMatcher.grammar_from_lark(_with_layout(source)))
         case "gbnf":
-            return _lark(gbnf.to_lark(source))
+            bounds.check_length(source, bounds.LONGEST_RULES)
+            return str(LLMatcher.grammar_from_lark(_with_layout(gbnf.to_lark(source))))
         case "choice":
             if not _STRINGS.fullmatch(source):
                 raise ValueError("must be a list of at least one string")
-            return _lark(f"start: {' | '.join(re.findall(_STRING, source))}")  # Lark writes strings as JSON does
-
-
-def _lark(source: str) -> str:
-    if len(_RULE.findall(source)) > RULES:
-        raise ValueError(f"must have at most {RULES} rules")
-    return str(LLMatcher.grammar_from_lark(source))
+            # Lark writes strings as JSON does
+            return str(LLMatcher.grammar_from_lark(f"start: {' | '.join(re.findall(_STRING, source))}"))
 
 
 def _schema(source: str) -> str:
@@ -203,17 +193,24 @@ def _schema(source: str) -> str:
 
 
 def _with_layout(source: str) -> str:
-    """Return a Lark grammar whose embedded schemas are exact and have the layout of a schema that stands alone."""
-    parts, end = [], 0
+    """Return a Lark grammar whose embedded schemas are exact and have the layout of a schema that stands alone.
+
+    Raises ValueError for one that is too large.
+    """
+    parts, outline, end = list[str](), list[str](), 0
     while match := _EMBEDDED.search(source, end):
         begin, end = end, match.end("json") if match["json"] else match.end()
         parts.append(source[begin:end])
+        outline.append(source[begin : match.start()] + (match[0] if match[0][0] == "/" and match[0][1:2] != "/" else ""))
         if match["json"]:
+            if len(parts) > 2 * bounds.RULES:
+                raise ValueError(f"must have at most {bounds.RULES} schemas")
             schema, end = json_schema.parse(source, end)
             layout = schema.get("x-guidance", {})
             if isinstance(layout, dict):
                 schema["x-guidance"] = {**json_schema.parse(_LAYOUT, 0)[0], **layout}
             parts.append(json_schema.make_exact(schema))
+    bounds.check_rules("".join([*outline, source[end:]]))
     return "".join([*parts, source[end:]])
 
 

@@ -5,18 +5,23 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
 from llguidance import LLExecutor, LLMatcher
 
-from locallab.errors import EngineFailure
+from locallab.errors import EngineFailure, InvalidField
 
 logger = logging.getLogger(__name__)
 
 THREADS = 4
 """Maximum masks computed at once; more would take cores from llama.cpp."""
+SLOW = 0.02
+"""Seconds for a step's masks from which they are computed and timed one by one."""
+GRACE, PER_TOKEN = 1.0, 0.005
+"""Seconds of a core that the grammar of one answer may take in all: at first, and more with each token."""
 
 
 class Guide:
@@ -27,9 +32,13 @@ class Guide:
     must have computed the mask.
     """
 
-    def __init__(self, matcher: LLMatcher) -> None:
-        """Take a matcher at the start of an answer; the tokens that every answer begins with are due. Raises EngineFailure."""
+    def __init__(self, matcher: LLMatcher, field: str = "grammar") -> None:
+        """Take a matcher at the start of an answer; the tokens that every answer begins with are due. `field` names the grammar
+        in errors. Raises InvalidField."""
         self.matcher = matcher
+        self.slow = False
+        self._field = field
+        self._allowed = GRACE
         self.mask: npt.NDArray[np.int32] | None = None
         self.due: list[int] = []
         self._force()
@@ -46,11 +55,17 @@ class Guide:
         return other
 
     def accept(self, *tokens: int) -> None:
-        """Advance by `tokens` (mutates); what must follow them is due. Raises EngineFailure."""
+        """Advance by `tokens` (mutates); what must follow them is due. Raises InvalidField."""
+        began = time.thread_time()
         self.mask = None
         self.matcher.consume_tokens(list(tokens))
         self._check()
         self._force()
+        self.spend(time.thread_time() - began - PER_TOKEN * len(tokens))
+
+    def spend(self, seconds: float) -> None:
+        """Count the time that a core has worked for this answer; what exceeds the budget ends it at the next check."""
+        self._allowed -= seconds
 
     def take(self) -> list[int]:
         """Return the tokens that are due, and clear them."""
@@ -60,7 +75,7 @@ class Guide:
     def restrict(self, logits: npt.NDArray[np.float32]) -> None:
         """Set the logits of tokens that may not come next to -inf (mutates `logits`).
 
-        Raises EngineFailure when the grammar has become too complex to follow.
+        Raises InvalidField when the grammar has become too complex to follow.
         """
         self._check()
         if self.mask is None:
@@ -78,7 +93,9 @@ class Guide:
 
     def _check(self) -> None:
         if self.matcher.is_error():
-            raise EngineFailure(f"the grammar cannot be followed: {self.matcher.get_error().partition(chr(10))[0]}")
+            raise InvalidField(self._field, f"the grammar cannot be followed: {self.matcher.get_error().partition(chr(10))[0]}")
+        if self._allowed < 0:
+            raise InvalidField(self._field, "the grammar cannot be followed: finding the tokens that it allows takes too long")
 
 
 class Masks:
@@ -132,9 +149,20 @@ class Masks:
 
     def _compute_together(self, guides: list[Guide]) -> None:
         assert self._executor is not None
-        masks = np.empty((len(guides), self._words), np.int32)
-        matchers = [(guide.matcher, row) for row, guide in enumerate(guides)]
-        self._executor.unsafe_compute_mask_ptr(matchers, masks.ctypes.data, 4 * self._words, len(guides))
+        masks, began = np.empty((len(guides), self._words), np.int32), time.perf_counter()
+        quick = [(guide.matcher, row) for row, guide in enumerate(guides) if not guide.slow]
+        if quick:
+            self._executor.unsafe_compute_mask_ptr(quick, masks.ctypes.data, 4 * self._words, len(guides))
+        late = time.perf_counter() - began > SLOW
+        for guide, mask in zip(guides, masks, strict=True):
+            if guide.slow:
+                began = time.thread_time()
+                guide.matcher.unsafe_compute_mask_ptr(mask.ctypes.data, 4 * self._words)
+                seconds = time.thread_time() - began
+                guide.spend(seconds)
+                guide.slow = seconds > SLOW / 4
+            else:
+                guide.slow = late
         np.invert(masks, out=masks)
         for guide, mask in zip(guides, masks, strict=True):
             guide.mask = mask

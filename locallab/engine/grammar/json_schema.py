@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from decimal import Decimal
 from typing import Any
 
+from locallab.engine.grammar.bounds import check_copies, check_schemas
 from locallab.engine.grammar.regex import is_unwritable, translate
 
 _SCHEMAS = ("$defs", "definitions", "properties", "patternProperties", "dependentSchemas")
@@ -93,6 +94,8 @@ def make_exact(schema: dict[str, Any]) -> str:
     Raises ValueError with the keyword that cannot be enforced.
     """
     schemas = _subschemas(schema)
+    check_schemas(schemas)
+    check_copies(schema, lambda reference: next(_targets(reference, schema, schema), None))
     for each in schemas:
         _drop_what_says_nothing(each)
         _check(each)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _PATTERN = re.compile(
-    r"\\[xu]\{[0-9a-fA-F]+\}|\\x[0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\c[a-zA-Z]|\\[pP](?:\{[^}]*\}|\w)|\\.|\(\?[a-zA-Z-]+[:)]|.",
+    r"\\[xu]\{[0-9a-fA-F]+\}|\\x[0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\c[a-zA-Z]|\\[pP](?:\{[^{}\\]{0,64}\}|\w)|\\.|\(\?[a-zA-Z-]+[:)]|.",
     re.DOTALL,
 )
 _ANY = r"[^\n\r\x{2028}\x{2029}]"

@@ -14,9 +14,10 @@ import jsonschema
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from llguidance import LLParserLimits
 
 from locallab.engine import Constraint, SamplingParams, TextEngine
-from locallab.engine.grammar import grammars
+from locallab.engine.grammar import bounds, grammars
 from locallab.errors import EngineClosed, InvalidField
 from tests.support import damaged_gguf, tiny_gguf
 from tests.support.live_engine import Answer, agree, ask, check, running
@@ -239,7 +240,7 @@ REFUSED: list[tuple[str, str, str]] = [
     ("lark", 'start: %json {"minProperties": 3}', "minProperties"),
     ("gbnf", "root ::= other", "'other' is used, but not defined"),
     ("lark", "start: a0\n" + "".join(f"a{i}: a{i + 1}\n" for i in range(1000)) + 'a1000: "x"', "at most 1000 rules"),
-    ("regex", "a" * (grammars.LONGEST + 1), "at most 262144 characters, has 262145"),
+    ("regex", "a" * (bounds.LONGEST + 1), "at most 262144 characters, has 262145"),
 ]
 
 
@@ -264,7 +265,7 @@ def test_references_that_lead_on_for_thousands_of_steps_are_followed(engine: Tex
 def test_much_nonsense_is_refused_without_ado(engine: TextEngine, begin: str, part: str) -> None:
     """It neither hangs nor ends the process; a comment is none."""
     kind, _, text = begin.partition(" ")
-    source = (text + part * grammars.LONGEST)[: grammars.LONGEST]
+    source = (text + part * bounds.LONGEST)[: bounds.LONGEST]
     try:
         engine.prepare(Constraint(kind, source))  # type: ignore[arg-type]
     except InvalidField as error:
@@ -375,13 +376,14 @@ def test_a_request_cancelled_in_mid_answer_leaves_the_others_alone(engine: TextE
     assert re.fullmatch("[cd]{20}", checked(other).text)
 
 
-def test_a_grammar_that_grows_too_complex_ends_its_request_only(path: Path) -> None:
+def test_a_grammar_that_grows_too_complex_ends_its_request_only(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "LIMITS", LLParserLimits(step_max_items=400, verbose_errors=False))
     with running(path) as engine:
-        engine._grammars._limits = grammars.LLParserLimits(step_max_items=400, verbose_errors=False)
         lost = begin(engine, "lark", 'start: x\nx: "a" | "b" | x x', ignore_eos=True)
         fine = begin(engine, "regex", "[cd]{20}")
         assert lost.reason == "error" and lost.tokens
         assert lost.last is not None and "the grammar cannot be followed" in str(lost.last.error)
+        assert isinstance(lost.last.error, InvalidField) and lost.last.error.field == "grammar"
         assert re.fullmatch("[cd]{20}", checked(fine).text)
 
 

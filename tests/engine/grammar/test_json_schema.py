@@ -16,7 +16,7 @@ from llguidance import LLMatcher, LLTokenizer
 
 from locallab.chat.json_schema import relaxed
 from locallab.engine import Constraint, SamplingParams, TextEngine
-from locallab.engine.grammar import grammars
+from locallab.engine.grammar import bounds, grammars
 from locallab.errors import InvalidField
 from tests.support import tiny_gguf
 from tests.support.live_engine import Answer, running
@@ -559,7 +559,7 @@ def test_depth_is_no_danger(engine: TextEngine, depth: int) -> None:
         engine.prepare(Constraint("json_schema", source))
         return
     with pytest.raises(InvalidField, match=r"recursion|too deeply"):
-        engine.prepare(Constraint("json_schema", source[: grammars.LONGEST]))
+        engine.prepare(Constraint("json_schema", source[: bounds.LONGEST]))
 
 
 def test_hundreds_of_schemas_hold_the_answers_of_a_wild_model(engine: TextEngine) -> None:
