@@ -34,6 +34,11 @@ import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+LONGEST_NAME = 256
+"""Characters of a model's name up to which similar ones are looked for: the time grows with their square."""
+LONGEST_REASON = 4000
+"""Characters of a reason that are shown: it may quote what the client sent."""
+
 
 class LocalLabError(Exception):
     """Base of all errors that this package raises on purpose; `str(error)` is a message for users."""
@@ -51,9 +56,9 @@ class InvalidField(RequestError):
     """A field of the request is wrong; `field` is the name that the client sent."""
 
     def __init__(self, field: str, reason: str) -> None:
-        super().__init__(f"{field}: {reason}")
         self.field = field
-        self.reason = reason
+        self.reason = reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON]}..."
+        super().__init__(f"{field}: {self.reason}")
 
 
 class NoChatTemplate(InvalidField):
@@ -147,6 +152,8 @@ class UnknownModel(ModelError):
     @classmethod
     def near(cls, model_id: str, known: Mapping[str, str]) -> UnknownModel:
         """Return the error with the ids that resemble `model_id`, at most three; `known` maps names in lower case to ids."""
+        if len(model_id) > LONGEST_NAME:
+            return cls(f"{model_id[:LONGEST_NAME]}...")
         names = difflib.get_close_matches(model_id.lower(), known, n=6, cutoff=0.5)
         return cls(model_id, list(dict.fromkeys(known[name] for name in names))[:3])
 

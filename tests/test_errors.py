@@ -63,3 +63,14 @@ MESSAGES = [
 def test_message_and_what_it_carries(error: errors.LocalLabError, message: str, carried: dict[str, object]) -> None:
     assert str(error) == message
     assert {name: getattr(error, name) for name in carried} == carried
+
+
+def test_a_long_name_is_not_compared_and_not_shown_whole() -> None:
+    error = errors.UnknownModel.near("smollm2" * 200_000, {"smollm2": "smollm2"})
+    assert len(str(error)) < 400 and not error.nearest
+    assert errors.UnknownModel.near("smolm2", {"smollm2": "smollm2"}).nearest == ("smollm2",)
+
+
+def test_a_reason_quotes_only_so_much_of_what_was_sent() -> None:
+    error = errors.InvalidField("field", "got " + "x" * 1_000_000)
+    assert len(str(error)) < 4100 and str(error).startswith("field: got xxx") and error.reason.endswith("...")

@@ -6,9 +6,11 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any
 
+import msgspec
 from msgspec import Meta
 
 from locallab.chat.json_schema import closed
+from locallab.engine.grammar.bounds import LONGEST
 from locallab.engine.request import Constraint
 from locallab.errors import InvalidField
 from locallab.server.fields.sampling import Sampling
@@ -86,6 +88,8 @@ def schema_of(raw: object, field: str) -> Constraint:
     """Constrain the answer to this schema, without properties it does not name. Raises InvalidField."""
     if not isinstance(raw, Mapping | bool):
         raise InvalidField(field, "is missing" if raw is None else "expected a JSON schema")
+    if (length := len(msgspec.json.encode(raw))) > LONGEST:  # before all the work on it
+        raise InvalidField(field, f"must have at most {LONGEST} characters, has {length}")
     return Constraint("json_schema", json.dumps(closed(raw)), field)
 
 

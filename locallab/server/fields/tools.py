@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from locallab.chat.tools import Tool, ToolChoice
 from locallab.chat.tools.format import qualified
 from locallab.chat.tools.free_form import parameters as text_parameters
@@ -14,6 +16,11 @@ from locallab.errors import InvalidField
 
 MODES = {"auto": "auto", "none": "none", "required": "required", "any": "required"}
 
+
+LONGEST = 1 << 20
+"""Bytes of all tools together."""
+MOST_NAMED = 256
+"""Entries of a choice, each of which is looked for among the tools."""
 
 CUSTOM, NAMESPACE = "custom", "namespace"
 """Types of tools that only some dialects have."""
@@ -30,6 +37,8 @@ def read_tools(raw: object, notes: list[str], field: str = "tools", also: Collec
         return ()
     if not isinstance(raw, list):
         raise InvalidField(field, "expected a list")
+    if len(msgspec.json.encode(raw)) > LONGEST:
+        raise InvalidField(field, f"must have at most {LONGEST >> 20} MiB in all")
     tools: dict[str, Tool] = {}
     for index, entry in enumerate(raw):
         for tool in _tools(f"{field}[{index}]", entry, notes, also):
@@ -55,7 +64,10 @@ def read_choice(raw: object, parallel: bool | None, tools: Sequence[Tool], field
     if kind == "allowed_tools":
         inner = raw.get("allowed_tools") if isinstance(raw.get("allowed_tools"), Mapping) else raw
         assert isinstance(inner, Mapping)
-        names = tuple(name for entry in inner.get("tools") or () for name in _names(f"{field}.tools", entry, tools))
+        listed = inner.get("tools") or ()
+        if not isinstance(listed, list | tuple) or len(listed) > MOST_NAMED:
+            raise InvalidField(f"{field}.tools", f"expected a list of at most {MOST_NAMED} tools")
+        names = tuple(name for entry in listed for name in _names(f"{field}.tools", entry, tools))
         return _mode(str(inner.get("mode") or "auto"), names, at_once, tools, field)
     return _mode("required", _names(field, raw, tools), False, tools, field)
 
@@ -63,7 +75,7 @@ def read_choice(raw: object, parallel: bool | None, tools: Sequence[Tool], field
 def _mode(mode: str, names: tuple[str, ...], parallel: bool, tools: Sequence[Tool], field: str) -> ToolChoice:
     if mode not in MODES:
         raise InvalidField(field, f"unknown choice {mode!r}; known: {', '.join(MODES)}, or an object that names a function")
-    known = [tool.name for tool in tools]
+    known = dict.fromkeys(tool.name for tool in tools)
     missing = [name for name in names if name not in known]
     if missing:
         raise InvalidField(field, f"names {missing[0]!r}, which is not among the tools ({', '.join(known) or 'none given'})")

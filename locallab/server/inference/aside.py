@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from starlette.requests import Request
 from starlette.types import Receive
 
 from locallab.server.inference.generation import unless_gone
@@ -17,6 +18,8 @@ INLINE = 4096
 """Characters up to which a text is tokenized in the event loop: a millisecond."""
 LONG = 1 << 18
 """Characters from which a text takes so long that it has threads of its own."""
+JSON = 16
+"""Characters of JSON that are read in the time in which one character is tokenized."""
 ITEM = 16
 """Characters that an item of a list, or a message, counts as besides its text."""
 
@@ -50,3 +53,8 @@ async def aside(length: int, work: Callable[[Stopped], Result]) -> Result:
         return await (unless_gone(wait(), receive) if receive else wait())
     finally:
         stop.set()
+
+
+async def read_aside(request: Request, read: Callable[[], Result]) -> Result:
+    """Call `read`, which makes something of the request's body: in a thread if the body is long. Raises as `aside`."""
+    return await aside(len(await request.body()) // JSON, lambda stopped: read())

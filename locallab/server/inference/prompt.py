@@ -187,7 +187,7 @@ async def rendered(
 ) -> _Result:
     """Call a function that renders the request, all its renderings within one budget: at once if that takes milliseconds, else
     off the event loop."""
-    n_messages, length = len(request.messages), sum(len(message.content) for message in request.messages)
+    n_messages, length = len(request.messages) + len(request.tools), sum(len(message.content) for message in request.messages)
     if length <= INLINE and n_messages < MANY:
         with allotted(QUICK) as budget:
             try:

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from locallab.engine.request import Constraint
+from locallab.errors import InvalidField
+from locallab.server.fields.tools import read_choice, read_tools
 from tests.support.http_server import Serve, Served
 
 USER: Any = [{"role": "user", "content": "How is the weather in Oslo?"}]
@@ -189,3 +191,15 @@ def test_a_budget_of_reasoning_goes_to_the_engine(serve: Serve) -> None:
         served.http.post("/v1/chat/completions", json={"messages": USER, "reasoning_budget": 7})
         budget = served.engine.submitted[-1][1].reasoning
         assert budget is not None and (budget.tokens, budget.end, budget.open) == (7, "</think>", True)
+
+
+def test_tools_are_bounded_in_bytes_and_a_choice_in_names() -> None:
+    large = [{"name": "f", "parameters": {"type": "object", "description": "x" * (1 << 20)}}]
+    with pytest.raises(InvalidField, match="tools: must have at most 1 MiB in all"):
+        read_tools(large, [])
+    tools = read_tools([{"name": f"f{n}"} for n in range(4000)], [])
+    named = [{"type": "function", "name": "f0"}]
+    assert read_choice({"type": "allowed_tools", "tools": named * 256}, None, tools).names[0] == "f0"
+    for wrong in (named * 257, {"a": 1}):
+        with pytest.raises(InvalidField, match=r"tool_choice\.tools: expected a list of at most 256 tools"):
+            read_choice({"type": "allowed_tools", "tools": wrong}, None, tools)

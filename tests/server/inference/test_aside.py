@@ -8,8 +8,9 @@ import time
 from typing import Any
 
 import pytest
+from starlette.requests import Request
 
-from locallab.server.inference.aside import INLINE, LONG, RECEIVE, Stopped, aside
+from locallab.server.inference.aside import INLINE, JSON, LONG, RECEIVE, Stopped, aside, read_aside
 from locallab.server.inference.generation import ClientGone
 from tests.support.wait import PATIENCE
 
@@ -74,3 +75,17 @@ def test_what_goes_wrong_is_raised() -> None:
 
     with pytest.raises(KeyError):
         asyncio.run(aside(LONG, work))
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_a_long_body_is_read_off_the_event_loop(long: bool) -> None:
+    body = b"x" * (JSON * (INLINE + long))
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": body}
+
+    async def threads() -> tuple[threading.Thread, threading.Thread]:
+        return threading.current_thread(), await read_aside(Request({"type": "http"}, receive), threading.current_thread)
+
+    loop, reader = asyncio.run(threads())
+    assert (reader is not loop) == long

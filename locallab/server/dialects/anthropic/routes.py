@@ -19,6 +19,7 @@ from locallab.server.dialects.dialect import Dialect, Services
 from locallab.server.endpoint import Endpoint, Generating
 from locallab.server.fields.body import read
 from locallab.server.inference.answer import answer
+from locallab.server.inference.aside import read_aside
 from locallab.server.inference.lease import lease
 from locallab.server.inference.prompt import prepare_chat
 from locallab.server.reply import noted, reply
@@ -65,7 +66,7 @@ class Anthropic:
         loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
         params = body.sampling(loaded.engine.info).params(loaded.engine.info, None)
         notes: list[str] = []
-        prepared = await prepare_chat(loaded, chat_request(body, notes), params)
+        prepared = await prepare_chat(loaded, await read_aside(request, lambda: chat_request(body, notes)), params)
         model = body.model or loaded.spec.id
         formatter = AnthropicFormatter(prepared.turn, model, prompt_tokens=len(prepared.jobs[0][0]))
         return await answer(request, loaded, prepared.jobs, formatter, stream=body.stream, notes=notes)
@@ -75,7 +76,8 @@ class Anthropic:
         body = await read(request, MessagesBody)
         loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
         notes: list[str] = []
-        prepared = await prepare_chat(loaded, chat_request(body, notes), SamplingParams(), fits=False)
+        chat = await read_aside(request, lambda: chat_request(body, notes))
+        prepared = await prepare_chat(loaded, chat, SamplingParams(), fits=False)
         return noted(reply(TokenCount(len(prepared.jobs[0][0]))), notes)
 
     async def hello(self, request: Request) -> Response:

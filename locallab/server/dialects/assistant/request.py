@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import re
@@ -68,28 +69,28 @@ class AssistantBody(Sampling, kw_only=True):
 @dataclasses.dataclass(frozen=True, slots=True)
 class Question:
     """A body that was checked without a model. `model` None is the loaded one; `continues`: the prompt is the beginning of a
-    program, which the answer continues. `notes` are repairs of the history."""
+    program, which the answer continues."""
 
     body: AssistantBody
     task: str
     prompt: str
     language: str
-    history: Sequence[Message]
     model: str | None
     as_json: bool
     continues: bool
-    notes: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PreparedQuestion:
-    """A question with its job. `opening` is the program that the answer continues, if any; `turn` None: it is not a chat."""
+    """A question with its job. `opening` is the program that the answer continues, if any; `turn` None: it is not a chat.
+    `notes` are repairs of the history."""
 
     question: Question
     model: str
     job: Job
     opening: str | None = None
     turn: Turn | None = None
+    notes: Sequence[str] = ()
 
     @property
     def urgent(self) -> bool:
@@ -114,10 +115,7 @@ def check(body: AssistantBody, task: str) -> Question:
         raise InvalidField("model_id", f"{body.model_id!r} does not agree with model, which is {body.model!r}")
     continues = task == "generate" and (bool(body.suffix) or is_code(prompt))
     model = body.model_id or body.model
-    notes: list[str] = []
-    history = normalize(body.history, notes, past=True) if body.history else []
-    noted = tuple(note.replace("messages", "history", 1) for note in notes)
-    return Question(body, task, prompt, language, history, model, _as_json(body, task), continues, noted)
+    return Question(body, task, prompt, language, model, _as_json(body, task), continues)
 
 
 async def prepare_question(question: Question, loaded: Loaded, templates: Templates, longest: int) -> PreparedQuestion:
@@ -126,8 +124,9 @@ async def prepare_question(question: Question, loaded: Loaded, templates: Templa
     if question.body.suffix:  # the code around the gap is the prompt, without a template
         prompt = await gap_prompt(loaded, question.prompt, question.body.suffix)
         return PreparedQuestion(question, loaded.spec.id, (prompt, params), question.prompt)
+    history, notes = await asyncio.to_thread(_history, question.body.history) if question.body.history else ([], ())
     messages = templates.messages(
-        question.task, question.prompt, language=question.language, history=question.history, as_json=question.as_json
+        question.task, question.prompt, language=question.language, history=history, as_json=question.as_json
     )
     answer = None
     if question.as_json:
@@ -139,14 +138,20 @@ async def prepare_question(question: Question, loaded: Loaded, templates: Templa
     [job] = chat.jobs
     # A format that marks the text of an answer too does not allow us to begin it.
     if not question.continues or (chat.turn.format and chat.turn.format.whole):
-        return PreparedQuestion(question, loaded.spec.id, job, turn=chat.turn)
+        return PreparedQuestion(question, loaded.spec.id, job, turn=chat.turn, notes=notes)
     # The answer begins with the fence and the program so far. The closing fence ends it; behind a line end it may come at once.
     beginning = f"{FENCE}{question.language}\n{question.prompt}"
     options: dict[str, Any] = {"add_special": False, "parse_special": False, "fits": True}
     tokens = await aside(len(beginning), lambda stopped: loaded.engine.tokenize(beginning, **options, stopped=stopped))
     closing = (f"\n{FENCE}", FENCE) if question.prompt.endswith("\n") else (f"\n{FENCE}",)
     job = ([*job[0], *tokens], dataclasses.replace(job[1], stop=(*params.stop, *closing)))
-    return PreparedQuestion(question, loaded.spec.id, job, question.prompt, chat.turn)
+    return PreparedQuestion(question, loaded.spec.id, job, question.prompt, chat.turn, notes)
+
+
+def _history(raw: Sequence[Any]) -> tuple[list[Message], Sequence[str]]:
+    """Return the earlier messages, and what was repaired in them."""
+    notes: list[str] = []
+    return normalize(raw, notes, past=True), tuple(note.replace("messages", "history", 1) for note in notes)
 
 
 def _as_json(body: AssistantBody, task: str) -> bool:

@@ -100,7 +100,7 @@ class Assistant:
         loaded = await lease(request, self._pool, question.model, strict=True)
         prepared = await prepare_question(question, loaded, self._templates, self._settings.completion_tokens)
         formatter = AssistantFormatter(prepared)
-        stream, notes = question.body.stream, question.notes
+        stream, notes = question.body.stream, prepared.notes
         return await answer(request, loaded, [prepared.job], formatter, stream=stream, notes=notes, urgent=prepared.urgent)
 
 

@@ -22,7 +22,7 @@ from locallab.server.dialects.openai.chat import ChatBody
 from locallab.server.endpoint import Endpoint
 from locallab.server.fields.body import read, whole
 from locallab.server.fields.messages import MESSAGES
-from locallab.server.inference.aside import ITEM, Stopped, aside
+from locallab.server.inference.aside import ITEM, Stopped, aside, read_aside
 from locallab.server.inference.lease import lease
 from locallab.server.inference.prompt import plan_chat, prepare_chat, rendered
 from locallab.server.reply import noted, reply
@@ -150,7 +150,7 @@ class TokenRoutes:
         """
         body, notes = await read(request, ChatBody), list[str]()
         loaded = await self._lease(request, body.model, "text")
-        chat = body.request(notes)
+        chat = await read_aside(request, lambda: body.request(notes))
         turn = await rendered(loaded.template, chat, plan_chat, loaded, chat)
         return noted(reply(Prompt("".join(pieces(turn.prompt)))), notes)
 

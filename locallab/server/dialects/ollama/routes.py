@@ -37,6 +37,7 @@ from locallab.server.dialects.ollama.stream import (
 from locallab.server.endpoint import Generating
 from locallab.server.fields.body import read
 from locallab.server.inference.answer import answer
+from locallab.server.inference.aside import read_aside
 from locallab.server.inference.lease import afterwards, lease
 from locallab.server.inference.prompt import PreparedChat, compile_constraint, gap_prompt, prepare_chat, text_prompt
 from locallab.server.reply import reply
@@ -88,7 +89,8 @@ class Ollama:
         loaded = await self._lease(request, body)
         clock.loaded()
         notes: list[str] = []
-        prepared = await prepare_chat(loaded, conversation(body, notes), body.params(loaded.engine.info, None))
+        chat = await read_aside(request, lambda: conversation(body, notes))
+        prepared = await prepare_chat(loaded, chat, body.params(loaded.engine.info, None))
         formatter = ChatFormatter(prepared.turn, body.model or loaded.spec.id, clock)
         return await self._answer(request, loaded, prepared, body, formatter, notes)
 

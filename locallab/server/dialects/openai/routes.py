@@ -24,6 +24,7 @@ from locallab.server.dialects.openai.stream import ChatFormatter, CompletionForm
 from locallab.server.endpoint import Endpoint, Generating
 from locallab.server.fields.body import read
 from locallab.server.inference.answer import answer
+from locallab.server.inference.aside import read_aside
 from locallab.server.inference.lease import lease
 from locallab.server.inference.prompt import prepare_chat
 from locallab.server.reply import noted, reply
@@ -60,7 +61,7 @@ class OpenAI:
         loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
         params = body.params(loaded.engine.info, None)
         notes: list[str] = []
-        prepared = await prepare_chat(loaded, body.request(notes), params, body.n or 1)
+        prepared = await prepare_chat(loaded, await read_aside(request, lambda: body.request(notes)), params, body.n or 1)
         formatter = ChatFormatter(
             Head.make("chatcmpl", body.model or loaded.spec.id, {"service_tier": TIER, "system_fingerprint": FINGERPRINT}),
             prepared.turn,
@@ -78,7 +79,8 @@ class OpenAI:
         """Count the tokens of a conversation without answering it, as llama.cpp's server does."""
         body, notes = await read(request, ChatBody), list[str]()
         loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
-        prepared = await prepare_chat(loaded, body.request(notes), SamplingParams(), fits=False)
+        chat = await read_aside(request, lambda: body.request(notes))
+        prepared = await prepare_chat(loaded, chat, SamplingParams(), fits=False)
         return noted(reply(PromptTokenCount("response.input_tokens", len(prepared.jobs[0][0]))), notes)
 
     async def completions(self, request: Request) -> ASGIApp:

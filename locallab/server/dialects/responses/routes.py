@@ -26,6 +26,7 @@ from locallab.server.dialects.responses.truncation import prepare_fitting
 from locallab.server.endpoint import Endpoint, Generating
 from locallab.server.fields.body import read
 from locallab.server.inference.answer import answer
+from locallab.server.inference.aside import read_aside
 from locallab.server.inference.lease import lease
 from locallab.server.inference.prompt import prepare_chat
 from locallab.server.reply import noted, reply
@@ -84,7 +85,7 @@ class Responses:
         before, items = self._conversation(owner, body)
         loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
         params = body.params(loaded.engine.info, None)
-        chat = chat_request(body, before, items, notes)
+        chat = await read_aside(request, lambda: chat_request(body, before, items, notes))
         prepared = await prepare_fitting(loaded, chat, params, notes, truncate=body.truncation == "auto")
         frame = Frame.make(**echo(body, body.model or loaded.spec.id, chat.tools, params))
 
@@ -105,7 +106,8 @@ class Responses:
     async def input_tokens(self, request: Request) -> ASGIApp:
         """Count the tokens of a conversation without answering it."""
         body, notes = await read(request, ResponsesBody), list[str]()
-        chat = chat_request(body, *self._conversation(_owner(request), body), notes)
+        before, items = self._conversation(_owner(request), body)
+        chat = await read_aside(request, lambda: chat_request(body, before, items, notes))
         loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
         prepared = await prepare_chat(loaded, chat, SamplingParams(), fits=False)
         return noted(reply(PromptTokenCount("response.input_tokens", len(prepared.jobs[0][0]))), notes)
@@ -143,17 +145,21 @@ class Responses:
             before = self._store.conversation(owner, body.previous_response_id) if body.previous_response_id else []
         except UnknownResponse as error:
             raise InvalidField("previous_response_id", str(error)) from None
-        return before, [self._resolved(owner, index, item) for index, item in enumerate(body.items())]
+        return before, self._resolved(owner, body.items())
 
-    def _resolved(self, owner: Owner, index: int, item: Any) -> Any:
-        """Return the item; a stored one if the request only names it. Raises InvalidField."""
-        kind = item_type(item)
-        if not isinstance(item, Mapping) or kind not in ("item_reference", None) or (kind is None and "id" not in item):
-            return item
-        found = self._store.item(owner, str(item.get("id")))
-        if found is None:
-            raise InvalidField(f"input[{index}].id", f"no item {item.get('id')!r} is stored; send the item itself")
-        return found
+    def _resolved(self, owner: Owner, items: list[Any]) -> list[Any]:
+        """Return the items, with stored ones in place of those that the request only names. Raises InvalidField."""
+        ids = {index: str(item.get("id")) for index, item in enumerate(items) if _is_reference(item)}
+        stored = self._store.items(owner, ids.values())
+        for index, item_id in ids.items():
+            if item_id not in stored:
+                raise InvalidField(f"input[{index}].id", f"no item {item_id!r} is stored; send the item itself")
+        return [stored[ids[index]] if index in ids else item for index, item in enumerate(items)]
+
+
+def _is_reference(item: Any) -> bool:
+    kind = item_type(item)
+    return isinstance(item, Mapping) and (kind == "item_reference" or (kind is None and "id" in item))
 
 
 def _owner(request: Request) -> Owner:

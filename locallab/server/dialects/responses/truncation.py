@@ -6,6 +6,7 @@ import dataclasses
 
 from locallab.chat.turn import ChatRequest
 from locallab.engine.request import SamplingParams
+from locallab.errors import ContextLengthExceeded
 from locallab.pool import Loaded
 from locallab.server.inference.prompt import PreparedChat, prepare_chat
 
@@ -14,27 +15,32 @@ async def prepare_fitting(
     loaded: Loaded, request: ChatRequest, params: SamplingParams, notes: list[str], *, truncate: bool
 ) -> PreparedChat:
     """Prepare as `prepare_chat`; with `truncate`, drop as few of the oldest turns as needed to fit, if the last turn does."""
-    whole = await prepare_chat(loaded, request, params, fits=False)
-    if not truncate or _fits(loaded, whole):
+    if not truncate:
+        return await prepare_chat(loaded, request, params, fits=False)
+    if whole := await _fitting(loaded, request, params):
         return whole
     # Without the oldest turn, the two oldest, and so on. A turn begins with the user; system messages at the beginning stay.
-    messages = request.messages
+    messages, best = request.messages, None
     start = next((i for i, message in enumerate(messages) if message.role != "system"), len(messages))
     turns = [i for i, message in enumerate(messages) if message.role == "user" and i > start]
-    shorter = [dataclasses.replace(request, messages=[*messages[:start], *messages[turn:]]) for turn in turns]
-    low, high, best = 0, len(shorter), whole
+    low, high = 0, len(turns)
     while low < high:  # find the first that fits: each is shorter than the one before
         middle = (low + high) // 2
-        tried = await prepare_chat(loaded, shorter[middle], params, fits=False)
-        if _fits(loaded, tried):
+        shorter = dataclasses.replace(request, messages=[*messages[:start], *messages[turns[middle] :]])
+        if tried := await _fitting(loaded, shorter, params):
             high, best = middle, tried
         else:
             low = middle + 1
-    if best is not whole:
-        left_out = len(request.messages) - len(shorter[low].messages)
-        notes.append(f"input: the oldest {left_out} messages are left out, for truncation is auto and they do not fit")
+    if best is None:
+        return await prepare_chat(loaded, request, params, fits=False)
+    notes.append(f"input: the oldest {turns[low] - start} messages are left out, for truncation is auto and they do not fit")
     return best
 
 
-def _fits(loaded: Loaded, chat: PreparedChat) -> bool:
-    return len(chat.jobs[0][0]) < loaded.engine.info.context
+async def _fitting(loaded: Loaded, request: ChatRequest, params: SamplingParams) -> PreparedChat | None:
+    """Return the prepared chat; None if it does not fit."""
+    try:
+        chat = await prepare_chat(loaded, request, params)
+    except ContextLengthExceeded:
+        return None
+    return chat if len(chat.jobs[0][0]) < loaded.engine.info.context else None

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from locallab.errors import UnknownResponse
+from locallab.server.dialects.responses import store as module
 from locallab.server.dialects.responses.store import ResponseStore
 
 
@@ -32,8 +33,8 @@ def test_nobody_finds_what_is_anothers() -> None:
             store.get(owner, "a")
         with pytest.raises(UnknownResponse):
             store.remove(owner, "a")
-        assert store.item(owner, "msg_a") is None
-    assert store.item("mine", "msg_a") == {"id": "msg_a", "text": ""} and store.item("mine", "msg_") is None
+        assert store.items(owner, ["msg_a"]) == {}
+    assert store.items("mine", ["msg_a", "msg_"]) == {"msg_a": {"id": "msg_a", "text": ""}}
     assert b"msg_a" in store.get("mine", "a")
 
 
@@ -78,3 +79,23 @@ def test_bounds_hold_whatever_happens(steps: list[tuple[str, int, bool]]) -> Non
             store.put(None, body(name, text="x" * size), [number])
         kept = list(store._kept.values())
         assert len(kept) <= 4 and store._bytes == sum(each.size for each in kept) <= 1000
+
+
+def test_many_items_are_found_by_decoding_each_response_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, decoded = ResponseStore(), list[Any]()
+    for name in range(20):
+        store.put(None, body(str(name)), [{"id": f"in_{name}_{n}"} for n in range(100)])
+    once = module._items
+    monkeypatch.setattr(module, "_items", lambda kept: (decoded.append(kept), once(kept))[1])
+    ids = [f"in_{name}_{n}" for name in range(20) for n in range(100)]
+    assert [*store.items(None, ids)] == ids and len(decoded) == 20
+
+
+def test_the_newest_response_that_is_left_has_the_item() -> None:
+    store = ResponseStore(most=2)
+    for name in "abc":  # "a" makes room
+        store.put(None, body(name), [{"id": "same", "of": name}])
+    for of in "cb":
+        assert store.items(None, ["same"]) == {"same": {"id": "same", "of": of}}
+        store.remove(None, of)
+    assert store.items(None, ["same", "msg_a"]) == {} and not store._holders
