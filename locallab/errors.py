@@ -12,6 +12,7 @@ LocalLabError
 ├── AccessError               the client lacks permission
 │   ├── Unauthorized          no key, or an invalid one
 │   ├── Forbidden             a host or an origin that is not allowed
+│   │   └── AdminRequired     the key has the role "use", and the request needs "admin"
 │   └── RateLimited           too many requests: carries limit, remaining, reset and `retry_after`
 ├── ModelError
 │   ├── UnknownModel          no such id in the registry: carries the nearest ids
@@ -20,6 +21,8 @@ LocalLabError
 │   ├── ModelLoadError        the file cannot be loaded: carries the path and the reason
 │   └── SourceError           the weights cannot be fetched
 ├── Overloaded                the queue is full; carries `retry_after` in seconds
+├── KeysUnreadable            the file of API keys cannot be read, so that a key cannot be checked
+├── SaveError                 a file of LocalLab's own cannot be written: carries `path`
 ├── EngineClosed              the engine is closing or closed
 ├── EngineFailure             llama.cpp failed while computing
 │   └── EngineDied            the model's engine has ended; it is loaded again: carries `retry_after` in seconds
@@ -122,6 +125,16 @@ class Forbidden(AccessError):
     """The request's Host or Origin is not allowed; the message names the setting that allows it."""
 
 
+class AdminRequired(Forbidden):
+    """The request needs a key with the role "admin", and has one with the role "use"; `doing` names what it asks for."""
+
+    def __init__(self, doing: str) -> None:
+        super().__init__(
+            f"{doing} needs an API key with the role admin, and this one has the role use;"
+            " `locallab keys create --name NAME --role admin` creates one"
+        )
+
+
 class RateLimited(AccessError):
     """More requests than `rule`, such as "10 per 1 second", allows.
 
@@ -196,6 +209,21 @@ class Overloaded(LocalLabError):
     def __init__(self, waiting: int, retry_after: int) -> None:
         super().__init__(f"the server is busy: {waiting} requests are waiting already")
         self.retry_after = retry_after
+
+
+class KeysUnreadable(LocalLabError):
+    """The file of API keys cannot be read: the key of this request may be valid, but cannot be checked."""
+
+    def __init__(self) -> None:
+        super().__init__("the API key cannot be checked now: the file of keys cannot be read; the server's log has the details")
+
+
+class SaveError(LocalLabError):
+    """A file of LocalLab's own cannot be written; what it held before stays."""
+
+    def __init__(self, path: Path | str, reason: str) -> None:
+        super().__init__(f"cannot write {path}: {reason}")
+        self.path = Path(path)
 
 
 class EngineClosed(LocalLabError):

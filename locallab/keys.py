@@ -7,12 +7,13 @@ bits, which cannot be guessed however fast the hash is, and the key of every req
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import errno
 import hashlib
 import hmac
 import logging
-import os
+import math
 import secrets
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -21,10 +22,12 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from locallab.errors import ConfigError
+from locallab import private_files
+from locallab.errors import ConfigError, SaveError
 from locallab.settings import ServerSettings, home
 
 Tier = Literal["free", "pro"]
+Role = Literal["use", "admin"]
 
 PREFIX = "ll-"
 """Prefix of every key, by which people and secret scanners recognize one."""
@@ -32,16 +35,33 @@ PREFIX = "ll-"
 LONGEST_NAME = 64
 FIRST_NAME = "first key"
 
+SHORTEST_PUBLIC = 16
+"""Characters that --api-key needs where other machines can reach the server: a short one can be guessed."""
+
+LONGEST_SINGLE = 4096
+"""Bytes of the largest file with a single key."""
+
+LONGEST_FILE = 8 << 20
+"""Bytes of the largest file of keys: some 40,000 of them."""
+
+RETRY = 1.0
+"""Seconds until a file that could not be read is tried again."""
+
 log = logging.getLogger(__name__)
 
 
 class Key(msgspec.Struct, frozen=True):
-    """A stored key: its hash, not the key itself. `created` is in seconds since the epoch."""
+    """A stored key: its hash, not the key itself. `created` is in seconds since the epoch.
+
+    A key with the role "admin" may also load, unload and fetch models. Files of versions without roles have none: their keys
+    may do what they could do then.
+    """
 
     name: str
     tier: Tier
     sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
     created: int
+    role: Role = "admin"
 
     @property
     def id(self) -> str:
@@ -52,7 +72,7 @@ class _File(msgspec.Struct):
     keys: tuple[Key, ...]
 
 
-Version = tuple[int, int, int] | None
+Version = tuple[int, ...] | None
 """Differs after each change of the file; None if there is no file."""
 
 
@@ -66,26 +86,35 @@ class KeyStore:
         """Return the version of the file, for the price of one stat."""
         try:
             stat = self.path.stat()
-        except OSError:
-            return None
-        return stat.st_mtime_ns, stat.st_ino, stat.st_size
+        except FileNotFoundError:
+            return (errno.ENOENT,) if self.path.is_symlink() else None
+        except OSError as error:
+            return (error.errno or 0,)
+        return stat.st_mtime_ns, stat.st_ino, stat.st_size, stat.st_mode
 
     def read(self) -> tuple[Key, ...]:
         """Return all keys, oldest first. Raises ConfigError for a file that cannot be used."""
         try:
-            return msgspec.json.decode(self.path.read_bytes(), type=_File).keys
+            return msgspec.json.decode(private_files.read_regular(self.path, LONGEST_FILE), type=_File).keys
         except FileNotFoundError:
-            return ()
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise ConfigError(f"{self.path}: the file of API keys cannot be used: {reason}; repair or remove it") from None
+            if not self.path.is_symlink():
+                return ()
+            reason: object = "it is a link to a file that is missing"
+        except OSError as error:
+            reason = error.strerror
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            reason = error
+        raise ConfigError(f"{self.path}: the file of API keys cannot be used: {reason}; repair or remove it")
 
-    def create(self, name: str, tier: Tier) -> tuple[Key, str]:
-        """Add a key, and return it and its secret, which is stored nowhere. Raises ConfigError for an unusable name."""
+    def create(self, name: str, tier: Tier, role: Role = "use") -> tuple[Key, str]:
+        """Add a key, and return it and its secret, which is stored nowhere.
+
+        Raises ConfigError for an unusable name; SaveError if the file cannot be written: then it stays as it was.
+        """
         if not name.strip() or not name.isprintable() or len(name) > LONGEST_NAME:
             raise ConfigError(f"name: must be 1 to {LONGEST_NAME} printable characters, got {name!r}")
         secret = new_secret()
-        key = Key(name, tier, _digest(secret), int(time.time()))
+        key = Key(name, tier, _digest(secret), int(time.time()), role)
         with self._locked():
             keys = self.read()
             if any(each.name == name for each in keys):
@@ -94,7 +123,7 @@ class KeyStore:
         return key, secret
 
     def revoke(self, name: str) -> Key:
-        """Remove and return the key with this name, or else this id. Raises ConfigError when there is none."""
+        """Remove and return the key with this name, or else this id. Raises ConfigError when there is none, and SaveError."""
         with self._locked():
             keys = self.read()
             matches = [key for key in keys if key.name == name] or [key for key in keys if key.id == name]
@@ -106,48 +135,45 @@ class KeyStore:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Lock the file against other writers, processes and threads; readers need no lock."""
+        """Lock the file against other writers, processes and threads; readers need no lock. Raises SaveError for an OSError."""
         from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # as the model store's; imports slowly
 
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with WeakFileLock(self.path.with_suffix(".lock")):
-            yield
+        lock = self.path.with_suffix(".lock")
+        try:
+            private_files.make_folder(self.path.parent)
+            private_files.touch(lock)
+            with WeakFileLock(lock):
+                yield
+        except OSError as error:
+            raise SaveError(self.path, f"{error.strerror or error}; the keys stay as they were") from None
 
     def _write(self, keys: Iterable[Key]) -> None:
-        """Replace the file atomically: a reader sees the old one or the new one. Only its owner may read either."""
-        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix="keys-")  # has the mode 0600
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(msgspec.json.format(msgspec.json.encode(_File(tuple(keys)))))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, self.path)
-        except BaseException:
-            os.unlink(name)
-            raise
+        private_files.replace(self.path, msgspec.json.format(msgspec.json.encode(_File(tuple(keys)))))
 
 
 class Keyring:
     """The keys that a running server accepts, and whether it requires one. For one thread.
 
-    The store's file is read again whenever it has changed. A damaged file raises ConfigError at construction; later the keys
-    stay as they were, and the error is logged. `public` means that other machines can reach the server.
+    The store's file is read again whenever it has changed. An unusable file raises ConfigError at construction; later the keys
+    stay as they were, the error is logged, and a key is required until the file can be read. `public` means that other machines
+    can reach the server; `restarted`, that it died and was started again: a file without keys had some then.
     """
 
-    def __init__(self, settings: ServerSettings, store: KeyStore, public: bool = False) -> None:
+    def __init__(self, settings: ServerSettings, store: KeyStore, public: bool = False, *, restarted: bool = False) -> None:
         self.public = public
         self._auth = settings.auth
-        self._single = _single(settings.api_key)
+        self._single = _single(with_key_file(settings).api_key, public and settings.auth)
         self._store = store
         self._version = store.version()
         self._keys = store.read()
-        self._protected = False
+        self._protected = public or bool(self._single or self._keys) or (restarted and self._version is not None)
+        self._failure = ""
+        self._retry = math.inf
 
     @property
     def required(self) -> bool:
         """True if a request needs a key. Once true it stays so: revoking the last key must not open the server."""
         self._refresh()
-        self._protected = self._protected or self.public or bool(self._single or self._keys)
         return self._auth and self._protected
 
     @property
@@ -155,6 +181,11 @@ class Keyring:
         """True if more than one key is valid."""
         self._refresh()
         return len(self._single) + len(self._keys) > 1
+
+    @property
+    def readable(self) -> bool:
+        """False while the file cannot be read: a key that is not known may be in it."""
+        return not self._failure
 
     def find(self, presented: Sequence[str]) -> Key | None:
         """Return the key of the first valid secret in `presented`, comparing in constant time."""
@@ -175,14 +206,17 @@ class Keyring:
 
     def _refresh(self) -> None:
         version = self._store.version()
-        if version == self._version:
+        if version == self._version and time.monotonic() < self._retry:
             return
         self._version = version
         try:
             self._keys = self._store.read()
         except ConfigError as error:
-            log.error("%s; the keys stay as they were", error)
+            if str(error) != self._failure:
+                log.error("%s; the keys stay as they were", error)
+            self._failure, self._retry, self._protected = str(error), time.monotonic() + RETRY, True
         else:
+            self._failure, self._retry, self._protected = "", math.inf, self._protected or bool(self._keys)
             log.info("read the API keys again: %d", len(self._keys))
 
 
@@ -201,18 +235,41 @@ def ensure_key(settings: ServerSettings, store: KeyStore, public: bool) -> str |
     if not settings.auth:
         log.warning("--no-auth: anyone who can reach this server may use it without a key")
         return None
-    if settings.api_key is not None or store.read():
+    if settings.api_key is not None or settings.api_key_file is not None or store.read():
         return None
-    return store.create(FIRST_NAME, "pro")[1]
+    return store.create(FIRST_NAME, "pro", "admin")[1]
 
 
-def _single(secret: str | None) -> tuple[Key, ...]:
-    """Return the key of --api-key, if any. Raises ConfigError for an empty one: --api-key "$KEY" never means an open server."""
+def with_key_file(settings: ServerSettings) -> ServerSettings:
+    """Return the settings with the key of --api-key-file as their `api_key`. Raises ConfigError for an unusable file."""
+    if settings.api_key_file is None:
+        return settings
+    if settings.api_key is not None:
+        raise ConfigError("api_key_file: there is an api_key already; set one of the two")
+    path = Path(settings.api_key_file).expanduser()
+    try:
+        secret = private_files.read_regular(path, LONGEST_SINGLE).decode("ascii").strip()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no ASCII text"
+        raise ConfigError(f"api_key_file: {path} cannot be used: {reason}") from None
+    if not secret:
+        raise ConfigError(f"api_key_file: {path} is empty; it must hold the key")
+    return dataclasses.replace(settings, api_key=secret, api_key_file=None)
+
+
+def _single(secret: str | None, public: bool) -> tuple[Key, ...]:
+    """Return the key of --api-key, if any. Raises ConfigError for an empty one: --api-key "$KEY" never means an open server.
+    A short one is refused where the server is `public`."""
     if secret is None:
         return ()
     if not secret.isascii() or not secret.isprintable() or " " in secret or not secret:
         raise ConfigError("api_key: must be one or more ASCII characters without blanks")
-    return (Key("--api-key", "pro", _digest(secret), int(time.time())),)
+    if public and len(secret) < SHORTEST_PUBLIC:
+        raise ConfigError(
+            f"api_key: must have {SHORTEST_PUBLIC} characters or more where other machines can reach the server, got"
+            f" {len(secret)}; `locallab keys create --name NAME` creates a key that cannot be guessed"
+        )
+    return (Key("--api-key", "pro", _digest(secret), int(time.time()), "admin"),)
 
 
 def _digest(secret: str) -> str:

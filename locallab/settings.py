@@ -184,6 +184,10 @@ class ServerSettings:
         int, Meta(ge=1, description="maximum answer of /generate and /v1/completions when the request sets no limit, in tokens")
     ] = 512
     api_key: Annotated[str | None, Meta(description="API key to require, besides those of `locallab keys`")] = None
+    api_key_file: Annotated[
+        str | None,
+        Meta(description="file that holds the API key instead of --api-key, which process listings show; read at start"),
+    ] = None
     auth: Annotated[
         bool, Meta(description="require an API key: if one exists, and always beyond this machine (one is then created)")
     ] = True

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-ANYWHERE = frozenset({"", "errors", "settings", "hardware", "units", "version"})
+ANYWHERE = frozenset({"", "errors", "settings", "hardware", "units", "version", "private_files"})
 """Parts that every part may import; "" is the package itself."""
 
 PARTS: Mapping[str, frozenset[str]] = {
@@ -18,6 +18,7 @@ PARTS: Mapping[str, frozenset[str]] = {
     "hardware": frozenset(),
     "units": frozenset(),
     "version": frozenset(),
+    "private_files": frozenset(),
     "memory_model": frozenset(),
     "cache_files": frozenset(),
     "logs": frozenset(),
@@ -64,7 +65,7 @@ COMMON = frozenset({"__init__", "registry", "dialect", "answer_fields"})
 """Files of `server/dialects` that belong to no dialect."""
 NEUTRAL = tuple(
     f"locallab.server.{name}"
-    for name in ("inference", "fields", "middleware", "errors", "areas", "streaming", "reply", "endpoint")
+    for name in ("inference", "fields", "middleware", "errors", "areas", "streaming", "reply", "endpoint", "roles")
 )
 HTTP_LIBRARIES = frozenset({"starlette", "uvicorn", "sse_starlette", "httpx", "asyncio", "anyio"})
 

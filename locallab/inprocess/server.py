@@ -15,7 +15,7 @@ from locallab import settings
 from locallab.errors import ConfigError, LocalLabError, TunnelError
 from locallab.inprocess.launch import check, engine_layers, layers, open_app
 from locallab.inprocess.status import Status
-from locallab.keys import Keyring, KeyStore, new_secret
+from locallab.keys import Keyring, KeyStore, new_secret, with_key_file
 from locallab.models import Progress, Registry
 from locallab.server import runner
 from locallab.settings import EngineSettings, ServerSettings
@@ -58,7 +58,7 @@ class Server:
         for name in SUPERVISORS:
             if name in options:
                 raise ConfigError(f"{WHERE}: {name}: only `locallab serve` has a supervisor")
-        server = settings.resolve(ServerSettings, *layers(ServerSettings, WHERE, options, {"port": 0}))
+        server = with_key_file(settings.resolve(ServerSettings, *layers(ServerSettings, WHERE, options, {"port": 0})))
         engine = engine_layers(WHERE, options)
         registry = Registry.discover(server.registry)
         if server.model:

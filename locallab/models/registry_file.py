@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import yaml
 
+from locallab import private_files
 from locallab.errors import ConfigError
 from locallab.models.spec import FileSource, HubSource, ModelSpec, PypiSource, Variant
 from locallab.settings import EngineSettings, resolve
@@ -143,7 +144,7 @@ def append(path: Path, spec: ModelSpec) -> None:
     if any(spec.id.lower() == other.id.lower() for _, other in before):
         raise ConfigError(f"{path}: the id {spec.id!r} is taken already")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        private_files.make_folder(path.parent)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".models-") as folder:
             new = Path(folder) / path.name
             new.write_text(with_entry(text, spec))

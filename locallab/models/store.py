@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from locallab import private_files
 from locallab.models.spec import FileSource, HubSource, ModelSpec, Part, PypiSource, shards
 from locallab.settings import home
 
@@ -99,7 +100,7 @@ class Store:
         `remove`. Raises OSError."""
         if self.pinned(spec, part) is None:
             folder = self.pin_of(spec, part)
-            folder.mkdir(parents=True, exist_ok=True)
+            private_files.make_folder(folder)
             self._copy(self.folder(spec, part) / RECORD, folder / RECORD, spec)
 
     def pin_of(self, spec: ModelSpec, part: Part) -> Path:
@@ -123,7 +124,7 @@ class Store:
         Readers never see an incomplete file or an incomplete part. Previous files are replaced. Raises OSError.
         """
         folder = self.folder(spec, part)
-        folder.mkdir(parents=True, exist_ok=True)
+        private_files.make_folder(folder)
         (folder / RECORD).unlink(missing_ok=True)
         for file, kept in files:
             place = folder / kept.path
@@ -154,7 +155,7 @@ class Store:
         source = spec.parts[part]
         assert not isinstance(source, FileSource), "a file source has no record"
         folder = self.folder(spec, part)
-        folder.mkdir(parents=True, exist_ok=True)
+        private_files.make_folder(folder)
         with self.scratch(spec) as scratch:
             record = scratch / RECORD
             record.write_bytes(msgspec.json.format(msgspec.json.encode(Record(source, tuple(files), commit))))
@@ -192,14 +193,14 @@ class Store:
         from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
         locks = self.root / ".locks"
-        locks.mkdir(parents=True, exist_ok=True)
+        private_files.make_folder(locks)
         return WeakFileLock(locks / f"{name}.lock", timeout=timeout)
 
     @contextlib.contextmanager
     def scratch(self, spec: ModelSpec) -> Iterator[Path]:
         """Create a temporary folder on the store's file system."""
         parts = self.root / ".parts"
-        parts.mkdir(parents=True, exist_ok=True)
+        private_files.make_folder(parts)
         with tempfile.TemporaryDirectory(dir=parts, prefix=f"{_folder(spec)}-", ignore_cleanup_errors=True) as folder:
             yield Path(folder)
 
@@ -218,7 +219,7 @@ class Store:
         Only for the holder of the model's lock, like `drop_partial`.
         """
         folder = self._partials(spec) / part
-        folder.mkdir(parents=True, exist_ok=True)
+        private_files.make_folder(folder)
         for old in folder.iterdir():
             if old.name not in names:
                 old.unlink()

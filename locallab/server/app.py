@@ -82,6 +82,7 @@ def _middleware(services: Services, routes: Sequence[BaseRoute]) -> list[Middlew
     """
     settings, keyring, tunnel = services.settings, services.keyring, services.tunnel
     origins = Origins(settings.cors_origins)
+    limits = RateLimits(settings)
     trusted = networks(settings.trusted_proxies) + (AGENTS if tunnel else [])
     return [
         *([Middleware(TunnelCounter, tunnel=tunnel)] if tunnel else []),
@@ -94,8 +95,8 @@ def _middleware(services: Services, routes: Sequence[BaseRoute]) -> list[Middlew
         Middleware(Failsafe),
         Middleware(HostCheck, hosts=Hosts(settings.allowed_hosts), keyring=keyring, tunnel=tunnel),
         Middleware(OriginCheck, origins=origins, keyring=keyring),
-        Middleware(Auth, keyring=keyring, isolates=settings.isolate_cache),
-        Middleware(RateLimit, limits=RateLimits(settings)),
+        Middleware(Auth, keyring=keyring, limits=limits, isolates=settings.isolate_cache),
+        Middleware(RateLimit, limits=limits),
         Middleware(BodyLimit, mib=settings.max_body_mib),
         Middleware(ContentDecoding),
         Middleware(BodyLimit, mib=settings.max_body_mib),

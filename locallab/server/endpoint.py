@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
 
+from starlette.requests import Request
 from starlette.routing import Route
 
+from locallab.server.roles import require_admin
 from locallab.server.streaming import EVENTS
+
+ADMIN = "Where keys are required, it takes one with the role admin."
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -19,7 +24,7 @@ class Contract:
     `body` is a msgspec struct, and `answer` one, or a list or union of them; with `plain`, some clients get a text instead of
     the answer. With `streams`, the body's `stream` turns the answer into a stream of the media type `stream_type`. `errors` are
     statuses of failures besides those of every route. `summary` and `description` are the first line and the rest of the
-    handler's docstring.
+    handler's docstring. With `admin` it asks for a key with that role, where keys are required.
     """
 
     tag: str
@@ -32,6 +37,16 @@ class Contract:
     description: str = ""
     stream_type: str = EVENTS
     plain: bool = False
+    admin: bool = False
+
+
+def _for_admins(handler: Callable[..., Any], doing: str) -> Callable[..., Any]:
+    @functools.wraps(handler)
+    async def checked(request: Request) -> Any:
+        require_admin(request, doing)
+        return await handler(request)
+
+    return checked
 
 
 class Endpoint(Route):
@@ -51,10 +66,12 @@ class Endpoint(Route):
         media_type: str = "application/json",
         stream_type: str = EVENTS,
         plain: bool = False,
+        admin: bool = False,
     ) -> None:
-        super().__init__(path, handler, methods=[method])
+        super().__init__(path, _for_admins(handler, f"{method} {path}") if admin else handler, methods=[method])
         summary, _, rest = (inspect.getdoc(handler) or "").partition("\n")
-        self.contract = Contract(tag, summary, body, answer, streams, errors, media_type, rest.strip(), stream_type, plain)
+        about = "\n\n".join(filter(None, (rest.strip(), ADMIN if admin else "")))
+        self.contract = Contract(tag, summary, body, answer, streams, errors, media_type, about, stream_type, plain, admin)
 
 
 class Generating(Endpoint):

@@ -30,6 +30,7 @@ STATUS: Mapping[type[Exception], int] = {
     errors.Overloaded: 503,
     errors.EngineClosed: 503,
     errors.EngineDied: 503,
+    errors.KeysUnreadable: 503,
     Exception: 500,
 }
 """Statuses of native routes, and of other dialects without an entry of their own. The error's nearest base class counts."""

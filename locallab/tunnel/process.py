@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import yaml
 
+from locallab import private_files
 from locallab.settings import home
 
 PARTING = 2.0
@@ -36,7 +37,7 @@ class Process:
     def __init__(self, agent: Path, token: str) -> None:
         """Raises OSError."""
         root = home() / "tunnel"
-        root.mkdir(parents=True, exist_ok=True)
+        private_files.make_folder(root)
         sweep(root)
         self._folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=root))  # mode 0700
         self._config = self._folder / "ngrok.yml"

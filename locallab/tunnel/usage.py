@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from locallab import private_files
 from locallab.settings import home
 from locallab.tunnel.facts import FreePlan, MonthFacts
 
@@ -72,7 +73,7 @@ class Usage:
         with self._lock:
             if self._new == Month(self._new.month):
                 return
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            private_files.make_folder(self._path.parent)
             with open(self._path.with_suffix(".lock"), "w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)  # against other servers
                 total = self._read().plus(self._new)

@@ -27,6 +27,8 @@ from tests.support.fake_tunnel import TOKEN, FakeNgrok
 
 ASKED = [{"role": "user", "content": "Write the alphabet."}]
 
+MINE = "mine-and-long-enough"
+
 
 @pytest.fixture(scope="module")
 def server(model_path: Path) -> Iterator[locallab.Server]:
@@ -105,9 +107,9 @@ def ngrok(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeNgrok:
 
 
 def test_a_public_server(ngrok: FakeNgrok, model_path: Path) -> None:
-    with locallab.start(str(model_path), tunnel=True, ngrok_token=TOKEN, api_key="mine", context=512) as server:
+    with locallab.start(str(model_path), tunnel=True, ngrok_token=TOKEN, api_key=MINE, context=512) as server:
         assert server.url != server.local_url
-        assert server.api_key == "mine"
+        assert server.api_key == MINE
         assert httpx.get(f"{server.url}/v1/models").status_code == 401
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.api_key, max_retries=0)
         with (

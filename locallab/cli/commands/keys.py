@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import datetime
 import json
+import sys
 from typing import Any, get_args
 
 import click
 
 from locallab.cli.tables import table
-from locallab.keys import Key, KeyStore, Tier
+from locallab.keys import Key, KeyStore, Role, Tier
 
 
 @click.group("keys")
@@ -23,25 +24,41 @@ def command() -> None:
 @command.command()
 @click.option("--name", required=True, help="owner of the key; unique")
 @click.option("--tier", type=click.Choice(get_args(Tier)), default="free", show_default=True, help="rate limit of the key")
-@click.option("--json", "as_json", is_flag=True, help="print an object of key, id, name, tier and created")
-def create(name: str, tier: Tier, as_json: bool) -> None:
+@click.option(
+    "--role",
+    type=click.Choice(get_args(Role)),
+    default="use",
+    show_default=True,
+    help="what the key may do: use models, or also load, unload and fetch them",
+)
+@click.option("--json", "as_json", is_flag=True, help="print an object of key, id, name, tier, role and created")
+def create(name: str, tier: Tier, role: Role, as_json: bool) -> None:
     """Create a key and print it. It is shown only once, as LocalLab keeps only its hash."""
-    key, secret = KeyStore().create(name, tier)
-    click.echo(json.dumps({"key": secret, **_entry(key)}) if as_json else secret)
+    store = KeyStore()
+    key, secret = store.create(name, tier, role)
+    try:
+        click.echo(json.dumps({"key": secret, **_entry(key)}) if as_json else secret)
+        sys.stdout.flush()
+    except OSError:
+        store.revoke(key.id)  # nobody has seen it
+        raise
     click.echo("This key is shown only now; keep it. Clients send it as Authorization: Bearer.", err=True)
 
 
 @command.command("list")
 @click.option("--json", "as_json", is_flag=True, help="print a list of objects")
 def show(as_json: bool) -> None:
-    """List the keys by id and name; the keys themselves are not stored."""
+    """List the keys by id and name; the keys themselves are not stored.
+
+    The role says what a key may do. Keys made before there were roles are admin, as they could do everything.
+    """
     keys = KeyStore().read()
     if as_json:
         click.echo(json.dumps([_entry(key) for key in keys]))
         return
     created = (datetime.datetime.fromtimestamp(key.created).strftime("%Y-%m-%d %H:%M") for key in keys)
-    rows = ((key.id, key.name, key.tier, time) for key, time in zip(keys, created, strict=True))
-    table(("id", "name", "tier", "created"), rows)
+    rows = ((key.id, key.name, key.tier, key.role, time) for key, time in zip(keys, created, strict=True))
+    table(("id", "name", "tier", "role", "created"), rows)
 
 
 @command.command()
@@ -56,4 +73,4 @@ def revoke(name: str) -> None:
 
 
 def _entry(key: Key) -> dict[str, Any]:
-    return {"id": key.id, "name": key.name, "tier": key.tier, "created": key.created}
+    return {"id": key.id, "name": key.name, "tier": key.tier, "role": key.role, "created": key.created}

@@ -20,7 +20,7 @@ from locallab import cache_files, logs, settings
 from locallab.cli.llama_library import loading_llama
 from locallab.cli.settings_options import Layer, layers, options, server_settings, unknown
 from locallab.errors import LocalLabError
-from locallab.keys import Keyring, KeyStore, ensure_key
+from locallab.keys import Keyring, KeyStore, ensure_key, with_key_file
 from locallab.settings import EngineSettings, ServerSettings
 from locallab.supervisor import Child
 from locallab.version import __version__
@@ -45,7 +45,7 @@ def command(**flags: Any) -> int:
     """
     context = click.get_current_context(silent=True)
     child = (context and context.find_object(Child)) or Child()
-    server = server_settings(**flags)
+    server = with_key_file(server_settings(**flags))
     engine = layers(EngineSettings, flags)
     cache_files.check(settings.resolve(EngineSettings, *engine))
     with logs.configured(server.log_level, server.log_format), _stoppable(child.supervised):
@@ -89,7 +89,8 @@ def _serve(server: ServerSettings, engine: Sequence[Layer], child: Child) -> int
         url, told = runner.url(sock), child.supervision
         tunnel = configured_tunnel(server, url, announce, lambda error: log.error("no public address: %s", error))
         store = KeyStore()
-        keyring = Keyring(server, store, public=runner.is_public(sock) or tunnel is not None)
+        public = runner.is_public(sock) or tunnel is not None
+        keyring = Keyring(server, store, public, restarted=bool(told.restarts))
         pool, app, spec = running.enter_context(open_app(registry, server, engine, keyring, tunnel, told))
         if tunnel is not None:
             running.callback(tunnel.close)

@@ -12,7 +12,8 @@ LocalLab serves language models on this machine over HTTP.
 gets 400 with the field's name.
 
 **Keys.** Where the server requires an API key, send it as `Authorization: Bearer <key>`, `x-api-key: <key>` or
-`api-key: <key>`. Health checks and this description need none.
+`api-key: <key>`. Health checks and this description need none. A key with the role `use` may not load, unload or fetch
+models: that takes one with the role `admin`. After 20 wrong keys a minute from one address further ones get 429.
 
 **Limits.** Requests to native routes and `/api/v1` are counted per key, or per address without one. Counted responses carry
 `X-RateLimit-Limit`, `X-RateLimit-Remaining` and `X-RateLimit-Reset`; excess requests get 429 with `Retry-After`.
@@ -63,7 +64,7 @@ LINE: Mapping[str, Any] = {"description": "unless `stream` is false: one JSON ob
 REASONS: Mapping[int, str] = {
     400: "invalid request; the message names the field",
     401: "missing or invalid API key",
-    403: "Host or Origin not allowed",
+    403: "Host or Origin not allowed, or a request that takes a key with the role admin",
     404: "not found: a model that is unknown or not loaded, or a response that is not stored",
     413: "request body too large",
     415: "content encoding other than gzip and deflate",

@@ -13,6 +13,7 @@ from locallab.errors import InvalidField
 from locallab.pool import Loaded, Pool
 from locallab.server.inference.aside import RECEIVE
 from locallab.server.inference.generation import unless_gone
+from locallab.server.roles import check_fetch
 
 DOES: Mapping[Kind, str] = {"text": "writes text", "embedding": "makes embeddings", "reranker": "ranks documents"}
 CANNOT: Mapping[Kind | None, str] = {
@@ -60,8 +61,10 @@ async def lease(
     """Lease the model that `Pool.lease` finds until the request ends. Call it when the body has been read.
 
     Raises ClientGone when the client leaves while the model is loaded, InvalidField when the model is not of this `kind` (None:
-    any) nor of the one that will `also` do, and what `Pool.lease` and `Lease.wait` raise.
+    any) nor of the one that will `also` do, AdminRequired when the weights are not on disk and the client may not fetch them,
+    and what `Pool.lease` and `Lease.wait` raise.
     """
+    await check_fetch(request.scope["state"], pool, model_id)
     held = pool.lease(model_id, strict=strict, kind=kind)
     request.scope[HELD].callback(held.release)
     RECEIVE.set(request.receive)

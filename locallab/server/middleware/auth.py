@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Iterable, Mapping
+from typing import NoReturn
 from urllib.parse import parse_qsl, unquote_plus
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from locallab.engine import Caller
-from locallab.errors import Unauthorized
+from locallab.errors import KeysUnreadable, Unauthorized
 from locallab.keys import Key, Keyring, Tier
-from locallab.server.middleware.rate_limit import identity
+from locallab.server.middleware.rate_limit import RateLimits, identity, parse
+from locallab.server.roles import role_of
 
 QUERY = "api_key"
 KEY_SUBPROTOCOL = "locallab.key."
@@ -23,6 +25,9 @@ WRONG = "the API key is not valid"
 
 WEIGHTS: Mapping[Tier, int] = {"free": 1, "pro": 2}
 """Shares of the engine's time; that of a client without a key is the smallest."""
+
+WRONG_KEYS = parse("wrong keys", "20/minute")
+"""Limit of wrong keys from one address."""
 
 _HEADERS = (b"authorization", b"x-api-key", b"api-key")
 
@@ -77,17 +82,18 @@ def _selecting_subprotocol(send: Send) -> Send:
 
 
 class Auth:
-    """Put the client's key, or None, into scope["state"]["key"], and who calls into scope["state"]["caller"].
+    """Put the client's key, or None, into scope["state"]["key"], what it may do into `role`, and who calls into `caller`.
 
-    Raise Unauthorized if a key is required and missing or wrong.
-
-    To the app, a WebSocket whose key is revoked looks disconnected.
+    Where a key is required, raise Unauthorized if it is missing or wrong, RateLimited for too many wrong ones from an address,
+    from which a valid key still passes, and KeysUnreadable if it might be valid. To the app, a WebSocket whose key is revoked
+    looks disconnected.
     """
 
-    def __init__(self, app: ASGIApp, keyring: Keyring, isolates: bool | None = None) -> None:
+    def __init__(self, app: ASGIApp, keyring: Keyring, limits: RateLimits, isolates: bool | None = None) -> None:
         """`isolates`: each caller has prefixes of its own; None: where there are several keys."""
         self._app = app
         self._keyring = keyring
+        self._limits = limits
         self._isolates = isolates
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -97,9 +103,11 @@ class Auth:
         presented = scope["state"]["presented"]
         scope["state"]["key"] = key = self._keyring.find(presented)
         scope["state"]["caller"] = self._caller(key, scope)
+        required = self._keyring.required
+        scope["state"]["role"] = role_of(key, required)
         is_free = scope["type"] == "http" and (scope["method"] == "OPTIONS" or scope["state"]["area"] == "open")
-        if key is None and self._keyring.required and not is_free:
-            raise Unauthorized(WRONG if presented else MISSING)
+        if key is None and required and not is_free:
+            await self._refuse(scope)
         if scope["type"] == "websocket":
             receive = self._until_revoked(receive, key)
             if SUBPROTOCOL in scope.get("subprotocols", ()):
@@ -110,6 +118,12 @@ class Auth:
         id = identity(key, (scope.get("client") or ("-",))[0])
         isolates = self._keyring.several if self._isolates is None else self._isolates
         return Caller(id=id, weight=WEIGHTS[key.tier] if key else min(WEIGHTS.values()), owner=id if isolates else "")
+
+    async def _refuse(self, scope: Scope) -> NoReturn:
+        if not scope["state"]["presented"]:
+            raise Unauthorized(MISSING)
+        await self._limits.count(WRONG_KEYS, f"wrong keys of {scope['state']['caller'].id}", "wrong API keys, ")
+        raise Unauthorized(WRONG) if self._keyring.readable else KeysUnreadable
 
     def _until_revoked(self, receive: Receive, key: Key | None) -> Receive:
         async def watched() -> Message:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from locallab.errors import AccessError
+from locallab.errors import AccessError, KeysUnreadable
 from locallab.server.errors import refuse
 
 log = logging.getLogger(__name__)
@@ -41,6 +41,6 @@ class Failsafe:
         except Exception as error:
             if started:
                 raise  # the server logs it and closes the connection
-            if not isinstance(error, AccessError):
+            if not isinstance(error, (AccessError, KeysUnreadable)):
                 log.exception("%s %s failed", scope.get("method", "WS"), scope["path"])
             await refuse(scope, receive, send, error)

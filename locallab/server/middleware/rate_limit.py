@@ -135,13 +135,13 @@ def _redis(url: str) -> RedisStorage:
         raise ConfigError(f"redis_url: must be a URL such as redis://host:6379/0, got {_without_password(url)!r}") from None
 
 
-async def _count(limiter: MovingWindowRateLimiter, rate: Rate, client: str) -> RawHeaders:
+async def _count(limiter: MovingWindowRateLimiter, rate: Rate, client: str, what: str) -> RawHeaders:
     """Count in the shortest window first: what it refuses does not count in the longer ones."""
     longest = rate[-1]
     for item in rate:
         if not await limiter.hit(item, client):
             wait = max(1, math.ceil((await limiter.get_window_stats(item, client)).reset_time - time.time()))
-            raise RateLimited(str(item), longest.amount, reset=math.ceil(time.time()) + wait, retry_after=wait)
+            raise RateLimited(f"{what}{item}", longest.amount, reset=math.ceil(time.time()) + wait, retry_after=wait)
     stats = await limiter.get_window_stats(longest, client)
     headers = rate_headers(longest.amount, max(0, stats.remaining), math.ceil(stats.reset_time))
     return [(name.encode(), value.encode()) for name, value in headers.items()]
@@ -170,18 +170,18 @@ class RateLimits:
             return self._rates["pro_rate" if key is not None and key.tier == "pro" else "free_rate"]
         return self._rates.get(f"{area}_rate")
 
-    async def count(self, rate: Rate | None, client: str) -> RawHeaders:
-        """Count one request and return headers with the requests left. Raises RateLimited."""
+    async def count(self, rate: Rate | None, client: str, what: str = "") -> RawHeaders:
+        """Count one request, of the kind `what`, and return headers with the requests left. Raises RateLimited."""
         if rate is None:
             return []
         if self._shared is None or time.monotonic() < self._resume:
-            return await _count(self._memory, rate, client)
+            return await _count(self._memory, rate, client, what)
         try:
-            return await _count(self._shared, rate, client)
+            return await _count(self._shared, rate, client, what)
         except (StorageError, OSError) as error:
             self._resume = time.monotonic() + PAUSE
             log.warning("Redis fails (%s): this server counts requests alone, and tries again in %g s", error, PAUSE)
-            return await _count(self._memory, rate, client)
+            return await _count(self._memory, rate, client, what)
 
     async def close(self) -> None:
         """Close the connections to Redis, if any."""

@@ -71,11 +71,21 @@ def test_beyond_this_machine_a_key_is_made_printed_and_kept(model_path: Path) ->
         assert httpx.get(f"{base}/v1/models", headers={"authorization": f"Bearer {found[1]}"}).status_code == 200
         assert httpx.get(f"{base}/health").status_code == 200
     [key] = KeyStore().read()
-    assert key.name == FIRST_NAME and found[1] not in KeyStore().path.read_text()
+    assert (key.name, key.role) == (FIRST_NAME, "admin") and found[1] not in KeyStore().path.read_text()
     with serving(*arguments) as (_, base, text):
         assert "ll-" not in text and "Bearer YOUR_KEY" in text
         assert httpx.get(f"{base}/v1/models", headers={"x-api-key": found[1]}).status_code == 200
     assert KeyStore().read() == (key,)
+
+
+def test_the_single_key_may_come_from_a_file(model_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("sesame-open-sesame\n")
+    arguments = ["--model", str(model_path), "--port", "0", "--context", "512", "--threads", "1", "--host", "0.0.0.0"]
+    with serving(*arguments, "--api-key-file", str(tmp_path / "key")) as (_, base, text):
+        assert "ll-" not in text
+        assert httpx.get(f"{base}/v1/models").status_code == 401
+        assert httpx.get(f"{base}/v1/models", headers={"x-api-key": "sesame-open-sesame"}).status_code == 200
+    assert KeyStore().read() == ()
 
 
 WRONG = {
@@ -85,6 +95,8 @@ WRONG = {
     "allowed_hosts": (["--allowed-hosts", "http://x"], "allowed_hosts: 'http://x' is not a host name"),
     "cors_origins": (["--cors-origins", "x.example"], "cors_origins: 'x.example' is not an origin"),
     "api_key": (["--api-key", ""], "api_key: must be one or more ASCII characters"),
+    "a short api_key": (["--api-key", "short", "--host", "0.0.0.0"], "api_key: must have 16 characters or more"),
+    "api_key_file": (["--api-key-file", "/nowhere/key"], "api_key_file: /nowhere/key cannot be used: No such file"),
 }
 
 

@@ -284,3 +284,57 @@ def test_keys_do_not_travel_in_answers(serve: Serve, key: str) -> None:
     with serve() as served:
         response = served.http.get("/v1/models", headers={"x-api-key": key[:-1]})
         assert key[:-1] not in response.text + str(httpx.Headers(response.headers))
+
+
+def test_wrong_keys_of_an_address_are_limited_and_valid_ones_are_not(serve: Serve, key: str) -> None:
+    def status(secret: str, address: str = "1.2.3.4", path: str = "/v1/models") -> int:
+        return served.http.get(path, headers={"x-api-key": secret, "x-forwarded-for": address}).status_code
+
+    with serve(trusted_proxies="127.0.0.1") as served:
+        assert [status(f"wrong {number}") for number in range(25)] == [401] * 20 + [429] * 5
+        assert status(key) == status("wrong", path="/health") == 200
+        assert status("wrong", "1.2.3.5") == 401
+        headers = {"x-api-key": "wrong", "x-forwarded-for": "1.2.3.4"}
+        assert served.http.get("/v1/models", headers={"x-forwarded-for": "1.2.3.4"}).status_code == 401  # a missing key
+        for path, error in (("/generate", "detail"), ("/v1/messages", "error"), ("/v1/completions", "error")):
+            refused = served.http.post(path, json={}, headers=headers)
+            assert refused.status_code == 429 and 0 < int(refused.headers["retry-after"]) <= 60
+            assert "rate limit exceeded: wrong API keys, 20 per 1 minute; try again in" in str(refused.json()[error])
+
+
+def test_wrong_keys_of_websockets_count_too(serve: Serve, key: str) -> None:
+    with serve(routes=ROUTES) as served:
+        for _ in range(20):
+            served.http.get("/v1/models", headers={"x-api-key": "wrong"})
+        with pytest.raises(InvalidStatus) as refused:
+            websocket(served, "?api_key=wrong")
+        assert refused.value.response.status_code == 429
+        with websocket(served, f"?api_key={key}") as socket:
+            assert echo(socket)["key"] == "alice"
+
+
+def test_wrong_keys_where_none_is_required_are_no_attempts(serve: Serve) -> None:
+    with serve() as served:
+        assert {served.http.get("/v1/models", headers={"x-api-key": "any"}).status_code for _ in range(25)} == {200}
+
+
+def test_while_the_file_cannot_be_read_known_keys_pass_and_others_are_503(serve: Serve, store: KeyStore, key: str) -> None:
+    with serve() as served:
+
+        def asked(secret: str | None) -> httpx.Response:
+            return served.http.get("/v1/models", headers={"x-api-key": secret} if secret else {})
+
+        assert asked(key).status_code == 200
+        store.path.write_text("{")
+        unknown = asked("ll-" + "a" * 43)
+        assert (unknown.status_code, unknown.headers["retry-after"]) == (503, "2")
+        assert "the file of keys cannot be read" in unknown.json()["error"]["message"]
+        assert (asked(key).status_code, asked(None).status_code) == (200, 401)
+
+
+def test_a_file_that_comes_and_cannot_be_read_opens_nothing(serve: Serve, store: KeyStore) -> None:
+    with serve() as served:
+        assert served.http.get("/v1/models").status_code == 200
+        store.path.mkdir()
+        assert served.http.get("/v1/models").status_code == 401
+        assert served.http.get("/v1/models", headers={"x-api-key": "any"}).status_code == 503

@@ -31,6 +31,7 @@ from locallab.server.inference.generation import ClientGone, Generation
 from locallab.server.inference.lease import require
 from locallab.server.inference.prompt import prepare_texts
 from locallab.server.reply import cache_text
+from locallab.server.roles import State, check_fetch
 from locallab.server.streaming import dumps
 from locallab.server.websocket_protocol import RESTARTING
 from locallab.settings import ServerSettings
@@ -89,6 +90,7 @@ class Conversation:
         self._pool = pool
         self._settings = settings
         self._templates = templates
+        self._state: State = scope.get("state", {"role": "admin"})
         self._count = scope.get("state", {}).get("count")
         self._caller: Caller = scope.get("state", {}).get("caller", LOCAL)
         self._receive = receive
@@ -213,6 +215,7 @@ class Conversation:
             return problem(error)
 
     async def _stream(self, running: Running) -> dict[str, Any]:
+        await check_fetch(self._state, self._pool, running.question.model)
         async with self._pool.lease(running.question.model, strict=True, kind="text") as loaded:
             require(loaded, "text")
             prepared = await prepare_question(running.question, loaded, self._templates, self._settings.completion_tokens)

@@ -39,22 +39,19 @@ class Models:
         self._pool = pool
 
     def routes(self) -> list[BaseRoute]:
+        change: dict[str, Any] = {
+            "tag": "models",
+            "method": "POST",
+            "answer": ModelStatus,
+            "errors": (404, 503),
+            "admin": True,
+        }
         return [
             Endpoint("/models/current", self.current, tag="models", answer=ModelStatus),
             Endpoint("/models/available", self.available, tag="models", answer=AvailableModels),
             Endpoint("/models/status/{id}", self.status, tag="models", answer=ModelStatus, errors=(404,)),
-            Endpoint(
-                "/models/load", self.load, tag="models", method="POST", body=LoadBody, answer=ModelStatus, errors=(404, 503)
-            ),
-            Endpoint(
-                "/models/unload",
-                self.unload,
-                tag="models",
-                method="POST",
-                body=UnloadBody,
-                answer=ModelStatus,
-                errors=(404, 503),
-            ),
+            Endpoint("/models/load", self.load, body=LoadBody, **change),
+            Endpoint("/models/unload", self.unload, body=UnloadBody, **change),
             Endpoint("/api/v1/models/current", self.current, tag="models", answer=ModelStatus),
             Endpoint("/api/v1/models/available", self.available, tag="models", answer=AvailableModels),
         ]

@@ -13,13 +13,14 @@ from starlette.routing import BaseRoute
 
 from locallab.pool import Loaded, Pool
 from locallab.server.dialects.answer_fields import ModelName
-from locallab.server.dialects.ollama.models import untagged
+from locallab.server.dialects.ollama.models import check_load, untagged
 from locallab.server.dialects.ollama.request import seconds
 from locallab.server.endpoint import Endpoint
 from locallab.server.fields.body import check_ranges, read
 from locallab.server.inference.embedding import NAME, Dimensions, check_dimensions, first_components, json_rows, vectors
 from locallab.server.inference.lease import afterwards, lease
 from locallab.server.reply import reply
+from locallab.server.roles import is_admin
 from locallab.settings import ServerSettings
 
 
@@ -79,6 +80,8 @@ class OllamaEmbed:
         began, body = time.perf_counter_ns(), await read(request, OllamaEmbedBody)
         check_ranges(body)
         texts = [body.input] if isinstance(body.input, str) else body.input or []
+        if not texts:
+            check_load(request, self._pool, body.model, strict=self._settings.strict_models)
         loaded = await self._lease(request, body.model, body.keep_alive)
         ready = time.perf_counter_ns()
         check_dimensions(loaded, body.dimensions)
@@ -92,6 +95,8 @@ class OllamaEmbed:
     async def embed_one(self, request: Request) -> Response:
         """Embed one text, in Ollama's older shape."""
         body = await read(request, OllamaPromptBody)
+        if not body.prompt:
+            check_load(request, self._pool, body.model, strict=self._settings.strict_models)
         loaded = await self._lease(request, body.model, body.keep_alive)
         if not body.prompt:
             return reply({"embedding": []})
@@ -102,6 +107,6 @@ class OllamaEmbed:
         leaves = keep_alive is not None and seconds("keep_alive", keep_alive) == 0
         name = untagged(self._pool.registry, model) if model else None
         loaded = await lease(request, self._pool, name, strict=self._settings.strict_models, kind="embedding")
-        if leaves:
+        if leaves and is_admin(request):
             afterwards(request, lambda: self._pool.release_idle(loaded.spec.id))
         return loaded

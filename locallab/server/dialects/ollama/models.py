@@ -33,6 +33,7 @@ from locallab.server.dialects.ollama.stream import rfc3339
 from locallab.server.endpoint import Endpoint
 from locallab.server.fields.body import read
 from locallab.server.reply import reply
+from locallab.server.roles import require_admin
 from locallab.server.streaming import LINES
 from locallab.settings import ServerSettings
 from locallab.units import compact_count
@@ -167,6 +168,13 @@ def named(pool: Pool, name: str | None, *, strict: bool) -> ModelSpec | None:
         return pool.default
 
 
+def check_load(request: Request, pool: Pool, name: str | None, *, strict: bool) -> None:
+    """Raise AdminRequired if a request that only loads a model would load one, and its key may not."""
+    spec = named(pool, name, strict=strict)
+    if spec is not None and pool.get(spec.id) is None:
+        require_admin(request, "loading a model")
+
+
 def _details(pool: Pool, spec: ModelSpec) -> Details:
     path, loaded = pool.store.path(spec), pool.get(spec.id)
     facts = _facts(path)
@@ -277,6 +285,7 @@ class OllamaModels:
                 streams=True,
                 stream_type=LINES,
                 errors=(404, 503),
+                admin=True,
             ),
         ]
 

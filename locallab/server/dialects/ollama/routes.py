@@ -15,7 +15,7 @@ from locallab.pool import Loaded, Pool
 from locallab.server.dialects.dialect import Dialect, Services
 from locallab.server.dialects.ollama.embed import OllamaEmbed
 from locallab.server.dialects.ollama.errors import OllamaProblem, ollama_body
-from locallab.server.dialects.ollama.models import OllamaModels, named, untagged
+from locallab.server.dialects.ollama.models import OllamaModels, check_load, named, untagged
 from locallab.server.dialects.ollama.request import (
     OllamaBody,
     OllamaChatBody,
@@ -41,6 +41,7 @@ from locallab.server.inference.aside import read_aside
 from locallab.server.inference.lease import afterwards, lease
 from locallab.server.inference.prompt import PreparedChat, compile_constraint, gap_prompt, prepare_chat, text_prompt
 from locallab.server.reply import reply
+from locallab.server.roles import is_admin, require_admin
 from locallab.server.streaming import LINES
 from locallab.settings import ServerSettings
 
@@ -97,16 +98,20 @@ class Ollama:
     async def _lease(self, request: Request, body: OllamaBody) -> Loaded:
         name = untagged(self._pool.registry, body.model) if body.model else None
         loaded = await lease(request, self._pool, name, strict=self._settings.strict_models)
-        if body.leaves:
+        if body.leaves and is_admin(request):
             afterwards(request, lambda: self._pool.release_idle(loaded.spec.id))
         return loaded
 
     async def _only_load(self, request: Request, body: OllamaBody, piece: dict[str, Any]) -> ASGIApp:
         """Load the model, or unload it with a keep_alive of 0, for a request without a prompt."""
-        if not body.leaves:
+        strict = self._settings.strict_models
+        if body.leaves:
+            require_admin(request, "unloading a model")
+            if (spec := named(self._pool, body.model, strict=strict)) is not None:
+                await self._pool.unload(spec.id)
+        else:
+            check_load(request, self._pool, body.model, strict=strict)
             await self._lease(request, body)
-        elif (spec := named(self._pool, body.model, strict=self._settings.strict_models)) is not None:
-            await self._pool.unload(spec.id)
         reason = "unload" if body.leaves else "load"
         return reply({"model": body.model or "", "created_at": now(), **piece, "done": True, "done_reason": reason})
 
@@ -126,6 +131,8 @@ class Ollama:
             notes.append(f"options.num_ctx: the context is {context} tokens, as in the server's settings")
         if body.keep_alive is not None:
             wanted = seconds("keep_alive", body.keep_alive)
+            if body.leaves and not is_admin(request):
+                notes.append("keep_alive: an API key with the role use unloads nothing")
             if wanted and max(wanted, -1) != max(self._pool.keep_alive, -1):
                 notes.append("keep_alive: the server's own setting applies")
         stream = body.stream is not False

@@ -34,11 +34,13 @@ OPENAI: Mapping[type[Exception], tuple[str, str | None]] = {
     errors.ContextLengthExceeded: ("invalid_request_error", "context_length_exceeded"),
     errors.Unauthorized: ("invalid_request_error", "invalid_api_key"),
     errors.Forbidden: ("invalid_request_error", "forbidden"),
+    errors.AdminRequired: ("invalid_request_error", "insufficient_permissions"),
     errors.RateLimited: ("requests", "rate_limit_exceeded"),
     errors.UnknownModel: ("invalid_request_error", "model_not_found"),
     errors.Overloaded: ("server_error", "overloaded"),
     errors.EngineClosed: ("server_error", "unavailable"),
     errors.EngineDied: ("server_error", "unavailable"),
+    errors.KeysUnreadable: ("server_error", "unavailable"),
     HTTPException: ("invalid_request_error", None),
     Exception: ("server_error", None),
 }
