@@ -188,6 +188,9 @@ class ServerSettings:
         str | None,
         Meta(description="file that holds the API key instead of --api-key, which process listings show; read at start"),
     ] = None
+    usage_days: Annotated[
+        int, Meta(ge=0, le=36_500, description="days for which usage per key and model is kept; 0: it is not recorded")
+    ] = 400
     auth: Annotated[
         bool, Meta(description="require an API key: if one exists, and always beyond this machine (one is then created)")
     ] = True

@@ -84,3 +84,9 @@ class Sequence:
         prompt_seconds = 0.0 if began is None or first is None else first - began
         answer_seconds = 0.0 if first is None or last is None else last - first
         return Usage(self.n_prompt, self.n_answer, self.cached, prompt_seconds, answer_seconds)
+
+    @property
+    def usage_so_far(self) -> Usage:
+        """The usage of a request that ends early, whose prompt may not have been computed in full."""
+        prompt = self.n_prompt if self.n_answer else min(self.computed, self.n_prompt)
+        return dataclasses.replace(self.usage, prompt_tokens=prompt, cached_tokens=min(self.cached, prompt))

@@ -380,7 +380,8 @@ class Worker:
         except Exception as failure:
             logger.exception("an answer could not be ended")
             last, reason, error = TokenEvent(""), "error", error or engine_failure(failure)
-        event = dataclasses.replace(last, finish_reason=reason, usage=sequence.usage, error=error)
+        usage = sequence.usage_so_far if reason in ("cancelled", "error") else sequence.usage
+        event = dataclasses.replace(last, finish_reason=reason, usage=usage, error=error)
         self._events.append((sequence.listener, event))
 
     def _fail_all(self, error: EngineFailure) -> None:

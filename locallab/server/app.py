@@ -45,6 +45,7 @@ from locallab.server.middleware import (
 from locallab.server.middleware.hosts import Hosts
 from locallab.server.middleware.origins import Origins
 from locallab.server.middleware.rate_limit import RateLimits
+from locallab.server.usage import UsageFile, UsageLog
 from locallab.settings import ServerSettings
 from locallab.tunnel import Tunnel
 
@@ -95,7 +96,7 @@ def _middleware(services: Services, routes: Sequence[BaseRoute]) -> list[Middlew
         Middleware(Failsafe),
         Middleware(HostCheck, hosts=Hosts(settings.allowed_hosts), keyring=keyring, tunnel=tunnel),
         Middleware(OriginCheck, origins=origins, keyring=keyring),
-        Middleware(Auth, keyring=keyring, limits=limits, isolates=settings.isolate_cache),
+        Middleware(Auth, keyring=keyring, limits=limits, usage=services.usage, isolates=settings.isolate_cache),
         Middleware(RateLimit, limits=limits),
         Middleware(BodyLimit, mib=settings.max_body_mib),
         Middleware(ContentDecoding),
@@ -115,10 +116,12 @@ def create_app(pool: Pool, settings: ServerSettings, keyring: Keyring | None = N
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         pool.start(asyncio.get_running_loop())
         yield
-        await asyncio.to_thread(pool.close)
+        await asyncio.to_thread(pool.close)  # ends what is running, which then counts
+        await asyncio.to_thread(usage.close)
 
     keyring = keyring or Keyring(settings, KeyStore())
-    services = Services(pool=pool, settings=settings, keyring=keyring, traffic=Traffic(), tunnel=tunnel)
+    usage = UsageLog(UsageFile(), settings.usage_days)
+    services = Services(pool=pool, settings=settings, keyring=keyring, traffic=Traffic(), usage=usage, tunnel=tunnel)
     if settings.shared_prompts:
         pool.on_loaded(functools.partial(share, read_prompts(settings.shared_prompts)))
     routes = [route for dialect in DIALECTS for route in dialect.routes(services)]

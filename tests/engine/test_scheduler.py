@@ -176,8 +176,10 @@ class Traffic(RuleBasedStateMachine):
             assert len(got) == len(expected)
             assert scored(self.rig.events[id]) == (prompt[1:] if self.telling.get(id) else [])
         assert told(self.rig.events[id]) == (got if id in self.telling else [])
-        assert (last.usage.prompt_tokens, last.usage.completion_tokens) == (len(prompt), len(got))
-        assert 0 <= last.usage.cached_tokens < len(prompt)
+        read = last.usage.prompt_tokens
+        assert read == len(prompt) if got or last.finish_reason == "length" else 0 <= read <= len(prompt)
+        assert last.usage.completion_tokens == len(got)
+        assert 0 <= last.usage.cached_tokens <= read and last.usage.cached_tokens < len(prompt)
 
     def check_owner(self, id):
         """Check that a request used no more than what is public and what its owner has asked or got."""
@@ -437,6 +439,21 @@ def test_a_cancelled_request_frees_its_room_within_a_step():
     rig.step()
     assert rig.context.used <= 3
     assert rig.last(id).finish_reason == "cancelled"
+
+
+def test_what_ends_early_took_what_was_computed_of_it():
+    rig = Rig(cells=256, batch=32, cache_cells=0)
+    running = rig.submit([1] * 100, 4)
+    rig.step()
+    waiting = rig.submit([2] * 100, 4)
+    for id in (running, waiting):
+        rig.cancel(id)
+    ended = rig.submit([3] * 100, 4)
+    rig.drain()
+    computed = sum(map(len, rig.chunks[running]))
+    assert 0 < computed < 100
+    usages = [rig.last(id).usage for id in (running, waiting, ended)]
+    assert [(each.prompt_tokens, each.completion_tokens) for each in usages] == [(computed, 0), (0, 0), (100, 4)]
 
 
 def test_what_stays_resident_is_bounded():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import sys
@@ -10,6 +11,7 @@ from typing import Any, get_args
 import click
 
 from locallab.cli.tables import table
+from locallab.errors import LocalLabError
 from locallab.keys import Key, KeyStore, Role, Tier
 
 
@@ -70,6 +72,35 @@ def revoke(name: str) -> None:
     click.echo(f"revoked {key.name} ({key.id})")
     if not store.read():
         click.echo("No key is left: a server on a loopback address requires none.", err=True)
+
+
+@command.command()
+@click.option("--days", type=click.IntRange(1, 36_500), default=30, show_default=True, help="days to look back")
+@click.option("--json", "as_json", is_flag=True, help="print a list of objects")
+def usage(days: int, as_json: bool) -> None:
+    """Show the requests and tokens of each key by day and model, as this machine's servers have counted them.
+
+    Days are in UTC. Tokens of prompts include cached ones. Requests without a key have no name.
+    """
+    import sqlite3
+
+    from locallab.server.usage import UsageFile, first_day
+
+    file = UsageFile()
+    try:
+        counts = file.read(first_day(days))
+    except (OSError, sqlite3.Error) as error:
+        raise LocalLabError(f"{file.path}: the file of usage cannot be read: {error}") from None
+    if as_json:
+        click.echo(json.dumps([{**slot._asdict(), **dataclasses.asdict(spent)} for slot, spent in counts.items()]))
+        return
+    table(
+        ("day", "id", "name", "model", "requests", "prompt", "cached", "completion"),
+        (
+            (slot.day, slot.key, spent.name, slot.model, *map(str, dataclasses.astuple(spent)[1:]))
+            for slot, spent in counts.items()
+        ),
+    )
 
 
 def _entry(key: Key) -> dict[str, Any]:

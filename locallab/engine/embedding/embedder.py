@@ -27,9 +27,11 @@ SOFTMAX = ("qwen3", "qwen3vl")
 class EmbeddingEngine(Engine):
     """An engine that computes rows of numbers: vectors, or relevances."""
 
-    def embed(self, prompts: Seq[Seq[int]], caller: Caller = LOCAL) -> Future[Rows]:
+    def embed(
+        self, prompts: Seq[Seq[int]], caller: Caller = LOCAL, spent: Callable[[int], None] = lambda tokens: None
+    ) -> Future[Rows]:
         """Queue a request; its future holds a row for each prompt: a vector of length 1, or a reranker's relevance from 0 to 1.
-        Cancelling the future ends the request.
+        Cancelling the future ends the request. `spent` is then called, in any thread, with the tokens that were computed.
 
         Raises InvalidField, ContextLengthExceeded (before any work), Overloaded, EngineClosed.
         """
@@ -45,8 +47,10 @@ class EmbeddingEngine(Engine):
         future: Future[Rows] = Future()
         with self._lock:
             overloaded = self._admit(caller)
-            self._worker.commands.put(Embed(EmbedJob(sequences, future, caller), overloaded))
+            job = EmbedJob(sequences, future, caller)
+            self._worker.commands.put(Embed(job, overloaded))
         future.add_done_callback(lambda _: self._ended(caller))
+        future.add_done_callback(lambda _: spent(job.computed))
         return future
 
     @property

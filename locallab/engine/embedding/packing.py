@@ -29,6 +29,11 @@ class EmbedJob:
     rows: dict[int, Rows] = dataclasses.field(default_factory=dict)
     taken: int = 0
 
+    @property
+    def computed(self) -> int:
+        """Tokens of the sequences taken."""
+        return sum(map(len, self.sequences[: self.taken]))
+
 
 @dataclasses.dataclass(slots=True)
 class _Line:

@@ -12,6 +12,7 @@ from locallab.keys import Keyring
 from locallab.pool import Pool
 from locallab.server.areas import Area
 from locallab.server.middleware import Traffic
+from locallab.server.usage import UsageLog
 from locallab.settings import ServerSettings
 from locallab.tunnel import Tunnel
 
@@ -24,6 +25,7 @@ class Services:
     settings: ServerSettings
     keyring: Keyring
     traffic: Traffic
+    usage: UsageLog
     tunnel: Tunnel | None = None
 
 

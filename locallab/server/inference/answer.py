@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from starlette.requests import Request
@@ -32,8 +33,7 @@ async def answer(
     """
     if not stream:
         return await whole_answer(request, loaded, jobs, formatter, notes=notes, urgent=urgent, seconds=seconds)
-    await prepare_texts(loaded, jobs)
-    generation = Generation(loaded.text_engine, jobs, caller=request.state.caller, urgent=urgent, seconds=seconds)
+    generation = await _generation(request, loaded, jobs, urgent, seconds)
     return noted(EventStream(generation, formatter, media_type), notes)
 
 
@@ -48,8 +48,7 @@ async def whole_answer(
     seconds: float | None = None,
 ) -> ASGIApp:
     """Submit the jobs, and answer with the formatter's whole. Raises what `answer` does."""
-    await prepare_texts(loaded, jobs)
-    generation = Generation(loaded.text_engine, jobs, caller=request.state.caller, urgent=urgent, seconds=seconds)
+    generation = await _generation(request, loaded, jobs, urgent, seconds)
 
     async def read() -> None:
         async for items in generation:
@@ -58,3 +57,10 @@ async def whole_answer(
     with generation:
         await unless_gone(read(), request.receive)
     return noted(reply(formatter.whole(), headers=cache_headers(generation.cache)), notes)
+
+
+async def _generation(request: Request, loaded: Loaded, jobs: Sequence[Job], urgent: bool, seconds: float | None) -> Generation:
+    await prepare_texts(loaded, jobs)
+    spent = functools.partial(request.state.spend, loaded.spec.id)
+    caller = request.state.caller
+    return Generation(loaded.text_engine, jobs, caller=caller, urgent=urgent, seconds=seconds, spent=spent)

@@ -19,6 +19,7 @@ from locallab.chat import Message
 from locallab.chat.control_tokens import guarded, pieces
 from locallab.chat.turn import ChatRequest
 from locallab.engine import EmbeddingEngine
+from locallab.engine.request import Usage
 from locallab.errors import ContextLengthExceeded, InvalidField
 from locallab.pool import Loaded
 from locallab.server.inference.aside import ITEM, Stopped, aside
@@ -64,7 +65,7 @@ async def vectors(loaded: Loaded, texts: Sequence[Prompt], request: Request, *, 
         # The token that closes a text, if there is one, stays.
         closing = engine.closing
         prompts = [p if len(p) <= room else p[: room - len(closing)] + closing for p in prompts]
-    return await _compute(engine, prompts, request)
+    return await _compute(loaded, prompts, request)
 
 
 Pair = tuple[str, str]
@@ -94,7 +95,7 @@ async def scores(
         found = await aside(length, tokens)
     except ContextLengthExceeded as error:
         raise InvalidField(question, f"leaves no room for a document: {error}") from None
-    computed = await _compute(engine, [prompt for prompt, _ in found], request)
+    computed = await _compute(loaded, [prompt for prompt, _ in found], request)
     return dataclasses.replace(computed, cut=sum(was_cut for _, was_cut in found))
 
 
@@ -182,9 +183,12 @@ def _row(engine: EmbeddingEngine, parts: Sequence[int | str], stopped: Stopped) 
     return tokens
 
 
-async def _compute(engine: EmbeddingEngine, prompts: list[list[int]], request: Request) -> EmbeddingResult:
+async def _compute(loaded: Loaded, prompts: list[list[int]], request: Request) -> EmbeddingResult:
+    def spent(tokens: int) -> None:
+        request.state.spend(loaded.spec.id, Usage(tokens, 0, 0))
+
     async def wait() -> Rows:
-        return await asyncio.wrap_future(engine.embed(prompts, request.state.caller))
+        return await asyncio.wrap_future(embedder(loaded).embed(prompts, request.state.caller, spent))
 
     return EmbeddingResult(await unless_gone(wait(), request.receive), sum(map(len, prompts)))
 

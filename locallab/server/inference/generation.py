@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
 from starlette.types import Receive
@@ -61,7 +61,8 @@ class Generation:
     every job, or none: it raises what `TextEngine.submit` does. `urgent` jobs go ahead of others. Events wait in one list with
     one future to wake the reader, so a token costs no queue and no lock, and a slow reader gets all new items at once. One
     that does not read ends the answers with SlowReader, once UNREAD_BYTES for each wait for UNREAD_TIME seconds. After
-    `seconds`, what is unfinished ends as at its limit of tokens.
+    `seconds`, what is unfinished ends as at its limit of tokens. `spent` is called once, with what all answers took, when the
+    last one has ended, however it ended.
     """
 
     def __init__(
@@ -72,8 +73,11 @@ class Generation:
         caller: Caller = LOCAL,
         urgent: bool = False,
         seconds: float | None = None,
+        spent: Callable[[Usage], None] = lambda usage: None,
     ) -> None:
         self._engine = engine
+        self._spent = spent
+        self._usages: list[tuple[int, Usage]] = []  # with the prompt
         self._loop = asyncio.get_running_loop()
         self._prompts = [id(prompt) for prompt, _ in jobs]
         self._uses: dict[int, CacheUse] = {}  # by prompt, that of its first answer, in the order in which they began
@@ -170,6 +174,10 @@ class Generation:
         if reason is not None:
             self._running.pop(index, None)
             self._unfinished -= 1
+            if event.usage is not None:
+                self._usages.append((self._prompts[index], event.usage))
+            if not self._unfinished:
+                self._spent(_total(self._usages))
         self.wake()
 
     def _check_reader(self) -> None:
@@ -186,6 +194,19 @@ class Generation:
     def _cancel(self) -> None:
         for request_id in self._running.values():
             self._engine.cancel(request_id)
+
+
+def _total(usages: Iterable[tuple[int, Usage]]) -> Usage:
+    """Return what answers took together: a prompt counts once, as for the answer that computed most of it."""
+    prompts: dict[int, Usage] = {}
+    completion = 0
+    for prompt, usage in usages:
+        completion += usage.completion_tokens
+        best = prompts.setdefault(prompt, usage)
+        if (usage.prompt_tokens, -usage.cached_tokens) > (best.prompt_tokens, -best.cached_tokens):
+            prompts[prompt] = usage
+    read = prompts.values()
+    return Usage(sum(each.prompt_tokens for each in read), completion, sum(each.cached_tokens for each in read))
 
 
 class Collector:

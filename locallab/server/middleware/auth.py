@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Awaitable, Iterable, Mapping
 from typing import NoReturn
 from urllib.parse import parse_qsl, unquote_plus
@@ -13,6 +14,7 @@ from locallab.errors import KeysUnreadable, Unauthorized
 from locallab.keys import Key, Keyring, Tier
 from locallab.server.middleware.rate_limit import RateLimits, identity, parse
 from locallab.server.roles import role_of
+from locallab.server.usage import UsageLog
 
 QUERY = "api_key"
 KEY_SUBPROTOCOL = "locallab.key."
@@ -82,18 +84,22 @@ def _selecting_subprotocol(send: Send) -> Send:
 
 
 class Auth:
-    """Put the client's key, or None, into scope["state"]["key"], what it may do into `role`, and who calls into `caller`.
+    """Put the client's key, or None, into scope["state"]["key"], what it may do into `role`, who calls into `caller`, and
+    what counts the usage of a model for it into `spend`.
 
     Where a key is required, raise Unauthorized if it is missing or wrong, RateLimited for too many wrong ones from an address,
     from which a valid key still passes, and KeysUnreadable if it might be valid. To the app, a WebSocket whose key is revoked
     looks disconnected.
     """
 
-    def __init__(self, app: ASGIApp, keyring: Keyring, limits: RateLimits, isolates: bool | None = None) -> None:
+    def __init__(
+        self, app: ASGIApp, keyring: Keyring, limits: RateLimits, usage: UsageLog, isolates: bool | None = None
+    ) -> None:
         """`isolates`: each caller has prefixes of its own; None: where there are several keys."""
         self._app = app
         self._keyring = keyring
         self._limits = limits
+        self._usage = usage
         self._isolates = isolates
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -103,6 +109,7 @@ class Auth:
         presented = scope["state"]["presented"]
         scope["state"]["key"] = key = self._keyring.find(presented)
         scope["state"]["caller"] = self._caller(key, scope)
+        scope["state"]["spend"] = functools.partial(self._usage.add, key)
         required = self._keyring.required
         scope["state"]["role"] = role_of(key, required)
         is_free = scope["type"] == "http" and (scope["method"] == "OPTIONS" or scope["state"]["area"] == "open")

@@ -278,14 +278,16 @@ def test_requests_that_wait_are_computed_together(bert: Path) -> None:
 def test_a_cancelled_request_is_not_computed(bert: Path) -> None:
     with embedding(bert, parallel=1, queue=1) as engine:
         held = Held(engine)
-        running = engine.embed([[CLS]] * 2)
+        spent: list[int] = []
+        running = engine.embed([[CLS]] * 2, spent=spent.append)
         assert held.computing.wait(PATIENCE)
-        waiting = engine.embed([[CLS]] * 5)
+        waiting = engine.embed([[CLS]] * 5, spent=spent.append)
         assert waiting.cancel() and running.cancel()
         last = engine.embed([[CLS]])
         held.go.set()
         assert last.result(PATIENCE).shape == (1, 32)
         assert held.sizes == [1, 1]
+        assert spent == [0, 1]  # the one that waited, and the first half of the other
         with pytest.raises(CancelledError):
             running.result()
 

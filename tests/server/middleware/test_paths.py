@@ -18,6 +18,7 @@ from locallab.server.dialects.dialect import Services
 from locallab.server.dialects.registry import DIALECTS
 from locallab.server.middleware import Traffic
 from locallab.server.middleware.paths import Table
+from locallab.server.usage import UsageFile, UsageLog
 from locallab.settings import ServerSettings
 from tests.support.fake_engine import TEXT
 from tests.support.http_server import Serve, Served
@@ -56,7 +57,13 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Table:
     folder: Path = tmp_path_factory.mktemp("paths")
     settings = ServerSettings()
     keyring = Keyring(settings, KeyStore(folder / "keys.json"))
-    services = Services(pool=Pool(Registry(), Store(folder)), settings=settings, keyring=keyring, traffic=Traffic())
+    services = Services(
+        pool=Pool(Registry(), Store(folder)),
+        settings=settings,
+        keyring=keyring,
+        traffic=Traffic(),
+        usage=UsageLog(UsageFile(folder / "usage.db"), 1),
+    )
     return Table([route for dialect in DIALECTS for route in dialect.routes(services)], DIALECTS)
 
 

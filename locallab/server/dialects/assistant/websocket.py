@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 from typing import Annotated, Any
 
 import msgspec
@@ -17,7 +18,6 @@ from msgspec import Meta
 from starlette.routing import BaseRoute, WebSocketRoute
 from starlette.types import Message, Receive, Scope, Send
 
-from locallab.engine import LOCAL, Caller
 from locallab.engine.request import Usage
 from locallab.errors import EngineClosed, InvalidField, RequestError
 from locallab.pool import Pool
@@ -33,6 +33,7 @@ from locallab.server.inference.prompt import prepare_texts
 from locallab.server.reply import cache_text
 from locallab.server.roles import State, check_fetch
 from locallab.server.streaming import dumps
+from locallab.server.usage import Spend
 from locallab.server.websocket_protocol import RESTARTING
 from locallab.settings import ServerSettings
 
@@ -90,9 +91,9 @@ class Conversation:
         self._pool = pool
         self._settings = settings
         self._templates = templates
-        self._state: State = scope.get("state", {"role": "admin"})
-        self._count = scope.get("state", {}).get("count")
-        self._caller: Caller = scope.get("state", {}).get("caller", LOCAL)
+        self._state: State = scope["state"]
+        self._spend: Spend = self._state["spend"]
+        self._count = self._state.get("count")
         self._receive = receive
         self._send = send
         self._running: set[Running] = set()
@@ -221,7 +222,13 @@ class Conversation:
             prepared = await prepare_question(running.question, loaded, self._templates, self._settings.completion_tokens)
             reader = AnswerReader(prepared)
             await prepare_texts(loaded, [prepared.job])
-            generation = Generation(loaded.text_engine, [prepared.job], caller=self._caller, urgent=prepared.urgent)
+            generation = Generation(
+                loaded.text_engine,
+                [prepared.job],
+                caller=self._state["caller"],
+                urgent=prepared.urgent,
+                spent=functools.partial(self._spend, loaded.spec.id),
+            )
             with generation as running.generation:
                 async for items in generation:
                     if text := reader.read(items):

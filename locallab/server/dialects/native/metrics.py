@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 from locallab.engine import Engine, EngineStats, Histogram, Totals
 from locallab.pool import Loaded, Pool
 from locallab.server.middleware.traffic import Traffic
+from locallab.server.usage import Spent, UsageLog
 from locallab.version import __version__
 
 MODEL = ("model",)
@@ -60,6 +61,13 @@ BY_LABEL: Mapping[str, tuple[str, str, Callable[[Totals], Mapping[Any, int]]]] =
     ),
 }
 
+BY_KEY: Mapping[str, tuple[str, Callable[[Spent], int]]] = {
+    "requests": ("Requests by the name of their API key, if any, and the model.", lambda spent: spent.requests),
+    "prompt_tokens": ("Tokens of prompts by key and model.", lambda spent: spent.prompt_tokens),
+    "cached_tokens": ("Tokens of prompts found in the prefix cache by key and model.", lambda spent: spent.cached_tokens),
+    "completion_tokens": ("Tokens of answers by key and model.", lambda spent: spent.completion_tokens),
+}
+
 TIMES: Mapping[str, tuple[str, Callable[[Totals], Histogram]]] = {
     "time_to_first_token_seconds": (
         "From a request's arrival at the engine to its first token.",
@@ -70,18 +78,37 @@ TIMES: Mapping[str, tuple[str, Callable[[Totals], Histogram]]] = {
 }
 
 
+class KeyUsage(Collector):
+    """The usage of each key and model since the start, by the key's name; the log bounds their number."""
+
+    def __init__(self, usage: UsageLog) -> None:
+        self._usage = usage
+
+    def collect(self) -> Iterator[Metric]:
+        totals = self._usage.totals()
+        for name, (text, count) in BY_KEY.items():
+            counter = CounterMetricFamily(f"locallab_key_{name}", text, labels=("key", "model"))
+            for labels, spent in totals.items():
+                counter.add_metric(labels, count(spent))
+            yield counter
+
+
 class Metrics(Collector):
     """All metrics of one server. Counters include engines that have been unloaded."""
 
-    def __init__(self, pool: Pool, traffic: Traffic) -> None:
+    def __init__(self, pool: Pool, traffic: Traffic, usage: UsageLog) -> None:
         self._pool = pool
         self._traffic = traffic
         self._seen: dict[int, tuple[str, weakref.ref[Engine], Totals]] = {}
         self._past: dict[str, Totals] = {}
         self._numbers = itertools.count()
         self._registry = CollectorRegistry()
-        self._registry.register(self)
-        ProcessCollector(registry=self._registry)
+        self._by_key = CollectorRegistry()  # the same with the usage of each key
+        process = ProcessCollector(registry=None)
+        for registry in (self._registry, self._by_key):
+            registry.register(self)
+            registry.register(process)
+        self._by_key.register(KeyUsage(usage))
         pool.on_loaded(self.see)
 
     @property
@@ -94,10 +121,10 @@ class Metrics(Collector):
         engine = loaded.engine
         self._seen[next(self._numbers)] = (loaded.spec.id, weakref.ref(engine), engine.totals)
 
-    def exposition(self, accept: str) -> tuple[bytes, str]:
-        """Return the metrics and their content type, in the format the client accepts."""
+    def exposition(self, accept: str, by_key: bool) -> tuple[bytes, str]:
+        """Return the metrics and their content type, in the format the client accepts; `by_key` with the usage of each key."""
         encode, content_type = choose_encoder(accept)
-        return encode(self._registry), content_type
+        return encode(self._by_key if by_key else self._registry), content_type
 
     def collect(self) -> Iterator[Metric]:
         yield InfoMetricFamily("locallab", "The server.", value={"version": __version__})

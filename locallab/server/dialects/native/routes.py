@@ -10,14 +10,16 @@ from locallab.server.dialects.native.generate import Native
 from locallab.server.dialects.native.metrics import Metrics
 from locallab.server.dialects.native.models import Models
 from locallab.server.dialects.native.system import System
+from locallab.server.dialects.native.usage import UsageRoute
 from locallab.server.errors import detail_body
 
 
 def routes(services: Services) -> list[BaseRoute]:
     pool, tunnel = services.pool, services.tunnel
-    metrics = Metrics(pool, services.traffic)
+    metrics = Metrics(pool, services.traffic, services.usage)
     system = System(pool, metrics, public_url=lambda: tunnel.url, tunnel=tunnel.facts) if tunnel else System(pool, metrics)
-    return [*Native(pool, services.settings).routes(), *Models(pool).routes(), *system.routes()]
+    usage = UsageRoute(services.usage)
+    return [*Native(pool, services.settings).routes(), *Models(pool).routes(), *usage.routes(), *system.routes()]
 
 
 NATIVE = Dialect(

@@ -23,6 +23,7 @@ from locallab.server.dialects.native.metrics import Metrics
 from locallab.server.endpoint import Endpoint
 from locallab.server.errors import RETRY_AFTER
 from locallab.server.reply import reply
+from locallab.server.roles import is_admin
 from locallab.settings import Layout
 from locallab.tunnel import TunnelFacts
 from locallab.version import __version__
@@ -327,7 +328,7 @@ class System:
 
     async def metrics(self, request: Request) -> Response:
         """Export counters, gauges and histograms for Prometheus."""
-        body, content_type = self._metrics.exposition(request.headers.get("accept", ""))
+        body, content_type = self._metrics.exposition(request.headers.get("accept", ""), by_key=is_admin(request))
         return Response(body, headers={"content-type": content_type})
 
     async def health(self, request: Request) -> Response:

@@ -14,6 +14,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+from locallab.engine import LOCAL
 from locallab.engine.request import SamplingParams
 from locallab.errors import EngineFailure
 from locallab.models.store import Store
@@ -86,6 +87,9 @@ def pool(tmp_path: Path) -> Iterator[Pool]:
     pool.close()
 
 
+SCOPE = {"state": {"role": "admin", "caller": LOCAL, "spend": lambda model, usage: None}}
+
+
 def converse(pool: Pool, script: Script, *steps: Step) -> None:
     """Play `script` against a conversation whose model emits `steps`; the conversation must end with it."""
 
@@ -96,7 +100,7 @@ def converse(pool: Pool, script: Script, *steps: Step) -> None:
         engine.script = lambda prompt, params: list(steps)
         peer = Peer(engine)
         peer.incoming.put_nowait({"type": "websocket.connect"})
-        talk = Conversation(pool, ServerSettings(), Templates.load(), {}, peer.incoming.get, peer.send)
+        talk = Conversation(pool, ServerSettings(), Templates.load(), SCOPE, peer.incoming.get, peer.send)
         task = asyncio.create_task(talk.run())
         assert (await peer.heard())["type"] == "websocket.accept"
         await script(peer)

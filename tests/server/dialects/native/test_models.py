@@ -262,7 +262,7 @@ def test_client_that_leaves_while_its_model_is_loaded(held: Held, leaves: str) -
         raise AssertionError("nothing is to be sent")
 
     async def scenario() -> None:
-        task = asyncio.ensure_future(Leases(app)({"type": "http", "headers": []}, receive, send))
+        task = asyncio.ensure_future(Leases(app)({"type": "http", "headers": [], "state": {"role": "admin"}}, receive, send))
         await asyncio.to_thread(held.begun.wait)
         if leaves == "is cancelled":
             task.cancel()

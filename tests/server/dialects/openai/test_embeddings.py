@@ -18,6 +18,7 @@ import pytest
 from websockets.sync.client import connect
 
 from locallab.engine import EmbeddingEngine
+from locallab.keys import KeyStore
 from locallab.models import FileSource, ModelSpec
 from locallab.server.inference.embedding import PAUSE
 from tests.support import tiny_embedding_gguf
@@ -363,3 +364,21 @@ def test_ollama_is_told_what_is_wrong(tiny: Tiny) -> None:
     assert "makes no embeddings" in tiny.refused("/api/embed", model="chat", input="a")["error"]
     assert "at most 32" in tiny.refused("/api/embed", model="embed", input="a", dimensions=40)["error"]
     assert "keep_alive" in tiny.refused("/api/embed", model="embed", input="a", keep_alive="soon")["error"]
+
+
+def test_vectors_and_scores_are_usage(tmp_path: Any) -> None:
+    with tiny_server(tmp_path) as served:
+        served.post("/v1/embeddings", model="embed", input=["hello", "cat"])
+        served.post("/api/embed", model="embed", input="hello")
+        counted = served.http.get("/api/v1/usage").json()["usage"]
+    figures = ("requests", "prompt_tokens", "cached_tokens", "completion_tokens")
+    assert [tuple(row[name] for name in figures) for row in counted] == [(2, 9, 0, 0)]
+
+
+def test_a_key_with_the_role_use_loads_no_model_by_an_empty_list(tmp_path: Any) -> None:
+    with tiny_server(tmp_path) as served:
+        secret = KeyStore(tmp_path / "keys.json").create("ann", "free")[1]
+        for path, body in (("/api/embed", {"input": []}), ("/api/embeddings", {"prompt": ""})):
+            refused = served.http.post(path, json={"model": "embed", **body}, headers={"x-api-key": secret})
+            assert (refused.status_code, refused.json()["error"][:15]) == (403, "loading a model")
+        assert served.pool.status("embed") == "unloaded"
