@@ -10,7 +10,7 @@ import numpy as np
 from locallab.engine.context import Context
 from locallab.engine.grammar.guide import Guide
 from locallab.engine.llama import Model
-from locallab.engine.logprobs import Logits, Logprobs
+from locallab.engine.logprobs import DrawnLogprobs, Logits, Logprobs
 from locallab.engine.reasoning_budget import ReasoningTracker
 from locallab.engine.request import FinishReason, SamplingParams, TokenEvent, TokenLogprob
 from locallab.engine.sampler import Sampler
@@ -33,7 +33,8 @@ class Answer:
         self.params = params
         self.guide = guide
         self.text = TextStream(params.stop if rules is None else rules.stop, include_stop=params.include_stop)
-        self.logprobs = Logprobs(params, model) if params.logprobs is not None else None
+        of_answer = DrawnLogprobs if params.drawn_logprobs else Logprobs
+        self.logprobs = of_answer(params, model) if params.logprobs is not None else None
         self.certain = list(guide.take()) if guide else []
         self._model = model
         self._rules = rules or TokenRules()
@@ -85,7 +86,7 @@ class Answer:
                 self.guide.restrict(logits)
             if forbidden and logits.max() == -np.inf:
                 return []
-            self._follow(self._sampler.draw(context, logits, output), self._sampler)
+            self._follow(self._draw(self._sampler, context, logits, output), self._sampler)
         count = 1 if self.logprobs is not None else len(self.certain)
         tokens, self.certain = self.certain[:count], self.certain[count:]
         return tokens
@@ -108,6 +109,13 @@ class Answer:
         """Free the sampler."""
         if self._sampler is not None:
             self._sampler.close()
+
+    def _draw(self, sampler: Sampler, context: Context, logits: Logits, output: int) -> int:
+        if not isinstance(self.logprobs, DrawnLogprobs):
+            return sampler.draw(context, logits, output)
+        token, drawn = sampler.draw_shown(logits)
+        self.logprobs.take(drawn)
+        return token
 
     def _follow(self, token: int, sampler: Sampler) -> None:
         """Queue a sampled token and what becomes certain with it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
@@ -66,6 +67,24 @@ class Logprobs:
 
     def _name(self, token: int) -> bytes:
         return self._vocabulary.piece(token) or self._vocabulary.markup(token)
+
+
+class DrawnLogprobs(Logprobs):
+    """The same for what is left to draw from once grammar and samplers have been applied. A token that was certain has the
+    probability 1."""
+
+    def see(self, logits: Logits) -> None:
+        self._drawn: Mapping[int, float] = {}
+
+    def take(self, drawn: Mapping[int, float]) -> None:
+        """Take the log probabilities that a token was drawn by."""
+        self._drawn = drawn
+
+    def describe(self, logits: Logits, token: int) -> TokenLogprob:
+        drawn = self._drawn or {token: 0.0}
+        likeliest = sorted(drawn, key=lambda each: -drawn[each])[: self._count]
+        self._total, self._top = 0.0, tuple((each, self._name(each), drawn[each]) for each in likeliest)
+        return dataclasses.replace(super().describe(logits, token), logprob=drawn[token])
 
 
 def top(logits: Logits, count: int) -> list[int]:

@@ -54,7 +54,8 @@ class SamplingParams:
     more than `line_after_ms` after the first token the answer ends (0: never). `constraint` restricts the answer to a language.
     `visible` are control tokens whose text is part of the answer; `reasoning` bounds what comes before the answer.
     `logprobs` asks for the log probability of each answer token and of that many likeliest ones in its place (None: neither),
-    with `end_logprobs` also for the token that ends it without being part of its text; `prompt_logprobs` for the same of the
+    with `end_logprobs` also for the token that ends it without being part of its text, with `drawn_logprobs`
+    of what the samplers left to draw from; `prompt_logprobs` for the same of the
     prompt, which is then computed as a whole. `progress` asks for an event before the first and after each
     step of the prompt. `boundaries` are lengths at which prompts are likely to part from this one, such as the end of the
     system prompt: a model whose memory cannot be cut keeps its state there.
@@ -102,6 +103,7 @@ class SamplingParams:
     reasoning: ReasoningBudget | None = None
     logprobs: int | None = None
     end_logprobs: bool = False
+    drawn_logprobs: bool = False
     prompt_logprobs: bool = False
     progress: bool = False
     boundaries: tuple[int, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 
 import llama_cpp
@@ -13,6 +14,9 @@ from locallab.engine.context import Context
 from locallab.engine.llama import Model
 from locallab.engine.request import SamplingParams
 from locallab.engine.token_rules import TokenRules
+
+_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+"""llama_token_data."""
 
 
 class Sampler:
@@ -37,6 +41,7 @@ class Sampler:
         is_plain = sampler_chain.is_greedy(params) and not (
             rules.bias or self._penalized or self._dry or sampler_chain.excludes_top(params)
         )
+        self._greedy = sampler_chain.is_greedy(params)
         self._chain = None if is_plain else sampler_chain.build(params, model.n_vocab, rules.bias, self._window, rules.dry)
 
     def read(self, prompt: Sequence[int]) -> None:
@@ -78,6 +83,28 @@ class Sampler:
         self._said.append(token)
         return token
 
+    def draw_shown(self, logits: npt.NDArray[np.float32]) -> tuple[int, dict[int, float]]:
+        """As `draw`, with the log probabilities of all tokens that it may have drawn; of a greedy choice, only itself."""
+        candidates = np.empty(len(logits), _CANDIDATE)
+        candidates["id"], candidates["logit"], candidates["p"] = np.arange(len(logits)), logits, 0.0
+        if self._chain is None:
+            token = int(logits.argmax())
+            self._said.append(token)
+            return token, {token: 0.0}
+        array = llama_cpp.llama_token_data_array(
+            ctypes.cast(candidates.ctypes.data, llama_cpp.llama_token_data_p), len(candidates), -1, False
+        )
+        llama_cpp.llama_sampler_apply(self._chain, ctypes.byref(array))
+        first = (ctypes.addressof(array.data.contents) - candidates.ctypes.data) // candidates.itemsize  # XTC drops the first
+        left = candidates[first : first + array.size]
+        token = int(left[array.selected]["id"])
+        certain = self._greedy
+        if logits[token] == -np.inf:
+            token, certain = int(logits.argmax()), True
+        llama_cpp.llama_sampler_accept(self._chain, token)
+        self._said.append(token)
+        return token, {token: 0.0} if certain else _logprobs(left[left["logit"] > -np.inf])
+
     def close(self) -> None:
         if self._chain is not None:
             llama_cpp.llama_sampler_free(self._chain)
@@ -90,6 +117,12 @@ class Sampler:
     def _ending_words(self) -> list[int]:
         """Return the last tokens of the bad words of which the answer ends with all the others."""
         return [word[-1] for word in self._bad_words if len(word) == 1 or tuple(self._said[1 - len(word) :]) == word[:-1]]
+
+
+def _logprobs(candidates: npt.NDArray[np.void]) -> dict[int, float]:
+    logits = candidates["logit"].astype(np.float64)
+    logprobs = logits - logits.max()
+    return dict(zip(candidates["id"].tolist(), (logprobs - np.log(np.exp(logprobs).sum())).tolist(), strict=True))
 
 
 def _outside(allowed: Sequence[int], n_vocab: int) -> npt.NDArray[np.bool_] | None:
