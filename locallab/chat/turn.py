@@ -50,7 +50,8 @@ class ReasoningOptions:
 class ChatRequest:
     """A conversation to be continued. `answer` constrains the answer's text; `variables` are passed to the template unchanged.
 
-    With `continues`, a last message of the assistant is the beginning of the answer.
+    With `continues`, a last message of the assistant is the beginning of the answer. Without `generation_prompt`, the prompt
+    of an answer that is not begun ends with the last message, and the model writes the head of the next one.
     """
 
     messages: Sequence[Message]
@@ -60,6 +61,7 @@ class ChatRequest:
     reasoning: ReasoningOptions = dataclasses.field(default_factory=ReasoningOptions)
     variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     continues: bool = False
+    generation_prompt: bool = True
 
     @property
     def begun(self) -> str | None:
@@ -169,7 +171,8 @@ def _prompt(request: ChatRequest, template: ChatTemplate) -> str:
             messages[0] = dataclasses.replace(messages[0], content=f"{instructions}\n\n{messages[0].content}")
         else:
             messages.insert(0, Message("system", instructions))
-    return template.render(messages, variables)
+    heads = request.generation_prompt or request.begun is not None
+    return template.render(messages, variables, add_generation_prompt=heads)
 
 
 def _reasoned(prompt: str, tags: Tags | None, request: ChatRequest) -> tuple[str, Tags | None, bool]:

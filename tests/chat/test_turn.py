@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -236,3 +237,11 @@ def test_prompts_that_are_likely_to_come() -> None:
 def test_prompts_that_the_template_refuses_are_left_out() -> None:
     template = ChatTemplate("{% if messages | length > 1 %}{{ raise_exception('no') }}{% endif %}{{ messages[0].content }}")
     assert list(upcoming(ChatRequest(messages=MESSAGES), template)) == [SEAM, SEAM]
+
+
+def test_a_prompt_may_end_with_the_last_message() -> None:
+    whole = plan(ChatRequest(messages=MESSAGES), PLAIN, {}).prompt
+    bare = plan(ChatRequest(messages=MESSAGES, generation_prompt=False), PLAIN, {}).prompt
+    assert whole == f"{bare}<|im_start|>assistant\n" and bare.endswith("<|im_end|>\n")
+    begun = ChatRequest(messages=BEGUN, continues=True)
+    assert plan(dataclasses.replace(begun, generation_prompt=False), PLAIN, {}) == plan(begun, PLAIN, {})
