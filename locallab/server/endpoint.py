@@ -10,7 +10,9 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
+from locallab.server.reply import noted
 from locallab.server.roles import require_admin
 from locallab.server.streaming import EVENTS
 
@@ -68,10 +70,22 @@ class Endpoint(Route):
         plain: bool = False,
         admin: bool = False,
     ) -> None:
+        handler = handler if body is None else _noting(handler)
         super().__init__(path, _for_admins(handler, f"{method} {path}") if admin else handler, methods=[method])
         summary, _, rest = (inspect.getdoc(handler) or "").partition("\n")
         about = "\n\n".join(filter(None, (rest.strip(), ADMIN if admin else "")))
         self.contract = Contract(tag, summary, body, answer, streams, errors, media_type, about, stream_type, plain, admin)
+
+
+def _noting(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what `body.read` has noted to the handler's response."""
+
+    @functools.wraps(handler)
+    async def noting(request: Request) -> ASGIApp:
+        response: ASGIApp = await handler(request)
+        return noted(response, getattr(request.state, "notes", ()))
+
+    return noting
 
 
 class Generating(Endpoint):

@@ -52,16 +52,28 @@ def adding_headers(send: Send, headers: RawHeaders) -> Send:
     return relay
 
 
-def noted(response: ASGIApp, notes: Sequence[str]) -> ASGIApp:
-    """Return the response with the notes, if any, in its header x-locallab-notes."""
-    if not notes:
-        return response
+def note_text(notes: Sequence[str]) -> str:
+    """Return the notes as one line of ASCII."""
     shown = [note if len(note) <= LONGEST_NOTE else f"{note[:LONGEST_NOTE]}..." for note in dict.fromkeys(notes)]
     more = [f"and {len(shown) - MOST_NOTES} more"] if len(shown) > MOST_NOTES else []
-    text = "; ".join(shown[:MOST_NOTES] + more).encode("ascii", "backslashreplace")
-    value = bytes(byte if byte >= 0x20 else 0x20 for byte in text)
+    text = "; ".join(shown[:MOST_NOTES] + more).encode("ascii", "backslashreplace").decode()
+    return "".join(letter if " " <= letter < "\x7f" else " " for letter in text)
+
+
+def noted(response: ASGIApp, notes: Sequence[str]) -> ASGIApp:
+    """Return the response with the notes, if any, in its header x-locallab-notes, ahead of those it has."""
+    if not notes:
+        return response
+    value = note_text(notes).encode()
 
     async def with_notes(scope: Scope, receive: Receive, send: Send) -> None:
-        await response(scope, receive, adding_headers(send, [(NOTES, value)]))
+        def relay(message: Message) -> Awaitable[None]:
+            if message["type"] == "http.response.start":
+                headers = list(message.get("headers", ()))
+                joined = b"; ".join([value, *(text for name, text in headers if name == NOTES)])
+                message["headers"] = [*(each for each in headers if each[0] != NOTES), (NOTES, joined)]
+            return send(message)
+
+        await response(scope, receive, relay)
 
     return with_notes

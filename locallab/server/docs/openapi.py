@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -18,6 +18,7 @@ from locallab.server.docs.examples import EXAMPLES
 from locallab.server.docs.prose import ABOUT, EVENT, HEADERS, LINE, PARAMETERS, REASONS, SECURITY, TAGS, documented
 from locallab.server.endpoint import Endpoint, Generating
 from locallab.server.fields.body import RANGES
+from locallab.server.fields.table import metas, nested, others
 from locallab.server.streaming import EVENTS
 from locallab.version import __version__
 
@@ -50,7 +51,10 @@ class _Schemas:
         references, self.components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
         self._references = dict(zip(types, references, strict=True))
         for body in {body for body in bodies if body is not None}:
-            _tighten(self.of(body), {**DEFAULTS, **getattr(body, "DEFAULTS", {})})
+            for kind in (body, *nested(body).values()):
+                schema = self.components[kind.__name__]
+                _tighten(schema, {**DEFAULTS, **getattr(body, "DEFAULTS", {})})
+                schema["description"] = "\n\n".join(filter(None, [schema.get("description"), *_others(kind)]))
 
     def reference(self, kind: Any) -> Schema:
         found: Schema = self._references[kind]
@@ -72,6 +76,16 @@ def _tighten(schema: Schema, defaults: Mapping[str, Any]) -> None:
                 low, high, closed = RANGES[name]
                 bounds = {"minimum" if closed else "exclusiveMinimum": low, "maximum": high}
                 branch.update({bound: value for bound, value in bounds.items() if abs(value) < SAFE})
+
+
+def _others(kind: type) -> Iterator[str]:
+    """Yield a paragraph for each effect that known fields have which the struct does not have."""
+    found: dict[str, list[str]] = {}
+    for name, other in others(kind).items():
+        if name not in metas(kind):
+            found.setdefault(other.effect, []).append(f"`{name}` ({other.about})")
+    for effect, names in found.items():
+        yield f"**{effect.capitalize()}:** {', '.join(names)}."
 
 
 def _dialect(endpoint: Endpoint) -> Dialect:

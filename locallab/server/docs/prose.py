@@ -8,8 +8,8 @@ from typing import Any
 ABOUT = """\
 LocalLab serves language models on this machine over HTTP.
 
-**Fields.** Bodies are JSON objects. `null` means that a field is not set, unknown fields are ignored, and a wrong value
-gets 400 with the field's name.
+**Fields.** Bodies are JSON objects. `null` means that a field is not set, and a wrong value gets 400 with the field's
+name. So does a known field that is not supported, unless its value asks for nothing. Unknown fields are noted and ignored.
 
 **Keys.** Where the server requires an API key, send it as `Authorization: Bearer <key>`, `x-api-key: <key>` or
 `api-key: <key>`. Health checks and this description need none. A key with the role `use` may not load, unload or fetch

@@ -1,4 +1,4 @@
-"""JSON bodies decoded into structs: null is unset, unknown fields are ignored, errors name the field."""
+"""JSON bodies decoded into structs: null is unset, unknown fields are noted, errors name the field."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from starlette.requests import Request
 from locallab.chat.json_text import without_halves
 from locallab.engine.logprobs import MOST_LOGPROBS
 from locallab.errors import InvalidField, RequestError
+from locallab.server.fields.table import check_fields, nested
 
 Body = TypeVar("Body", bound=msgspec.Struct)
 
@@ -62,6 +63,10 @@ RANGES: Mapping[str, tuple[float, float, bool]] = {
     "max_length": (-1, INFINITY, True),
     "max_time": (0, 2**31 - 1, True),
     "reasoning_budget": (0, INFINITY, True),
+    "reasoning_budget_tokens": (-1, INFINITY, True),
+    "thinking_budget_tokens": (-1, INFINITY, True),
+    "thinking_token_budget": (-1, INFINITY, True),
+    "truncate_prompt_tokens": (-1, INFINITY, True),
     "max_tokens": (-1, INFINITY, True),
     "max_completion_tokens": (-1, INFINITY, True),
     "max_output_tokens": (-1, INFINITY, True),
@@ -81,6 +86,7 @@ LENGTHS: Mapping[str, int] = {
     "texts": 16_384,
     **dict.fromkeys(("text_1", "text_2", "queries", "items", "data_1", "data_2"), 16_384),
     "content": 32_768,
+    "response_fields": 1024,
     "tools": 4096,
     "stop": 1024,
     "stop_sequences": 1024,
@@ -88,16 +94,20 @@ LENGTHS: Mapping[str, int] = {
 """Maximum number of items of a list. A list of token ids is bounded by the model's context instead."""
 
 
-async def read(request: Request, kind: type[Body]) -> Body:
-    """Decode the request's body as `kind`. The content type is ignored: many clients send a wrong one or none."""
-    return parse(await request.body(), kind)
+async def read(request: Request, kind: type[Body], empty: bytes = b"") -> Body:
+    """Decode the request's body as `kind`; notes about its fields go into the response's header.
+
+    `empty` stands for no body. The content type is ignored: many clients send a wrong one or none.
+    """
+    request.state.notes = notes = list[str]()
+    return parse(await request.body() or empty, kind, notes)
 
 
-def parse(body: bytes, kind: type[Body]) -> Body:
+def parse(body: bytes, kind: type[Body], notes: list[str] | None = None) -> Body:
     """Decode JSON as `kind`, halves of surrogate pairs as U+FFFD, and check the ranges of its numbers and the
     lengths of its lists.
 
-    Raises RequestError and InvalidField.
+    Fields that the struct does not have are noted or refused. Raises RequestError and InvalidField.
     """
     if not body.strip():
         raise RequestError("the body is empty: send a JSON object")
@@ -109,10 +119,15 @@ def parse(body: bytes, kind: type[Body]) -> Body:
         raise RequestError("the body is nested too deeply") from None
     except ValueError as error:  # not JSON, or not UTF-8
         if (mended := without_halves(body)) != body:
-            return parse(mended, kind)
+            return parse(mended, kind, notes)
         raise RequestError(f"the body is not valid JSON: {error}") from None
     check_ranges(decoded)  # for every body, as its description says
+    for name in nested(kind):
+        _check_inner(name, getattr(decoded, name))
     check_lengths(decoded)
+    found = check_fields(body, kind)
+    if notes is not None:
+        notes += found
     return decoded
 
 
@@ -137,6 +152,15 @@ def check_ranges(body: msgspec.Struct) -> None:
             continue
         upto = "" if (value < low and high >= 2**31 - 1) or high == INFINITY else f" and at most {_figure(high)}"
         raise InvalidField(name, f"must be {'at least' if closed else 'above'} {_figure(low)}{upto}, got {_figure(value)}")
+
+
+def _check_inner(field: str, inner: msgspec.Struct | None) -> None:
+    """As `check_ranges`, for a struct that is the value of a field."""
+    try:
+        if inner is not None:
+            check_ranges(inner)
+    except InvalidField as error:
+        raise InvalidField(f"{field}.{error.field}", error.reason) from None
 
 
 def _figure(value: float) -> str:

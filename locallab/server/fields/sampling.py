@@ -12,7 +12,9 @@ from locallab.engine.request import SamplingParams
 from locallab.errors import InvalidField
 from locallab.server.fields.biases import BIASES, read_biases
 from locallab.server.fields.body import check_ranges, first
+from locallab.server.fields.foreign import SAMPLING
 from locallab.server.fields.sampler_order import SAMPLER_NAMES, read_samplers
+from locallab.server.fields.table import Others, alias
 
 TokenIds = Annotated[list[Annotated[int, Meta(ge=0)]], Meta(min_length=1)]
 Texts = list[Annotated[str, Meta(min_length=1)]]
@@ -85,11 +87,11 @@ class Sampling(msgspec.Struct, kw_only=True):
     ] = None
     min_keep: Annotated[int | None, Meta(description="tokens that each sampler leaves at least")] = None
     repetition_penalty: Annotated[float | None, Meta(description="penalty on tokens that have occurred; 1: off")] = None
-    repeat_penalty: Annotated[float | None, Meta(description="another name of repetition_penalty")] = None
+    repeat_penalty: Annotated[float | None, alias("repetition_penalty")] = None
     frequency_penalty: Annotated[float | None, Meta(description="penalty on a token for each time it has occurred")] = None
     presence_penalty: Annotated[float | None, Meta(description="penalty on a token once it has occurred")] = None
     penalty_window: Annotated[int | None, Meta(description="number of last tokens the penalties look at; -1: all")] = None
-    repeat_last_n: Annotated[int | None, Meta(description="another name of penalty_window")] = None
+    repeat_last_n: Annotated[int | None, alias("penalty_window")] = None
     dry_multiplier: Annotated[
         float | None, Meta(description="penalty on tokens that continue a repeated sequence (DRY); 0: off")
     ] = None
@@ -110,9 +112,6 @@ class Sampling(msgspec.Struct, kw_only=True):
     bad_words: Annotated[Texts | None, Meta(description="texts that the answer may not have, alone or behind a space")] = None
     seed: Annotated[int | None, Meta(description="seed of the sampling, for repeatable answers; -1: random")] = None
     do_sample: Annotated[bool | None, Meta(description="false: the same as temperature 0")] = None
-    use_beam_search: Annotated[
-        bool | None, Meta(description="only false is supported", extra_json_schema={"enum": [False, None]})
-    ] = None
     ignore_eos: Annotated[bool | None, Meta(description="continue after the model's end token")] = None
     stop: Annotated[
         str | list[str] | None,
@@ -129,6 +128,8 @@ class Sampling(msgspec.Struct, kw_only=True):
     LIMITS: ClassVar[tuple[str, ...]] = ("max_tokens",)
     """Fields that limit the answer's tokens; the first that is set counts. -1 is no limit."""
 
+    OTHERS: ClassVar[Others] = SAMPLING
+
     def __post_init__(self) -> None:
         """Raise InvalidField for what types cannot tell."""
         read_biases(self.logit_bias)
@@ -142,8 +143,6 @@ class Sampling(msgspec.Struct, kw_only=True):
         `longest` limits the answer when the request does not. Raises InvalidField.
         """
         check_ranges(self)
-        if self.use_beam_search:
-            raise InvalidField("use_beam_search", "is not supported: sample, or take the best of several answers with best_of")
         limit = first(*(getattr(self, name) for name in self.LIMITS), longest)
         options = {
             **{name: getattr(self, name) for name in SAME},

@@ -43,7 +43,6 @@ class Route:
 
 
 def _responses(body: ResponsesBody) -> ChatRequest:
-    body.check()
     if body.previous_response_id:
         raise InvalidField("previous_response_id", "is known to the server alone: put the earlier items into the input")
     return responses_request(body, [], body.items(), [])

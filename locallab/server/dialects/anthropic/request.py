@@ -16,10 +16,12 @@ from locallab.chat.repairs import repaired
 from locallab.chat.turn import ChatRequest, ReasoningOptions
 from locallab.engine import ModelInfo
 from locallab.errors import InvalidField
+from locallab.server.dialects.anthropic.fields import MESSAGES
 from locallab.server.fields.body import first, whole
 from locallab.server.fields.constraint import schema_of
 from locallab.server.fields.reasoning import of_effort
 from locallab.server.fields.sampling import Sampling
+from locallab.server.fields.table import Others
 from locallab.server.fields.tools import read_choice, read_tools
 
 ROLES = {"user": "user", "assistant": "assistant", "system": "system", "ctx": "system", "msg": "user"}
@@ -35,7 +37,7 @@ BILLING = "x-anthropic-billing-header:"
 
 
 class MessagesBody(msgspec.Struct, kw_only=True):
-    """Fields that only the service uses (metadata, service_tier, cache_control and the like) are ignored."""
+    """The body of both routes."""
 
     messages: Annotated[Any, Meta(description="the conversation, oldest first", extra_json_schema=CONVERSATION)] = None
     system: Annotated[Any, Meta(description="system prompt: a text or a list of text blocks")] = None
@@ -52,6 +54,7 @@ class MessagesBody(msgspec.Struct, kw_only=True):
     output_format: Annotated[Any, Meta(description="a JSON schema that the answer must match")] = None
     output_config: Annotated[Any, Meta(description="the same as its format, and the reasoning effort as its effort")] = None
 
+    OTHERS: ClassVar[Others] = MESSAGES
     DEFAULTS: ClassVar[dict[str, float]] = {"temperature": TEMPERATURE}
 
     def sampling(self, info: ModelInfo) -> Sampling:

@@ -19,8 +19,10 @@ from locallab.errors import InvalidField
 from locallab.pool import Loaded
 from locallab.server.dialects.assistant.code_prefix import is_code
 from locallab.server.dialects.assistant.templates import TASKS, Templates
+from locallab.server.fields.constraint import constraints_refused
 from locallab.server.fields.messages import EARLIER
 from locallab.server.fields.sampling import Sampling
+from locallab.server.fields.table import Others, alias
 from locallab.server.inference.aside import aside
 from locallab.server.inference.generation import Job
 from locallab.server.inference.prompt import gap_prompt, prepare_chat
@@ -55,9 +57,13 @@ class AssistantBody(Sampling, kw_only=True):
         ),
     ] = None
     model: Annotated[str | None, Meta(description="name of a registered model; default: the loaded one")] = None
-    model_id: Annotated[str | None, Meta(description="another name of model")] = None
+    model_id: Annotated[str | None, alias("model")] = None
     stream: Annotated[bool | None, Meta(description="stream the answer as server-sent events")] = None
 
+    OTHERS: ClassVar[Others] = {
+        **Sampling.OTHERS,
+        **constraints_refused("debug and audit have format json; the native routes have constraints"),
+    }
     DEFAULTS: ClassVar[dict[str, float]] = {"temperature": TEMPERATURE}
 
     def params(self, info: ModelInfo, longest: int | None, **more: Any) -> SamplingParams:

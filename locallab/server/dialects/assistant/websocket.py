@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -30,7 +31,7 @@ from locallab.server.fields.body import parse
 from locallab.server.inference.generation import ClientGone, Generation
 from locallab.server.inference.lease import require
 from locallab.server.inference.prompt import prepare_texts
-from locallab.server.reply import cache_text
+from locallab.server.reply import cache_text, note_text
 from locallab.server.roles import State, check_fetch
 from locallab.server.streaming import dumps
 from locallab.server.usage import Spend
@@ -58,6 +59,7 @@ class Envelope(msgspec.Struct):
 
 class SocketBody(AssistantBody, kw_only=True):
     id: Annotated[Id | None, Meta(description="returned in every event of this request")] = None
+    type: Annotated[str | None, Meta(description="request, or none at all")] = None
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -66,6 +68,7 @@ class Running:
 
     id: Id | None
     question: Question
+    notes: Sequence[str]
     task: asyncio.Task[None] | None = None
     generation: Generation | None = None
     stopped: bool = False
@@ -146,7 +149,8 @@ class Conversation:
                     raise InvalidField("id", f"no request with the id {envelope.id!r} is under way")
                 running.stop()
             elif envelope.type in (None, "request"):
-                await self._begin(envelope.id, parse(data, SocketBody))
+                notes = list[str]()
+                await self._begin(envelope.id, parse(data, SocketBody, notes), notes)
             else:
                 raise InvalidField("type", f"unknown type {envelope.type!r}; known: request (or none at all), cancel")
         except Exception as error:
@@ -171,7 +175,7 @@ class Conversation:
         wrong = InvalidField("id", f"expected an integer of 64 bits or a text of at most {_LONGEST_ID} characters")
         return Envelope(type=envelope.type), wrong
 
-    async def _begin(self, request_id: Id | None, body: SocketBody) -> None:
+    async def _begin(self, request_id: Id | None, body: SocketBody, notes: Sequence[str]) -> None:
         if body.task not in TASKS:
             reason = "is missing" if body.task is None else f"unknown task {body.task!r}"
             raise InvalidField("task", f"{reason}; known: {', '.join(TASKS)}")
@@ -184,7 +188,7 @@ class Conversation:
             raise RequestError(f"{AT_ONCE} requests are under way on this connection, which is the most; wait for one to end")
         if request_id is not None and any(each.id == request_id for each in self._running):
             raise InvalidField("id", f"{request_id!r} is the id of a request under way")
-        running = Running(request_id, question)
+        running = Running(request_id, question, notes)
         self._running.add(running)
         running.task = asyncio.create_task(self._serve(running))
         await asyncio.sleep(0)  # it has begun before anything can cancel it, and so sends its last event
@@ -234,7 +238,8 @@ class Conversation:
                     if text := reader.read(items):
                         await self._send_event(running.id, token(text))
                 used = generation.cache
-        return {**reader.summary(), **({"cache": cache_text(used)} if used else {})}
+        notes = {"notes": note_text(running.notes)} if running.notes else {}
+        return {**reader.summary(), **({"cache": cache_text(used)} if used else {}), **notes}
 
     async def _close_if_idle(self) -> None:
         if not self._running:

@@ -9,28 +9,25 @@ import msgspec
 from msgspec import Meta
 
 from locallab.engine import ModelInfo
-from locallab.engine.request import Constraint, SamplingParams
+from locallab.engine.request import SamplingParams
 from locallab.errors import InvalidField
 from locallab.pool import Loaded
+from locallab.server.dialects.llamacpp.fields import LLAMA
 from locallab.server.fields.biases import read_biases
-from locallab.server.fields.constraint import grammar_of, schema_of
+from locallab.server.fields.constraint import Structured
 from locallab.server.fields.sampler_order import ANY_NAMES, read_samplers
-from locallab.server.fields.sampling import Sampling
+from locallab.server.fields.table import Others
 from locallab.server.inference.prompt import PROMPTS, File, gap_prompt, prompt_tokens, prompts
 
-ANY_SCHEMA = {"type": ["object", "boolean", "null"]}
 
-
-class LlamaBody(Sampling, kw_only=True):
-    """Common fields of both routes. Fields that are not supported are refused unless they are off."""
+class LlamaBody(Structured, kw_only=True):
+    """Common fields of both routes."""
 
     model: Annotated[str | None, Meta(description="name of the model; an unknown name is the current one")] = None
     stream: Annotated[bool | None, Meta(description="stream the answer")] = None
     return_progress: Annotated[bool | None, Meta(description="with stream: report prompt-processing progress")] = None
     n_predict: Annotated[int | None, Meta(description="maximum tokens of the answer; -1: up to the context's end")] = None
     n_probs: Annotated[int | None, Meta(description="number of alternatives per token; 0: no probabilities")] = None
-    grammar: Annotated[str | None, Meta(description="a grammar in GBNF that the answer must match")] = None
-    json_schema: Annotated[Any, Meta(description="a JSON schema for the answer", extra_json_schema=ANY_SCHEMA)] = None
     samplers: Annotated[
         Any,
         Meta(
@@ -40,33 +37,27 @@ class LlamaBody(Sampling, kw_only=True):
     ] = None
     n_cmpl: Annotated[int | None, Meta(description="number of answers to each prompt")] = None
     return_tokens: Annotated[bool | None, Meta(description="return the token ids of the answer, as streams always do")] = None
-    post_sampling_probs: Annotated[bool | None, Meta(description="only false is supported")] = None
-    n_indent: Annotated[int | None, Meta(description="ignored; noted in a header")] = None
+    post_sampling_probs: Annotated[
+        bool | None, Meta(description="true: probabilities are those after the samplers, as prob and top_probs")
+    ] = None
+    response_fields: Annotated[
+        list[str] | None, Meta(description="fields of the answer to return, those in objects by their path: timings/prompt_n")
+    ] = None
 
+    OTHERS: ClassVar[Others] = LLAMA
     LIMITS: ClassVar[tuple[str, ...]] = ("n_predict", "max_tokens")
 
     def __post_init__(self) -> None:
         read_biases(self.logit_bias)
 
     def sampling(self, info: ModelInfo, longest: int, notes: list[str]) -> SamplingParams:
-        """Return the parameters, and note ignored fields. Raises InvalidField for unsupported ones."""
-        if self.post_sampling_probs:
-            raise InvalidField("post_sampling_probs", "is not supported: probabilities are those before sampling")
-        if self.n_indent:
-            notes.append("n_indent is ignored")
+        """Return the parameters, and note unknown samplers. Raises InvalidField."""
         order = None if self.samplers is None else read_samplers(self.samplers, notes)
         progress = bool(self.stream and self.return_progress)
         constraint = self.constraint()
         body = msgspec.structs.replace(self, samplers=order)
-        return body.params(info, longest, constraint=constraint, logprobs=self.n_probs or None, progress=progress)
-
-    def constraint(self) -> Constraint | None:
-        """Return the constraint, if any. Raises InvalidField."""
-        if self.json_schema is None:
-            return grammar_of(self.grammar)
-        if self.grammar:
-            raise InvalidField("json_schema", "cannot be combined with grammar")
-        return schema_of(self.json_schema, "json_schema")
+        scored = {"logprobs": self.n_probs or None, "drawn_logprobs": bool(self.n_probs and self.post_sampling_probs)}
+        return body.params(info, longest, constraint=constraint, progress=progress, **scored)
 
 
 class LlamaCompletionBody(LlamaBody, kw_only=True):

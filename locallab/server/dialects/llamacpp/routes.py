@@ -60,7 +60,9 @@ class LlamaCpp:
             settings_body(params, loaded.engine.info, stream=bool(body.stream)),
             context=loaded.engine.info.context,
             scored=params.logprobs is not None,
+            drawn=params.drawn_logprobs,
             tokens=bool(body.return_tokens),
+            fields=body.response_fields or (),
         )
         jobs = jobs_for(prompts, params, n)
         return await answer(request, loaded, jobs, formatter, stream=body.stream, notes=notes, urgent=urgent)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from locallab.engine.request import TokenLogprob, Usage
 from locallab.server.dialects.answer_fields import Timings, progress_body, timings_body
@@ -21,59 +22,86 @@ SILENT = {"content": "", "tokens": [], "stop": False}
 
 
 class Probability(msgspec.Struct):
+    """With post_sampling_probs, `prob` is the probability after the samplers."""
+
     id: int
     token: str
     bytes: list[int]
-    logprob: Annotated[float, Meta(le=0)]
+    logprob: Annotated[float, Meta(le=0)] | UnsetType = UNSET
+    prob: Annotated[float, Meta(ge=0, le=1)] | UnsetType = UNSET
 
 
 class TokenProbability(Probability):
-    top_logprobs: list[Probability]
+    top_logprobs: list[Probability] | UnsetType = UNSET
+    top_probs: list[Probability] | UnsetType = UNSET
 
 
 class LlamaAnswer(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """The answer of /completion and /infill."""
+    """The answer of /completion and /infill, or what `response_fields` chose of it."""
 
-    index: int
-    content: str
-    tokens: Annotated[list[int], Meta(description="with return_tokens, those of the answer and the one that ended it")]
-    stop: Annotated[bool, Meta(description="whether the answer has ended: true in the last event of a stream")]
-    model: str
-    tokens_predicted: int
-    tokens_evaluated: Annotated[int, Meta(description="tokens of the prompt")]
-    tokens_cached: Annotated[int, Meta(description="tokens of the prompt that were in the prefix cache")]
-    prompt: Annotated[str, Meta(description="the prompt as the model read it, markup included")]
-    generation_settings: dict[str, Any]
-    has_new_line: bool
-    truncated: Annotated[bool, Meta(description="whether the end of the context ended the answer")]
-    timings: Timings
-    stop_type: Annotated[str, Meta(description="eos, limit, or word: the stop string in stopping_word")]
-    stopping_word: str
-    completion_probabilities: list[TokenProbability] | msgspec.UnsetType = msgspec.UNSET
+    index: int | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+    tokens: Annotated[list[int] | UnsetType, Meta(description="with return_tokens: those of the answer and its end")] = UNSET
+    stop: Annotated[bool | UnsetType, Meta(description="true once the answer has ended: in the last event")] = UNSET
+    model: str | UnsetType = UNSET
+    tokens_predicted: int | UnsetType = UNSET
+    tokens_evaluated: Annotated[int | UnsetType, Meta(description="tokens of the prompt")] = UNSET
+    tokens_cached: Annotated[int | UnsetType, Meta(description="tokens of the prompt found in the prefix cache")] = UNSET
+    prompt: Annotated[str | UnsetType, Meta(description="the prompt as the model read it, markup included")] = UNSET
+    generation_settings: dict[str, Any] | UnsetType = UNSET
+    has_new_line: bool | UnsetType = UNSET
+    truncated: Annotated[bool | UnsetType, Meta(description="whether the end of the context ended the answer")] = UNSET
+    timings: Timings | UnsetType = UNSET
+    stop_type: Annotated[str | UnsetType, Meta(description="eos, limit, or word: the stop string in stopping_word")] = UNSET
+    stopping_word: str | UnsetType = UNSET
+    completion_probabilities: list[TokenProbability] | UnsetType = UNSET
 
 
 LlamaAnswers = LlamaAnswer | list[LlamaAnswer]
 """One answer, or those to several prompts in their order."""
 
 
-def probability(scored: TokenLogprob) -> dict[str, Any]:
-    """Return a TokenProbability."""
-    return {**_likely(scored.token, scored.piece, scored.logprob), "top_logprobs": [_likely(*each) for each in scored.top]}
+def probability(scored: TokenLogprob, drawn: bool = False) -> dict[str, Any]:
+    """Return a TokenProbability; `drawn`: that after the samplers."""
+
+    def likely(token: int, piece: bytes, logprob: float) -> dict[str, Any]:
+        figure = {"prob": math.exp(logprob)} if drawn else {"logprob": max(logprob, LEAST)}
+        return {"id": token, "token": piece.decode("utf-8", "replace"), "bytes": list(piece), **figure}
+
+    top = [likely(*each) for each in scored.top]
+    return {**likely(scored.token, scored.piece, scored.logprob), "top_probs" if drawn else "top_logprobs": top}
 
 
-def _likely(token: int, piece: bytes, logprob: float) -> dict[str, Any]:
-    text = piece.decode("utf-8", "replace")
-    return {"id": token, "token": text, "bytes": list(piece), "logprob": max(logprob, LEAST)}
+def chosen(body: Mapping[str, Any], paths: Sequence[str]) -> dict[str, Any]:
+    """Return the fields at these paths, such as timings/prompt_n, under the path as their name; missing ones are left out."""
+    found = {}
+    for path in paths:
+        value: Any = body
+        for key in path.split("/"):
+            value = value.get(key, UNSET) if isinstance(value, Mapping) else UNSET
+        if value is not UNSET:
+            found[path] = value
+    return found
 
 
 class LlamaFormatter(Collector):
     """Formats the answers to `prompts`, one for each: an event for each piece of text, and a last one with the figures.
 
-    `settings` are returned, `context` is the model's. `scored`: with logprobs; `tokens`: whole answers with their tokens.
+    `settings` are returned, `context` is the model's. `scored`: with logprobs, those after the samplers if `drawn`; `tokens`:
+    whole answers with their tokens. `fields` choose some of an answer's, if there are any.
     """
 
     def __init__(
-        self, model: str, prompts: Sequence[str], settings: Mapping[str, Any], *, context: int, scored: bool, tokens: bool
+        self,
+        model: str,
+        prompts: Sequence[str],
+        settings: Mapping[str, Any],
+        *,
+        context: int,
+        scored: bool,
+        tokens: bool,
+        drawn: bool = False,
+        fields: Sequence[str] = (),
     ) -> None:
         super().__init__(len(prompts))
         self._model = model
@@ -81,6 +109,8 @@ class LlamaFormatter(Collector):
         self._settings = settings
         self._context = context
         self._scored = scored
+        self._drawn = drawn
+        self._fields = fields
         self._tokens = tokens
         self._new_lines = [False] * len(prompts)
 
@@ -88,7 +118,7 @@ class LlamaFormatter(Collector):
         found = []
         for index, answer in enumerate(self.finished()):
             self._new_lines[index] = "\n" in answer.text
-            found.append({**self._body(index, answer), **self._probabilities(answer.logprobs)})
+            found.append(self._chosen({**self._body(index, answer), **self._probabilities(answer.logprobs)}))
         return found[0] if len(found) == 1 else found
 
     def encode(self, items: list[Item]) -> bytes:
@@ -102,7 +132,7 @@ class LlamaFormatter(Collector):
                 events.append(event({**piece, **self._probabilities(news.logprobs)}))
             if news.finish_reason is not None:
                 last = FinishedAnswer("", news.finish_reason, news.usage or Usage(0, 0, 0), news.stop)
-                events.append(event(self._body(index, last)))
+                events.append(event(self._chosen(self._body(index, last))))
         return b"".join(events)
 
     def end(self) -> bytes:
@@ -113,6 +143,9 @@ class LlamaFormatter(Collector):
 
     def ping(self) -> bytes:
         return event({"index": 0, **SILENT})
+
+    def _chosen(self, body: dict[str, Any]) -> dict[str, Any]:
+        return chosen(body, self._fields) if self._fields else body
 
     def _body(self, index: int, answer: FinishedAnswer) -> dict[str, Any]:
         """Return a LlamaAnswer without its probabilities."""
@@ -136,4 +169,4 @@ class LlamaFormatter(Collector):
         }
 
     def _probabilities(self, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
-        return {"completion_probabilities": [probability(each) for each in logprobs]} if self._scored else {}
+        return {"completion_probabilities": [probability(each, self._drawn) for each in logprobs]} if self._scored else {}

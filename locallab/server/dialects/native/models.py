@@ -17,7 +17,7 @@ from locallab.pool import Pool, Status
 from locallab.server.dialects.native.client_lines import LOAD, LOADED, UNLOAD, UNLOADED, expected
 from locallab.server.dialects.native.system import KvLayout, MemoryKind, PrefixReuse, kv_facts
 from locallab.server.endpoint import Endpoint
-from locallab.server.fields.body import parse, read
+from locallab.server.fields.body import read
 from locallab.server.reply import reply
 from locallab.units import compact_bytes
 
@@ -85,7 +85,7 @@ class Models:
 
         Running requests finish first. Nothing happens to a model that is not loaded.
         """
-        body = parse(await request.body() or b"{}", UnloadBody)
+        body = await read(request, UnloadBody, empty=b"{}")
         before = self._pool.current
         model_id = body.model_id or (before.spec.id if before else None)
         described = NO_MODEL

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 from msgspec import Meta
@@ -13,10 +13,12 @@ from starlette.routing import BaseRoute
 
 from locallab.pool import Loaded, Pool
 from locallab.server.dialects.answer_fields import ModelName
+from locallab.server.dialects.ollama.fields import EMBED
 from locallab.server.dialects.ollama.models import check_load, untagged
 from locallab.server.dialects.ollama.request import seconds
 from locallab.server.endpoint import Endpoint
 from locallab.server.fields.body import check_ranges, read
+from locallab.server.fields.table import Others
 from locallab.server.inference.embedding import NAME, Dimensions, check_dimensions, first_components, json_rows, vectors
 from locallab.server.inference.lease import afterwards, lease
 from locallab.server.reply import reply
@@ -32,6 +34,8 @@ class OllamaEmbedBody(msgspec.Struct, kw_only=True):
     keep_alive: Annotated[
         float | str | None, Meta(description="0 unloads the model afterwards; for other values the server's setting applies")
     ] = None
+
+    OTHERS: ClassVar[Others] = EMBED
 
 
 class OllamaVectors(msgspec.Struct):
@@ -50,6 +54,8 @@ class OllamaPromptBody(msgspec.Struct, kw_only=True):
     keep_alive: Annotated[
         float | str | None, Meta(description="0 unloads the model afterwards; for other values the server's setting applies")
     ] = None
+
+    OTHERS: ClassVar[Others] = EMBED
 
 
 class OllamaVector(msgspec.Struct):

@@ -9,7 +9,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -28,10 +28,12 @@ from locallab.models.quants import label
 from locallab.models.registry import Registry
 from locallab.models.spec import ModelSpec
 from locallab.pool import Loaded, Pool
+from locallab.server.dialects.ollama.fields import PULL, SHOW
 from locallab.server.dialects.ollama.pull import Pull, PullStream, last_status
 from locallab.server.dialects.ollama.stream import rfc3339
 from locallab.server.endpoint import Endpoint
 from locallab.server.fields.body import read
+from locallab.server.fields.table import Others, alias
 from locallab.server.reply import reply
 from locallab.server.roles import require_admin
 from locallab.server.streaming import LINES
@@ -241,11 +243,15 @@ VERSION = "0.12.6"
 
 class ShowBody(msgspec.Struct):
     model: Annotated[str | None, Meta(description="a name or an alias of the registry")] = None
-    name: Annotated[str | None, Meta(description="an older name of model")] = None
+    name: Annotated[str | None, alias("model")] = None
+
+    OTHERS: ClassVar[Others] = SHOW
 
 
 class PullBody(ShowBody):
     stream: Annotated[bool | None, Meta(description="false: respond once the download is complete")] = None
+
+    OTHERS: ClassVar[Others] = PULL
 
 
 class Version(msgspec.Struct):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar
@@ -16,25 +15,23 @@ from locallab.chat.turn import ChatRequest, ReasoningOptions
 from locallab.engine import ModelInfo
 from locallab.engine.request import Constraint, SamplingParams
 from locallab.errors import InvalidField
+from locallab.server.dialects.ollama.fields import BODY, GENERATE, OPTIONS
 from locallab.server.fields.constraint import schema_of
 from locallab.server.fields.reasoning import of_effort
 from locallab.server.fields.sampling import Sampling
+from locallab.server.fields.table import Others
 from locallab.server.fields.tools import read_tools
 
 CONVERSATION = {"type": ["array", "null"], "items": {"type": "object", "required": ["role"]}}
 
-OFF: Mapping[str, Any] = {"tfs_z": 1, "penalize_newline": True}
-"""Unsupported sampling options, and the value that turns each off."""
-
 
 class Options(Sampling, kw_only=True):
-    """The sampling options. Those for loading a model (num_gpu, num_thread, ...) are ignored: the server has its own."""
+    """The sampling options."""
 
-    num_predict: int | None = None
-    num_ctx: int | None = None
-    tfs_z: float | None = None
-    penalize_newline: bool | None = None
+    num_predict: Annotated[int | None, Meta(description="maximum tokens of the answer; -1, -2: up to the context's end")] = None
+    num_ctx: Annotated[int | None, Meta(description="length of the context, which is as in the server's settings")] = None
 
+    OTHERS: ClassVar[Others] = OPTIONS
     LIMITS: ClassVar[tuple[str, ...]] = ("num_predict", "max_tokens")
 
     def __post_init__(self) -> None:
@@ -44,9 +41,6 @@ class Options(Sampling, kw_only=True):
             raise InvalidField(f"options.{error.field}", error.reason) from None
 
     def params(self, info: ModelInfo, longest: int | None, **more: Any) -> SamplingParams:
-        for field, off in OFF.items():
-            value = getattr(self, field)
-            refuse(field, value not in (None, off), f"is not supported; leave it out, or set it to {json.dumps(off)}")
         endless = self if self.num_predict != -2 else msgspec.structs.replace(self, num_predict=-1)
         return super(Options, endless).params(info, longest, **more)
 
@@ -66,6 +60,8 @@ class OllamaBody(msgspec.Struct, kw_only=True):
         bool | None, Meta(description="return the log probability of each token, including those of reasoning and calls")
     ] = None
     top_logprobs: Annotated[int | None, Meta(description="with logprobs: number of alternatives per token")] = None
+
+    OTHERS: ClassVar[Others] = BODY
 
     def constraint(self) -> Constraint | None:
         """Return the constraint, if any. Raises InvalidField."""
@@ -105,14 +101,12 @@ class OllamaGenerateBody(OllamaBody, kw_only=True):
     suffix: Annotated[str | None, Meta(description="text after the gap to fill in")] = None
     system: Annotated[str | None, Meta(description="system prompt")] = None
     raw: Annotated[bool | None, Meta(description="complete the prompt without the model's template")] = None
-    template: Annotated[str | None, Meta(description="not supported: the model's own template is used")] = None
-    context: Annotated[list[int] | None, Meta(description="not supported: send the conversation to /api/chat")] = None
     images: Annotated[list[Any] | None, Meta(description="not supported")] = None
+
+    OTHERS: ClassVar[Others] = GENERATE
 
     def check(self) -> None:
         super().check()
-        refuse("template", bool(self.template), "is not supported: the model's own is used, or none with `raw`")
-        refuse("context", bool(self.context), "is not supported: send the conversation to /api/chat")
         refuse("images", bool(self.images), "this model takes no images")
         for field in ("raw", "suffix"):
             if getattr(self, field):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta
@@ -15,9 +15,11 @@ from locallab.chat import normalize
 from locallab.errors import InvalidField
 from locallab.pool import Pool
 from locallab.server.dialects.answer_fields import ModelName
+from locallab.server.dialects.openai.fields import EMBEDDING
 from locallab.server.endpoint import Endpoint
 from locallab.server.fields.body import read
 from locallab.server.fields.messages import MESSAGES
+from locallab.server.fields.table import Others
 from locallab.server.inference.embedding import (
     NAME,
     Dimensions,
@@ -55,6 +57,8 @@ class EmbeddingsBody(msgspec.Struct, kw_only=True):
         int | None,
         Meta(description="norm by which vectors are scaled; 0: the largest component is 32760; 1: sum; 2: length; p: p-norm"),
     ] = None
+
+    OTHERS: ClassVar[Others] = EMBEDDING
 
     @property
     def prompts(self) -> list[Prompt] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 from msgspec import Meta
@@ -14,9 +14,11 @@ from starlette.types import ASGIApp
 from locallab.pool import Pool
 from locallab.server.dialects.answer_fields import FinishReason, Timings, UsageFigures
 from locallab.server.dialects.openai.chat import OpenAIBody
+from locallab.server.dialects.openai.fields import FIM
 from locallab.server.dialects.openai.stream import Head, OpenAIFormatter
 from locallab.server.endpoint import Generating
 from locallab.server.fields.body import first, read
+from locallab.server.fields.table import Others, alias
 from locallab.server.inference.answer import answer
 from locallab.server.inference.generation import FinishedAnswer
 from locallab.server.inference.lease import lease
@@ -27,7 +29,9 @@ from locallab.settings import ServerSettings
 class FimBody(OpenAIBody, kw_only=True):
     prompt: Annotated[str, Meta(description="text before the gap")]
     suffix: Annotated[str | None, Meta(description="text after the gap")] = None
-    random_seed: Annotated[int | None, Meta(description="another name of seed")] = None
+    random_seed: Annotated[int | None, alias("seed")] = None
+
+    OTHERS: ClassVar[Others] = {**OpenAIBody.OTHERS, **FIM}
 
 
 class FimMessage(msgspec.Struct):
@@ -72,7 +76,7 @@ class Fim:
         constraint = body.constraint()
         params = body.params(loaded.engine.info, self._settings.completion_tokens, constraint=constraint)
         await compile_constraint(loaded, constraint)
-        n = body.n or 1
+        n = body.count
         jobs = jobs_for([await gap_prompt(loaded, body.prompt, body.suffix or "")], params, n)
         head, lengths = Head.make("fim", body.model or loaded.spec.id), body.lengths(jobs)
         formatter = FimFormatter(head, n, n=n, include_usage=body.include_usage, lengths=lengths)

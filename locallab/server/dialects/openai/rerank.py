@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -13,8 +13,10 @@ from starlette.types import ASGIApp
 from locallab.errors import InvalidField
 from locallab.pool import Pool
 from locallab.server.dialects.answer_fields import ModelName
+from locallab.server.dialects.openai.fields import RERANK
 from locallab.server.endpoint import Endpoint
 from locallab.server.fields.body import first, read
+from locallab.server.fields.table import Others
 from locallab.server.inference.embedding import cut_notes, scores
 from locallab.server.inference.lease import lease
 from locallab.server.reply import noted, reply
@@ -38,6 +40,8 @@ class RerankBody(msgspec.Struct, kw_only=True):
     return_documents: Annotated[bool | None, Meta(description="include the documents in the answer")] = None
     return_text: Annotated[bool | None, Meta(description="with texts: include them in the answer")] = None
     max_tokens_per_doc: Annotated[int | None, Meta(description="tokens of each document that are read; default: all")] = None
+
+    OTHERS: ClassVar[Others] = RERANK
 
     def given(self) -> list[str]:
         """Return the documents' texts. Raises InvalidField."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
@@ -58,16 +60,19 @@ class OpenAI:
     async def chat(self, request: Request) -> ASGIApp:
         """Answer a conversation."""
         body = await read(request, ChatBody)
+        request.state.caller = body.salted(request.state.caller)
         loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
         params = body.params(loaded.engine.info, None)
         notes: list[str] = []
-        prepared = await prepare_chat(loaded, await read_aside(request, lambda: body.request(notes)), params, body.n or 1)
+        prepared = await prepare_chat(loaded, await read_aside(request, lambda: body.request(notes)), params, body.count)
+        if body.truncate_prompt_tokens:
+            prepared = dataclasses.replace(prepared, jobs=[body.cut_job(job, loaded.engine.info) for job in prepared.jobs])
         formatter = ChatFormatter(
             Head.make("chatcmpl", body.model or loaded.spec.id, {"service_tier": TIER, "system_fingerprint": FINGERPRINT}),
             prepared.turn,
-            body.n or 1,
-            scored=bool(body.logprobs),
-            alternatives=body.top_logprobs,
+            body.count,
+            scored=body.alternatives is not None,
+            alternatives=body.alternatives,
             prompt_alternatives=body.prompt_logprobs,
             include_usage=body.include_usage,
             lengths=body.lengths(prepared.jobs),
@@ -86,6 +91,7 @@ class OpenAI:
     async def completions(self, request: Request) -> ASGIApp:
         """Complete prompts without a template, or fill in the text between a prompt and a suffix."""
         body = await read(request, CompletionBody)
+        request.state.caller = body.salted(request.state.caller)
         loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
         body.check()
         params = body.params(loaded.engine.info, self._settings.completion_tokens)

@@ -293,7 +293,7 @@ class CompletionFormatter(OpenAIFormatter):
 
     def whole_choices(self, answers: Sequence[FinishedAnswer]) -> list[dict[str, Any]]:
         """Return the n likeliest answers to each prompt, or all in their order if that is as many."""
-        n, per_prompt = self._body.n or 1, self._body.per_prompt
+        n, per_prompt = self._body.count, self._body.per_prompt
         found: list[tuple[int, FinishedAnswer]] = []
         for at in range(0, len(answers), per_prompt):
             group = answers[at : at + per_prompt]

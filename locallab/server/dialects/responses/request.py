@@ -19,18 +19,17 @@ from locallab.chat.turn import ChatRequest
 from locallab.engine import ModelInfo
 from locallab.engine.request import SamplingParams
 from locallab.errors import InvalidField
-from locallab.server.fields.constraint import read_format
+from locallab.server.dialects.responses.fields import RESPONSES
+from locallab.server.fields.constraint import Structured, read_format
 from locallab.server.fields.reasoning import of_effort
-from locallab.server.fields.sampling import Sampling
+from locallab.server.fields.table import Others
 from locallab.server.fields.tools import CUSTOM, NAMESPACE, read_choice, read_tools
 
 LOGPROBS = "message.output_text.logprobs"
 INPUT = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}, {"type": "null"}]}
 
 
-class ResponsesBody(Sampling, kw_only=True):
-    """Fields that only the service uses (service_tier, prompt_cache_key, text.verbosity, ...) are ignored."""
-
+class ResponsesBody(Structured, kw_only=True):
     input: Annotated[Any, Meta(description="a text, or the items of a conversation, oldest first", extra_json_schema=INPUT)] = (
         None
     )
@@ -58,23 +57,12 @@ class ResponsesBody(Sampling, kw_only=True):
     ] = None
     metadata: Annotated[dict[str, Any] | None, Meta(description="returned in the response")] = None
     user: Annotated[str | None, Meta(description="returned in the response")] = None
-    background: Annotated[bool | None, Meta(description="not supported")] = None
-    conversation: Annotated[Any, Meta(description="not supported: use previous_response_id")] = None
-    prompt: Annotated[Any, Meta(description="not supported: prompt templates belong to the service")] = None
     top_logprobs: Annotated[
         int | None, Meta(description="number of alternatives per token of the text; includes the logprobs")
     ] = None
 
+    OTHERS: ClassVar[Others] = RESPONSES
     LIMITS: ClassVar[tuple[str, ...]] = ("max_output_tokens", "max_tokens")
-
-    def check(self) -> None:
-        """Raise InvalidField for unsupported fields."""
-        if self.background:
-            raise InvalidField("background", "is not supported: send the request and wait, or stream it")
-        if self.conversation is not None:
-            raise InvalidField("conversation", "is not supported: use previous_response_id")
-        if self.prompt is not None:
-            raise InvalidField("prompt", "is not supported: prompt templates belong to the service")
 
     def params(self, info: ModelInfo, longest: int | None, **more: Any) -> SamplingParams:
         scored = self.top_logprobs or LOGPROBS in (self.include or ())
@@ -111,7 +99,7 @@ def chat_request(body: ResponsesBody, before: Sequence[Any], items: Sequence[Any
         messages=repaired(messages, notes) or [Message("user", "")],
         tools=tools,
         choice=read_choice(body.tool_choice, body.parallel_tool_calls, tools),
-        answer=read_format(_mapping("text", body.text).get("format"), "text.format"),
+        answer=body.constraint(read_format(_mapping("text", body.text).get("format"), "text.format")),
         reasoning=of_effort(effort),
     )
 

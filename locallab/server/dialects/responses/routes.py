@@ -140,7 +140,6 @@ class Responses:
 
     def _conversation(self, owner: Owner, body: ResponsesBody) -> tuple[list[Any], list[Any]]:
         """Return the items of earlier turns and those of the request. Raises InvalidField."""
-        body.check()
         try:
             before = self._store.conversation(owner, body.previous_response_id) if body.previous_response_id else []
         except UnknownResponse as error:

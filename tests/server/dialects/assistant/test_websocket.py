@@ -329,6 +329,15 @@ def test_half_of_a_surrogate_pair_and_a_history_of_foreign_blocks(served: Served
     assert "half \ufffd" in served.engine.submitted[-1][0] and "[image: not shown]" in served.engine.submitted[-1][0]
 
 
+def test_fields_that_it_does_not_know(served: Served, client: Client) -> None:
+    client.ask(id=1, type="request", frobnicate=1)
+    assert client.answer()[1]["notes"] == "unknown and ignored: frobnicate"
+    client.ask(id=2)
+    assert "notes" not in client.answer()[1]
+    client.ask(id=3, grammar="x")
+    assert client.event()["detail"].startswith("grammar: is not supported")
+
+
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("prompt", [PROMPT, "def f(x):"])
 def test_the_same_answer_as_over_http(served: Served, client: Client, task: str, prompt: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from locallab.models.store import Store
 from locallab.pool import Pool
 from locallab.server.app import create_app
 from locallab.server.dialects.answer_fields import timings_body
+from locallab.server.dialects.llamacpp.stream import chosen
 from locallab.settings import ServerSettings
 from tests.support import tiny_gguf
 from tests.support.fake_engine import TEXT, say
@@ -87,7 +89,8 @@ def test_what_an_editor_plugin_sends(coder: Served) -> None:
     }
     response = coder.http.post("/infill", json=body)
     assert response.json()["content"] == TEXT
-    assert response.headers["x-locallab-notes"] == "n_indent is ignored; samplers: 'infill' is left out"
+    notes = ["n_indent is left out: indentation is left to the model", "samplers: 'infill' is left out"]
+    assert response.headers["x-locallab-notes"].split("; ") == notes
     params = coder.engine.submitted[-1][1]
     assert (params.samplers, params.line_after_ms) == (("top_k", "top_p"), 1000)
 
@@ -183,6 +186,35 @@ def test_timings_of_several_answers() -> None:
     assert {name: value for name, value in nothing.items() if value} == {"prompt_n": 8}
 
 
+def test_probabilities_after_sampling(coder: Served) -> None:
+    body = {"prompt": "hi", "n_probs": 1, "n_predict": 1, "post_sampling_probs": True}
+    [found] = coder.http.post("/completion", json=body).json()["completion_probabilities"]
+    assert coder.engine.submitted[-1][1].drawn_logprobs
+    assert found["prob"] == pytest.approx(math.exp(-0.72)) and "logprob" not in found and "top_logprobs" not in found
+    assert found["top_probs"] == [{"id": 97, "token": "a", "bytes": [97], "prob": 1.0}]
+    [first, _] = events(coder.http.post("/completion", json={**body, "stream": True}))
+    assert first["completion_probabilities"] == [found]
+    coder.http.post("/completion", json={"prompt": "hi", "post_sampling_probs": True})
+    assert not coder.engine.submitted[-1][1].drawn_logprobs
+
+
+def test_chosen_fields(coder: Served) -> None:
+    body = {"prompt": "hi", "n_predict": 3, "response_fields": ["content", "tokens_predicted", "content/x", "no/such"]}
+    assert coder.http.post("/completion", json=body).json() == {"content": TEXT[:3], "tokens_predicted": 3}
+    *pieces, last = events(coder.http.post("/completion", json={**body, "stream": True}))
+    assert last == {"content": "", "tokens_predicted": 3} and all("stop" in piece for piece in pieces)
+    whole = coder.http.post("/completion", json={**body, "response_fields": []}).json()
+    assert whole["stop_type"] == "limit"
+
+
+def test_a_field_in_an_object_is_named_by_its_path() -> None:
+    assert chosen({"a": {"b": {"c": 1}}, "d": None}, ["a/b/c", "a/b", "d", "d/x", "a/x"]) == {
+        "a/b/c": 1,
+        "a/b": {"c": 1},
+        "d": None,
+    }
+
+
 def test_a_schema(coder: Served) -> None:
     coder.http.post("/completion", json={"prompt": "hi", "json_schema": {"type": "object"}})
     coder.http.post("/completion", json={"prompt": "hi", "grammar": 'root ::= "a"'})
@@ -197,7 +229,6 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "samplers": ("/completion", {"prompt": "a", "samplers": {"top_k": 1}}, "samplers"),
     "too many answers": ("/completion", {"prompt": "a", "n_cmpl": 129}, "n_cmpl"),
     "a list that is empty": ("/completion", {"prompt": [["a"], []]}, "prompt"),
-    "after sampling": ("/completion", {"prompt": "a", "post_sampling_probs": True}, "post_sampling_probs"),
     "too many": ("/completion", {"prompt": "a", "n_probs": 21}, "n_probs"),
     "two constraints": ("/completion", {"prompt": "a", "grammar": "x", "json_schema": {}}, "json_schema"),
     "beams": ("/completion", {"prompt": "a", "use_beam_search": True}, "use_beam_search"),
