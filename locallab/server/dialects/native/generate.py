@@ -28,6 +28,7 @@ from locallab.server.fields.body import read
 from locallab.server.fields.constraint import Structured
 from locallab.server.fields.messages import MESSAGES
 from locallab.server.inference.answer import answer, whole_answer
+from locallab.server.inference.aside import read_aside
 from locallab.server.inference.generation import Job
 from locallab.server.inference.lease import lease
 from locallab.server.inference.prompt import compile_constraint, prepare_chat, text_prompt
@@ -134,7 +135,7 @@ class Native:
         loaded = await lease(request, self._pool, body.model_id, strict=True)
         params = body.params(loaded.engine.info, None)
         notes: list[str] = []
-        prepared = await prepare_chat(loaded, body.request(notes), params)
+        prepared = await prepare_chat(loaded, await read_aside(request, lambda: body.request(notes)), params)
         lines = body.stream and await is_client(request, CHAT)
         kind, media_type = (ChatLines, LINES) if lines else (NativeChatFormatter, EVENTS)
         formatter = kind(Head.make("chatcmpl", loaded.spec.id), prepared.turn)
