@@ -39,7 +39,7 @@ from locallab.engine.sampling_defaults import sampling_of
 from locallab.engine.scheduler import Scheduler
 from locallab.engine.sequence import Sequence
 from locallab.engine.state_format import UnknownFormat
-from locallab.engine.token_rules import RuleBook
+from locallab.engine.token_rules import RuleBook, forbids
 from locallab.engine.worker import Worker
 from locallab.errors import ContextLengthExceeded, InvalidField, ModelLoadError
 from locallab.settings import EngineSettings, cache_directory
@@ -86,7 +86,7 @@ class TextEngine(Engine):
         tokens = list(prompt)
         self.check(tokens, params)
         limit = self.info.context if params.max_tokens is None else min(self.info.context, len(tokens) + params.max_tokens)
-        guide = self._grammars.guide(params.constraint) if params.constraint else None
+        guide = self._grammars.guide(params.constraint, forces=not forbids(params)) if params.constraint else None
         with self._lock:
             overloaded = self._admit(caller)
             answer = Answer(params, self._model, guide, self._rules.rules(params))

@@ -19,6 +19,11 @@ _FIRST, _MOST = 0xD800, 0x800
 """Surrogates, which occur in no text, stand for control tokens."""
 
 
+def forbids(params: SamplingParams) -> bool:
+    """Return whether a request forbids tokens."""
+    return bool(params.bad_words or params.allowed_token_ids) or any(bias == -math.inf for _, bias in params.logit_bias)
+
+
 class Vocabulary(Protocol):
     """The part of a model that rules are made with."""
 

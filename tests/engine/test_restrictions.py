@@ -18,7 +18,7 @@ from locallab.engine.token_rules import RuleBook
 from locallab.errors import InvalidField
 from locallab.settings import EngineSettings
 from tests.support import tiny_gguf
-from tests.support.live_engine import Answer, ask, running, start
+from tests.support.live_engine import Answer, ask, check, running, start
 
 PROMPT = [10, 20, 30, 40]
 HUGE = 2**31 - 1
@@ -262,3 +262,18 @@ def test_a_model_s_file_has_defaults_and_settings_go_before_them(tmp_path: Path,
         "samplers": ("top_k", "temperature"),
     }
     assert "top_p" in caplog.text and "mirostat" in caplog.text
+
+
+@pytest.mark.parametrize("ram", [0, 64])
+def test_penalties_look_at_the_same_tokens_after_a_preemption(tmp_path: Path, ram: int) -> None:
+    """Four requests of 240 tokens in a pool of 512: some are put back and computed again, and their samplers go on."""
+    path, prompts = tiny_gguf.write(tmp_path / "tiny.gguf", "llama"), [[*range(10 + i, 50 + i)] for i in range(4)]
+    strong = {"dry_multiplier": 4.0, "dry_base": 2.0, "dry_allowed_length": 1, "dry_penalty_last_n": -1}
+    strong |= {"dry_sequence_breakers": (), "frequency_penalty": 0.3, "penalty_window": -1}
+    with running(path, context=512, kv_tokens=512, cache_tokens=64, cache_ram_mib=ram) as engine:
+        answers = [start(engine, prompt, 200, hold=i == 0, **strong) for i, prompt in enumerate(prompts)]
+        answers[0].release()
+        assert all(len(each.ended().tokens) == 200 for each in answers)
+        assert engine.stats().preemptions > 0
+    for prompt, each in zip(prompts, answers, strict=True):
+        check(path, prompt, each.tokens, **strong)

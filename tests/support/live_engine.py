@@ -108,19 +108,19 @@ def running(path: Path, **settings: object) -> Iterator[TextEngine]:
         engine.close()
 
 
-def check(path: Path, prompt: Sequence[int], answer: Sequence[int]) -> None:
-    """Assert that an idle engine without caches gives `answer`; at a tie either token is right."""
+def check(path: Path, prompt: Sequence[int], answer: Sequence[int], **params: object) -> None:
+    """Assert that an idle engine without caches gives `answer` to a request with `params`; at a tie either token is right."""
     done: list[int] = list(prompt)
     left = list(answer)
     with running(path) as engine:
         while left:
-            expected = ask(engine, done, len(left))
+            expected = ask(engine, done, len(left), **params)
             assert expected.cached == 0
             same = next((i for i, (a, b) in enumerate(zip(expected.tokens, left, strict=True)) if a != b), len(left))
             done += left[:same]
             left = left[same:]
             if left:
-                either = ask(engine, done, 1, logit_bias=((left[0], TIE),))
+                either = ask(engine, done, 1, logit_bias=((left[0], TIE),), **params)
                 place = f"token {len(answer) - len(left)} after a prompt of {len(prompt)}"
                 assert either.tokens == left[:1], f"{place} is {left[0]}, should be {expected.tokens[same]}"
                 done.append(left.pop(0))

@@ -52,6 +52,9 @@ _REASONS = (
 )
 """Beginnings of llguidance's messages and the plain words that replace them; {} is the group of the pattern."""
 
+Guides = tuple[Guide, Guide]
+"""Two guides at the start of an answer: one that does not force tokens, and one that does."""
+
 
 class Grammars:
     """The compiled constraints of one model, with the least recently used evicted. Thread-safe.
@@ -61,7 +64,7 @@ class Grammars:
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        self._guides: OrderedDict[Constraint, Guide] = OrderedDict()
+        self._guides: OrderedDict[Constraint, Guides] = OrderedDict()
         self._lock = threading.Lock()
         self._tokenizer: LLTokenizer | None = None
         self._thread: ThreadPoolExecutor | None = None
@@ -72,11 +75,11 @@ class Grammars:
 
         Raises InvalidField, with the constraint's own field, for one that cannot be enforced in full, and EngineClosed.
         """
-        self._initial_guide(constraint)
+        self._initial_guides(constraint)
 
-    def guide(self, constraint: Constraint) -> Guide:
-        """Return a guide at the start of an answer. Raises as `compile` does."""
-        return self._initial_guide(constraint).copy()
+    def guide(self, constraint: Constraint, *, forces: bool = True) -> Guide:
+        """Return a guide at the start of an answer, which `forces` tokens or leaves all to masks. Raises as `compile` does."""
+        return self._initial_guides(constraint)[forces].copy()
 
     def close(self) -> None:
         """Finish the running compilation and refuse further ones; to be called before the model is freed."""
@@ -85,36 +88,36 @@ class Grammars:
         if self._thread is not None:
             self._thread.shutdown()
 
-    def _initial_guide(self, constraint: Constraint) -> Guide:
+    def _initial_guides(self, constraint: Constraint) -> Guides:
         with self._lock:
             if self._closed:
                 raise EngineClosed()
-            if guide := self._find(constraint):
-                return guide
+            if guides := self._find(constraint):
+                return guides
             if self._thread is None:
                 self._thread = stacks.executor(STACK, "grammars")  # llguidance recurses into rules, thousands deep
             compilation = self._thread.submit(self._find_or_compile, constraint)
         return compilation.result()
 
-    def _find_or_compile(self, constraint: Constraint) -> Guide:
+    def _find_or_compile(self, constraint: Constraint) -> Guides:
         """Run in the compiling thread, where concurrent requests for one constraint queue up and compile it once."""
         with self._lock:
-            guide = self._find(constraint)
-        if guide is None:
-            guide = self._compile(constraint)
+            guides = self._find(constraint)
+        if guides is None:
+            guides = self._compile(constraint)
             with self._lock:
-                self._guides[constraint] = guide
+                self._guides[constraint] = guides
                 while len(self._guides) > CAPACITY:
                     self._guides.popitem(last=False)
-        return guide
+        return guides
 
-    def _find(self, constraint: Constraint) -> Guide | None:
-        guide = self._guides.get(constraint)
-        if guide is not None:
+    def _find(self, constraint: Constraint) -> Guides | None:
+        guides = self._guides.get(constraint)
+        if guides is not None:
             self._guides.move_to_end(constraint)
-        return guide
+        return guides
 
-    def _compile(self, constraint: Constraint) -> Guide:
+    def _compile(self, constraint: Constraint) -> Guides:
         try:
             constraint.source.encode()
             grammar = to_llguidance(constraint)
@@ -141,7 +144,7 @@ class Grammars:
             problems = [trial.get_error()] if trial.is_error() else []
         if problems:
             raise InvalidField(constraint.field, _reason(constraint, problems[0]))
-        return Guide(matcher, constraint.field)
+        return Guide(matcher.deep_copy(), constraint.field, forces=False), Guide(matcher, constraint.field)
 
 
 def _tokenizer(model: Model) -> LLTokenizer:

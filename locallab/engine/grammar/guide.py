@@ -32,15 +32,20 @@ class Guide:
     must have computed the mask.
     """
 
-    def __init__(self, matcher: LLMatcher, field: str = "grammar") -> None:
+    def __init__(self, matcher: LLMatcher, field: str = "grammar", *, forces: bool = True) -> None:
         """Take a matcher at the start of an answer; the tokens that every answer begins with are due. `field` names the grammar
-        in errors. Raises InvalidField."""
+        in errors.
+
+        If it `forces` none, nothing is ever due: for requests that forbid tokens, which must not get them unseen.
+        Raises InvalidField.
+        """
         self.matcher = matcher
         self.slow = False
         self._field = field
         self._allowed = GRACE
         self.mask: npt.NDArray[np.int32] | None = None
         self.due: list[int] = []
+        self._forces = forces
         self._force()
 
     @property
@@ -84,7 +89,7 @@ class Guide:
         np.copyto(logits, -np.inf, where=bits.view(np.bool_))
 
     def _force(self) -> None:
-        if not self.matcher.is_stopped():
+        if self._forces and not self.matcher.is_stopped():
             forced = self.matcher.compute_ff_tokens()
             # fewer where the tokenizer does not keep texts as they are
             self.due = forced[: self.matcher.validate_tokens(forced)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import threading
 from collections.abc import Iterator, Sequence
@@ -305,6 +306,17 @@ def test_what_is_forced_takes_few_steps_and_is_counted(engine: TextEngine) -> No
     assert answer.text == text and answer.reason == "stop"
     assert len(answer.tokens) > 10 and after.completion_tokens - before.completion_tokens == len(answer.tokens)
     assert after.steps - before.steps < len(answer.tokens) / 2
+
+
+def test_what_a_request_forbids_is_not_forced(engine: TextEngine) -> None:
+    """Where the grammar leaves nothing else, the answer ends."""
+    token, other = draw(engine, "regex", "zy", temperature=0.0).tokens
+    for forbids in ({"logit_bias": ((token, -math.inf),)}, {"allowed_token_ids": (other,)}):
+        nothing = draw(engine, "regex", "zy", temperature=0.0, **forbids)
+        assert (nothing.text, nothing.tokens, nothing.reason) == ("", [], "stop")
+        assert draw(engine, "choice", '["zyy", "yyy"]', max_tokens=9, **forbids).text == "yyy"
+    half = draw(engine, "regex", " zy", temperature=0.0, bad_words=("zy",))
+    assert (half.text, half.reason) == (" z", "stop")
 
 
 def test_a_model_that_does_not_keep_its_texts_refuses(tmp_path: Path) -> None:
