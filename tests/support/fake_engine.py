@@ -213,7 +213,9 @@ class FakeEngine:
             if self.full:
                 raise Overloaded(3, retry_after=7)
             steps = list(self.script(tokens, params))
-            request = Running(next(self._ids), tokens, params, listener, steps, TextStream(params.stop))
+            request = Running(
+                next(self._ids), tokens, params, listener, steps, TextStream(params.stop, include_stop=params.include_stop)
+            )
             self.submitted.append((detokenize(tokens), params))
             self.urgent.append(urgent)
             self.callers.append(caller)

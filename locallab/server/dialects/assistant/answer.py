@@ -57,7 +57,9 @@ class AnswerReader:
         """Take items of a generation, and return the text to show."""
         shown = []
         for _, news in items:
-            shown.append(self.feed(news.text, news.finish_reason is not None))
+            included = self._prepared.job[1].include_stop and news.stop in self._prepared.closing
+            text = news.text.removesuffix(news.stop or "") if included else news.text
+            shown.append(self.feed(text, news.finish_reason is not None))
             if news.finish_reason is not None:
                 self.end(news.finish_reason, news.usage)
         return "".join(shown)

@@ -89,7 +89,8 @@ class Question:
 @dataclasses.dataclass(frozen=True, slots=True)
 class PreparedQuestion:
     """A question with its job. `opening` is the program that the answer continues, if any; `turn` None: it is not a chat.
-    `notes` are repairs of the history."""
+    `notes` are repairs of the history. The stop strings `closing` end the answer and are no part of it, even if the request's
+    own are."""
 
     question: Question
     model: str
@@ -97,6 +98,7 @@ class PreparedQuestion:
     opening: str | None = None
     turn: Turn | None = None
     notes: Sequence[str] = ()
+    closing: Sequence[str] = ()
 
     @property
     def urgent(self) -> bool:
@@ -151,7 +153,7 @@ async def prepare_question(question: Question, loaded: Loaded, templates: Templa
     tokens = await aside(len(beginning), lambda stopped: loaded.engine.tokenize(beginning, **options, stopped=stopped))
     closing = (f"\n{FENCE}", FENCE) if question.prompt.endswith("\n") else (f"\n{FENCE}",)
     job = ([*job[0], *tokens], dataclasses.replace(job[1], stop=(*params.stop, *closing)))
-    return PreparedQuestion(question, loaded.spec.id, job, question.prompt, chat.turn, notes)
+    return PreparedQuestion(question, loaded.spec.id, job, question.prompt, chat.turn, notes, closing)
 
 
 def _history(raw: Sequence[Any]) -> tuple[list[Message], Sequence[str]]:

@@ -211,6 +211,17 @@ def test_a_continuation_that_ends_at_once(served: Served) -> None:
     assert post(served, "generate", prompt="x = 1\n")["response"] == "x = 1\n"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_closing_fence_is_no_stop_string_of_the_request(served: Served, stream: bool) -> None:
+    """Those of the request are in the answer if it wants them there."""
+    body = {"prompt": "def f", "include_stop_str_in_output": True, "stop": ["END"], "stream": stream}
+    for said, expected in (("(): pass\n```\nWords.", "def f(): pass"), ("(): END\n```\nWords.", "def f(): END")):
+        served.script(*say(said))
+        response = served.http.post(f"{ROOT}/generate", json=body)
+        *tokens, last = parsed(response.text) if stream else [{"text": response.json()["response"]}, response.json()]
+        assert ("".join(each["text"] for each in tokens), last["code"]) == (expected, expected)
+
+
 def test_a_description_is_no_continuation(served: Served) -> None:
     served.script(*say("```python\nx = 1\n```"))
     answer = post(served, "generate", prompt="a function that adds")
