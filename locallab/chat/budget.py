@@ -14,6 +14,12 @@ from jinja2.utils import Namespace
 CONTAINERS = frozenset({list, tuple, dict, set, type({}.items()), type({}.keys()), type({}.values()), Namespace})
 """Types whose text, comparison and hash take as long as what they hold is large."""
 
+SIZED = frozenset({str, list, tuple, range})
+"""Types that take the longer to search the more they hold."""
+
+LARGE = 1024
+"""Characters or items for which an operation counts as a step of its own."""
+
 OBJECT = 64
 """Characters that any made value counts as, at least."""
 
@@ -130,14 +136,20 @@ class Budget:
         return value
 
     def weighed(self, value: Any) -> Any:
-        """Return a value that is about to be compared or hashed, if that ends in time."""
-        if type(value) in CONTAINERS:
+        """Return a value that is about to be searched, compared or hashed, if that ends in time: a large one takes steps."""
+        kind = type(value)
+        if kind in CONTAINERS:
             self.weigh(value)
+        if kind in SIZED and len(value) > LARGE:
+            self.step(len(value) // LARGE)
         return value
 
     def written(self, value: Any) -> Any:
         """Return a value that is about to be written, if its text has room."""
         self.size -= OBJECT  # `step` looks whether there is any left
+        self.steps -= 1
+        if self.steps < self._look:
+            self.step(0)
         if type(value) in CONTAINERS:
             self.take(self.weigh(value))
         return value

@@ -20,7 +20,7 @@ from jinja2.runtime import Context, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace, missing
 
-from locallab.chat.budget import BITS, CONTAINERS, OBJECT, current
+from locallab.chat.budget import BITS, OBJECT, current
 
 
 def _words(text: str) -> frozenset[str]:
@@ -60,7 +60,7 @@ WRITING = _words(
 )
 NUMERIC = _words("batch center indent round slice truncate")
 OTHER_FILTERS = _words("abs attr count d default first float int last length round safe")
-COMPARISONS = _words("== eq equalto != ne > gt greaterthan >= ge < lt lessthan <= le in")
+COMPARISONS = _words("== eq equalto != ne > gt greaterthan >= ge < lt lessthan <= le in lower upper")
 WIDTHS = re.compile(r"\d{5}|\*|\{[^{}]*\{")
 """Widths of more than four digits, or taken from elsewhere, in a format."""
 
@@ -109,7 +109,9 @@ class _Metered(CodeGenerator):
     @optimizeconst
     def visit_Compare(self, node: nodes.Compare, frame: Frame) -> None:
         compared = [node.expr, *(op.expr for op in node.ops)]
-        simple = len(compared) == 2 and any(isinstance(each, nodes.Const) for each in compared)  # over at the first look
+        searches = any(op.op in ("in", "notin") for op in node.ops)
+        constant = any(isinstance(each, nodes.Const) for each in compared)
+        simple = len(compared) == 2 and constant and not searches  # over at the first look
         for operand, sign in zip(compared, ["(", *(f" {operators[op.op]} " for op in node.ops)], strict=True):
             self.write(sign)
             if simple:
@@ -226,12 +228,11 @@ class Sandbox(ImmutableSandboxedEnvironment):
 def _checked(method: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return the arguments for a method, if templates may call it and its result has room. Raises SecurityError, Exceeded."""
     owner, name, budget = method.__self__, method.__name__, current()
+    budget.weighed(owner)
     if not isinstance(owner, str):
         allowed = OTHER_METHODS.get(type(owner))
         if isinstance(method, BuiltinMethodType) and (allowed is None or name not in allowed):
             raise SecurityError(f"chat templates cannot call {type(owner).__name__}.{name}")
-        if allowed is not None and name in ("count", "index"):
-            budget.weigh(owner)
         return args
     if name not in TEXT_METHODS:
         raise SecurityError(f"chat templates cannot call str.{name}")
@@ -283,6 +284,7 @@ def _metered(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         if name in ITERATING:
             value = _iterated(name, value, [*rest, *kwargs.values()])
         elif name in WRITING:
+            budget.weighed(value)
             budget.check(_written_size(name, value, [*rest, *kwargs.values()]))
         return budget.charged(function(*first, value, *rest, **kwargs))
 
@@ -299,7 +301,7 @@ def _iterated(name: str, value: Any, others: Sequence[Any]) -> Any:
             budget.check(OBJECT * len(value))
         return list(budget.counted(value))
     if name in COMPARING or name == "join":
-        if not isinstance(value, Mapping | str):
+        if not isinstance(value, Mapping):
             value = list(budget.counted(value))
         weight = budget.weigh(value)
         if name == "join":
@@ -326,8 +328,7 @@ def _weighing(test: Any) -> Callable[..., bool]:
     @functools.wraps(test)
     def weighing(*args: Any) -> bool:
         for value in args:
-            if type(value) in CONTAINERS:
-                current().weigh(value)
+            current().weighed(value)
         return bool(test(*args))
 
     return weighing

@@ -32,8 +32,8 @@ from locallab.errors import InvalidField, ModelError, NoChatTemplate, TemplateEx
 PROBE = "locallab_probe"
 """A text that occurs in no conversation."""
 
-LONGEST = 262_144
-"""Characters of the longest source that is compiled."""
+LONGEST = 65_536
+"""Characters of the longest source that is compiled: a quarter of a second, in which no other Python runs."""
 
 SHAPES: Sequence[Callable[[Sequence[Message]], Sequence[Message]]] = (
     list,

@@ -77,9 +77,20 @@ ENDLESS = {
     "letters of a text": BIG + "{% set x = big | list %}",
     "an indented text": "{% set x = ('\\n' * 100000) | indent('a' * 100000) %}",
     "JSON with wide separators": "{% set x = range(9999) | list | tojson(separators=('a' * 99999, ':')) %}",
+    "letters of a text sorted": BIG + "{% set x = big | sort %}",
+    "letters of a text told apart": BIG + "{% set x = big | unique | list %}",
     "all messages for each message": "{% for i in range(99999) %}" + BIG + "{% set x = big | upper %}{% endfor %}",
 }  # fmt: skip
 """Each reaches a limit."""
+
+SLOW = {
+    "words counted in one block": "{% set x = 'ab ' * 1300000 %}" + "{{ x | wordcount and '' }}" * 999,
+    "a text searched in one block": "{% set x = 'a' * 4000000 %}" + "{{ ('aaaaab' in x) and '' }}" * 999,
+    "a text stripped in one block": "{% set x = ' ' * 4000000 %}" + "{{ x.strip() }}" * 2999,
+    "a case tested in one block": "{% set x = 'a' * 4000000 %}" + "{{ (x is lower) and '' }}" * 1999,
+    "a range searched in one block": "{% set x = range(99999) %}" + "{{ (0.5 in x) and '' }}" * 2500,
+}
+"""Each does without a loop what takes a while, very often."""
 
 REFUSED = {
     "a power": "{{ (10**10) ** (10**10) }}",
@@ -118,6 +129,14 @@ def test_a_limit_is_reached(source: str) -> None:
     ) as caught:
         template.render(TALK)
     assert caught.value.field == "messages" and time.process_time() - began < 10
+
+
+@pytest.mark.parametrize("source", SLOW.values(), ids=SLOW)
+def test_time_passes_in_blocks_without_loops(source: str) -> None:
+    template, began = ChatTemplate(source), time.process_time()
+    with allotted(Limits(seconds=0.1)), pytest.raises(TemplateExceeded, match=r"0\.1 s"):
+        template.render(TALK)
+    assert time.process_time() - began < 2
 
 
 @pytest.mark.parametrize("source", REFUSED.values(), ids=REFUSED)
