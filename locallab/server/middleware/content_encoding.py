@@ -12,6 +12,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 PIECE = 64 << 10
 """Maximum size of a decoded piece: a small body may stand for a very large one."""
 
+MEMBERS = 1024
+"""Maximum members of a gzip body: empty ones decode to nothing, so that no limit on the body stops them."""
+
 _CODINGS = ("gzip", "x-gzip", "deflate")
 
 
@@ -22,6 +25,7 @@ class _Decoder:
         self._coding = coding
         self._zlib: Any = None
         self._rest = b""
+        self._members = 0
 
     def feed(self, data: bytes) -> None:
         self._rest += data
@@ -31,6 +35,9 @@ class _Decoder:
         while len(self._rest) > 1 or (self._rest and self._zlib):
             if self._zlib is None or (self._zlib.eof and self._coding != "deflate"):  # gzip may have several members
                 self._zlib = zlib.decompressobj(self._window())
+                self._members += 1
+                if self._members > MEMBERS:
+                    raise self._invalid(f"has more than {MEMBERS:,} gzip members")
             try:
                 piece: bytes = self._zlib.decompress(self._rest, PIECE)
             except zlib.error:
@@ -53,8 +60,9 @@ class _Decoder:
         if self._rest or (self._zlib is not None and not self._zlib.eof):
             raise self._invalid()
 
-    def _invalid(self) -> HTTPException:
-        return HTTPException(400, f"the request body is not valid {self._coding}", {"connection": "close"})
+    def _invalid(self, reason: str = "") -> HTTPException:
+        problem = reason or f"is not valid {self._coding}"
+        return HTTPException(400, f"the request body {problem}", {"connection": "close"})
 
 
 class ContentDecoding:

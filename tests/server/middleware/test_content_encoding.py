@@ -91,3 +91,12 @@ def test_the_limit_of_bodies_holds_decoded(serve: Serve, encode: Callable[[bytes
         answer = served.http.post("/generate", content=bomb, headers={"content-encoding": coding})
         assert answer.status_code == 413 and "larger than 1 MiB" in answer.json()["detail"]
         assert time.monotonic() - start < 10
+
+
+def test_members_are_counted(served: Served) -> None:
+    """Empty ones decode to nothing, however many there are."""
+    body, headers = gzip.compress(json.dumps({"prompt": "hi"}).encode()), {"content-encoding": "gzip"}
+    few = served.http.post("/generate", content=gzip.compress(b"") * 1000 + body, headers=headers)
+    assert few.json()["response"] == TEXT
+    many = served.http.post("/generate", content=gzip.compress(b"") * 1024 + body, headers=headers)
+    assert (many.status_code, many.json()) == (400, {"detail": "the request body has more than 1,024 gzip members"})
