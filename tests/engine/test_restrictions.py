@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterator
@@ -23,7 +24,10 @@ from tests.support.live_engine import Answer, ask, check, running, start
 PROMPT = [10, 20, 30, 40]
 HUGE = 2**31 - 1
 MORE = [("▁", gguf.TokenType.NORMAL), ("<|turn|>", gguf.TokenType.CONTROL), ("<|tool|>", gguf.TokenType.CONTROL)]
+MORE += [("abc", gguf.TokenType.NORMAL), ("bcab", gguf.TokenType.NORMAL), ("caab", gguf.TokenType.NORMAL)]
 TURN = tiny_gguf.N_VOCAB + 1
+WORDS = (*range(tiny_gguf.N_VOCAB - 26, tiny_gguf.N_VOCAB - 23), *range(TURN + 2, TURN + 5))
+"""The letters a, b and c, and words of them."""
 
 
 @pytest.fixture(scope="module")
@@ -277,3 +281,24 @@ def test_penalties_look_at_the_same_tokens_after_a_preemption(tmp_path: Path, ra
         assert engine.stats().preemptions > 0
     for prompt, each in zip(prompts, answers, strict=True):
         check(path, prompt, each.tokens, **strong)
+
+
+@pytest.mark.parametrize("include", [False, True])
+@pytest.mark.parametrize("logprobs", [None, 1])
+def test_wherever_a_stop_string_begins_and_ends_nothing_is_lost_or_told_twice(engine, include, logprobs):
+    """Text, tokens, log probabilities and usage agree, for stop strings cut in every way by tokens."""
+    words = {"allowed_token_ids": WORDS, "logprobs": logprobs, "temperature": 1.0, "seed": 1}
+    plain = answer(engine, max_tokens=16, **words)
+    ends = [len(engine.detokenize(plain.tokens[:count])) for count in range(17)]
+    assert ends[-1] == len(plain.text) > 16, "some tokens are more than one character"
+    for begin, size in itertools.product(range(len(plain.text)), (1, 2, 3, 5)):
+        stop = plain.text[begin : begin + size]
+        at = plain.text.index(stop)
+        found = answer(engine, stop=(stop, "never"), include_stop=include, max_tokens=16, **words)
+        count = next(count for count, end in enumerate(ends) if end >= at + len(stop))
+        assert found.text == plain.text[: at + len(stop) * include], stop
+        assert (found.tokens, found.reason, found.last.stop) == (plain.tokens[:count], "stop", stop)
+        assert found.last.usage.completion_tokens == count
+        told = [each.token for each in found.logprobs]
+        assert told == (plain.tokens[: len(told)] if logprobs else []) and len(told) in (0, count - 1, count)
+        assert not logprobs or b"".join(each.piece for each in found.logprobs).decode().startswith(found.text)
