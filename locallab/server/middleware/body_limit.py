@@ -1,27 +1,53 @@
-"""Limit of a request body, enforced while it is read: its declared length may be missing or false."""
+"""Limits of request bodies, enforced while they are read: a declared length may be missing or false.
+
+One body has a limit; so have the large bodies together that one address has begun to send and not ended.
+"""
 
 from __future__ import annotations
+
+import collections
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from locallab.server.connections import group
+
+AT_ONCE = 16
+"""Bodies of full size that one address may be sending: each of its many connections could hold one for minutes."""
+
+SMALL = 256 << 10
+"""Bytes of a body up to which it does not count for that."""
+
 
 class BodyLimit:
-    """Raise HTTPException 413 inside the app, which answers in its dialect, when it reads a body of more than `mib` MiB."""
+    """Raise HTTPException inside the app, which answers in its dialect: 413 when it reads a body of more than `mib` MiB, 503
+    when the address of its client is sending AT_ONCE times as much in unfinished bodies."""
 
     def __init__(self, app: ASGIApp, mib: int) -> None:
         self._app = app
         self._limit = mib << 20
+        self._unfinished: collections.Counter[str] = collections.Counter()
         # Close: the rest of the body would be parsed as the next request, or fill the memory.
         self._refusal = HTTPException(413, f"the request body is larger than {mib} MiB", {"connection": "close"})
+        reason = "this address is sending too many large request bodies at once; try again later"
+        self._crowded = HTTPException(503, reason, {"connection": "close", "retry-after": "2"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         declared = Headers(scope=scope).get("content-length", "")
+        address = group((scope.get("client") or ("",))[0])
         size = 0
+        held = 0
+
+        def hold(count: int) -> None:
+            nonlocal held
+            self._unfinished[address] += count - held
+            held = count
+            if not self._unfinished[address]:
+                del self._unfinished[address]
 
         async def limited() -> Message:
             nonlocal size
@@ -31,6 +57,12 @@ class BodyLimit:
             size += len(message.get("body", b""))
             if size > self._limit:
                 raise self._refusal
+            hold(size if size > SMALL and message.get("more_body") else 0)
+            if held and self._unfinished[address] > AT_ONCE * self._limit:
+                raise self._crowded
             return message
 
-        await self._app(scope, limited, send)
+        try:
+            await self._app(scope, limited, send)
+        finally:
+            hold(0)
