@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import time
 from collections.abc import Awaitable
 from typing import Any
 
@@ -89,8 +90,8 @@ class HttpProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         self.flow = _Flow(transport)
         self.peer = group(self.client[0] if self.client else "")
-        self.since = self.loop.time()
-        self._deadline = self.since + ARRIVAL
+        self.since = time.monotonic()  # unlike the loop's time, another one for each connection of a burst
+        self._deadline = self.loop.time() + ARRIVAL
         if not self._limits.admit(self, self.connections):
             self._refuse(503, "there are too many connections, from this address or in all; try again later")
 
@@ -216,7 +217,7 @@ class HttpProtocol(HttpToolsProtocol):
             raise _Refused(405, "this server is no proxy: CONNECT is not allowed")
         self._in_head, self._spare = False, HEAD_BYTES
         if not self._offers_upgrade():
-            self.since = self.loop.time()
+            self.since = time.monotonic()
             super().on_headers_complete()
             if sum(len(cycle.body) for cycle, _ in self.pipeline) <= HIGH_WATER_LIMIT:
                 self.flow.resume_reading()  # uvicorn pauses for a waiting request: a client that leaves must be noticed

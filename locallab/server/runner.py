@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import errno
 import functools
+import gc
 import ipaddress
 import logging
 import os
@@ -42,6 +43,10 @@ PING = 20.0
 
 ENDING = 2.0
 """Seconds for streams to deliver their end once the app has ended them."""
+
+COLLECTIONS = (10_000, 50, 100)
+"""Thresholds of garbage collection. With Python's own, decoding a body of a million lists looks through all of them time and
+again, and the event loop stands still for seconds."""
 
 log = logging.getLogger(__name__)
 
@@ -222,8 +227,11 @@ def serve(
 ) -> int:
     """Serve `app` on `sock` until a signal; return the exit status. `on_ready` is called once connections are accepted.
 
-    Must run in the main thread. Raises ConfigError if another process has taken the port meanwhile.
+    Must run in the main thread; sets the process's garbage collection. Raises ConfigError if another process has taken the port
+    meanwhile.
     """
+    gc.freeze()
+    gc.set_threshold(*COLLECTIONS)
     try:
         _Server(app, sock, settings, on_ready, supervised=supervised).run([sock])
     except SystemExit as error:  # raised by uvicorn if the lifespan cannot start; it has logged why

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Coroutine
 from http import HTTPStatus
 from typing import Any
@@ -50,7 +51,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self.peer = group(self.client[0] if self.client else "")
-        self.since = self.loop.time()
+        self.since = time.monotonic()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._held = b""

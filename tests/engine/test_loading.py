@@ -81,7 +81,10 @@ UNFIT: dict[str, tuple[Callable[[Path], object], str]] = {
     "not GGUF": (lambda path: path.write_text("<!doctype html>" * 100), "this is not a GGUF file"),
     "ends in the header": (cut(20), "failed to read header"),
     "ends in the metadata": (cut(100), "failed to read key-value pairs"),
-    "ends in the tensor list": (cut(7000), "failed to read tensor info"),
+    "ends in the tensor list": (
+        lambda path: os.truncate(path, gguf.GGUFReader(path).data_offset - 200),
+        "exceeds remaining file size",
+    ),
     "ends in the weights": (cut_at(0.5), "corrupted or incomplete"),
     "ends a byte early": (lambda path: os.truncate(path, path.stat().st_size - 1), "corrupted or incomplete"),
     "unknown version": (replace(b"GGUF\x03", b"GGUF\x63"), "version 99"),

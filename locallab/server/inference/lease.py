@@ -25,6 +25,9 @@ CANNOT: Mapping[Kind | None, str] = {
 HELD = "locallab.leases"
 """The key of the stack in a request's scope that releases its leases."""
 
+LONGEST = 1024
+"""Maximum characters of a model's name in a request; every answer repeats it."""
+
 
 class Leases:
     """Middleware that gives every HTTP request a stack for its leases, and releases them when the app is done with it."""
@@ -60,10 +63,12 @@ async def lease(
 ) -> Loaded:
     """Lease the model that `Pool.lease` finds until the request ends. Call it when the body has been read.
 
-    Raises ClientGone when the client leaves while the model is loaded, InvalidField when the model is not of this `kind` (None:
-    any) nor of the one that will `also` do, AdminRequired when the weights are not on disk and the client may not fetch them,
-    and what `Pool.lease` and `Lease.wait` raise.
+    Raises ClientGone when the client leaves while the model is loaded, InvalidField when the name is too long, or the model not
+    of this `kind` (None: any) nor of the one that will `also` do, AdminRequired when the weights are not on disk and the client
+    may not fetch them, and what `Pool.lease` and `Lease.wait` raise.
     """
+    if model_id is not None and len(model_id) > LONGEST:
+        raise InvalidField("model", f"must have at most {LONGEST} characters, has {len(model_id)}")
     await check_fetch(request.scope["state"], pool, model_id)
     held = pool.lease(model_id, strict=strict, kind=kind)
     request.scope[HELD].callback(held.release)

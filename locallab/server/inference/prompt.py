@@ -35,6 +35,9 @@ PROMPTS = {"anyOf": [_TEXT, _MIXED, _WRAPPED, {"type": "array", "minItems": 1, "
 Prompt = str | list[int | str]
 """A text, or token ids and texts in a row, among them at least one id."""
 
+COUNTED = 1 << 17
+"""Characters up to which a prompt that does not fit is tokenized whole, so that the error has its length: clients cut by it."""
+
 SHORT = 512
 """Characters of stop strings that are looked up in no time."""
 
@@ -135,9 +138,10 @@ async def prompt_tokens(loaded: Loaded, prompts: Sequence[Prompt]) -> list[list[
     texts = [part for parts in rows for part in parts if isinstance(part, str)]
 
     def tokens(stopped: Stopped) -> list[list[int]]:
-        return [row(_Counting(loaded.engine, stopped, fits=True), parts) for parts in rows]
+        return [row(_Counting(loaded.engine, stopped, fits=length > COUNTED), parts) for parts in rows]
 
-    return await aside(sum(map(len, texts)) + ITEM * len(texts), tokens)
+    length = sum(map(len, texts)) + ITEM * len(texts)
+    return await aside(length, tokens)
 
 
 def row(engine: Tokenizer, parts: Sequence[int | str]) -> list[int]:
@@ -156,7 +160,8 @@ async def text_of(loaded: Loaded, tokens: Sequence[int]) -> str:
 async def tokenized(loaded: Loaded, pieces: Sequence[str], *, fits: bool = True) -> list[int]:
     """Tokenize a text in pieces as `text_prompt` does; no token spans two pieces. Unless `fits`, it may exceed the context."""
     length = sum(map(len, pieces)) + ITEM * len(pieces)
-    return await aside(length, lambda stopped: tokenize(_Counting(loaded.engine, stopped, fits=fits), pieces))
+    counted = fits and length > COUNTED
+    return await aside(length, lambda stopped: tokenize(_Counting(loaded.engine, stopped, fits=counted), pieces))
 
 
 def tokenize(engine: Tokenizer, pieces: Sequence[str], *, begins: bool = True) -> list[int]:
@@ -308,9 +313,11 @@ async def gap_prompt(
         raise InvalidField(field, f"model {loaded.spec.id!r} has no tokens to fill in text with; ask one made for code")
 
     def tokens(stopped: Stopped) -> list[int]:
-        counting = _Counting(engine, stopped, fits=not files)  # of the files, some may be left out later
+        fits = not files and length > COUNTED  # of the files, some may be left out later
+        counting = _Counting(engine, stopped, fits=fits)
         tokenize = functools.partial(counting.tokenize, add_special=False, parse_special=False)
         return infill(fim, tokenize, prefix, suffix, files) + (tokenize(beginning) if beginning else [])
 
     texts = [prefix, suffix, beginning, *(text for _, text in files)]
-    return await aside(sum(map(len, texts)) + ITEM * len(texts), tokens)
+    length = sum(map(len, texts)) + ITEM * len(texts)
+    return await aside(length, tokens)
