@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import psutil
+import pytest
 
 from tests.support.bystanders import Bystanders, Seen, bystanders
 from tests.support.hostile_inputs import MIB, TEMPLATES, Input, everything, models
@@ -67,6 +68,7 @@ def usual(watching: Bystanders, seconds: float = 3.0) -> Seen:
     return watching.look()
 
 
+@pytest.mark.timeout(1200)
 def test_nothing_stops_the_server_or_delays_others(model_path: Path, tmp_path: Path) -> None:
     wrong = {}
     registry = tmp_path / "hostile.yaml"

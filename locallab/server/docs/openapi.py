@@ -40,8 +40,7 @@ def method(endpoint: Endpoint) -> str:
 
 
 class _Schemas:
-    """The structs of all contracts as JSON schemas, with the ranges and defaults that `fields` applies, and what a struct's own
-    SCHEMA adds."""
+    """The structs of all contracts as JSON schemas, with the ranges and defaults that `fields` applies."""
 
     def __init__(self, endpoints: Sequence[Endpoint]) -> None:
         bodies = [endpoint.contract.body for endpoint in endpoints]
@@ -55,7 +54,6 @@ class _Schemas:
             for kind in (body, *nested(body).values()):
                 schema = self.components[kind.__name__]
                 _tighten(schema, {**DEFAULTS, **getattr(body, "DEFAULTS", {})})
-                schema.update(getattr(kind, "SCHEMA", {}))
                 schema["description"] = "\n\n".join(filter(None, [schema.get("description"), *_others(kind)]))
 
     def reference(self, kind: Any) -> Schema:

@@ -52,7 +52,6 @@ class StructuredOutputs(msgspec.Struct, kw_only=True):
     ] = None
     grammar: Annotated[str | None, Meta(description="a grammar in GBNF or Lark")] = None
 
-    SCHEMA: ClassVar[dict[str, Any]] = {"maxProperties": 1}
     OTHERS: ClassVar[Others] = {
         "structural_tag": refused("use json, regex, choice or grammar; tools and tool_choice constrain calls"),
         "whitespace_pattern": refused("describe the answer with regex or grammar"),
