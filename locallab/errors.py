@@ -19,6 +19,7 @@ LocalLabError
 │   │   ├── NotServed         a repository on the Hub that no entry of the registry has
 │   │   └── ModelNotLoaded    in the registry, but not loaded, and loading on demand is off
 │   ├── ModelLoadError        the file cannot be loaded: carries the path and the reason
+│   │   └── ModelSetAside     its load has ended a server: carries `retry_after` in seconds
 │   └── SourceError           the weights cannot be fetched
 ├── Overloaded                the queue is full; carries `retry_after` in seconds
 ├── KeysUnreadable            the file of API keys cannot be read, so that a key cannot be checked
@@ -197,6 +198,14 @@ class ModelLoadError(ModelError):
         super().__init__(f"cannot load {path}: {reason}")
         self.path = Path(path)
         self.reason = reason
+
+
+class ModelSetAside(ModelLoadError):
+    """Loading it has ended an earlier server: only POST /models/load tries it again, from `retry_after` seconds on."""
+
+    def __init__(self, model_id: str, reason: str, retry_after: int) -> None:
+        super().__init__(model_id, f"{reason}; POST /models/load tries it again")
+        self.retry_after = retry_after
 
 
 class SourceError(ModelError):

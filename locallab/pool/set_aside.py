@@ -6,7 +6,10 @@ import time
 from collections.abc import Mapping
 
 from locallab import supervision
-from locallab.errors import ModelLoadError
+from locallab.errors import ModelLoadError, ModelSetAside
+
+SHORTEST = 10
+"""Seconds after which a client may ask again for a model that somebody may have loaded meanwhile."""
 
 
 class SetAside:
@@ -20,9 +23,9 @@ class SetAside:
         return {id: each.reason for id, each in self._models.items()}
 
     def refuse(self, id: str) -> None:
-        """Raise ModelLoadError if a request names a model that is set aside."""
-        if id in self._models:
-            raise ModelLoadError(id, f"{self._models[id].reason}; POST /models/load tries it again")
+        """Raise ModelSetAside if a request names a model that is set aside."""
+        if (found := self._models.get(id)) is not None:
+            raise ModelSetAside(id, found.reason, max(SHORTEST, int(found.until - time.monotonic())))
 
     def check(self, id: str) -> None:
         """Raise ModelLoadError if it is too soon to load the model again: deaths in a row end the supervisor too."""

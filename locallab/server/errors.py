@@ -30,6 +30,7 @@ STATUS: Mapping[type[Exception], int] = {
     errors.Overloaded: 503,
     errors.EngineClosed: 503,
     errors.EngineDied: 503,
+    errors.ModelSetAside: 503,
     errors.KeysUnreadable: 503,
     Exception: 500,
 }
@@ -60,7 +61,7 @@ def status_of(error: Exception) -> int:
 def headers_of(error: Exception) -> dict[str, str]:
     if isinstance(error, HTTPException):
         return dict(error.headers or {})
-    if isinstance(error, (errors.Overloaded, errors.EngineDied)):
+    if isinstance(error, (errors.Overloaded, errors.EngineDied, errors.ModelSetAside)):
         return {"retry-after": str(error.retry_after)}
     if isinstance(error, errors.Unauthorized):
         return {"www-authenticate": "Bearer"}

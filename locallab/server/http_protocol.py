@@ -39,6 +39,12 @@ BODY_RATE = 16 << 10
 LINGER = 5.0
 """Seconds for the rest of a request that has been answered already."""
 
+PIECE = 8 << 10
+"""Bytes parsed at a time."""
+
+CHUNKS = 1000
+"""Chunks of a body parsed in a row; then others have their turn, since a chunk of one byte costs as much time as a long one."""
+
 _HOP_BY_HOP = (b"upgrade", b"http2-settings")
 
 log = logging.getLogger(__name__)
@@ -80,6 +86,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._in_head = True
         self._upgraded = False
         self._running: RequestResponseCycle | None = None
+        self._chunks = 0  # parsed in a row
+        self._going_on = False
 
     @property
     def idle(self) -> bool:
@@ -125,17 +133,29 @@ class HttpProtocol(HttpToolsProtocol):
             self._parse(data)
 
     def _parse(self, data: bytes) -> None:
-        """Parse `data` in pieces with one head each, until enough requests wait; hold the rest."""
-        start = 0
+        """Parse `data` in pieces with one head each, until enough requests wait or much has been parsed; hold the rest."""
+        start = self._chunks = 0
         while start < len(data) and not self.transport.is_closing() and not self._upgraded:
-            if len(self.pipeline) >= WAITING:
+            if len(self.pipeline) >= WAITING or self._chunks >= CHUNKS:
                 self.flow.held = data[start:]
                 self.flow.pause_reading()
+                if self._chunks >= CHUNKS and not self._going_on:
+                    self._going_on = True
+                    self.loop.call_soon(self._go_on)
                 return
-            found = data.find(b"\r\n\r\n", start)
-            end = len(data) if found < 0 else found + 4
+            found = data.find(b"\r\n\r\n", start, start + PIECE)
+            end = start + PIECE if found < 0 else found + 4
             self._feed(data[start:end])
             start = end
+
+    def _go_on(self) -> None:
+        """Parse what is held, once others have had their turn."""
+        self._going_on = False
+        if self.flow.held and not self.transport.is_closing():
+            held, self.flow.held = self.flow.held, b""
+            self._parse(held)
+            if len(self.cycle.body if self.cycle else b"") <= HIGH_WATER_LIMIT:
+                self.flow.resume_reading()
 
     def _feed(self, piece: bytes) -> None:
         self._spare -= len(piece)
@@ -223,6 +243,7 @@ class HttpProtocol(HttpToolsProtocol):
                 self.flow.resume_reading()  # uvicorn pauses for a waiting request: a client that leaves must be noticed
 
     def on_body(self, body: bytes) -> None:
+        self._chunks += 1
         self._spare += 17 * len(body)  # itself, and the frames of small chunks
         if self._deadline is not None and not self.cycle.response_complete:
             self._deadline += len(body) / BODY_RATE
@@ -248,9 +269,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._deadline = min(self._deadline, self.loop.time() + LINGER)
         if self.flow.held and not self.transport.is_closing():
             self._unset_keepalive_if_required()
-            held, self.flow.held = self.flow.held, b""
-            self._parse(held)
-            self.flow.resume_reading()
+            self._go_on()
 
 
 async def _without_chunks(cycle: RequestResponseCycle, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,7 +1,7 @@
 """uvicorn's WebSocket protocol with a graceful shutdown, limits on what a client may send, and without keys in the log.
 
 A client is read as fast as the app takes its messages, as it reads what is sent to it, and at most `FRAMES` frames a second:
-what comes faster stays in its socket.
+what comes faster stays in its socket. The messages that one address has begun and not ended have a bound together.
 """
 
 from __future__ import annotations
@@ -20,6 +20,15 @@ from locallab.server.connections import UnreadWatch, group
 RESTARTING = 1012
 """Close code for the app and its clients when the server stops."""
 
+CROWDED = 1013
+"""Close code for a client whose address is sending too much at once: it may try again later."""
+
+AT_ONCE = 4
+"""Messages of the largest size that one address may be sending: each of its many connections could hold most of one."""
+
+SMALL = 256 << 10
+"""Bytes of a message up to which it does not count for that."""
+
 FRAMES = 200
 """Maximum frames of a client in a second, pings and parts of messages included."""
 
@@ -31,7 +40,7 @@ log = logging.getLogger(__name__)
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):
     """On shutdown the app receives a disconnect with code 1012 and may still send; it closes the connection after its last
-    message."""
+    message. `unfinished` is the size in bytes of a large message that has begun to arrive."""
 
     idle = False
     """Its place is never given to another connection."""
@@ -42,6 +51,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self.conn.logger, self.conn.debug = log, False
         self.peer = ""
         self.since = 0.0
+        self.unfinished = 0
         self._unread = UnreadWatch()
         self._held = b""
         self._frames = 0
@@ -54,7 +64,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self.since = time.monotonic()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._held = b""
+        self._forget()
         if self._resume is not None:
             self._resume.cancel()
         super().connection_lost(exc)
@@ -78,12 +88,33 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             if self.conn.handshake_exc is not None and not self.handshake_initiated:
                 self._refuse(self.conn.handshake_exc)
         self._held = data[start:]
+        self._count_unfinished()
         if self.transport.is_closing():
             return
         if self._held:
             self.transport.pause_reading()
         elif not self.read_paused:
             self.transport.resume_reading()
+
+    def _count_unfinished(self) -> None:
+        size = sum(map(len, self.frames)) + len(self.conn.reader.buffer)
+        self.unfinished = size if size > SMALL else 0
+        if not self.unfinished or self.transport.is_closing():
+            return
+        all_of_them = sum(getattr(each, "unfinished", 0) for each in self.connections if each.peer == self.peer)
+        if all_of_them > AT_ONCE * self.config.ws_max_size:
+            log.info("%s: too many large WebSocket messages at once", self.peer)
+            self.queue.put_nowait({"type": "websocket.disconnect", "code": CROWDED})
+            self.conn.send_close(CROWDED, "this address is sending too many large messages at once; try again later")
+            self.transport.write(b"".join(self.conn.data_to_send()))
+            self.close_sent = True
+            self.transport.close()
+            self._forget()
+
+    def _forget(self) -> None:
+        self._held, self.unfinished = b"", 0
+        self.frames.clear()
+        self.conn.reader.buffer.clear()
 
     def _refuse(self, error: Exception) -> None:
         """Answer a handshake that cannot be read, which uvicorn leaves open."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from pathlib import Path
 
 import pytest
 
-from locallab.errors import EngineClosed, ModelLoadError
+from locallab.errors import EngineClosed, ModelLoadError, ModelSetAside
 from locallab.pool.memory import Memory, MemoryUse
 from locallab.supervision import BlackBox, SetAside, Supervision
 from tests.support.fake_pool import making
@@ -18,15 +17,16 @@ from tests.support.wait import until
 REASON = "its load ended the server: SIGSEGV"
 
 
-def aside(until: float = math.inf) -> Supervision:
+def aside(until: float = 1e9) -> Supervision:
     return Supervision(BlackBox(), 1, "SIGSEGV", {"tiny:1b": SetAside(REASON, until)})
 
 
 def test_a_request_does_not_load_it(tmp_path: Path) -> None:
     with making(tmp_path, supervision=aside()) as made:
         assert made.pool.status("tiny:1b") == "error" and made.pool.error("tiny:1b") == REASON
-        with pytest.raises(ModelLoadError, match=rf"tiny:1b: {REASON}; POST /models/load tries it again"):
+        with pytest.raises(ModelSetAside, match=rf"tiny:1b: {REASON}; POST /models/load tries it again") as refusal:
             made.pool.lease("first", strict=False)
+        assert refusal.value.retry_after > 1000
         with pytest.raises(EngineClosed, match=f"no model is loaded.*; tiny:1b: {REASON}"):
             made.pool.lease(None, strict=False)
         other = made.pool.load_now("other:2b")

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 
 from locallab.server import connections, http_protocol, runner
+from locallab.server.http_protocol import HttpProtocol
 from locallab.settings import ServerSettings
 from tests.support.wait import PATIENCE, until
 
@@ -242,9 +243,20 @@ def test_what_a_real_client_sends_is_within_the_limits(server: Server) -> None:
     many = [f"X-Header-{number}: {'v' * 300}" for number in range(120)]
     [[_, _, names]] = bodies(server.exchange(get("/", *many, "Connection: close")))
     assert len(names) == 122
+
+
+def test_a_body_of_many_small_chunks_lets_others_have_their_turn(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     chunks = b"".join(b"1\r\nx\r\n" for _ in range(30_000)) + b"0\r\n\r\n"
     head = b"POST / HTTP/1.1\r\n" + HOST + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    counts, parse = [], HttpProtocol._parse
+
+    def counted(self: HttpProtocol, data: bytes) -> None:
+        parse(self, data)
+        counts.append(self._chunks)
+
+    monkeypatch.setattr(HttpProtocol, "_parse", counted)
     [[_, size, _]] = bodies(server.exchange(head + chunks))
+    assert max(counts) <= http_protocol.CHUNKS + http_protocol.PIECE / 6 and sum(counts) == 30_000
     assert size == 30_000
 
 

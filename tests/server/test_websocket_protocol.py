@@ -157,6 +157,29 @@ def test_what_is_far_too_large_ends_the_connection(serving: Serving) -> None:
     serving(client, *say("fine"), max_body_mib=1)
 
 
+def test_many_large_messages_that_never_end_are_bounded_together(serving: Serving) -> None:
+    """What one address has begun to send fills `AT_ONCE` messages at most, whether it comes in one frame or in many."""
+    part = (runner.MESSAGE_ROOM << 20) - 1000
+
+    def client(server: Server) -> None:
+        with contextlib.ExitStack() as stack:
+            held = [stack.enter_context(server.connected()) for _ in range(websocket_protocol.AT_ONCE)]
+            for connection in held:
+                connection.socket.sendall(bytes([1, 0xFF]) + (part + 500).to_bytes(8, "big") + bytes(4 + part))
+            with server.connected() as other:
+                with contextlib.suppress(ConnectionClosed):
+                    for piece in ("x" * part, "y" * part):
+                        other.send(iter([piece, piece]))
+                assert code_of(other) in (websocket_protocol.CROWDED, 1006)
+            for connection in held:
+                connection.socket.shutdown(socket.SHUT_RDWR)
+        with server.connected() as connection:
+            connection.send("x" * part)
+            assert event(connection)["type"] == "error"
+
+    serving(client, *say("fine"), max_body_mib=1, grace=0.0)
+
+
 def frames(kind: int, data: bytes, count: int) -> bytes:
     return (bytes([0x80 | kind, 0x80 | len(data)]) + bytes(4) + data) * count
 

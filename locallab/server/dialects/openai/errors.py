@@ -40,6 +40,7 @@ OPENAI: Mapping[type[Exception], tuple[str, str | None]] = {
     errors.Overloaded: ("server_error", "overloaded"),
     errors.EngineClosed: ("server_error", "unavailable"),
     errors.EngineDied: ("server_error", "unavailable"),
+    errors.ModelSetAside: ("server_error", "unavailable"),
     errors.KeysUnreadable: ("server_error", "unavailable"),
     HTTPException: ("invalid_request_error", None),
     Exception: ("server_error", None),
