@@ -204,7 +204,7 @@ class ModelSetAside(ModelLoadError):
     """Loading it has ended an earlier server: only POST /models/load tries it again, from `retry_after` seconds on."""
 
     def __init__(self, model_id: str, reason: str, retry_after: int) -> None:
-        super().__init__(model_id, f"{reason}; POST /models/load tries it again")
+        super().__init__(model_id, reason)
         self.retry_after = retry_after
 
 

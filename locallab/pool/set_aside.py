@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 
 from locallab import supervision
-from locallab.errors import ModelLoadError, ModelSetAside
+from locallab.errors import ModelSetAside
 
 SHORTEST = 10
 """Seconds after which a client may ask again for a model that somebody may have loaded meanwhile."""
@@ -25,13 +26,14 @@ class SetAside:
     def refuse(self, id: str) -> None:
         """Raise ModelSetAside if a request names a model that is set aside."""
         if (found := self._models.get(id)) is not None:
-            raise ModelSetAside(id, found.reason, max(SHORTEST, int(found.until - time.monotonic())))
+            left = found.until - time.monotonic()
+            raise ModelSetAside(id, f"{found.reason}; POST /models/load tries it again", max(SHORTEST, math.ceil(left)))
 
     def check(self, id: str) -> None:
-        """Raise ModelLoadError if it is too soon to load the model again: deaths in a row end the supervisor too."""
+        """Raise ModelSetAside if it is too soon to load the model again: deaths in a row end the supervisor too."""
         found = self._models.get(id)
         if found is not None and (left := found.until - time.monotonic()) > 0:
-            raise ModelLoadError(id, f"{found.reason}; it may be tried again in {left:.0f} s")
+            raise ModelSetAside(id, f"{found.reason}; it may be tried again in {left:.0f} s", math.ceil(left))
 
     def forget(self, id: str) -> None:
         self._models.pop(id, None)

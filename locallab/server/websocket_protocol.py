@@ -101,8 +101,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self.unfinished = size if size > SMALL else 0
         if not self.unfinished or self.transport.is_closing():
             return
-        all_of_them = sum(getattr(each, "unfinished", 0) for each in self.connections if each.peer == self.peer)
-        if all_of_them > AT_ONCE * self.config.ws_max_size:
+        mine = (each for each in self.connections if isinstance(each, WebSocketProtocol) and each.peer == self.peer)
+        if sum(each.unfinished for each in mine) > AT_ONCE * self.config.ws_max_size:
             log.info("%s: too many large WebSocket messages at once", self.peer)
             self.queue.put_nowait({"type": "websocket.disconnect", "code": CROWDED})
             self.conn.send_close(CROWDED, "this address is sending too many large messages at once; try again later")

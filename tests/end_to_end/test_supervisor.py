@@ -134,6 +134,7 @@ def test_a_start_model_whose_load_crashes_is_not_loaded_again(tmp_path: Path) ->
     assert (asked.status_code, int(asked.headers["retry-after"]) >= 10) == (503, True)
     assert f"{reason}; POST /models/load tries it again" in asked.json()["error"]["message"]
     assert f"{reason}; it may be tried again in" in loaded.text
+    assert loaded.status_code == 503 and 0 < int(loaded.headers["retry-after"]) <= 60
     assert err.count("SIGABRT while loading bad ended the server, which is started again") == 1
     assert process.returncode == 0
 
