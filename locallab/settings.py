@@ -73,6 +73,10 @@ class LoadSettings:
             description="target for the longest step, in ms, while answers stream; prompt chunks are cut to fit",
         ),
     ] = 200
+    drafts: Annotated[
+        bool,
+        Meta(description="guess what an answer copies or repeats, and verify several tokens in a step where that is faster"),
+    ] = True
     cache_tokens: Annotated[
         Annotated[int, Meta(ge=0, le=MOST)] | None,
         Meta(description="finished tokens kept in the KV cache; default: in one pool bounded by their measured cost"),

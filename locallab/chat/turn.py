@@ -51,7 +51,8 @@ class ChatRequest:
     """A conversation to be continued. `answer` constrains the answer's text; `variables` are passed to the template unchanged.
 
     With `continues`, a last message of the assistant is the beginning of the answer. Without `generation_prompt`, the prompt
-    of an answer that is not begun ends with the last message, and the model writes the head of the next one.
+    of an answer that is not begun ends with the last message, and the model writes the head of the next one. `prediction` is a
+    text that the answer may be like.
     """
 
     messages: Sequence[Message]
@@ -62,6 +63,7 @@ class ChatRequest:
     variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     continues: bool = False
     generation_prompt: bool = True
+    prediction: str = ""
 
     @property
     def begun(self) -> str | None:

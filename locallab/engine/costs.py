@@ -19,14 +19,34 @@ class StepCosts:
         self.move_seconds = 0.0
         self._decode = _Figures(age=None)
         self._prompt = _Figures(age=_AGE)
+        self._drafts: dict[tuple[int, int], tuple[float, int]] = {}
+        self._batches = 0
 
     def observe(self, n_decode: int, n_prompt: int, seconds: float) -> None:
         """Learn from a batch that took `seconds`."""
+        self._batches += 1
         if n_prompt == 0:
             self._decode.add(n_decode, seconds)
         else:
             rest = max(seconds - self.decode(n_decode), seconds * 0.1)
             self._prompt.add(n_prompt, rest / n_prompt)
+
+    def observe_drafts(self, answers: int, drafting: int, length: int, seconds: float) -> None:
+        """Learn from a batch of `answers`, of which `drafting` had drafts of this length."""
+        self._batches += 1
+        key = drafting.bit_length(), length.bit_length()
+        extra = max(0.0, seconds - self.decode(answers)) / (drafting * length)
+        old, seen = self._drafts.get(key, (extra, 0))
+        if self._batches - seen > _AGE:
+            old = extra
+        self._drafts[key] = old + _WEIGHT * (extra - old), self._batches
+
+    def verify(self, drafting: int, length: int) -> float:
+        """Return the seconds that so many drafts of this length add to a batch."""
+        per_token, seen = self._drafts.get((drafting.bit_length(), length.bit_length()), (0.0, -_AGE - 1))
+        if self._batches - seen > _AGE:
+            per_token = self.per_token()
+        return drafting * length * per_token
 
     def observe_move(self, tokens: int, seconds: float) -> None:
         """Learn from a sequence of `tokens` that was saved or restored in `seconds`."""

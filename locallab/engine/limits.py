@@ -61,6 +61,8 @@ class Limits:
 
     `even`: a batch has as many tokens of each of its sequences, so that llama.cpp computes it in one go.
 
+    `drafts` of answers may be verified: what a sequence has computed last can be removed.
+
     Batches of at least `tile` tokens are attended to in tiles of so many (0: never). A tile walks every cell that any of its
     tokens sees, so tokens of many sequences should not share one.
     """
@@ -75,6 +77,7 @@ class Limits:
     outputs: int = 64
     layout: Layout = "unified"
     even: bool = False
+    drafts: bool = False
     cuts: bool = True
     cache_bytes: int = 0
     row_bytes: int = 0
@@ -149,6 +152,7 @@ def limits(model: llama.Model, settings: EngineSettings, free: int, on_gpu: bool
         tile=0 if on_gpu else CPU_TILE,
         layout=cache.layout,
         even=cache.layout == "streams" or (model.sliding_window > 0 and model.keeps_state),
+        drafts=settings.drafts and not model.keeps_state,
         cuts=cuts,
         cache_bytes=settings.cache_ram_mib << 20,
     )

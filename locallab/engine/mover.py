@@ -132,7 +132,7 @@ class Mover:
         """Read what is only on disk of a prefix, in another thread; the sequence waits, others do not."""
         records = self._scheduler.cache.missing(sequence.tokens, end, sequence.caller.owner)
         if self._disk is None or not records:
-            self._scheduler.fetched(sequence)
+            sequence.fetch = "done"
             return
         for record in records:
             waiting = sequence if record is records[-1] else None
@@ -162,7 +162,7 @@ class Mover:
                 rows = np.empty((len(record.tokens) - record.start, 0), np.uint8)
             cache.store(record.tokens.tolist(), record.start, rows, NOTHING if fixed is None else fixed, record.owner)
         if fetched.sequence is not None:
-            self._scheduler.fetched(fetched.sequence)
+            fetched.sequence.fetch = "done"
 
     def _restore(self, move: Restore) -> None:
         sequence, start, end = move.sequence, move.start, move.end

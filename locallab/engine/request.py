@@ -58,7 +58,8 @@ class SamplingParams:
     of what the samplers left to draw from; `prompt_logprobs` for the same of the
     prompt, which is then computed as a whole. `progress` asks for an event before the first and after each
     step of the prompt. `boundaries` are lengths at which prompts are likely to part from this one, such as the end of the
-    system prompt: a model whose memory cannot be cut keeps its state there.
+    system prompt: a model whose memory cannot be cut keeps its state there. `prediction` is what the answer may be like: drafts
+    are taken from it, and the answer is the same without.
     """
 
     temperature: float = 0.8
@@ -107,6 +108,7 @@ class SamplingParams:
     prompt_logprobs: bool = False
     progress: bool = False
     boundaries: tuple[int, ...] = ()
+    prediction: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,13 +128,16 @@ class FimTokens:
 @dataclasses.dataclass(frozen=True, slots=True)
 class Usage:
     """Token counts of one request. `cached_tokens` of the prompt came from the prefix cache. `prompt_seconds` run from its
-    first step to the first token of the answer, `answer_seconds` from there to the last; what was not computed takes none."""
+    first step to the first token of the answer, `answer_seconds` from there to the last; what was not computed takes none.
+    Of the answer, `accepted_tokens` were drafted; `rejected_tokens` were drafted in vain and are no part of it."""
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
     prompt_seconds: float = 0.0
     answer_seconds: float = 0.0
+    accepted_tokens: int = 0
+    rejected_tokens: int = 0
 
 
 Tier = Literal["none", "resident", "host", "disk"]

@@ -76,8 +76,15 @@ class Scheduler:
 
     def append(self, sequence: Sequence, tokens: list[int]) -> None:
         """Add the next known tokens of a running sequence."""
+        if self.limits.drafts:
+            sequence.look_up(tokens)
         sequence.tokens += tokens
         self.cache.extend(sequence.slot, tokens)
+
+    def verified(self, sequence: Sequence, count: int) -> None:
+        """Count the next `count` known tokens of a sequence as computed: those of a draft that was right."""
+        sequence.accept(count)
+        self._advance(sequence.slot, count)
 
     def plan(self) -> StepPlan:
         """Admit, preempt and evict, and return the next step. Its tokens count as computed only after `commit`."""
@@ -96,7 +103,7 @@ class Scheduler:
         decoding = self.shares.answers(decoding, prefilling, self.costs, self.limits.step_seconds)
         pending = sum(s.pending for s in self.running) > len(decoding)
         room = self._room_for_prompts(len(decoding)) if pending else 0
-        answers = list(self._chunking.answers(decoding, room))
+        answers = list(self._chunking.answers(decoding, room, self._free_cells - len(decoding)))
         n_answers = sum(chunk.count for chunk in answers)
         outputs = self.limits.outputs - len(self.running)
         room = max(0, room - n_answers + len(decoding))
@@ -110,8 +117,8 @@ class Scheduler:
         self.shares.spend(chunks)
         for chunk in chunks:
             sequence = chunk.sequence
-            sequence.computed += chunk.count
-            self._advance(sequence.slot, chunk.count)
+            sequence.computed += chunk.known
+            self._advance(sequence.slot, chunk.known)
             reached = bisect.bisect_right(sequence.boundaries, sequence.computed)
             if reached:
                 at = sequence.boundaries[reached - 1]
@@ -134,10 +141,6 @@ class Scheduler:
         for sequence in self.running:
             if sequence.slot == slot:
                 sequence.savable = False
-
-    def fetched(self, sequence: Sequence) -> None:
-        """Note that what a waiting sequence needs has been read from disk, or could not be."""
-        sequence.fetch = "done"
 
     @property
     def idle(self) -> bool:
@@ -264,7 +267,7 @@ class Scheduler:
         """Tell whether there is room for a sequence beside what the running ones need soon; alone, it always fits."""
         if not self.running or not self.limits.pooled:
             return True
-        wanted = sum(_soon(s) - self.cache.computed(s.slot) for s in self.running) + _soon(sequence)
+        wanted = sum(s.soon(LOOKAHEAD) - self.cache.computed(s.slot) for s in self.running) + sequence.soon(LOOKAHEAD)
         wanted -= found.live if self.limits.shares else 0
         return self.cache.used - self.cache.cold_cells + wanted <= self.limits.cells
 
@@ -393,8 +396,3 @@ class Scheduler:
         self._moves.append(Remove(slot))
         self._free_slots.append(slot)
         self.saving.forget(slot)
-
-
-def _soon(sequence: Sequence) -> int:
-    """Return the length a sequence will have before long."""
-    return min(sequence.limit, len(sequence.tokens) + LOOKAHEAD)

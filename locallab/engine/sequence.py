@@ -9,6 +9,7 @@ from typing import Literal
 from locallab.engine.answer import Answer
 from locallab.engine.caller import LOCAL, Caller
 from locallab.engine.request import CacheUse, Listener, SamplingParams, Usage
+from locallab.engine.speculative import Lookup
 
 UNPLACED = -1
 
@@ -21,6 +22,7 @@ class Sequence:
     ahead of others. `order` is its place in the queue, `turn_began` the length of the answer when it last left it. Its state is
     saved at the `boundaries`, unless it proved not `savable`; the `waiters` wait for what it computes now. `fetch` tells of
     what it needs from disk: "asked" while it is read, "done" once that has come or failed.
+    `lookup` makes drafts of its answer once that has begun; `accepted` and `rejected` count the tokens of those.
     `cache` is what the prefix cache had of its prompt, once that is placed. `submitted`, `began`, `first_token` and
     `last_token` are the times (time.perf_counter) at which it was made, at which the first step of its prompt began, and at
     which its first and last tokens became known.
@@ -39,6 +41,9 @@ class Sequence:
     cache: CacheUse | None = None
     order: int = 0
     turn_began: int = 0
+    lookup: Lookup | None = None
+    accepted: int = 0
+    rejected: int = 0
     boundaries: list[int] = dataclasses.field(default_factory=list)
     savable: bool = True
     waiters: list[Sequence] = dataclasses.field(default_factory=list)
@@ -55,6 +60,22 @@ class Sequence:
         self.fetch = ""
         self.waiters.clear()
 
+    def look_up(self, tokens: list[int]) -> None:
+        """Show the next tokens of the answer to what makes drafts of those behind."""
+        if self.lookup is None:
+            self.lookup = Lookup(self.tokens, self.params.prediction)
+        self.lookup.read(tokens)
+
+    def accept(self, count: int) -> None:
+        """Count the next `count` tokens as computed: they were drafted, and are right."""
+        self.accepted += count
+        self.rejected -= count
+        self.computed += count
+
+    def soon(self, more: int) -> int:
+        """Return the length that it has after `more` tokens."""
+        return min(self.limit, len(self.tokens) + more)
+
     @property
     def n_answer(self) -> int:
         return len(self.tokens) - self.n_prompt
@@ -64,6 +85,11 @@ class Sequence:
         """Tokens that are known but not computed: 1 while decoding, more when a grammar forced some, or while its prompt (or
         what was preempted) is to be computed."""
         return len(self.tokens) - self.computed
+
+    @property
+    def may_draft(self) -> bool:
+        """True while it decodes one token at a time, and nobody waits for its state as it is."""
+        return self.pending == 1 and not self.boundaries and not self.unscored and not self.answer.certain
 
     @property
     def unscored(self) -> int:
@@ -83,7 +109,8 @@ class Sequence:
         began, first, last = self.began, self.first_token, self.last_token
         prompt_seconds = 0.0 if began is None or first is None else first - began
         answer_seconds = 0.0 if first is None or last is None else last - first
-        return Usage(self.n_prompt, self.n_answer, self.cached, prompt_seconds, answer_seconds)
+        tokens = (self.n_prompt, self.n_answer, self.cached)
+        return Usage(*tokens, prompt_seconds, answer_seconds, self.accepted, self.rejected)
 
     @property
     def usage_so_far(self) -> Usage:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence as Seq
 
 from locallab.engine.sequence import Sequence
 
@@ -69,8 +70,9 @@ Move = Copy | Remove | Save | Restore | Relocate | Fetch
 class Chunk:
     """Compute tokens [start, start + count) of a sequence. All of it is fixed when it is planned.
 
-    `last`: it reaches the last known token. `outputs` of its last tokens need logits: the very last if the next token is to be
-    found, more where a prompt's log probabilities are wanted. `is_answer`: it costs what decoding costs.
+    `last`: it reaches the last known token; a `draft`, part of it, may follow. `outputs` of its last tokens need logits: the
+    last known one if the next token is to be found, those of a draft, more where a prompt's log probabilities are wanted.
+    `is_answer`: it costs what decoding costs.
     """
 
     sequence: Sequence
@@ -79,10 +81,22 @@ class Chunk:
     last: bool
     outputs: int
     is_answer: bool
+    draft: tuple[int, ...] = ()
+
+    @property
+    def known(self) -> int:
+        """The number of its tokens that are known."""
+        return self.count - len(self.draft)
+
+    @classmethod
+    def verifying(cls, sequence: Sequence, draft: Seq[int]) -> Chunk:
+        """Return the chunk of a sequence's last known token and a draft of those that follow."""
+        count = 1 + len(draft)
+        return cls(sequence, sequence.computed, count, last=True, outputs=count, is_answer=True, draft=tuple(draft))
 
     @classmethod
     def of(cls, sequence: Sequence, count: int) -> Chunk:
-        """Return the chunk of the next `count` tokens of a sequence."""
+        """Return the chunk of the next `count` known tokens of a sequence."""
         start, end = sequence.computed, sequence.computed + count
         last, unscored = end == len(sequence.tokens), sequence.unscored
         outputs = max(0, end - max(start, sequence.n_prompt - 1 - unscored)) if unscored else int(last)

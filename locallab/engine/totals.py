@@ -7,7 +7,8 @@ from bisect import bisect_left
 from collections.abc import Sequence as Seq
 from typing import get_args
 
-from locallab.engine.request import CacheUse, MissReason, Tier
+from locallab.engine.request import CacheUse, EngineStats, MissReason, Tier
+from locallab.engine.scheduler import Scheduler
 from locallab.engine.sequence import Sequence
 
 TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -47,6 +48,7 @@ class Totals:
 
     They outlive the engine. The tokens of a prompt count with the first token of the answer. `time_to_first_token` runs from
     `TextEngine.submit`, `inter_token` from one token of an answer to the next, `step` is the duration of a step.
+    `accepted_tokens` and `rejected_tokens` are those of drafts.
     `cache_requests` counts prompts by the reason why the prefix cache had no more of them, `missed_tokens` the tokens that it
     did not have, and `hit_tokens` those that it had, by where they were. All keys are there from the start.
     """
@@ -54,6 +56,8 @@ class Totals:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    accepted_tokens: int = 0
+    rejected_tokens: int = 0
     preemptions: int = 0
     steps: int = 0
     cache_requests: dict[MissReason, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(get_args(MissReason), 0))
@@ -73,6 +77,28 @@ class Totals:
         self.missed_tokens[use.reason] += use.total - use.hit
         if use.tier != "none":
             self.hit_tokens[use.tier] += use.hit
+
+    def stats(self, scheduler: Scheduler) -> EngineStats:
+        """Return these and what the scheduler has now."""
+        return EngineStats(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            kv_used=scheduler.cache.used,
+            kv_total=scheduler.limits.cells,
+            cached=scheduler.cache.cold_cells,
+            prompt_tokens=self.prompt_tokens,
+            cached_tokens=self.cached_tokens,
+            completion_tokens=self.completion_tokens,
+            preemptions=self.preemptions,
+            steps=self.steps,
+            stored_bytes=scheduler.cache.size,
+            stored_limit=scheduler.cache.capacity,
+        )
+
+    def drafts(self, accepted: int, rejected: int) -> None:
+        """Count the tokens of a verified draft."""
+        self.accepted_tokens += accepted
+        self.rejected_tokens += rejected
 
     def tokens(self, sequence: Sequence, count: int, now: float) -> None:
         """Count the next `count` tokens of an answer, all known at `now` (time.perf_counter)."""

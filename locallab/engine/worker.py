@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import queue
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from locallab.engine.caller import Caller
 from locallab.engine.commands import Cancel, Close, Command, Fail, Share, Submit
@@ -18,7 +18,8 @@ from locallab.engine.llama import Model
 from locallab.engine.logprobs import Logits
 from locallab.engine.mover import Fetched, Lost, Mover, Written
 from locallab.engine.post import Events, Heard, Post, deliver
-from locallab.engine.request import CacheUse, EngineStats, FinishReason, Progress, TokenEvent
+from locallab.engine.prompt_events import PromptEvents
+from locallab.engine.request import EngineStats, FinishReason, TokenEvent
 from locallab.engine.scheduler import Scheduler
 from locallab.engine.sequence import UNPLACED, Sequence
 from locallab.engine.step_plan import Chunk
@@ -30,9 +31,6 @@ logger = logging.getLogger(__name__)
 
 READING = 0.05
 """Seconds to wait for another thread while there is nothing to compute before it has read from disk."""
-
-AROUND = 16
-"""Tokens on either side of a divergence that the debug log shows."""
 
 FAILURES = 3
 """Failures in a row after which an engine takes itself for broken."""
@@ -62,8 +60,8 @@ class Worker:
         self._post = post
         self._ended = ended
         self._batch = Batch(scheduler.limits.batch)
-        self._model = model
         self._masks = Masks(model.n_vocab)
+        self._prompts = PromptEvents(scheduler.cache, model)
         self._sequences: dict[int, Sequence] = {}
         self._events: Events = []
         self._deadline: float | None = None
@@ -102,21 +100,7 @@ class Worker:
 
     def stats(self) -> EngineStats:
         """Return a snapshot; each figure is read by itself, so they may be a step apart."""
-        scheduler, totals = self._scheduler, self.totals
-        return EngineStats(
-            running=len(scheduler.running),
-            waiting=len(scheduler.waiting),
-            kv_used=scheduler.cache.used,
-            kv_total=scheduler.limits.cells,
-            cached=scheduler.cache.cold_cells,
-            prompt_tokens=totals.prompt_tokens,
-            cached_tokens=totals.cached_tokens,
-            completion_tokens=totals.completion_tokens,
-            preemptions=totals.preemptions,
-            steps=totals.steps,
-            stored_bytes=scheduler.cache.size,
-            stored_limit=scheduler.cache.capacity,
-        )
+        return self.totals.stats(self._scheduler)
 
     def _take_commands(self) -> bool:
         """Carry out what other threads asked for; wait while there is nothing to compute. False: time to stop."""
@@ -231,7 +215,7 @@ class Worker:
         began = time.perf_counter()
         for chunk in chunks:
             try:
-                self._announce(chunk.sequence, began)
+                self._tell(chunk.sequence, self._prompts.begun(chunk.sequence, began))
             except Exception as error:
                 self.commands.put(Fail(chunk.sequence.id, error))
         self._hand_out()  # the event loop works on these while llama.cpp computes and the interpreter is free
@@ -242,13 +226,12 @@ class Worker:
             return False
         self._progress = True
         seconds = time.perf_counter() - began
-        n_answers = sum(chunk.count for chunk in chunks if chunk.is_answer)
-        self._scheduler.costs.observe(n_answers, sum(chunk.count for chunk in chunks) - n_answers, seconds)
+        self._learn(chunks, seconds)
         for save in self._scheduler.commit(chunks):
             self._mover.save(save)
         for chunk in chunks:
             try:
-                self._report(chunk)
+                self._tell(chunk.sequence, self._prompts.computed(chunk))
             except Exception as error:
                 self._fail(chunk.sequence, error)
         if outputs:
@@ -263,41 +246,26 @@ class Worker:
         outputs: list[int] = []
         for chunk in chunks:
             end = chunk.start + chunk.count
-            tokens += chunk.sequence.tokens[chunk.start : end]
+            tokens += chunk.sequence.tokens[chunk.start : chunk.start + chunk.known]
+            tokens += chunk.draft
             positions += range(chunk.start, end)
             slots += [chunk.sequence.slot] * chunk.count
             outputs += [0] * (chunk.count - chunk.outputs) + [1] * chunk.outputs
         self._batch.fill(tokens, positions, slots, outputs)
         return [i for i, wanted in enumerate(outputs) if wanted]
 
-    def _announce(self, sequence: Sequence, now: float) -> None:
-        """Tell what the cache had of a prompt whose first step begins; not when it is computed again after a preemption."""
-        if sequence.began is not None:
-            return
-        sequence.began = now
-        if sequence.cache is not None:
-            self._events.append((sequence.listener, TokenEvent("", cache=sequence.cache)))
-            self._log_miss(sequence, sequence.cache)
-        if sequence.params.progress:
-            self._tell_progress(sequence, sequence.cached, 0.0)
+    def _learn(self, chunks: list[Chunk], seconds: float) -> None:
+        """Show the costs a batch; one with drafts and prompts tells too little of either."""
+        costs = self._scheduler.costs
+        n_answers = sum(chunk.count for chunk in chunks if chunk.is_answer)
+        drafts = [len(chunk.draft) for chunk in chunks if chunk.draft]
+        if not drafts:
+            costs.observe(n_answers, sum(chunk.count for chunk in chunks) - n_answers, seconds)
+        elif all(chunk.is_answer for chunk in chunks):
+            costs.observe_drafts(len(chunks), len(drafts), max(drafts), seconds)
 
-    def _report(self, chunk: Chunk) -> None:
-        """Tell the progress of a prompt if asked for; not when it is computed again."""
-        sequence = chunk.sequence
-        if sequence.params.progress and sequence.began and chunk.start < sequence.n_prompt and not sequence.n_answer:
-            self._tell_progress(sequence, sequence.computed, time.perf_counter() - sequence.began)
-
-    def _tell_progress(self, sequence: Sequence, processed: int, seconds: float) -> None:
-        progress = Progress(sequence.n_prompt, sequence.cached, processed, seconds)
-        self._events.append((sequence.listener, TokenEvent("", progress=progress)))
-
-    def _log_miss(self, sequence: Sequence, use: CacheUse) -> None:
-        """Show where a prompt left the known ones: in the log alone, since it is text of a prompt."""
-        if use.reason == "diverged" and logger.isEnabledFor(logging.DEBUG):
-            before, after = sequence.tokens[max(0, use.at - AROUND) : use.at], sequence.tokens[use.at : use.at + AROUND]
-            known = self._scheduler.cache.followers(sequence.tokens, use.at, sequence.caller.owner)[:AROUND]
-            texts = [self._model.text(tokens) for tokens in (before, after, known)]
-            logger.debug("a prompt diverged at token %d: behind %r it has %r, a known one %r", use.at, *texts)
+    def _tell(self, sequence: Sequence, events: Iterable[TokenEvent]) -> None:
+        self._events += [(sequence.listener, event) for event in events]
 
     def _accept_all(self, chunks: list[Chunk], outputs: list[int]) -> None:
         """Let each answer that has caught up go on. Those that need a mask come last: only they wait for it."""
@@ -310,7 +278,9 @@ class Worker:
                 continue
             try:
                 sequence.answer.score(logits[begin:at], sequence.tokens, sequence.n_prompt)
-                if chunk.last and sequence.answer.needs_mask:
+                if chunk.draft:
+                    self._verify(chunk, logits[begin:at], outputs[begin:at])
+                elif chunk.last and sequence.answer.needs_mask:
                     masked.append((sequence, logits[at - 1], outputs[at - 1]))
                 elif chunk.last:
                     self._accept(sequence, logits[at - 1], outputs[at - 1])
@@ -323,6 +293,28 @@ class Worker:
                 self._accept(*each)
             except Exception as error:
                 self._fail(each[0], error)
+
+    def _verify(self, chunk: Chunk, logits: Logits, outputs: list[int]) -> None:
+        """Let an answer go on from the logits of its last token, and from those of its draft as far as that is right; what it
+        has computed beyond is removed."""
+        sequence, slot = chunk.sequence, chunk.sequence.slot
+        right = 0
+        sequence.rejected += len(chunk.draft)  # until it proves right
+        try:
+            while True:
+                if sequence.answer.needs_mask:
+                    self._masks.start()
+                    self._masks.wait()
+                known = len(sequence.tokens)
+                self._accept(sequence, logits[right], outputs[right])
+                new = sequence.tokens[known:]
+                if sequence.id not in self._sequences or tuple(new) != chunk.draft[right : right + len(new)]:
+                    break
+                self._scheduler.verified(sequence, len(new))
+                right += len(new)
+        finally:
+            self.totals.drafts(right, len(chunk.draft) - right)
+            self._context.remove(slot, chunk.start + 1 + right)
 
     def _accept(self, sequence: Sequence, logits: Logits, output: int) -> None:
         """Let one answer go on from the logits of its last token."""

@@ -163,7 +163,8 @@ class Traffic(RuleBasedStateMachine):
             self.check_computed(id)
             self.check_owner(id)
         if "decode" not in self.rig.context.fails:
-            assert self.rig.context.decoded == sum(len(chunk) for chunks in self.rig.chunks.values() for chunk in chunks)
+            computed = sum(len(chunk) for chunks in self.rig.chunks.values() for chunk in chunks)
+            assert self.rig.context.decoded == computed + self.rig.worker.totals.rejected_tokens
 
     def check_answer(self, id, max_tokens):
         prompt, got, last = self.rig.prompts[id], self.rig.tokens(id), self.rig.last(id)
@@ -179,6 +180,7 @@ class Traffic(RuleBasedStateMachine):
         read = last.usage.prompt_tokens
         assert read == len(prompt) if got or last.finish_reason == "length" else 0 <= read <= len(prompt)
         assert last.usage.completion_tokens == len(got)
+        assert last.usage.accepted_tokens <= len(got)
         assert 0 <= last.usage.cached_tokens <= read and last.usage.cached_tokens < len(prompt)
 
     def check_owner(self, id):

@@ -26,10 +26,18 @@ Cells = dict[int, tuple[int, int]]
 
 VOCAB = 64
 END = 0
+PERIOD = 6
+
+
+REPEATER = 5
+"""A sequence that begins with this token mostly repeats itself: what it says next can be guessed."""
 
 
 def next_token(tokens: Sequence[int]) -> int:
-    return zlib.crc32(bytes(tokens)) % (VOCAB - 1) + 1
+    number = zlib.crc32(bytes(tokens))
+    if tokens[0] == REPEATER and len(tokens) > PERIOD and number % 7:
+        return tokens[-PERIOD]
+    return number % (VOCAB - 1) + 1
 
 
 def answer(prompt: Sequence[int], count: int) -> list[int]:
@@ -140,6 +148,7 @@ class FakeContext:
         self.fails: collections.Counter[str] = collections.Counter()
         self._cell = itertools.count()
         self._outputs: list[list[int]] = []
+        self._last: dict[int, int] = {}  # where the last batch began in each sequence
         self._states: dict[bytes, list[int]] = {}
 
     @property
@@ -162,7 +171,8 @@ class FakeContext:
     def remove(self, sequence: int, start: int = 0, end: int = -1) -> None:
         cells = self._of(sequence)
         gone = [position for position in cells if start <= position and not 0 <= end <= position]
-        assert self.kind == "attention" or len(gone) in (0, len(cells)), "this memory cannot be cut"
+        last = self._last.get(sequence, len(cells)) if self.kind == "window" else len(cells)
+        assert self.kind == "attention" or len(gone) in (0, len(cells)) or min(gone) > last, "this memory cannot be cut"
         for position in gone:
             del cells[position]
 
@@ -211,6 +221,7 @@ class FakeContext:
         assert self._has_room(collections.Counter(slots)), "more is computed than there is room for"
         assert self.layout == "unified" or slots == sorted(slots), "streams must be in order"
         self._outputs = []
+        self._last = {slot: len(self._of(slot)) for slot in slots}
         self.decoded += len(slots)
         for i, slot in enumerate(slots):
             cells = self._of(slot)

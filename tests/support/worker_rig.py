@@ -71,6 +71,7 @@ class Rig:
             outputs=outputs or (slots if layout == "unified" else parallel),
             cache_cells=cache_cells,
             step_seconds=chunk * TOKEN_SECONDS,
+            drafts=kind in ("attention", "window"),
             tile=tile,
             layout=layout,
             even=even or layout == "streams",
@@ -250,6 +251,7 @@ class Rig:
         """Check each plan, and note what is computed for whom."""
         scheduler = self.scheduler
         plan, commit, put_back, reset = scheduler.plan, scheduler.commit, scheduler._put_back, scheduler.reset
+        verified = scheduler.verified
 
         def checked_plan() -> StepPlan:
             made = plan()
@@ -259,8 +261,12 @@ class Rig:
 
         def noted_commit(chunks: list[Chunk]) -> list[Save]:
             for chunk in chunks:
-                self.chunks[chunk.sequence.id].append(range(chunk.start, chunk.start + chunk.count))
+                self.chunks[chunk.sequence.id].append(range(chunk.start, chunk.start + chunk.known))
             return commit(chunks)
+
+        def noted_verified(sequence: Sequence, count: int) -> None:
+            self.chunks[sequence.id].append(range(sequence.computed, sequence.computed + count))
+            verified(sequence, count)
 
         def noted_put_back(sequence: Sequence, save: bool = False) -> None:
             self.put_back.add(sequence.id)
@@ -273,13 +279,15 @@ class Rig:
         scheduler.reset = noted_reset  # type: ignore[assignment]
         scheduler.plan = checked_plan  # type: ignore[method-assign]
         scheduler.commit = noted_commit  # type: ignore[method-assign]
+        scheduler.verified = noted_verified  # type: ignore[method-assign]
         scheduler._put_back = noted_put_back  # type: ignore[method-assign]
 
     def _check_batch(self, batch: list[Chunk]) -> None:
         assert 0 < sum(chunk.count for chunk in batch) <= self.limits.batch
         assert len({chunk.sequence.id for chunk in batch}) == len(batch)
         if self.limits.even and len(batch) > 1:
-            assert all(chunk.is_answer and chunk.count == 1 for chunk in batch), "llama.cpp splits a batch that is not even"
+            assert len({chunk.count for chunk in batch}) == 1, "llama.cpp splits a batch that is not even"
+            assert all(chunk.is_answer for chunk in batch)
             slots = [chunk.sequence.slot for chunk in batch]
             assert slots == sorted(slots), "llama.cpp splits a batch whose sequences are not in order"
 
@@ -294,5 +302,5 @@ def _fixed_costs(step: float, move: float) -> StepCosts:
     costs.observe(0, 1000, 1000 * TOKEN_SECONDS)
     costs.observe(1, 0, step)
     costs.observe_move(1, move)
-    costs.observe = costs.observe_move = lambda *_: None  # type: ignore[method-assign]
+    costs.observe = costs.observe_move = costs.observe_drafts = lambda *_: None  # type: ignore[method-assign]
     return costs

@@ -22,6 +22,13 @@ class CachedTokens(msgspec.Struct):
     cached_tokens: Annotated[int, Meta(ge=0, description="tokens of the prompt that were in the prefix cache")]
 
 
+class DraftedTokens(msgspec.Struct):
+    """Tokens that were drafted: guessed from what the request has, and then verified, several in a step."""
+
+    accepted_prediction_tokens: Annotated[int, Meta(ge=0, description="those that are part of the answer")]
+    rejected_prediction_tokens: Annotated[int, Meta(ge=0, description="the others; they do not count as tokens of the answer")]
+
+
 class UsageFigures(msgspec.Struct):
     """Token counts of the request."""
 
@@ -29,6 +36,9 @@ class UsageFigures(msgspec.Struct):
     completion_tokens: Annotated[int, Meta(ge=0)]
     total_tokens: Annotated[int, Meta(ge=0)]
     prompt_tokens_details: CachedTokens
+    completion_tokens_details: Annotated[
+        DraftedTokens | msgspec.UnsetType, Meta(description="of requests for which anything was drafted")
+    ] = msgspec.UNSET
 
 
 class Timings(msgspec.Struct):
@@ -43,6 +53,10 @@ class Timings(msgspec.Struct):
     predicted_ms: Annotated[float, Meta(ge=0, description="from the first token of the answer to its last")]
     predicted_per_token_ms: Annotated[float, Meta(ge=0, description="of those after the first")]
     predicted_per_second: Annotated[float, Meta(ge=0)]
+    draft_n: Annotated[int | msgspec.UnsetType, Meta(description="tokens that were drafted, if any")] = msgspec.UNSET
+    draft_n_accepted: Annotated[int | msgspec.UnsetType, Meta(description="those of them that are part of the answer")] = (
+        msgspec.UNSET
+    )
 
 
 class AnswerMessage(msgspec.Struct):
@@ -67,11 +81,15 @@ def usage_body(usages: Sequence[Usage], n: int = 1) -> dict[str, Any]:
     prompt = sum(usage.prompt_tokens for usage in usages[::n])
     answers = sum(usage.completion_tokens for usage in usages)
     cached = sum(usage.cached_tokens for usage in usages[::n])
+    accepted = sum(usage.accepted_tokens for usage in usages)
+    rejected = sum(usage.rejected_tokens for usage in usages)
+    drafted = {"accepted_prediction_tokens": accepted, "rejected_prediction_tokens": rejected}
     return {
         "prompt_tokens": prompt,
         "completion_tokens": answers,
         "total_tokens": prompt + answers,
         "prompt_tokens_details": {"cached_tokens": cached},
+        **({"completion_tokens_details": drafted} if accepted or rejected else {}),
     }
 
 
@@ -80,6 +98,8 @@ def timings_body(usages: Sequence[Usage], n: int = 1) -> dict[str, Any]:
     computed at once. The first token of an answer comes with its prompt, so the rate is that of the others."""
     cached = sum(usage.cached_tokens for usage in usages[::n])
     computed = sum(usage.prompt_tokens for usage in usages[::n]) - cached
+    accepted = sum(usage.accepted_tokens for usage in usages)
+    drafted = accepted + sum(usage.rejected_tokens for usage in usages)
     return {
         "cache_n": cached,
         **_rates("prompt", computed, computed, max(usage.prompt_seconds for usage in usages)),
@@ -89,6 +109,7 @@ def timings_body(usages: Sequence[Usage], n: int = 1) -> dict[str, Any]:
             sum(max(0, usage.completion_tokens - 1) for usage in usages),
             max(usage.answer_seconds for usage in usages),
         ),
+        **({"draft_n": drafted, "draft_n_accepted": accepted} if drafted else {}),
     }
 
 

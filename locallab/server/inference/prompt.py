@@ -263,6 +263,7 @@ async def prepare_chat(
         found = await rendered(loaded.template, request, boundaries, loaded, request, turn.prompt, prompt)
         params = dataclasses.replace(params, boundaries=found)
     await compile_constraint(loaded, turn.constraint)
+    predicted = await _predicted(loaded, request.prediction) if request.prediction else []
     budget = None
     if request.reasoning.budget is not None and turn.tags is not None:
         budget = ReasoningBudget(request.reasoning.budget, turn.tags.opening, turn.tags.end, turn.open)
@@ -271,8 +272,16 @@ async def prepare_chat(
         constraint=turn.constraint,
         visible=tuple(info.control_tokens[text] for text in turn.visible),
         reasoning=budget,
+        prediction=tuple(predicted),
     )
     return PreparedChat(turn, jobs_for([prompt], params, n))
+
+
+async def _predicted(loaded: Loaded, text: str) -> list[int]:
+    """Tokenize what an answer may be like, as far as one may get."""
+    tokenize = functools.partial(loaded.engine.tokenize, text, add_special=False, parse_special=False)
+    tokens = await aside(len(text), lambda stopped: tokenize(stopped=stopped))
+    return tokens[: loaded.engine.info.context]
 
 
 async def compile_constraint(loaded: Loaded, constraint: Constraint | None) -> None:

@@ -92,7 +92,7 @@ def test_a_grammar_that_fails_ends_its_request(name: str) -> None:
     assert cleared == []
 
 
-@pytest.mark.parametrize("seam", ["_report", "_want_mask"])
+@pytest.mark.parametrize("seam", ["_tell", "_want_mask"])
 def test_so_does_what_the_worker_does_for_it(seam: str) -> None:
     rig = Rig()
     lost = victim_of(rig)

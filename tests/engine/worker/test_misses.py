@@ -20,7 +20,7 @@ def ask(folder: Path, *prompts: str) -> list[str]:
 
 
 def test_a_divergence_is_shown_with_the_text_around_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.DEBUG, "locallab.engine.worker"):
+    with caplog.at_level(logging.DEBUG, "locallab.engine.prompt_events"):
         headers = ask(tmp_path, KNOWN, NEW)
     [line] = [record.getMessage() for record in caplog.records if "diverged" in record.getMessage()]
     shown = re.fullmatch(r"a prompt diverged at token (\d+): behind '(.*)' it has 'friday', a known one 'monday'", line)

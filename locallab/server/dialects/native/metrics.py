@@ -40,6 +40,8 @@ EVER: Mapping[str, tuple[str, Callable[[Totals], int]]] = {
     "prompt_tokens": ("Tokens of prompts, from the prefix cache or computed.", lambda totals: totals.prompt_tokens),
     "cached_tokens": ("Tokens of prompts found in the prefix cache.", lambda totals: totals.cached_tokens),
     "completion_tokens": ("Tokens of answers.", lambda totals: totals.completion_tokens),
+    "draft_accepted_tokens": ("Drafted tokens that are part of answers.", lambda totals: totals.accepted_tokens),
+    "draft_rejected_tokens": ("Drafted tokens that are not.", lambda totals: totals.rejected_tokens),
     "preemptions": ("Requests put back into the queue because the KV pool was full.", lambda totals: totals.preemptions),
 }
 

@@ -144,6 +144,22 @@ class ReasoningWish(msgspec.Struct):
     }
 
 
+class PredictedText(msgspec.Struct):
+    type: Literal["text"]
+    text: str
+
+
+class Prediction(msgspec.Struct):
+    """What much of the answer is like, such as a file that is to be changed: it makes the answer faster, no more."""
+
+    type: Literal["content"]
+    content: str | list[PredictedText]
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
 class ChatBody(TokensBody, kw_only=True):
     messages: Annotated[Any, Meta(description="the conversation, oldest first", extra_json_schema=MESSAGES)]
     max_completion_tokens: Annotated[int | None, Meta(description="the same as max_tokens, with precedence over it")] = None
@@ -174,6 +190,9 @@ class ChatBody(TokensBody, kw_only=True):
     logprobs: Annotated[bool | None, Meta(description="return the log probability of each token")] = None
     top_logprobs: Annotated[int | None, Meta(description="with logprobs: number of alternatives per token")] = None
     modalities: Annotated[list[str] | None, Meta(description="only text")] = None
+    prediction: Annotated[
+        Prediction | None, Meta(description="text that much of the answer will be like, which makes it faster")
+    ] = None
 
     OTHERS: ClassVar[Others] = {**Structured.OTHERS, **CHAT}
     LIMITS: ClassVar[tuple[str, ...]] = ("max_completion_tokens", "max_tokens", "n_predict")
@@ -201,6 +220,7 @@ class ChatBody(TokensBody, kw_only=True):
             variables=self._variables(),
             continues=bool(self.continue_final_message),
             generation_prompt=self.add_generation_prompt is not False,
+            prediction=self.prediction.text if self.prediction else "",
         )
 
     def params(self, info: ModelInfo, longest: int | None, **more: Any) -> SamplingParams:

@@ -25,7 +25,6 @@ COMMON: Others = {
 CHAT: Others = {
     **COMMON,
     "audio": unused("only with the modality audio, which is refused"),
-    "prediction": unused("answers are the same without it"),
     "verbosity": unused("models do not know it"),
     "web_search_options": left_out("there is no web search", off=(False,)),
     "functions": refused("use tools"),
