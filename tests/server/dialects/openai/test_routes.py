@@ -285,7 +285,6 @@ CHAT_IGNORED: dict[str, dict[str, Any]] = {
         "service_tier": "auto",
         "metadata": {"a": "b"},
         "store": True,
-        "prediction": {"type": "content", "content": "x"},
         "prompt_cache_key": "k",
         "verbosity": "low",
         "safety_identifier": "s",
