@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import abc
+import atexit
 import contextlib
 import dataclasses
 import logging
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from concurrent.futures import Future
@@ -100,6 +102,7 @@ class Engine(abc.ABC):
         if self._loaded.exception():
             self._thread.join()
         self._loaded.result()
+        _loaded.add(self)
 
     def tokenize(
         self,
@@ -223,6 +226,18 @@ class Engine(abc.ABC):
         native.callback(model.close)
         self._tokenizer = Tokenizer(model)
         return model, on_gpu
+
+
+_loaded: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Close the engines that a program has left open. LLVM's OpenMP ends its threads with the process, even in the middle of a
+    step, which then computes nonsense and may crash."""
+    for engine in list(_loaded):
+        if engine._thread.is_alive():  # in a fork it is not
+            engine.close()
 
 
 def free_memory(model: llama.Model, settings: EngineSettings, on_gpu: bool) -> int:
