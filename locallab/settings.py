@@ -178,6 +178,13 @@ class ServerSettings:
     log_format: Annotated[Literal["text", "json"], Meta(description="format of log lines")] = "text"
     access_log: Annotated[bool, Meta(description="log a line for each request")] = True
     grace: Annotated[float, Meta(ge=0, description="seconds running requests get to finish at shutdown")] = 10.0
+    openmp: Annotated[
+        str,
+        Meta(
+            description="whose OpenMP threads compute on the CPU: gnu, the path of another runtime's library, or auto: LLVM's "
+            "where it is installed, else GNU's"
+        ),
+    ] = "auto"
     supervise: Annotated[bool, Meta(description="start the server again when it dies")] = True
     max_deaths: Annotated[int, Meta(ge=1, description="deaths within a minute after which it is not started again")] = 5
     max_body_mib: Annotated[int, Meta(ge=1, description="maximum request body, in MiB; larger ones get 413")] = 8

@@ -10,6 +10,8 @@ import functools
 import re
 from pathlib import Path
 
+from locallab.engine import mapped
+
 SOUND = (13, 3)
 """First version of GCC that compiles AMX correctly."""
 
@@ -24,7 +26,7 @@ def miscompiled(system_info: str) -> str | None:
     """
     if "AMX_INT8 = 1" not in system_info:
         return None
-    return next(filter(None, map(unsound, libraries(Path("/proc/self/maps")))), None)
+    return next(filter(None, map(unsound, mapped.libraries(mapped.LLAMA))), None)
 
 
 def unsound(library: Path) -> str | None:
@@ -35,12 +37,3 @@ def unsound(library: Path) -> str | None:
         return None
     oldest = min(((int(major), int(minor)) for major, minor in found), default=SOUND)
     return f"GCC {oldest[0]}.{oldest[1]}" if oldest < SOUND else None
-
-
-def libraries(maps: Path) -> list[Path]:
-    """List the files mapped into this process that may contain ggml's CPU code."""
-    try:
-        names = {line.split(maxsplit=5)[-1] for line in maps.read_text().splitlines() if "/" in line}
-    except OSError:  # not on Linux, where llama.cpp is hardly ever built by GCC
-        return []
-    return [Path(name) for name in sorted(names) if re.search(r"/lib(ggml-cpu|ggml|llama)[^/]*\.so", name)]

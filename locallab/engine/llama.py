@@ -6,6 +6,7 @@ Only `Model.tokenize` and the vocabulary look-ups are thread-safe.
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import functools
 import logging
 import os
@@ -13,9 +14,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
-# OpenMP's runtime reads this when it is loaded with llama_cpp. Its threads spin at every barrier, by default so long that one
-# which shares its core (with the event loop, a client) delays all others by a whole time slice of the kernel.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+from locallab.engine import openmp
+
+openmp.prepare(os.environ.get(openmp.SETTING) or "auto")
 
 import llama_cpp
 
@@ -47,6 +48,8 @@ class Model:
         if compiler := miscompiled_amx():
             logger.info("llama.cpp was built by %s, which miscompiles AMX: AMX is disabled; see `locallab doctor`", compiler)
             params.use_extra_bufts = False
+        if not vocab_only:
+            openmp.announce()
         with llama_log.captured() as problems:
             self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
         if not self._model:
@@ -312,4 +315,5 @@ def build_features() -> dict[str, object]:
         "mmap": bool(llama_cpp.llama_supports_mmap()),
         "miscompiled_amx": miscompiled_amx(),
         "system_info": system_info(),
+        "openmp": dataclasses.asdict(openmp.runtime()),
     }

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 WHERE = "start()"
 SUPERVISORS = ("supervise", "max_deaths")
-"""Settings that only `locallab serve` has."""
+"""Settings that only `locallab serve` has, besides openmp."""
 WIDTH = 130
 """Columns of the status line, padded to cover the previous one."""
 
@@ -39,8 +39,8 @@ def start(model: str | None = None, *, tunnel: bool | None = None, progress: Pro
     Without a model it is the best recommended one that fits this machine and is available, else one that runs everywhere.
     `options` are settings of `locallab serve` by name, such as `context=8192`; they override LOCALLAB_* variables.
     The server is part of the program's own process, so no supervisor can start it again, as that of `locallab serve` does: the
-    settings `supervise` and `max_deaths` are refused. The port defaults to any free one. `progress` is called with the
-    fetched and the total bytes (None: unknown).
+    settings `supervise` and `max_deaths` are refused. So is `openmp`, which counts when llama.cpp is loaded: by the import of
+    this function. The port defaults to any free one. `progress` is called with the fetched and the total bytes (None: unknown).
     Raises ConfigError, UnknownModel, SourceError, ModelLoadError, TunnelError; then nothing is left running.
     """
     return Server({**options, "model": model, "tunnel": tunnel}, progress)
@@ -58,6 +58,10 @@ class Server:
         for name in SUPERVISORS:
             if name in options:
                 raise ConfigError(f"{WHERE}: {name}: only `locallab serve` has a supervisor")
+        if "openmp" in options:
+            raise ConfigError(
+                f"{WHERE}: openmp: llama.cpp is loaded already; set {settings.variable('openmp')} before the import"
+            )
         server = with_key_file(settings.resolve(ServerSettings, *layers(ServerSettings, WHERE, options, {"port": 0})))
         engine = engine_layers(WHERE, options)
         registry = Registry.discover(server.registry)

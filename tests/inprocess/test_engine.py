@@ -55,6 +55,8 @@ def test_an_unknown_setting_fails_by_name_with_the_nearest() -> None:
         locallab.start("smollm2:135m", contxt=512)
     with pytest.raises(ConfigError, match=r"^start\(\): max_deaths: only `locallab serve` has a supervisor"):
         locallab.start("smollm2:135m", max_deaths=3)
+    with pytest.raises(ConfigError, match=r"^start\(\): openmp: llama.cpp is loaded already; set LOCALLAB_OPENMP before"):
+        locallab.start("smollm2:135m", openmp="gnu")
     with pytest.raises(ConfigError, match=r"^Engine\(\): unknown setting 'port'; "):
         locallab.Engine("smollm2:135m", port=1)
 

@@ -66,6 +66,9 @@ def _serve(server: ServerSettings, engine: Sequence[Layer], child: Child) -> int
         child.bound(sock, server.max_deaths, server.log_format)
         from locallab.cli.download_progress import progress
 
+        os.environ[settings.variable("openmp")] = (
+            server.openmp
+        )  # read when llama.cpp is loaded, also by processes that try files
         with loading_llama():
             from locallab.inprocess.launch import open_app
         from locallab.server.middleware.hosts import Hosts

@@ -32,7 +32,12 @@ DEADLINE = 9.0
 OLDEST, NEWEST = (3, 10), (3, 14)
 DISK_LEAST, DISK_AMPLE = 1 << 30, 10 << 30
 RAM_LEAST, RAM_AMPLE = 512 << 20, 2 << 30
-FEATURES = "import json; from locallab.engine import build_features; print(json.dumps(build_features()))"
+FEATURES = """
+import json
+from locallab.engine import build_features, openmp
+print(json.dumps({**build_features(), "runtime": str(openmp.runtime())}))
+"""
+OPENMP = settings.variable("openmp")
 AGAIN = f"{sys.executable} -m pip install --force-reinstall --no-cache-dir llama-cpp-python"
 NVIDIA, DISPLAY = "0x10de", "0x03"
 """PCI's vendor id of NVIDIA, and the prefix of the class ids of display and 3D controllers."""
@@ -70,6 +75,7 @@ def everything(server: ServerSettings) -> dict[str, Look]:
         "package": lambda: package(importlib.metadata.distributions(name="locallab")),
         "compiler": compiler,
         "llama.cpp": llama,
+        "openmp": openmp,
         "driver": driver,
         "cuda": cuda,
         "memory": lambda: memory(hardware.available_memory()),
@@ -155,6 +161,8 @@ def unloadable(status: int, output: str) -> Check:
         detail = f"crashes with {signal.Signals(-status).name}: it was built for another CPU"
         return Check("llama.cpp", "fail", detail, f"build it here: {AGAIN}")
     reason = (output.strip().splitlines() or ["it gave no reason"])[-1]
+    if OPENMP in reason:
+        return Check("llama.cpp", "fail", f"cannot be loaded: {reason}", f"unset {OPENMP}, or set it to auto")
     if "libcu" in reason:  # libcudart, libcublas, libcuda: the prebuilt CUDA wheels contain none of them
         remedy = "install CUDA's runtime and cuBLAS, and add their folder to LD_LIBRARY_PATH"
         return Check("llama.cpp", "fail", f"was built with CUDA, which is missing here: {reason}", remedy)
@@ -174,6 +182,21 @@ def features(facts: Mapping[str, Any], flags: Sequence[str]) -> Check:
         remedy = f"long prompts are slower than they could be; build it with a newer one: CC=gcc-13 CXX=g++-13 {AGAIN}"
         return Check("llama.cpp", "warn", f"{detail} was built by {facts['miscompiled_amx']}, which miscompiles AMX", remedy)
     return Check("llama.cpp", "ok", detail)
+
+
+def openmp() -> Check:
+    done = _import()
+    if done.returncode != 0:
+        return Check("openmp", "warn", "not known, because llama.cpp cannot be loaded", "see llama.cpp")
+    return waiting(json.loads(done.stdout), os.environ.get(OPENMP))
+
+
+def waiting(facts: Mapping[str, Any], choice: str | None) -> Check:
+    """Check which OpenMP runtime has the threads on the CPU wait for each other; `choice` is the user's."""
+    if facts["openmp"]["name"] != "GNU" or facts["gpu_offload"] or choice == "gnu":
+        return Check("openmp", "ok", facts["runtime"])
+    use = "LLVM's is a little faster where nothing else runs, and much with more threads than cores; to use it"
+    return Check("openmp", "ok", facts["runtime"], f"{use}: {sys.executable} -m pip install cmeel-libomp")
 
 
 def driver() -> Check:

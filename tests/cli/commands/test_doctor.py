@@ -16,11 +16,12 @@ from click.testing import CliRunner
 from locallab import cli, hardware
 from locallab.cli.doctor import checks
 from locallab.cli.doctor.checks import Check
-from locallab.engine import llama
+from locallab.engine import llama, openmp
 from locallab.models import hub_status
 from locallab.settings import ServerSettings
 
-NAMES = ["python", "package", "compiler", "llama.cpp", "driver", "cuda", "memory", "disk", "port", "hub", "token", "ngrok"]
+NAMES = ["python", "package", "compiler", "llama.cpp", "openmp", "driver", "cuda"]
+NAMES += ["memory", "disk", "port", "hub", "token", "ngrok"]
 
 
 @pytest.fixture
@@ -152,6 +153,40 @@ def test_llama_cpp_that_cannot_be_loaded(status: int, output: str, reason: str) 
     check = checks.unloadable(status, output)
     assert (check.status, check.detail.startswith(reason)) == ("fail", True)
     assert check.remedy
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu", "choice", "advised"),
+    [
+        ("LLVM", False, None, False),
+        ("none", False, None, False),
+        ("GNU", False, None, True),
+        ("GNU", True, None, False),
+        ("GNU", False, "gnu", False),
+    ],
+)
+def test_openmp(name: str, gpu: bool, choice: str | None, advised: bool) -> None:
+    check = checks.waiting({"openmp": {"name": name}, "runtime": "itself", "gpu_offload": gpu}, choice)
+    assert (check.name, check.status, check.detail) == ("openmp", "ok", "itself")
+    command = f"{sys.executable} -m pip install cmeel-libomp"
+    assert check.remedy and check.remedy.endswith(command) if advised else check.remedy is None
+
+
+def test_openmp_of_the_llama_cpp_that_is_loaded() -> None:
+    check = checks.openmp()
+    assert check.detail == str(openmp.runtime()) and "omp" in check.detail
+
+
+def test_openmp_that_is_no_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    checks._import.cache_clear()
+    monkeypatch.setenv("LOCALLAB_OPENMP", "/no/such/file")
+    try:
+        check = checks.llama()
+        assert check.detail.startswith("cannot be loaded: locallab.errors.ConfigError: LOCALLAB_OPENMP: ")
+        assert check.remedy == "unset LOCALLAB_OPENMP, or set it to auto"
+        assert checks.openmp() == Check("openmp", "warn", "not known, because llama.cpp cannot be loaded", "see llama.cpp")
+    finally:
+        checks._import.cache_clear()
 
 
 def test_llama_cpp_is_really_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

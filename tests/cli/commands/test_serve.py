@@ -24,7 +24,8 @@ from tests.support.wait import LONG_PATIENCE, until
 
 
 def test_a_model_file_is_served_and_tried_as_the_banner_says(model_path: Path) -> None:
-    with serving("--model", str(model_path), "--port", "0", "--context", "512", "--threads", "1") as (process, base, banner):
+    flags = ("--port", "0", "--context", "512", "--threads", "1", "--openmp", "gnu")
+    with serving("--model", str(model_path), *flags) as (process, base, banner):
         name = model_path.stem
         assert f"model    {name} (" in banner
         assert "device   " in banner
@@ -36,8 +37,11 @@ def test_a_model_file_is_served_and_tried_as_the_banner_says(model_path: Path) -
         python = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, timeout=LONG_PATIENCE)
         client = OpenAI(base_url=f"{base}/v1", api_key="none", max_retries=0)
         assert [model.id for model in client.models.list() if model.id == name] == [name]
+        openmp = httpx.get(f"{base}/system/info").json()["process"]["openmp"]
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=LONG_PATIENCE)
+    assert (openmp["name"], openmp["reason"]) == ("GNU", "LOCALLAB_OPENMP is gnu")
+    assert err.count("the OpenMP runtime is GNU ") == 1
     assert '"finish_reason"' in curl.stdout
     assert (python.returncode, python.stderr) == (0, "")
     assert python.stdout.strip()
@@ -92,8 +96,9 @@ def test_a_port_in_use_fails_before_anything_is_loaded() -> None:
         (["--cache-disk", "setup.cfg"], "cache_disk: setup.cfg cannot be used: it is no directory; name a writable directory"),
         (["--cache-disk", "/proc/x"], "cache_disk: /proc/x cannot be used: No such file or directory"),
         (["--cache-disk-gib", "10GB"], "'--cache-disk-gib': '10GB' is not a valid"),
+        (["--openmp", "/proc/x"], "LOCALLAB_OPENMP: this OpenMP runtime cannot be used: /proc/x: cannot open"),
     ],
-    ids=["unknown model", "missing file", "bad host", "no directory", "bad directory", "bad size"],
+    ids=["unknown model", "missing file", "bad host", "no directory", "bad directory", "bad size", "no library"],
 )
 def test_what_cannot_work_is_one_line_and_status_2(arguments: list[str], reason: str) -> None:
     status, err = failed(*arguments)

@@ -126,11 +126,21 @@ class Build(msgspec.Struct):
     system_info: str
 
 
+class OpenMP(msgspec.Struct):
+    """The runtime of the threads that compute on the CPU."""
+
+    name: Literal["LLVM", "GNU", "none"]
+    version: str | None
+    path: str | None
+    reason: Annotated[str, Meta(description="why it is this one")]
+
+
 class Process(msgspec.Struct):
     """This process."""
 
     pid: int
     threads: int
+    openmp: OpenMP
     resident_bytes: Annotated[int, Meta(description="resident memory, including mapped weights")]
 
 
@@ -253,7 +263,8 @@ def loaded_model(loaded: Loaded) -> LoadedModel:
 
 def process() -> Process:
     this = psutil.Process()
-    return Process(this.pid, this.num_threads(), this.memory_info().rss)
+    openmp = msgspec.convert(build_features()["openmp"], OpenMP)
+    return Process(this.pid, this.num_threads(), openmp, this.memory_info().rss)
 
 
 class System:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from pathlib import Path
@@ -10,6 +11,7 @@ import httpx
 import pytest
 
 from locallab import __version__
+from locallab.engine import openmp
 from locallab.engine.request import EngineStats
 from locallab.models.store import Store
 from locallab.pool import Pool, PoolStats
@@ -34,6 +36,7 @@ def test_the_machine_and_the_build(served: Served) -> None:
     assert set(system["versions"]) == {"locallab", "llama-cpp-python"}
     assert body["version"] == __version__ and isinstance(body["build"]["cuda"], bool)
     assert body["process"]["pid"] == os.getpid() and body["process"]["resident_bytes"] > 1 << 20
+    assert body["process"]["openmp"] == dataclasses.asdict(openmp.runtime())
     assert body["public_url"] is None and body["tunnel"] is None
 
 
