@@ -181,10 +181,10 @@ class ServerSettings:
     openmp: Annotated[
         str,
         Meta(
-            description="whose OpenMP threads compute on the CPU: gnu, the path of another runtime's library, or auto: LLVM's "
-            "where it is installed, else GNU's"
+            description="whose OpenMP threads compute on the CPU: gnu; llvm, where it is installed; or the path of a runtime's "
+            "library"
         ),
-    ] = "auto"
+    ] = "gnu"
     supervise: Annotated[bool, Meta(description="start the server again when it dies")] = True
     max_deaths: Annotated[int, Meta(ge=1, description="deaths within a minute after which it is not started again")] = 5
     max_body_mib: Annotated[int, Meta(ge=1, description="maximum request body, in MiB; larger ones get 413")] = 8

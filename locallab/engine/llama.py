@@ -16,7 +16,7 @@ from typing import Literal
 
 from locallab.engine import openmp
 
-openmp.prepare(os.environ.get(openmp.SETTING) or "auto")
+openmp.prepare(os.environ.get(openmp.SETTING) or "gnu")
 
 import llama_cpp
 

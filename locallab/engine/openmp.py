@@ -67,7 +67,7 @@ class Runtime:
 
 
 def prepare(choice: str) -> None:
-    """Open the runtime that `choice` names, "auto", "gnu" or the path of a library, and set how GNU's threads wait.
+    """Open the runtime that `choice` names, "gnu", "llvm" or the path of a library, and set how GNU's threads wait.
 
     Call it before llama_cpp is imported. Raises ConfigError for a path that is no OpenMP runtime.
     """
@@ -87,9 +87,9 @@ def _choose(choice: str) -> str:
         return "it was in the process before LocalLab"
     if present := mapped.libraries(LLVM):  # a process with two of them ends with "OMP: Error #15"
         return _first(present, "it was in the process before LocalLab")
-    if choice != "auto":
+    if choice != "llvm":
         return _named(Path(choice).expanduser())
-    return _first(found(folders(Path("/"), sys.prefix, os.environ, packaged())), f"{SETTING} is auto")
+    return _first(found(folders(Path("/"), sys.prefix, os.environ, packaged())), f"{SETTING} is llvm")
 
 
 def _named(path: Path) -> str:
@@ -97,7 +97,7 @@ def _named(path: Path) -> str:
         _open(path)
     except OSError as error:
         raise ConfigError(
-            f"{SETTING}: this OpenMP runtime cannot be used: {error}; expected auto, gnu or the path of LLVM's libomp.so"
+            f"{SETTING}: this OpenMP runtime cannot be used: {error}; expected gnu, llvm or the path of LLVM's libomp.so"
         ) from None
     return f"{SETTING} names it"
 

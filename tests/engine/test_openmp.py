@@ -121,7 +121,7 @@ def test_what_the_user_said_about_waiting_holds(monkeypatch: pytest.MonkeyPatch,
     for name, value in set.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(openmp, "_why", "")
-    openmp.prepare("auto")
+    openmp.prepare("llvm")
     assert os.environ.get("GOMP_SPINCOUNT") == spin
 
 
@@ -135,7 +135,7 @@ def test_elsewhere_nothing_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_path_that_is_no_runtime(tmp_path: Path) -> None:
     (text,) = placed(tmp_path / "libomp.so")
     for path, problem in ((text, "file too short"), (tmp_path / "none", "No such file"), (_ctypes(), "GOMP_parallel")):
-        with pytest.raises(ConfigError, match=rf"^LOCALLAB_OPENMP: .*{path}.*{problem}.*; expected auto, gnu or the path"):
+        with pytest.raises(ConfigError, match=rf"^LOCALLAB_OPENMP: .*{path}.*{problem}.*; expected gnu, llvm or the path"):
             openmp._named(path)
 
 
@@ -153,7 +153,7 @@ def _ctypes() -> Path:
 def test_the_runtime_that_is_reported_computes(model: Path, llvm: Path) -> None:
     """KMP_VERSION has LLVM's runtime write about itself once it is used."""
     chosen = {"gnu": ("GNU", "LOCALLAB_OPENMP is gnu"), str(llvm): ("LLVM", "LOCALLAB_OPENMP names it")}
-    chosen["auto"] = ("LLVM", "LOCALLAB_OPENMP is auto")
+    chosen["llvm"] = ("LLVM", "LOCALLAB_OPENMP is llvm")
     for choice, expected in chosen.items():
         found, said = run(COMPUTE + "compute()" + REPORT, model, LOCALLAB_OPENMP=choice, KMP_VERSION="1")
         assert (found["name"], found["reason"]) == expected

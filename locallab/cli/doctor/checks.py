@@ -162,7 +162,7 @@ def unloadable(status: int, output: str) -> Check:
         return Check("llama.cpp", "fail", detail, f"build it here: {AGAIN}")
     reason = (output.strip().splitlines() or ["it gave no reason"])[-1]
     if OPENMP in reason:
-        return Check("llama.cpp", "fail", f"cannot be loaded: {reason}", f"unset {OPENMP}, or set it to auto")
+        return Check("llama.cpp", "fail", f"cannot be loaded: {reason}", f"unset {OPENMP}, or set it to gnu")
     if "libcu" in reason:  # libcudart, libcublas, libcuda: the prebuilt CUDA wheels contain none of them
         remedy = "install CUDA's runtime and cuBLAS, and add their folder to LD_LIBRARY_PATH"
         return Check("llama.cpp", "fail", f"was built with CUDA, which is missing here: {reason}", remedy)
@@ -193,10 +193,9 @@ def openmp() -> Check:
 
 def waiting(facts: Mapping[str, Any], choice: str | None) -> Check:
     """Check which OpenMP runtime has the threads on the CPU wait for each other; `choice` is the user's."""
-    if facts["openmp"]["name"] != "GNU" or facts["gpu_offload"] or choice == "gnu":
+    if choice != "llvm" or facts["openmp"]["name"] != "GNU":
         return Check("openmp", "ok", facts["runtime"])
-    use = "LLVM's is a little faster where nothing else runs, and much with more threads than cores; to use it"
-    return Check("openmp", "ok", facts["runtime"], f"{use}: {sys.executable} -m pip install cmeel-libomp")
+    return Check("openmp", "warn", facts["runtime"], f"install LLVM's: {sys.executable} -m pip install cmeel-libomp")
 
 
 def driver() -> Check:

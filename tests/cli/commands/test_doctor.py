@@ -156,18 +156,18 @@ def test_llama_cpp_that_cannot_be_loaded(status: int, output: str, reason: str) 
 
 
 @pytest.mark.parametrize(
-    ("name", "gpu", "choice", "advised"),
+    ("name", "choice", "advised"),
     [
-        ("LLVM", False, None, False),
-        ("none", False, None, False),
-        ("GNU", False, None, True),
-        ("GNU", True, None, False),
-        ("GNU", False, "gnu", False),
+        ("LLVM", "llvm", False),
+        ("none", None, False),
+        ("GNU", None, False),
+        ("GNU", "llvm", True),
+        ("GNU", "gnu", False),
     ],
 )
-def test_openmp(name: str, gpu: bool, choice: str | None, advised: bool) -> None:
-    check = checks.waiting({"openmp": {"name": name}, "runtime": "itself", "gpu_offload": gpu}, choice)
-    assert (check.name, check.status, check.detail) == ("openmp", "ok", "itself")
+def test_openmp(name: str, choice: str | None, advised: bool) -> None:
+    check = checks.waiting({"openmp": {"name": name}, "runtime": "itself"}, choice)
+    assert (check.name, check.status, check.detail) == ("openmp", "warn" if advised else "ok", "itself")
     command = f"{sys.executable} -m pip install cmeel-libomp"
     assert check.remedy and check.remedy.endswith(command) if advised else check.remedy is None
 
@@ -183,7 +183,7 @@ def test_openmp_that_is_no_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         check = checks.llama()
         assert check.detail.startswith("cannot be loaded: locallab.errors.ConfigError: LOCALLAB_OPENMP: ")
-        assert check.remedy == "unset LOCALLAB_OPENMP, or set it to auto"
+        assert check.remedy == "unset LOCALLAB_OPENMP, or set it to gnu"
         assert checks.openmp() == Check("openmp", "warn", "not known, because llama.cpp cannot be loaded", "see llama.cpp")
     finally:
         checks._import.cache_clear()
