@@ -28,6 +28,7 @@ PARTS: Mapping[str, frozenset[str]] = {
     "chat": frozenset({"engine"}),
     "models": frozenset(),
     "keys": frozenset(),
+    "load": frozenset(),
     "tunnel": frozenset(),
     "fit": frozenset({"models", "memory_model"}),
     "pool": frozenset({"engine", "chat", "models", "fit", "supervision"}),  # chat: a loaded model carries its template
@@ -45,6 +46,7 @@ PARTS: Mapping[str, frozenset[str]] = {
             "engine",
             "logs",
             "keys",
+            "load",
             "tunnel",
             "fit",
             "chat",

@@ -7,7 +7,7 @@ import dataclasses
 import ipaddress
 import json
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -118,23 +118,6 @@ class ApiClient:
             for line in response.iter_lines():
                 if line.startswith("data: ") and line != "data: [DONE]":
                     yield self._event(line[6:])
-
-    def asynchronous(self) -> httpx.AsyncClient:
-        """Return a client for `aevents`, with unlimited connections."""
-        import httpx
-
-        return httpx.AsyncClient(**self._options, limits=httpx.Limits(max_connections=None))
-
-    async def aevents(self, http: httpx.AsyncClient, path: str, body: Mapping[str, Any]) -> AsyncIterator[Any]:
-        """Yield the events of a stream like `events`, for concurrent requests."""
-        with self._asking():
-            async with http.stream("POST", path, json={**body, "stream": True}, timeout=_patient()) as response:
-                if response.status_code != 200:
-                    await response.aread()
-                    self._json(response)
-                async for line in response.aiter_lines():
-                    if line.startswith("data: ") and line != "data: [DONE]":
-                        yield self._event(line[6:])
 
     @contextlib.contextmanager
     def keyless(self) -> Iterator[httpx.Client]:

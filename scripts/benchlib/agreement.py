@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
 
-from benchlib.client import Answer
+from locallab.load.client import Answer
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,13 +28,15 @@ def by_process() -> dict[int, Spent]:
     return found
 
 
-def split(before: Mapping[int, Spent], after: Mapping[int, Spent], *, session: int, besides: int) -> tuple[float, float]:
-    """CPU seconds spent between the two readings: in `session`, and by all the rest except the process `besides`."""
+def split(
+    before: Mapping[int, Spent], after: Mapping[int, Spent], *, session: int, besides: Collection[int]
+) -> tuple[float, float]:
+    """CPU seconds spent between the two readings: in `session`, and by all the rest except the processes `besides`."""
     inside = outside = 0.0
     for pid, spent in after.items():
         seconds = spent.seconds - (before[pid].seconds if pid in before else 0.0)
         if spent.session == session:
             inside += seconds
-        elif pid != besides:
+        elif pid not in besides:
             outside += seconds
     return inside, outside

@@ -8,8 +8,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+from benchlib import rivals
+from benchlib.goals import OTHER_ROWS, ROWS
 from benchlib.prompts import WORKLOADS
-from benchlib.servers import COMMANDS, PLACEHOLDERS, Server, expand, fill
+from benchlib.results import Results
+from benchlib.servers import COMMANDS, PLACEHOLDERS, Server, chat_flags, expand, fill
 
 VARIANT = (
     "launch another server, or one of the above with other flags; in COMMAND "
@@ -22,23 +25,40 @@ VARIANT = (
 def parse(argv: list[str], description: str) -> argparse.Namespace:
     """Reads the flags; a wrong one ends the script with exit code 2 and a message that names it.
 
-    Besides the flags the result has `commands`: how each server is reached, by its name.
+    Besides the flags the result has `commands`, how each server is reached, by its name; and `results`, which continue those
+    of --json or are those of --report.
     """
     parser = _parser(description)
     args = parser.parse_args(argv)
     args.rounds = args.rounds or (1 if args.quick else 3)
     args.clients = args.clients or ([2] if args.quick else [1, 8, 32])
-    args.requests = args.requests or (1 if args.quick else None)
-    args.workloads = args.workloads or [name for name in WORKLOADS if not (args.url and WORKLOADS[name].restart)]
+    args.workloads = args.workloads or [name for name in WORKLOADS if not (args.url and _needs_launch(name))]
     try:
         _check(args)
-        args.commands = _commands(args)
+        args.results = _results(args)
+        args.commands = {} if args.report else _commands(args)
     except ValueError as error:
         parser.error(str(error))
-    args.reference = args.reference or next(iter(args.commands))
-    if args.reference not in args.commands:
+    args.reference = args.reference or next(iter(args.commands), None)
+    if not args.report and args.reference not in args.commands:
         parser.error(f"--reference {args.reference}: no such server; given: {', '.join(args.commands)}")
     return args
+
+
+def rows(args: argparse.Namespace, model: Path | None) -> list[tuple[str, int]]:
+    """The rows to measure with `model`, as workload and clients."""
+    if not args.rows:
+        return [(name, count) for name in args.workloads for count in WORKLOADS[name].clients or args.clients]
+    own = ROWS if model in (None, args.model[0]) else OTHER_ROWS
+    wanted = [row for row in own if row[0] in args.workloads]
+    if args.rows == "all":
+        return wanted
+    missing = [row for row in wanted if not args.results.complete((_stem(model), *row), args.rounds)]
+    return [row for row in wanted if row in missing or any((WORKLOADS[name].after, n) == row for name, n in missing)]
+
+
+def _stem(model: Path | None) -> str:
+    return model.stem if model else ""
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
@@ -46,42 +66,89 @@ def _parser(description: str) -> argparse.ArgumentParser:
         prog="bench", description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--model", type=Path, metavar="FILE", help="the .gguf that launched servers load")
-    add("--llama-server", metavar="PATH", help="launch llama.cpp's C++ server, this binary")
+    more = "the .gguf that launched servers load; each further one with the rows " + ", ".join(
+        f"{w}:{n}" for w, n in OTHER_ROWS
+    )
+    add("--model", type=Path, action="append", default=[], metavar="FILE", help=more)
+    add("--llama-server", metavar="PATH", help="launch llama.cpp's C++ server, this binary, with the best flags for each row")
     add("--locallab", action="store_true", help="launch LocalLab")
     add("--llama-cpp-python", action="store_true", help="launch python -m llama_cpp.server")
     add("--python", default=sys.executable, metavar="PATH", help="Python for --llama-cpp-python; default: this one")
     add("--variant", type=_named, action="append", default=[], metavar="NAME=COMMAND", help=VARIANT)
+    add("--tune", action="store_true", help="launch the C++ server once with each set of flags that is worth trying")
     add("--url", type=_named, action="append", default=[], metavar="NAME=URL", help="a running server; may be repeated")
     add("--api-key", metavar="KEY", help="sent to the servers of --url")
     add("--reference", metavar="NAME", help="the server that counts as 1.00; default: llama-server, else the first")
-    add("--workloads", type=_names, metavar="LIST", help=f"default: {','.join(WORKLOADS)}; with --url no restart")
-    add("--clients", type=_counts, metavar="LIST", help="default: 1,8,32; long has 5 of its own, cold and restart 1")
-    add("--requests", type=count, metavar="N", help="requests of each client (of turns: conversations); default: 1 to 3")
+    add(
+        "--rows",
+        choices=("all", "missing"),
+        help="the rows of the README's table, with numbers of clients of their own, by LocalLab and the C++ server; "
+        "missing: those that --json lacks",
+    )
+    add("--workloads", type=_names, metavar="LIST", help=f"default: {','.join(WORKLOADS)}; with --url those without a start")
+    add("--clients", type=_counts, metavar="LIST", help="default: 1,8,32; long has 5 of its own, cold, restart and start 1")
+    add(
+        "--requests",
+        type=count,
+        metavar="N",
+        help="of each client (of turns: conversations); default: 1 to 3",
+    )
     add("--rounds", type=count, metavar="N", help="default: 3; fewer say little")
     add("--threads", type=count, default=os.cpu_count() or 1, metavar="N", help="of launched servers; default: %(default)s")
     add("--seed", type=int, default=0, metavar="N", help="another gives other prompts: for servers warm from an earlier run")
     add("--timeout", type=positive, default=600.0, metavar="SECONDS", help="for one answer; default: %(default)g")
     add("--exclusive", action="store_true", help="start each launched server for its turn alone, when memory is short")
-    add("--quick", action="store_true", help="a smoke test: 1 round, 2 clients, 1 request each, a quarter of the answers")
-    add("--json", type=Path, metavar="FILE", help="write the samples of every round here")
+    add("--quick", action="store_true", help="1 round, 1 request a client, a quarter of the texts and answers; 2 clients")
+    add("--json", type=Path, metavar="FILE", help="write every sample here, at once; rows that are there already are replaced")
+    add("--report", type=Path, metavar="FILE", help="measure nothing: print the table of a file that --json has written")
+    add("--figure", type=Path, metavar="FILE", help="with --report: write the figure here, as SVG")
+    add("--page", type=Path, metavar="FILE", help="with --report: put the table between the markers of this page")
     return parser
 
 
 def _check(args: argparse.Namespace) -> None:
+    if (args.figure or args.page) and not args.report:
+        raise ValueError(f"{'--figure' if args.figure else '--page'}: needs --report FILE, what to draw or write")
+    if args.report:
+        return
+    if args.rows:
+        args.locallab = True
+        if not args.llama_server:
+            raise ValueError("--rows: needs --llama-server PATH, which the rows compare with")
+    if args.rows == "missing" and not args.json:
+        raise ValueError("--rows missing: needs --json FILE, the rows that there are")
+    if args.tune and not args.llama_server:
+        raise ValueError("--tune: needs --llama-server PATH")
     launched = args.locallab or args.llama_server or args.llama_cpp_python or args.variant
     if not launched and not args.url:
         raise ValueError("no server given: use --llama-server, --locallab, --llama-cpp-python, --variant or --url")
-    if launched and not (args.model and args.model.is_file()):
-        raise ValueError(f"--model: a .gguf file is needed to launch servers, got {args.model}")
+    if launched and not args.model:
+        raise ValueError("--model: a .gguf file is needed to launch servers")
+    for model in args.model:
+        if not model.is_file():
+            raise ValueError(f"--model: no such file: {model}")
     if args.json and not args.json.parent.is_dir():
         raise ValueError(f"--json: no such directory: {args.json.parent}")
-    if args.url and any(WORKLOADS[name].restart for name in args.workloads):
-        raise ValueError("--workloads: restart needs servers that this script launches, not --url")
+    if args.url and any(_needs_launch(name) for name in args.workloads):
+        raise ValueError("--workloads: restart and start need servers that this script launches, not --url")
+
+
+def _needs_launch(workload: str) -> bool:
+    return WORKLOADS[workload].restart or WORKLOADS[workload].start
+
+
+def _results(args: argparse.Namespace) -> Results:
+    path = args.report or args.json
+    if args.report and not path.is_file():
+        raise ValueError(f"--report: no such file: {path}")
+    return Results.read(path) if path and path.is_file() else Results(path)
 
 
 def _commands(args: argparse.Namespace) -> dict[str, str]:
     commands = {name: expand(f"{{{name}}}") for name in COMMANDS if getattr(args, name.replace("-", "_"))}
+    if args.tune:
+        del commands["llama-server"]
+        commands |= {name: expand("{llama-server}").replace("{best}", how) for name, how in rivals.TRIED.items()}
     variants = {name: expand(command) for name, command in args.variant}
     if len(variants) < len(args.variant):
         raise ValueError("--variant: each needs a name of its own")
@@ -107,9 +174,10 @@ def check_command(flag: str, command: str) -> None:
         raise ValueError(f"{flag}: {error}") from None
 
 
-def servers(args: argparse.Namespace, scratch: Path) -> list[Server]:
-    """The servers of parsed flags; each launched one has a directory of its own below `scratch`."""
-    values = {"model": args.model, "threads": args.threads, "python": args.python, "binary": args.llama_server}
+def servers(args: argparse.Namespace, model: Path | None, scratch: Path) -> list[Server]:
+    """The servers of parsed flags, with `model`; each launched one has a directory of its own below `scratch`."""
+    values = {"model": model, "threads": args.threads, "python": args.python, "binary": args.llama_server}
+    values["chat_flags"] = chat_flags(model) if model else ""
     urls = dict(args.url)
     return [
         Server(name, url=how, api_key=args.api_key)

@@ -5,21 +5,41 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import shlex
 import shutil
 import subprocess
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
+from locallab.version import __version__
 
-def facts(model: Path | None, threads: int, llama_server: str | None) -> dict[str, str]:
-    """Each fact by its name, in the order to print."""
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def facts(models: Sequence[Path], threads: int, llama_server: str | None, argv: Sequence[str]) -> dict[str, str]:
+    """Each fact by its name, in the order to print. Of files outside the working directory only the names are told."""
     found = {"CPU": f"{_cpu_model()}, {os.cpu_count()} cores", "memory": _memory(), "GPU": _gpus(), "system": _system()}
+    found["LocalLab"] = _commit()
     found["llama-cpp-python"] = _version("llama-cpp-python")
     if llama_server:
         found["llama.cpp"] = _llama_server_version(llama_server)
-    if model:
-        found["model"] = f"{model.name} ({model.stat().st_size / 2**20:,.0f} MiB)"
+    if models:
+        found["model"] = ", ".join(f"{model.name} ({model.stat().st_size / 2**20:,.0f} MiB)" for model in models)
     found["threads"] = str(threads)
+    found["date"] = time.strftime("%Y-%m-%d")
+    shown = [os.path.basename(each) if os.path.isabs(each) else each for each in argv]
+    found["command"] = f"`{shlex.join(['scripts/bench', *shown])}`"
     return found
+
+
+def _commit() -> str:
+    """The version of this checkout, with its commit and whether it has changes."""
+    try:
+        asked = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    except OSError:
+        return __version__
+    return f"{__version__} ({asked.stdout.strip()})" if asked.returncode == 0 else __version__
 
 
 def _cpu_model() -> str:
@@ -47,7 +67,7 @@ def _gpus() -> str:
 
 
 def _system() -> str:
-    return f"{platform.system()} {platform.release()}, Python {platform.python_version()}"
+    return f"{platform.system()} {platform.release().partition('-')[0]}, Python {platform.python_version()}"
 
 
 def _version(package: str) -> str:

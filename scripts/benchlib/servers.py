@@ -21,29 +21,46 @@ from urllib.parse import urlsplit
 COMMANDS = {
     "llama-server": (
         "{binary} -m {model} --host 127.0.0.1 --port {port} -t {threads} -tb {threads} "
-        "-np {clients} -c {context_total} --no-webui"
+        "-np {clients} -c {context_total} --no-webui {best}"
     ),
     "locallab": (
         "locallab serve --model {model} --port {port} --threads {threads} --context {context} "
-        "--kv-tokens {context_total} --parallel 64 --no-access-log --log-level warning"
+        "--kv-tokens {context_total} --parallel 64 --no-access-log --log-level warning {chat_flags}"
     ),
     "llama-cpp-python": (
         "{python} -m llama_cpp.server --model {model} --host 127.0.0.1 --port {port} --n_threads {threads} "
         "--n_threads_batch {threads} --n_ctx {context} --logits_all false --flash_attn true --verbose false"
     ),
 }
-PLACEHOLDERS = ("python", "binary", "model", "port", "threads", "clients", "context", "context_total", "scratch")
-POLL_SECONDS = 0.1
+PLACEHOLDERS = (
+    "python",
+    "binary",
+    "model",
+    "port",
+    "threads",
+    "clients",
+    "context",
+    "context_total",
+    "scratch",
+    "best",
+    "chat_flags",
+)
+POLL_SECONDS = 0.02
 STOP_SECONDS = 15.0
+HEADER_BYTES = 64 * 2**20  # enough for the metadata of a model
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """What a server must hold at once: `clients` answers of at most `context` tokens with their prompts."""
+    """What a server must hold at once: `clients` answers of at most `context` tokens with their prompts.
+
+    `best`: flags that suit the C++ server in this case.
+    """
 
     clients: int
     context: int
     scarcity: int = 1
+    best: str = ""
 
     @property
     def total(self) -> int:
@@ -59,12 +76,23 @@ def expand(template: str) -> str:
 
 
 def fill(template: str, **values: object) -> list[str]:
-    """The command of `template`; raises ValueError for one that cannot be read or has an unknown placeholder."""
+    """The command of `template`; raises ValueError for one that cannot be read or has an unknown placeholder.
+
+    The values of {best} and {chat_flags} are as many arguments as they have words, by default none.
+    """
     try:
+        for name in ("best", "chat_flags"):
+            template = template.replace(f"{{{name}}}", str(values.get(name, "")))
         return [part.format(**values) for part in shlex.split(template)]
     except (KeyError, IndexError):
         known = ", ".join((*COMMANDS, *PLACEHOLDERS))
         raise ValueError(f"unknown placeholder in {template!r}; known: {known}") from None
+
+
+def chat_flags(model: Path) -> str:
+    """The flags with which LocalLab chats with a model that has no template, as the C++ server does by itself: in ChatML."""
+    with model.open("rb") as file:
+        return "" if b"tokenizer.chat_template" in file.read(HEADER_BYTES) else "--chat-template chatml"
 
 
 class Server:
@@ -81,6 +109,8 @@ class Server:
         self.name, self.url, self.command = name, url, command
         self.api_key = api_key
         self.model = "default"
+        self.launched = 0.0  # by time.perf_counter
+        self.shown = ""  # its last command, with names instead of paths
         self._values = values or {}
         self._process: subprocess.Popen[bytes] | None = None
         self._log: Path | None = None
@@ -145,12 +175,15 @@ class Server:
     def _launch(self, command: str, size: Size, say: Callable[[str], None]) -> None:
         port = _free_port()
         self.url = f"http://127.0.0.1:{port}"
-        sizes = {"clients": size.clients, "context": size.context, "context_total": size.total}
+        sizes = {"clients": size.clients, "context": size.context, "context_total": size.total, "best": size.best}
         arguments = fill(command, **self._values, **sizes, port=port)
+        names = {name: os.path.basename(str(value)) for name, value in self._values.items()}
+        self.shown = shlex.join(fill(command, **names, **sizes, port="PORT"))
         say(f"{self.name}: {shlex.join(arguments)}")
         handle, path = tempfile.mkstemp(prefix=f"bench-{self.name}-", suffix=".log")
         self._log = Path(path)
         with os.fdopen(handle, "wb") as log:
+            self.launched = time.perf_counter()
             try:
                 # A session of its own: Ctrl-C reaches this script alone, which then stops the server.
                 self._process = subprocess.Popen(

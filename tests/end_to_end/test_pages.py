@@ -28,6 +28,7 @@ NOT_RUN = {
     "pip install": "installs packages; test_install.py installs the wheel",
     "python -m pytest": "runs these tests",
     "scripts/bench --model": "needs llama.cpp's C++ server",
+    "scripts/bench --report": "changes the checkout; tests/scripts/test_bench.py compares the page and the figure",
     "scripts/soak --model": "takes minutes; tests/scripts/test_soak.py runs it on scripted servers",
     "scripts/gpu-check": "fails if a busy machine takes more than its time; tests/scripts/test_gpu_check.py runs it",
     "scripts/cli-reference --write": "changes the checkout; tests/scripts/test_cli_reference.py compares the page",

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import importlib.machinery
+import importlib.util
 import json
 import os
 import re
@@ -10,20 +14,28 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-from benchlib import cpu, report, summary  # noqa: E402
-from benchlib.client import Answer, ChatClient, ResponseReader  # noqa: E402
-from benchlib.load import Outcome  # noqa: E402
+from benchlib import busy, cpu, figure, goals, report, rivals, source, summary  # noqa: E402
 from benchlib.prompts import WORKLOADS, Planner  # noqa: E402
-from benchlib.servers import PLACEHOLDERS, Size, expand, fill  # noqa: E402
+from benchlib.results import Results, Run  # noqa: E402
+from benchlib.servers import PLACEHOLDERS, Size, chat_flags, expand, fill  # noqa: E402
 from benchlib.summary import Turn  # noqa: E402
+from benchlib.table import table  # noqa: E402
+
+from locallab.load.client import Answer  # noqa: E402
+from locallab.load.generator import Outcome  # noqa: E402
+from tests.support.wait import until  # noqa: E402
 
 SERVER = SCRIPTS.parent / "tests/support/sse_server.py"
+RESULTS = sorted((SCRIPTS / "results").glob("*.json"))
 TURN = Turn(workload="short", clients=1, round=1, server="a")
 StartServer = Callable[..., str]
 
@@ -45,13 +57,24 @@ def start_server() -> Iterator[StartServer]:
         process.communicate()
 
 
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """scripts/bench as a module; its handlers of signals are not set."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    loader = importlib.machinery.SourceFileLoader("bench_script", str(SCRIPTS / "bench"))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("bench_script", loader))
+    monkeypatch.setitem(sys.modules, "bench_script", module)
+    loader.exec_module(module)
+    return module
+
+
 def bench(*flags: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, str(SCRIPTS / "bench"), *flags], capture_output=True, text=True, timeout=120)
 
 
-def compare(tmp_path: Path, *flags: str) -> tuple[dict[str, Any], subprocess.CompletedProcess[str]]:
+def compare(tmp_path: Path, *flags: str, code: int = 0) -> tuple[dict[str, Any], subprocess.CompletedProcess[str]]:
     done = bench(*flags, "--json", str(tmp_path / "result.json"))
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == code, done.stderr
     return json.loads((tmp_path / "result.json").read_text()), done
 
 
@@ -64,60 +87,28 @@ def answer(arrivals: list[float], *, started: float = 0.0, max_tokens: int = 2, 
 
 
 def sample(server: str, round_: int, **values: Any) -> summary.Sample:
-    outcome = Outcome([answer([0.5, 0.6])], [], 1.0, 0.0)
-    measured = summary.measure(outcome, Turn(workload="short", clients=1, round=round_, server=server))
-    return summary.Sample(**{**{name: getattr(measured, name) for name in summary.Sample.__slots__}, **values})
+    measured = summary.measure(Outcome([answer([0.5, 0.6])], [], 1.0, 0.0), TURN)
+    return dataclasses.replace(measured, server=server, round=round_, **values)
 
 
-class TestPercentile:
-    @pytest.mark.parametrize(
-        ("values", "percent", "expected"),
-        [
-            ([], 50, None),
-            ([7.0], 99, 7.0),
-            ([3.0, 1.0, 2.0], 50, 2.0),
-            ([1.0, 2.0], 50, 1.5),
-            ([0.0, 10.0], 95, 9.5),
-            ([1.0, 4.0], 100, 4.0),
-        ],
-        ids=["none", "one", "middle", "between", "near the end", "largest"],
-    )
-    def test_interpolates(self, values: list[float], percent: float, expected: float | None) -> None:
-        assert summary.percentile(values, percent) == expected
+def results(*samples: summary.Sample, reference: str = "ref", rounds: int = 1, **values: Any) -> Results:
+    names = dict.fromkeys(each.server for each in samples)
+    return Results(runs=[Run({}, dict.fromkeys(names, "how"), reference, rounds, **values)], samples=list(samples))
 
 
 class TestMeasure:
-    def test_counts_whole_answers_alone(self) -> None:
-        broken = answer([0.1], cut_off=True, error="cut off: no [DONE]")
-        short = answer([0.2], usage_tokens=1, prompt_tokens=9)
-        outcome = Outcome([broken, short, answer([0.4, 0.5], usage_tokens=2, prompt_tokens=11)], [], 2.0, 0.1)
-        measured = summary.measure(outcome, TURN)
-        assert (measured.requests, measured.errors, measured.cut_off, measured.short_answers) == (3, 1, 1, 1)
-        assert (measured.tokens, measured.tokens_per_s, measured.prompt_tokens) == (3, 1.5, 10)
-        assert measured.ttft_p50 == pytest.approx(300)
-        assert measured.messages == {"cut off: no [DONE]": 1}
-
-    def test_takes_ttft_from_arrivals_and_gaps_from_decoders(self) -> None:
-        outcome = Outcome([answer([1.0, 1.2])], [answer([5.0, 9.0], started=3.0)], 10.0, 0.1)
-        measured = summary.measure(outcome, TURN)
-        assert measured.ttft_p50 == pytest.approx(2000)
-        assert measured.itl_p99 == measured.itl_max == pytest.approx(200)
-        assert measured.tokens == 4
-
-    def test_takes_the_times_of_each_choice(self) -> None:
-        both = Answer(4, 0.0, 2, arrivals={0: [1.0, 1.5], 1: [3.0, 3.5]}, status=200)
-        measured = summary.measure(Outcome([both], [], 10.0, 0.1), TURN)
-        assert (measured.ttft_p50, measured.itl_max, measured.tokens) == (2000, 500, 4)
-
-    def test_sums_up_what_the_servers_cache_had(self) -> None:
+    def test_counts_prompts_and_what_the_servers_cache_had(self) -> None:
         told = [answer([0.1], prompt_tokens=tokens, cached_tokens=cached) for tokens, cached in ((100, 0), (300, 200))]
         for answers, share in (([*told, answer([0.1], prompt_tokens=100)], 0.5), ([answer([0.1])], None)):
             assert summary.measure(Outcome(answers, [], 1.0, 0.1), TURN).cached == share
+        assert summary.measure(Outcome(told, [], 1.0, 0.1), TURN).prompt_tokens == 200
 
-    def test_knows_no_times_when_nothing_was_whole(self) -> None:
-        outcome = Outcome([answer([], error="HTTP 500: no")], [], 1.0, 0.0)
-        measured = summary.measure(outcome, TURN)
-        assert (measured.tokens_per_s, measured.ttft_p50, measured.itl_p99) == (0.0, None, None)
+    def test_tells_what_was_copied_from_the_file_of_each_answer(self) -> None:
+        files = [source.python_file(20, key) for key in "ab"]
+        said = [b'{"choices":[{"delta":{"content":%s}}]}' % json.dumps(text).encode() for text in (files[0], "own words " * 99)]
+        answers = [answer([0.1], kept=[data]) for data in said]
+        assert summary.measure(Outcome(answers, [], 1.0, 0.1), TURN, files).copied == 0.5
+        assert summary.measure(Outcome(answers[::-1], [], 1.0, 0.1), TURN, files).copied < 0.1  # the imports
 
 
 class TestSummarise:
@@ -139,16 +130,68 @@ class TestSummarise:
         assert [(row.server, row.peak_mib, row.requests) for row in rows] == [("ref", 7.0, 2), ("a", None, 1)]
 
     def test_table_is_markdown(self) -> None:
-        head, rule, line = summary.table(summary.summarise([sample("ref", 1)], "ref")).splitlines()
+        head, rule, line = table(summary.summarise([sample("ref", 1)], "ref"), "ref").splitlines()
         assert len({text.count("|") for text in (head, rule, line)}) == 1
         assert line.split("|")[1:4] == [" short    ", "       1 ", " ref    "]
+
+
+class TestGoals:
+    @pytest.mark.parametrize(
+        ("values", "said"),
+        [
+            ({"tokens_per_s": 10.0, "itl_p99": 4.0}, "yes"),
+            ({"tokens_per_s": 9.9, "itl_p99": 4.0}, "no: tok/s"),
+            ({"tokens_per_s": 10.0, "itl_p99": 4.1}, "no: ITL p99"),
+            ({"tokens_per_s": 9.9, "itl_p99": None}, "no: tok/s, ITL p99"),
+            ({"tokens_per_s": 10.0, "itl_p99": 1.0, "errors": 1}, "no: tok/s, ITL p99"),
+        ],
+        ids=["reached", "slow", "uneven", "no value", "an error"],
+    )
+    def test_are_reached_or_not(self, values: dict[str, Any], said: str) -> None:
+        rows = results(sample("ref", 1, tokens_per_s=10.0, itl_p99=2.0), sample("locallab", 1, **values)).rows
+        ours = table(rows, "ref").splitlines()[3]
+        assert "| tok/s ≥ 1.00, ITL p99 ≤ 2.00 " in ours
+        assert f"| {said} " in ours
+
+    def test_of_a_start_are_seconds_and_a_share_of_memory(self) -> None:
+        time, memory = goals.ROWS["start", 1]
+        assert [str(time), str(memory)] == ["TTFT p50 ≤ 2 s", "memory ≤ 1.30"]
+        for value, share, reached in ((2000.0, 1.304, True), (2000.5, 1.31, False)):
+            assert time.reached({"ttft_p50": value}, {}) == memory.reached({}, {"peak_mib": share}) == reached
+
+    def test_are_of_rows_that_there_are(self) -> None:
+        for workload, clients in goals.ROWS:
+            assert clients in (WORKLOADS[workload].clients or (clients,))
+
+
+class TestRivals:
+    def test_each_set_of_flags_is_for_a_row(self) -> None:
+        rows = {f"{workload}:{clients}" for workload, clients in goals.ROWS} | {workload for workload, _ in goals.ROWS}
+        assert set(rivals.BEST) <= rows
+        assert set(rivals.BEST.values()) <= set(rivals.TRIED.values())
+        assert rivals.best("short", 1) == ""
+
+    def test_each_set_of_flags_can_be_measured_beside_the_others(self, script: Any) -> None:
+        flags = ["--model", __file__, "--llama-server", "x", "--tune"]
+        args = script.flags.parse(flags, "")
+        assert [*args.commands] == [*rivals.TRIED] and args.reference == "default"
+        filled = fill(args.commands["ngram-simple"], **dict.fromkeys(PLACEHOLDERS, "x"))
+        assert filled[-2:] == ["--spec-type", "ngram-simple"]
 
 
 class TestReport:
     def test_says_which_turns_are_noisy(self) -> None:
         samples = [sample("ref", 1, other_cpu=0.05), sample("ref", 2, other_cpu=0.5), sample("ref", 3)]
-        assert "1 of 3 turns are noisy" in report.markdown(samples, "ref", 3, {})
-        assert "noisy" not in report.markdown(samples[:1], "ref", 1, {})
+        assert "1 of 3 turns are noisy" in report.markdown(results(*samples))
+        assert "noisy" not in report.markdown(results(samples[0]))
+
+    def test_says_where_servers_count_other_prompts(self) -> None:
+        same = [sample(server, 1, prompt_tokens=9.0) for server in ("ref", "other")]
+        assert "prompt tokens" not in report.markdown(results(*same)).split("|")[-1]
+        other = dataclasses.replace(same[1], prompt_tokens=8.0)
+        assert "- short, 1 clients: the servers count other numbers of prompt tokens" in report.markdown(
+            results(same[0], other)
+        )
 
     def test_compares_a_restart_with_the_cold_prompt_of_its_round(self) -> None:
         times = {"cold": (1000.0, 2000.0, 4000.0), "restart": (100.0, 100.0, 100.0)}
@@ -157,8 +200,131 @@ class TestReport:
             for workload, each in times.items()
             for number, time in enumerate(each)
         ]
-        assert "- restart, ref: TTFT p50 after the restart is 0.05 of the cold one" in report.markdown(samples, "ref", 3, {})
-        assert "after the restart" not in report.markdown(samples[:3], "ref", 3, {})
+        assert "- restart, ref: TTFT p50 after the restart is 0.05 of the cold one" in report.markdown(results(*samples))
+        assert "after the restart" not in report.markdown(results(*samples[:3]))
+
+    def test_stands_between_the_markers_of_a_page(self) -> None:
+        found = results(sample("ref", 1))
+        page = "before\n<!-- results -->\nold\n<!-- /results -->\nafter\n"
+        assert report.on_page(page, found) == page.replace("old", report.markdown(found))
+        with pytest.raises(ValueError, match="<!-- results -->"):
+            report.on_page("no markers", found)
+
+    @pytest.mark.parametrize("file", RESULTS, ids=lambda file: file.name)
+    def test_committed_figures_are_those_of_the_committed_results(self, file: Path) -> None:
+        assert file.with_suffix(".svg").read_text() == figure.svg(Results.read(file))
+
+    def test_the_page_has_the_table_of_the_committed_results(self) -> None:
+        page = (SCRIPTS / "README.md").read_text()
+        assert page == report.on_page(page, Results.read(SCRIPTS / "results/cpu.json"))
+
+
+class TestFigure:
+    def bars(self, *samples: summary.Sample) -> dict[str, float]:
+        """Label -> signed width of its bar."""
+        root = ElementTree.fromstring(figure.svg(results(*samples)))
+        widths = {"ahead": 1.0, "behind": -1.0}
+        rects = root.findall("{*}rect")
+        labels = [each.text for each in root.findall("{*}text") if each.get("text-anchor") == "end"]
+        return {
+            str(label): float(rect.get("width", 0)) * widths[rect.get("class", "")]
+            for label, rect in zip(labels, rects, strict=True)
+        }
+
+    def test_has_a_bar_for_each_row(self) -> None:
+        base = [sample("ref", 1, workload=name, tokens_per_s=10.0, ttft_p50=80.0) for name in ("short", "json", "cold")]
+        speeds = [("short", 40.0, 80.0), ("json", 5.0, 80.0), ("cold", 10.0, 40.0)]
+        ours = [sample("locallab", 1, workload=name, tokens_per_s=speed, ttft_p50=time) for name, speed, time in speeds]
+        found = self.bars(*base, *ours)
+        assert [*found] == ["short, 1 client", "json, 1 client", "cold, 1 client"]
+        four, half, twice = found.values()
+        assert four == pytest.approx(2 * twice, abs=0.2) and half == pytest.approx(-twice, abs=0.2)
+
+    def test_leaves_out_what_is_wrong(self) -> None:
+        samples = [sample("ref", 1), sample("ref", 1, workload="json"), sample("locallab", 1)]
+        assert len(self.bars(*samples, sample("locallab", 1, workload="json", wrong_lengths=1))) == 1
+        with pytest.raises(ValueError, match="without errors"):
+            self.bars(sample("ref", 1), sample("locallab", 1, errors=1))
+
+    def test_suits_dark_pages_too(self) -> None:
+        assert "prefers-color-scheme: dark" in figure.svg(results(sample("ref", 1), sample("locallab", 1)))
+
+
+class TestResults:
+    def run(self, *servers: str) -> Run:
+        return Run({"CPU": "x"}, dict.fromkeys(servers, "how"), servers[0], 1)
+
+    def test_are_what_was_written(self, tmp_path: Path) -> None:
+        written = Results(tmp_path / "r.json")
+        written.begin(self.run("ref"))
+        written.add(sample("ref", 1, messages={"no": 2}))
+        read = Results.read(tmp_path / "r.json")
+        assert (read.runs, read.samples) == (written.runs, written.samples)
+        assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
+
+    def test_a_row_that_is_measured_again_takes_the_place_of_the_old_one(self, tmp_path: Path) -> None:
+        found = Results(tmp_path / "r.json")
+        found.begin(self.run("ref"))
+        for workload in ("short", "json"):
+            for number in (1, 2):
+                found.add(sample("ref", number, workload=workload))
+        again = Results.read(tmp_path / "r.json")
+        again.begin(self.run("ref", "new"))
+        assert len(again.samples) == 4
+        again.add(sample("ref", 1))
+        again.add(sample("new", 1))
+        read = Results.read(tmp_path / "r.json")
+        assert [(each.workload, each.server, each.run) for each in read.samples] == [
+            ("json", "ref", 0),
+            ("json", "ref", 0),
+            ("short", "ref", 1),
+            ("short", "new", 1),
+        ]
+        again.begin(self.run("ref"))
+        again.add(sample("ref", 1, workload="json"))
+        assert len(Results.read(tmp_path / "r.json").runs) == 2, "a run without samples left is no longer told of"
+
+    def test_know_which_rows_are_complete(self) -> None:
+        found = results(sample("ref", 1), sample("new", 1), sample("ref", 2))
+        assert found.complete(("", "short", 1), 1) and not found.complete(("", "short", 1), 2)
+        assert not found.complete(("", "short", 8), 1)
+        assert not results(sample("ref", 1, errors=1)).complete(("", "short", 1), 1)
+
+    @pytest.mark.parametrize("text", ["", "{}", '{"runs": [], "samples": [{"x": 1}]}'])
+    def test_of_another_kind_are_refused(self, tmp_path: Path, text: str) -> None:
+        (tmp_path / "r.json").write_text(text)
+        with pytest.raises(ValueError, match=r"r\.json is no file of results"):
+            Results.read(tmp_path / "r.json")
+
+
+class TestSource:
+    @given(lines=st.integers(20, 400), key=st.text(max_size=8))
+    @settings(max_examples=30, deadline=None)
+    def test_is_python_of_so_many_lines(self, lines: int, key: str) -> None:
+        file = source.python_file(lines, key)
+        compile(file, "service.py", "exec")
+        assert len(file.splitlines()) == lines
+        assert file == source.python_file(lines, key) != source.python_file(lines, key + "x")
+
+    def test_copies_are_runs_of_eight_pieces(self) -> None:
+        file = source.python_file(100, "a")
+        assert source.copied(file[:500], file) > 0.95  # it ends within a word
+        assert source.copied("", file) == source.copied("one two three", file) == 0
+        assert source.copied("a b c d", "a b c d") == 0.0, "seven pieces may be chance"
+        assert source.copied("a b c d e", "a b c d e") == 1.0
+        assert source.copied("x y z a b c d e", "a b c d e") == pytest.approx(9 / 15)
+
+
+class TestBusy:
+    def test_keeps_a_core_busy_and_ends(self) -> None:
+        with busy.one_core() as pid:
+            until(lambda: cpu.by_process()[pid].seconds > 0.05)
+        assert not Path(f"/proc/{pid}").exists()
+
+    def test_ends_with_its_parent(self) -> None:
+        code = "from benchlib import busy\nwith busy.one_core() as pid:\n    print(pid, flush=True)\n    import os; os._exit(0)"
+        done = subprocess.run([sys.executable, "-c", code], cwd=SCRIPTS, capture_output=True, text=True, check=True, timeout=60)
+        assert int(done.stdout) > 0  # what spins holds the other end of its output
 
 
 class TestCpu:
@@ -171,110 +337,20 @@ class TestCpu:
             12: cpu.Spent(1, 0.25),
             99: cpu.Spent(1, 9.0),
         }
-        assert cpu.split(before, after, session=10, besides=99) == (3.5, 1.25)
+        assert cpu.split(before, after, session=10, besides={99}) == (3.5, 1.25)
 
     def test_sees_this_process(self) -> None:
         assert cpu.by_process()[os.getpid()].session == os.getsid(0)
-
-
-class TestResponseReader:
-    HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-    CHUNKED = HEAD + b"7\r\ndata: a\r\n4;x=y\r\n\r\n\r\n\r\n9\r\ndata: b\n\n\r\n0\r\n\r\n"
-
-    def test_gives_the_same_lines_wherever_the_bytes_are_split(self) -> None:
-        for place in range(len(self.CHUNKED)):
-            reader = ResponseReader()
-            lines = reader.feed(self.CHUNKED[:place]) + reader.feed(self.CHUNKED[place:])
-            assert lines == [b"data: a", b"", b"data: b", b""], place
-            assert (reader.status, reader.ended, reader.body) == (200, True, b"")
-
-    def test_ends_at_the_content_length(self) -> None:
-        reader = ResponseReader()
-        assert reader.feed(b"HTTP/1.1 500 No\r\nContent-Length: 4\r\n\r\nno") == []
-        assert not reader.ended
-        reader.feed(b"pe")
-        assert (reader.status, reader.body, reader.ended) == (500, b"nope", True)
-
-    def test_reads_a_body_without_length_until_the_connection_ends(self) -> None:
-        reader = ResponseReader()
-        assert reader.feed(b"HTTP/1.1 200 OK\r\n\r\na\nb") == [b"a"]
-        assert not reader.ended
-
-    def test_refuses_what_is_not_http(self) -> None:
-        with pytest.raises(ValueError, match="not HTTP"):
-            ResponseReader().feed(b"SSH-2.0\r\n\r\n")
-
-
-class TestAnswer:
-    @pytest.mark.parametrize(
-        ("data", "arrivals"),
-        [
-            (b'{"choices":[{"delta":{"content":"a"}}]}', 1),
-            (b'{"choices": [{"delta": {"content": "a"}}]}', 1),
-            (b'{"choices":[{"delta":{"reasoning_content":"a"}}]}', 1),
-            (b'{"choices":[{"delta":{"content":""}}]}', 0),
-            (b'{"choices":[{"delta":{"role":"assistant","content":null}}]}', 0),
-            (b'{"choices":[{"delta":{"refusal":"\\"content\\":\\"a\\""}}]}', 0),
-        ],
-        ids=["text", "spaces", "reasoning", "empty", "null", "quoted"],
-    )
-    def test_counts_events_with_text(self, data: bytes, arrivals: int) -> None:
-        taken = Answer(1, 0.0, status=200)
-        taken.take(b"data: " + data, 1.0)
-        assert sum(map(len, taken.arrivals.values())) == arrivals
-
-    def test_keeps_choices_apart_and_waits_for_all(self) -> None:
-        taken = Answer(4, 0.0, 2, status=200)
-        for now, index in enumerate((1, 0, 1)):
-            taken.take(b'data: {"choices":[{"index": %d,"delta":{"content":"\\"index\\":7"}}]}' % index, now)
-        assert taken.arrivals == {1: [0, 2], 0: [1]}
-        taken.take(b'data: {"choices":[{"index":1,"finish_reason":"length"}]}', 3.0)
-        taken.take(b"data: [DONE]", 3.0)
-        taken.close(4.0)
-        assert taken.error == "cut off: no finish_reason"
-
-    def test_prefers_the_servers_count_of_tokens(self) -> None:
-        taken = Answer(3, 0.0, status=200)
-        taken.take(b'data: {"choices":[{"delta":{"content":"a"},"finish_reason":"length"}]}', 1.0)
-        assert taken.tokens == 1
-        usage = b'{"prompt_tokens":7,"completion_tokens":3,"prompt_tokens_details":{"cached_tokens":5}}'
-        taken.take(b'data: {"choices":[],"usage":%s}' % usage, 1.0)
-        taken.take(b"data: [DONE]", 1.0)
-        taken.close(2.0)
-        assert (taken.tokens, taken.prompt_tokens, taken.cached_tokens, taken.finish_reasons) == (3, 7, 5, {0: "length"})
-        assert (taken.error, taken.cut_off) == (None, False)
-
-    @pytest.mark.parametrize(("n", "tokens"), [(1, 5), (2, 8)], ids=["of one choice: running", "of several: one each"])
-    def test_takes_several_counts_of_tokens(self, n: int, tokens: int) -> None:
-        taken = Answer(8, 0.0, n, status=200)
-        for count in (3, 5):
-            taken.take(b'data: {"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":%d}}' % count, 1.0)
-        assert (taken.tokens, taken.prompt_tokens) == (tokens, 7)
-
-    @pytest.mark.parametrize(
-        ("lines", "error"),
-        [
-            ([b'data: {"choices":[{"finish_reason":"stop"}]}'], "cut off: no [DONE]"),
-            ([b": ping", b"data: [DONE]"], "cut off: no finish_reason"),
-        ],
-        ids=["no done", "no finish reason"],
-    )
-    def test_that_stops_early_is_cut_off(self, lines: list[bytes], error: str) -> None:
-        taken = Answer(1, 0.0, status=200)
-        for line in lines:
-            taken.take(line, 1.0)
-        taken.close(2.0)
-        assert (taken.error, taken.cut_off) == (error, True)
 
 
 class TestPlanner:
     @pytest.mark.parametrize("name", WORKLOADS)
     def test_repeats_itself_in_a_round_and_differs_between_rounds(self, name: str) -> None:
         planner = Planner(seed=1)
-        assert planner.plan(name, 2, 1) == planner.plan(name, 2, 1)
+        assert planner.script(name, 2, 1) == planner.script(name, 2, 1)
         texts = [
             prompt.user
-            for plan in (planner.plan(name, 2, 1), planner.plan(name, 2, 2))
+            for plan in (planner.script(name, 2, 1), planner.script(name, 2, 2))
             for lane in plan.lanes
             for prompt in lane
         ]
@@ -283,7 +359,7 @@ class TestPlanner:
     def test_shared_warm_repeats_the_system_prompt_of_its_round_only(self) -> None:
         planner = Planner(seed=1)
         systems = {
-            (name, number): {prompt.system for lane in planner.plan(name, 3, number).lanes for prompt in lane}
+            (name, number): {prompt.system for lane in planner.script(name, 3, number).lanes for prompt in lane}
             for name in ("shared", "shared-warm")
             for number in (1, 2)
         }
@@ -291,24 +367,35 @@ class TestPlanner:
         assert systems["shared", 1] == systems["shared-warm", 1] != systems["shared", 2]
 
     def test_long_has_its_own_clients(self) -> None:
-        plan = Planner(seed=1).plan("long", 5, 1)
+        plan = Planner(seed=1).script("long", 5, 1)
         assert ([len(lane) for lane in plan.lanes], len(plan.arrivals)) == ([1, 1, 1, 1], 3)
         assert {prompt.max_tokens for lane in plan.lanes for prompt in lane} == {256}
         assert {len(prompt.user.split()) for prompt in plan.arrivals} == {2000}
 
-    def test_json_answers_are_never_shortened(self) -> None:
-        (lane,) = Planner(seed=1, quick=True).plan("json", 1, 1).lanes
-        assert {(prompt.as_json, prompt.max_tokens) for prompt in lane} == {(True, 400)}
+    def test_json_answers_are_about_fewer_people_instead_of_cut(self) -> None:
+        (whole,), (quick,) = (Planner(seed=1, quick=quick).script("json", 1, 1).lanes for quick in (False, True))
+        assert {(each.people, each.max_tokens, each.request().exact) for each in whole} == {(6, 400, False)}
+        assert {(each.people, each.max_tokens, each.request().exact) for each in quick} == {(2, 200, False)}
 
     def test_json_is_asked_for_with_a_schema(self) -> None:
-        client = ChatClient("http://127.0.0.1:1", "m", None, 1.0)
-        for name, has, has_not in (("json", b"response_format", b"ignore_eos"), ("short", b"ignore_eos", b"response_format")):
-            request = client._request(Planner(seed=1).plan(name, 1, 1).lanes[0][0].body())
-            assert has in request and has_not not in request
+        for name, has, has_not in (("json", "response_format", "ignore_eos"), ("short", "ignore_eos", "response_format")):
+            body = Planner(seed=1).script(name, 1, 1).lanes[0][0].request().body
+            assert has in body and has_not not in body
+
+    def test_edits_are_of_files_of_their_own(self) -> None:
+        scripts = [Planner(seed=1).script("edit", 4, number) for number in (1, 2)]
+        files = [file for script in scripts for file in script.files()]
+        assert len(set(files)) == len(files) == 8
+        request = scripts[0].lanes[0][0].request()
+        assert (request.max_tokens, request.exact, request.keep) == (400, True, True)
+        example, answer, shown, begun = request.body["messages"]
+        assert shown["content"].count("\n") > 300 and example["content"].count("\n") < 50
+        assert [each["role"] for each in (answer, begun)] == ["assistant", "assistant"]
+        assert "def new_" in answer["content"] and begun["content"] in shown["content"]
 
     @pytest.mark.parametrize(("clients", "conversations"), [(1, 10), (4, 3), (8, 2)])
     def test_conversations_take_turns_with_edited_answers(self, clients: int, conversations: int) -> None:
-        for lane in Planner(seed=1).plan("turns", clients, 1).lanes:
+        for lane in Planner(seed=1).script("turns", clients, 1).lanes:
             assert [len(prompt.history) for prompt in lane] == [0] * conversations + [2] * conversations + [4] * conversations
             for number in range(conversations):
                 first, second, third = ((*prompt.history, prompt.user) for prompt in lane[number::conversations])
@@ -317,33 +404,83 @@ class TestPlanner:
 
     def test_restart_asks_the_same_as_cold(self) -> None:
         planner = Planner(seed=1)
-        assert planner.plan("restart", 1, 1) == planner.plan("cold", 1, 1) != planner.plan("cold", 1, 2)
-        assert len(planner.plan("cold", 1, 1).lanes[0][0].user.split()) == 6000
+        assert planner.script("restart", 1, 1) == planner.script("cold", 1, 1) != planner.script("cold", 1, 2)
+        assert len(planner.script("cold", 1, 1).lanes[0][0].user.split()) == 6000
 
     def test_a_request_says_how_many_answers_and_who_said_what(self) -> None:
         planner = Planner(seed=1)
-        assert planner.plan("n", 1, 1).lanes[0][0].body()["n"] == 4
-        shared, turns = (planner.plan(name, 1, 1).lanes[0][-1].body()["messages"] for name in ("shared", "turns"))
+        assert planner.script("n", 1, 1).lanes[0][0].request().body["n"] == 4
+        shared, turns = (planner.script(name, 1, 1).lanes[0][-1].request().body["messages"] for name in ("shared", "turns"))
         assert [message["role"] for message in shared] == ["system", "user"]
         assert [message["role"] for message in turns] == ["user", "assistant", "user", "assistant", "user"]
 
-    def test_quick_asks_for_shorter_answers(self) -> None:
-        plan = Planner(seed=1, requests=1, quick=True).plan("short", 2, 1)
-        assert [[prompt.max_tokens for prompt in lane] for lane in plan.lanes] == [[16], [16]]
+    def test_quick_asks_for_a_quarter(self) -> None:
+        planner = Planner(seed=1, quick=True)
+        for name, words, tokens in (("short", 16, 16), ("prompt", 87, 16), ("cold", 1500, 4)):
+            [[prompt]] = planner.script(name, 1, 1).lanes
+            assert (len(prompt.user.split()), prompt.max_tokens) == (words, tokens)
+        assert len(planner.script("turns", 1, 1).lanes[0]) == 3 * 5
+        assert planner.script("edit", 1, 1).lanes[0][0].user.count("\n") < 90
+
+    def test_many_clients_send_one_request_each(self) -> None:
+        assert [len(Planner(seed=1).script("short", clients, 1).lanes[0]) for clients in (8, 32)] == [3, 1]
+        assert len(Planner(seed=1, requests=2).script("short", 32, 1).lanes[0]) == 2
 
     def test_context_holds_prompt_and_answer(self) -> None:
         assert {name: workload.context() for name, workload in WORKLOADS.items()} == {
             "short": 256,
+            "busy": 256,
             "prompt": 768,
             "shared": 1280,
             "shared-warm": 1280,
             "json": 768,
+            "edit": 5120,
             "turns": 1280,
             "n": 768,
             "long": 2560,
             "cold": 7168,
             "restart": 7168,
+            "start": 256,
         }
+
+
+class TestStages:
+    def test_rows_that_need_other_servers_are_apart(self, script: Any) -> None:
+        found = script.stages([("short", 8), ("shared", 8), ("shared-warm", 8), ("edit", 8), ("json", 1), ("cold", 1)])
+        assert [(stage.clients, stage.groups) for stage in found] == [
+            (8, [["short"], ["shared", "shared-warm"]]),
+            (8, [["edit"]]),
+            (1, [["json"]]),
+            (1, [["cold"]]),
+        ]
+        assert found[0].size == Size(8, 1280) and found[3].size == Size(1, 7168)
+
+    def test_the_cpp_server_has_its_best_flags(self, script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(rivals, "BEST", {"short": "-np 2", "prompt:8": "-ub 128"})
+        found = script.stages([("short", 1), ("prompt", 1), ("short", 8), ("prompt", 8)])
+        assert [(stage.groups, stage.size.best) for stage in found] == [
+            ([["short"]], "-np 2"),
+            ([["prompt"]], ""),
+            ([["short"]], "-np 2"),
+            ([["prompt"]], "-ub 128"),
+        ]
+
+    def test_a_core_is_busy_during_the_turn_alone(
+        self, script: Any, start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen = []
+
+        @contextlib.contextmanager
+        def one_core() -> Iterator[int]:
+            seen.append("begun")
+            yield os.getpid()
+            seen.append("ended")
+
+        monkeypatch.setattr(busy, "one_core", one_core)
+        url = start_server()
+        for workload, expected in (("short", []), ("busy", ["begun", "ended"])):
+            assert script.main(["--quick", "--clients", "1", "--workloads", workload, "--url", f"one={url}"]) == 0
+            assert seen == expected
 
 
 class TestSize:
@@ -356,6 +493,16 @@ class TestFill:
     def test_usual_commands_stand_in_braces(self) -> None:
         filled = fill(expand("{locallab} --step-ms 9"), **dict.fromkeys(PLACEHOLDERS, "x"))
         assert (filled[:2], filled[-2:]) == (["locallab", "serve"], ["--step-ms", "9"])
+
+    @pytest.mark.parametrize(("header", "flags"), [(b"tokenizer.chat_template", []), (b"", ["--chat-template", "chatml"])])
+    def test_models_without_a_template_chat_in_chatml(self, tmp_path: Path, header: bytes, flags: list[str]) -> None:
+        (tmp_path / "m.gguf").write_bytes(b"GGUF" + header)
+        values = {**dict.fromkeys(PLACEHOLDERS, "x"), "chat_flags": chat_flags(tmp_path / "m.gguf")}
+        assert fill(expand("{locallab}"), **values)[17:] == flags
+
+    def test_the_best_flags_are_arguments_of_their_own(self) -> None:
+        values = {**dict.fromkeys(PLACEHOLDERS, "x"), "best": "-np 2 --kv-unified"}
+        assert fill(expand("{llama-server} -v"), **values)[-4:] == ["-np", "2", "--kv-unified", "-v"]
 
     def test_keeps_values_with_spaces_whole(self) -> None:
         assert fill("run -m {model} 'a b'", model="my model.gguf") == ["run", "-m", "my model.gguf", "a b"]
@@ -404,15 +551,20 @@ class TestComparison:
         result, _ = compare(tmp_path, "--quick", "--workloads", "long", "--url", f"one={url}")
         [sample] = result["samples"]
         assert (sample["clients"], sample["requests"], sample["tokens"]) == (5, 5, 4 * 64 + 4)
-        assert sample["prompt_tokens"] == 2000
+        assert sample["prompt_tokens"] == 500
         sizes = [len(json.loads(line)["messages"][0]["content"].split()) for line in record.read_text().splitlines()]
-        assert sizes[1:] == [40] * 4 + [2000]
+        assert sizes[1:] == [16] * 4 + [500]
 
     def test_cached_tokens_and_several_answers_are_counted(self, start_server: StartServer, tmp_path: Path) -> None:
         result, done = compare(tmp_path, "--quick", "--workloads", "n", "--url", f"one={start_server('--cached', '0.5')}")
         [sample] = result["samples"]
-        assert (sample["errors"], sample["short_answers"], sample["tokens"], sample["cached"]) == (0, 0, 2 * 4 * 16, 0.5)
-        assert re.search(r"^\| n +\| +2 \| one +\| +350 \| +50% \|", done.stdout, re.MULTILINE)
+        assert (sample["errors"], sample["wrong_lengths"], sample["tokens"], sample["cached"]) == (
+            0,
+            0,
+            2 * 4 * 16,
+            pytest.approx(0.5, abs=0.01),
+        )
+        assert re.search(r"^\| n +\| +2 \| one +\| +87 \| +49% \|", done.stdout, re.MULTILINE)
 
     @pytest.mark.parametrize(
         ("fault", "errors", "cut_off", "message"),
@@ -427,20 +579,37 @@ class TestComparison:
     ) -> None:
         url = start_server("--fault", fault, "--every", "2")
         flags = ["--quick", "--workloads", "short", "--clients", "1", "--requests", "4", "--url", f"bad={url}"]
-        result, done = compare(tmp_path, *flags)
+        result, done = compare(tmp_path, *flags, code=1)
         row = rows_by_server(result)["bad"]
         assert (row["errors"], row["cut_off"], row["requests"]) == (errors, cut_off, 4)
         assert result["samples"][0]["tokens"] == 2 * 16
         assert f"- bad: {message}" in done.stdout
-        assert f"{errors}/4" in done.stdout
+        assert f"{errors}/4 WRONG" in done.stdout
 
     def test_counts_events_and_short_answers_without_usage(self, start_server: StartServer, tmp_path: Path) -> None:
         url = start_server("--no-usage", "--fault", "short")
-        result, done = compare(tmp_path, "--quick", "--workloads", "short", "--url", f"brief={url}")
+        result, done = compare(tmp_path, "--quick", "--workloads", "short", "--url", f"brief={url}", code=1)
         row = rows_by_server(result)["brief"]
-        assert (row["errors"], row["short_answers"], row["prompt_tokens"]) == (0, 2, None)
+        assert (row["errors"], row["wrong_lengths"], row["prompt_tokens"]) == (0, 2, None)
         assert result["samples"][0]["tokens"] == 2 * 8
-        assert "2 of 2 answers are too short" in done.stdout
+        assert "2 of 2 answers have another number of tokens than asked for" in done.stdout
+
+    def test_tells_what_of_an_edited_file_was_copied(self, start_server: StartServer, tmp_path: Path) -> None:
+        urls = [f"--url=own={start_server()}", f"--url=copy={start_server('--repeat')}"]
+        result, done = compare(tmp_path, "--quick", "--workloads", "edit", "--clients", "1", *urls)
+        assert [row["copied"] for row in result["rows"]] == [0.0, pytest.approx(1.0, abs=0.05)]
+        assert "- copied: the share" in done.stdout
+
+    def test_shows_again_what_was_written(self, start_server: StartServer, tmp_path: Path) -> None:
+        urls = [f"--url={name}={start_server()}" for name in "ab"]
+        _, done = compare(tmp_path, "--quick", "--workloads", "short", *urls)
+        written, page = tmp_path / "result.json", tmp_path / "page.md"
+        page.write_text("# Page\n\n<!-- results -->\n<!-- /results -->\n")
+        shown = bench("--report", str(written), "--figure", str(tmp_path / "f.svg"), "--page", str(page))
+        assert (shown.returncode, shown.stdout) == (0, done.stdout)
+        assert done.stdout in page.read_text()
+        assert (tmp_path / "f.svg").read_text() == figure.svg(Results.read(written))
+        assert "short, 2 clients" in (tmp_path / "f.svg").read_text()
 
 
 class TestLaunched:
@@ -482,6 +651,29 @@ class TestLaunched:
         assert len((tmp_path / "seen").read_text().split()) == 3
         assert "- restart, one: TTFT p50 after the restart is" in done.stdout
 
+    def test_a_start_counts_from_the_command(self, model: Path, tmp_path: Path) -> None:
+        command = "sh -c 'sleep 0.3; exec \"$@\"' sh " + self.command("--first", "0.2")
+        result, _ = compare(tmp_path, "--quick", "--workloads", "start", "--model", str(model), "--variant", f"one={command}")
+        [row] = result["rows"]
+        assert (row["workload"], row["clients"], row["errors"]) == ("start", 1, 0)
+        assert row["values"]["ttft_p50"] >= 500 and row["values"]["peak_mib"] > 1
+
+    def test_measures_the_rows_of_the_table_and_then_those_that_miss(self, model: Path, tmp_path: Path) -> None:
+        binary = ["--llama-server", "x", "--model", str(model), "--model", str(SERVER), "--quick"]
+        usual = [f"--variant={name}={self.command()} {best}" for name, best in (("llama-server", ""), ("locallab", ""))]
+        result, _ = compare(tmp_path, "--rows", "all", "--workloads", "busy,shared-warm", *binary, *usual)
+        rows = [("busy", 1), ("shared", 8), ("shared-warm", 8), ("busy", 8), ("shared", 32)]
+        measured = [(row["workload"], row["clients"]) for row in result["rows"] if row["model"] == model.stem]
+        assert sorted(dict.fromkeys(measured)) == sorted(rows)
+        others = {(row["workload"], row["clients"]) for row in result["rows"] if row["model"] == SERVER.stem}
+        assert others == {("shared", 8)}
+        assert {row["server"] for row in result["rows"]} == {"llama-server", "locallab"}
+        assert str(tmp_path) not in json.dumps(result["runs"][0]["facts"])
+        again, done = compare(tmp_path, "--rows", "missing", "--workloads", "busy,start", *binary, *usual)
+        assert {each["workload"] for each in again["samples"] if each["run"] == 1} == {"start"}
+        assert len(again["samples"]) == len(result["samples"]) + 2
+        assert "round 1/1 busy" not in done.stderr
+
     @pytest.mark.parametrize(
         ("command", "reason"),
         [
@@ -494,7 +686,7 @@ class TestLaunched:
         self, start_server: StartServer, model: Path, tmp_path: Path, command: str, reason: str
     ) -> None:
         flags = ["--quick", "--workloads", "short", "--model", str(model), "--locallab", "--variant", f"locallab={command}"]
-        result, done = compare(tmp_path, *flags, "--url", f"good={start_server()}", "--reference", "good")
+        result, done = compare(tmp_path, *flags, "--url", f"good={start_server()}", "--reference", "good", code=1)
         assert reason in done.stderr
         rows = rows_by_server(result)
         assert (rows["good"]["errors"], rows["locallab"]["errors"], rows["locallab"]["cut_off"]) == (0, 2, 0)
@@ -523,7 +715,14 @@ class TestFlags:
             (["--locallab"], "--model"),
             (["--url", "x"], "--url"),
             (["--url", "a=http://x", "--url", "a=http://y"], "'a' is taken"),
-            (["--url", "a=http://x", "--workloads", "restart"], "--workloads: restart needs servers that this script launches"),
+            (["--url", "a=http://x", "--workloads", "restart"], "--workloads: restart and start need servers that this"),
+            (["--model", "/no/such.gguf", "--locallab"], "--model: no such file: /no/such.gguf"),
+            (["--model", __file__, "--rows", "all"], "--rows: needs --llama-server PATH"),
+            (["--model", __file__, "--llama-server", "x", "--rows", "missing"], "--rows missing: needs --json FILE"),
+            (["--model", __file__, "--locallab", "--tune"], "--tune: needs --llama-server PATH"),
+            (["--report", "/no/such.json"], "--report: no such file"),
+            (["--report", __file__], "is no file of results of this script"),
+            (["--figure", "x.svg"], "--figure: needs --report FILE"),
             (["--variant", "a"], "--variant: NAME=... is needed, got 'a'"),
             (["--model", __file__, "--variant", "a=x", "--variant", "a=y"], "--variant: each needs a name of its own"),
             (["--model", __file__, "--variant", "a={llama-server}"], "{llama-server} needs --llama-server PATH"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +52,12 @@ class ScriptedServer:
         await asyncio.sleep(self.flags.first)
         tokens = request["max_tokens"] // 2 if fault in ("cut", "event", "short") else request["max_tokens"]
         choices = range(request.get("n", 1))
-        for _ in range(tokens):
+        words = itertools.repeat(self.flags.word)
+        if self.flags.repeat:
+            words = itertools.cycle(re.findall(r"\S+\s*", request["messages"][-2]["content"].partition("```python\n")[2]))
+        for word in itertools.islice(words, tokens):
             for index in choices:
-                event(writer, choice({"content": self.flags.word}, index, logprobs=self.logprobs(request)))
+                event(writer, choice({"content": word}, index, logprobs=self.logprobs(request)))
             await writer.drain()
             await asyncio.sleep(self.flags.gap)
         if fault == "event":
@@ -102,6 +107,7 @@ if __name__ == "__main__":
     parser.add_argument("--cached", type=float, default=0.0)
     parser.add_argument("--no-logprobs", dest="logprobs", action="store_false")
     parser.add_argument("--word", default='a "content": "word')
+    parser.add_argument("--repeat", action="store_true", help="answer with the code of the question")
     parser.add_argument("--lead", type=float, default=0.0)
     parser.add_argument("--record", type=Path)
     asyncio.run(ScriptedServer(parser.parse_args()).serve())

@@ -2,33 +2,31 @@ from __future__ import annotations
 
 import json
 
-import pytest
 from click.testing import CliRunner
 
 from locallab import cli
-from locallab.cli.commands.bench import Timing, percentile, summary
+from locallab.cli.commands.bench import summary
+from locallab.load.figures import Figures
 from tests.support.fake_engine import say
 from tests.support.http_server import Serve, Served
 
 
-@pytest.mark.parametrize(
-    ("values", "percent", "expected"),
-    [([], 50, None), ([3.0], 99, 3.0), ([4.0, 1.0, 3.0, 2.0], 50, 2.5), ([0.0, 10.0], 95, 9.5), ([1.0, 2.0, 3.0], 100, 3.0)],
-)
-def test_percentiles(values: list[float], percent: float, expected: float | None) -> None:
-    assert percentile(values, percent) == expected
-
-
-def test_only_whole_answers_count() -> None:
-    answers = [
-        Timing(0.0, [0.1, 0.2, 0.4], 30),
-        Timing(1.0, [1.3], 10),
-        Timing(1.0, [9.0, 99.0], 7, "the server stopped before the answer was complete"),
-    ]
-    found = summary(answers, 4.0)
-    assert (found["requests"], found["errors"], found["tokens"], found["tokens_per_s"]) == (3, 1, 40, 10.0)
-    assert (found["ttft_p50"], found["ttft_p95"], found["itl_p50"]) == (200.0, 290.0, 150.0)
-    assert found["first_error"] == "the server stopped before the answer was complete"
+def test_what_is_shown_of_a_load() -> None:
+    messages = {"error event: boom": 2}
+    measured = Figures(3, 2, 1, 1, 40, 4.00049, 9.99, 200.04, None, 150.0, 160.0, 170.0, messages)
+    assert summary(measured) == {
+        "requests": 3,
+        "errors": 2,
+        "first_error": "error event: boom",
+        "wrong_lengths": 1,
+        "tokens": 40,
+        "seconds": 4.0,
+        "tokens_per_s": 10.0,
+        "ttft_p50": 200.0,
+        "ttft_p95": None,
+        "itl_p50": 150.0,
+        "itl_p99": 160.0,
+    }
 
 
 def test_a_load(served: Served) -> None:
@@ -47,7 +45,7 @@ def test_a_load(served: Served) -> None:
     assert len(set(prompts)) == 6
     assert all(params.ignore_eos and params.max_tokens == 6 for _, params in served.engine.submitted[1:])
     shown = CliRunner().invoke(cli.main, arguments)
-    assert shown.exit_code == 0
+    assert shown.exit_code == 0, shown.stdout
     assert shown.stdout.startswith(
         f"tiny:1b at {served.url}: 3 clients, 2 requests each, 6 tokens per answer\nanswers         6\n"
     )
@@ -58,8 +56,15 @@ def test_answers_that_are_not_whole_make_status_1(served: Served) -> None:
     served.engine.script = lambda prompt, params: next(said)
     shown = CliRunner().invoke(cli.main, ["bench", "--url", served.url, "--clients", "2", "--requests", "2"])
     assert shown.exit_code == 1
-    assert "4, 4 incomplete: internal error" in shown.stdout
+    assert "4, 4 incomplete: error event: internal error" in shown.stdout
     assert "first token     -" in shown.stdout
+
+
+def test_answers_of_another_length_make_status_1(served: Served) -> None:
+    served.script(*say("abc", size=1))
+    shown = CliRunner().invoke(cli.main, ["bench", "--url", served.url, "--max-tokens", "4"])
+    assert shown.exit_code == 1
+    assert "8, 8 of another length than asked for" in shown.stdout
 
 
 def test_a_model_that_is_none(served: Served) -> None:
@@ -69,6 +74,7 @@ def test_a_model_that_is_none(served: Served) -> None:
 
 def test_a_key(serve: Serve) -> None:
     with serve(api_key="secret") as served:
-        arguments = ["bench", "--url", served.url, "--clients", "1", "--requests", "1"]
+        served.script(*say("abcdefgh", size=1))
+        arguments = ["bench", "--url", served.url, "--clients", "1", "--requests", "1", "--max-tokens", "2"]
         assert CliRunner().invoke(cli.main, arguments).exit_code == 1
         assert CliRunner().invoke(cli.main, arguments, env={"LOCALLAB_API_KEY": "secret"}).exit_code == 0

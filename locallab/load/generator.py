@@ -6,8 +6,8 @@ import asyncio
 import time
 from dataclasses import dataclass
 
-from benchlib.client import Answer, ChatClient
-from benchlib.prompts import Plan, Prompt
+from locallab.load.client import Answer, ChatClient
+from locallab.load.request import Plan, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,24 +26,24 @@ class Outcome:
 
 
 def run(plan: Plan, client: ChatClient) -> Outcome:
-    """Runs `plan`: every lane at once, each sending its next request when the last one is answered."""
+    """Run `plan`: every lane at once, each sending its next request when the last one is answered."""
     return asyncio.run(_run(plan, client))
 
 
 async def _run(plan: Plan, client: ChatClient) -> Outcome:
     started, cpu = time.perf_counter(), time.process_time()
     decoding = [asyncio.Event() for _ in plan.lanes]
-    lanes = [asyncio.create_task(_lane(prompts, client, event)) for prompts, event in zip(plan.lanes, decoding, strict=True)]
+    lanes = [asyncio.create_task(_lane(requests, client, event)) for requests, event in zip(plan.lanes, decoding, strict=True)]
     arrivals: list[Answer] = []
     if plan.arrivals:
         await asyncio.gather(*(event.wait() for event in decoding))
-        arrivals = [await client.ask(prompt) for prompt in plan.arrivals]
+        arrivals = [await client.ask(request) for request in plan.arrivals]
     answers = [answer for lane in await asyncio.gather(*lanes) for answer in lane]
     return Outcome(answers, arrivals, time.perf_counter() - started, time.process_time() - cpu)
 
 
-async def _lane(prompts: list[Prompt], client: ChatClient, decoding: asyncio.Event) -> list[Answer]:
+async def _lane(requests: list[Request], client: ChatClient, decoding: asyncio.Event) -> list[Answer]:
     try:
-        return [await client.ask(prompt, decoding.set) for prompt in prompts]
+        return [await client.ask(request, decoding.set) for request in requests]
     finally:
         decoding.set()

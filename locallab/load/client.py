@@ -6,12 +6,12 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from benchlib.prompts import Prompt
+from locallab.load.request import Request
 
 # A delta with some text; a quote inside a JSON string is escaped, so the answer's own text cannot match.
 CONTENT = re.compile(rb'"(?:content|reasoning_content)"\s*:\s*"(?!")')
@@ -22,11 +22,16 @@ RARE = re.compile(rb'"(?:finish_reason"\s*:\s*"|usage"\s*:\s*\{|error"\s*:)')
 
 @dataclass(slots=True)
 class Answer:
-    """What came back for one request; times are those of time.perf_counter. `max_tokens` is the sum over its `n` choices."""
+    """What came back for one request; times are those of time.perf_counter. `max_tokens` is the sum over its `n` choices.
+
+    An answer that is not `exact` may end earlier. With `kept` = [] the events with text are kept there, for `text`.
+    """
 
     max_tokens: int
     started: float
     n: int = 1
+    exact: bool = True
+    kept: list[bytes] | None = None
     ended: float = 0.0
     status: int = 0
     arrivals: dict[int, list[float]] = field(default_factory=dict)  # of each choice: one for each event with text
@@ -43,8 +48,20 @@ class Answer:
         """Tokens of the answer: the server's own count, else the number of events with text."""
         return sum(map(len, self.arrivals.values())) if self.usage_tokens is None else self.usage_tokens
 
+    @property
+    def wrong_length(self) -> bool:
+        """Whether a complete answer has another number of tokens than was asked for, or claims fewer than it has events."""
+        low = self.max_tokens if self.exact else self.n
+        return not low <= self.tokens <= self.max_tokens or self.tokens < sum(map(len, self.arrivals.values()))
+
+    @property
+    def text(self) -> str:
+        """The text of an answer that was kept, choices in the order of their pieces."""
+        deltas = [choice.get("delta") or {} for data in self.kept or () for choice in json.loads(data).get("choices") or ()]
+        return "".join(delta.get("reasoning_content") or delta.get("content") or "" for delta in deltas)
+
     def take(self, line: bytes, now: float) -> None:
-        """Takes one line of the event stream, which arrived at `now`."""
+        """Take one line of the event stream, which arrived at `now`."""
         if not line.startswith(b"data:"):
             return
         data = line[5:].strip()
@@ -54,6 +71,8 @@ class Answer:
         if CONTENT.search(data):
             index = INDEX.search(data)
             self.arrivals.setdefault(int(index[1]) if index else 0, []).append(now)
+            if self.kept is not None:
+                self.kept.append(data)
         if RARE.search(data):
             self._read(json.loads(data))
 
@@ -71,7 +90,7 @@ class Answer:
             self.usage_tokens = (before or 0) + usage["completion_tokens"]
 
     def close(self, now: float, error: str | None = None) -> None:
-        """Ends the answer at `now`; one that began and lacks a finish reason or [DONE] was cut off."""
+        """End the answer at `now`; one that began and lacks a finish reason or [DONE] was cut off."""
         self.ended = now
         self.error = self.error or error
         whole = self.done and len(self.finish_reasons) == self.n
@@ -80,7 +99,7 @@ class Answer:
 
 
 class ResponseReader:
-    """Takes an HTTP/1.1 response apart: `feed` gives the whole lines of the body that have arrived."""
+    """Takes an HTTP/1.1 response apart: `feed` returns the whole lines of the body that have arrived."""
 
     def __init__(self) -> None:
         self.status = 0
@@ -91,7 +110,7 @@ class ResponseReader:
         self._left: int | None = None  # of a body with a Content-Length
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Raises ValueError when the bytes are not HTTP/1.1."""
+        """Return the whole lines of the body that `data` completes. Raises ValueError when the bytes are not HTTP/1.1."""
         self._raw += data
         if not self.status and not self._head():
             return []
@@ -137,9 +156,9 @@ class ResponseReader:
 
 
 class ChatClient:
-    """Sends chats to one server, each on a connection of its own."""
+    """Sends chats to one server, each on a connection of its own, without a proxy; `timeout` in seconds, None for none."""
 
-    def __init__(self, url: str, model: str, api_key: str | None, timeout: float) -> None:
+    def __init__(self, url: str, model: str, api_key: str | None, timeout: float | None) -> None:
         parts = urlsplit(url)
         self.host, self.tls = parts.hostname or "", parts.scheme == "https"
         self.port = parts.port or (443 if self.tls else 80)
@@ -151,14 +170,15 @@ class ChatClient:
             "Accept: text/event-stream\r\nConnection: close\r\nContent-Length: "
         )
 
-    async def ask(self, prompt: Prompt, on_first: Callable[[], None] | None = None) -> Answer:
-        """Sends `prompt` and reads the answer to its end; what goes wrong is in its `error`, never raised."""
-        answer = Answer(prompt.n * (1 if prompt.as_json else prompt.max_tokens), time.perf_counter(), prompt.n)
-        await self.send(prompt.body(), answer, on_first)
+    async def ask(self, request: Request, on_first: Callable[[], None] | None = None) -> Answer:
+        """Send `request` and read the answer to its end; what goes wrong is in its `error`, never raised."""
+        kept: list[bytes] | None = [] if request.keep else None
+        answer = Answer(request.n * request.max_tokens, time.perf_counter(), request.n, request.exact, kept)
+        await self.send(request.body, answer, on_first)
         return answer
 
-    async def send(self, body: dict[str, Any], answer: Answer, on_first: Callable[[], None] | None = None) -> None:
-        """Streams the chat of `body` into `answer`; raises only what `answer.take` raises of its own."""
+    async def send(self, body: Mapping[str, Any], answer: Answer, on_first: Callable[[], None] | None = None) -> None:
+        """Stream the chat of `body` into `answer`; raises only what `answer.take` raises of its own."""
         error = None
         try:
             await asyncio.wait_for(self._exchange(self._request(body), answer, on_first), self.timeout)
@@ -171,7 +191,7 @@ class ChatClient:
             error = f"{type(problem).__name__}: {problem}"
         answer.close(time.perf_counter(), error)
 
-    def _request(self, body: dict[str, Any]) -> bytes:
+    def _request(self, body: Mapping[str, Any]) -> bytes:
         stream = {"model": self.model, "stream": True, "stream_options": {"include_usage": True}}
         data = json.dumps({**stream, **body}).encode()
         return f"{self._head}{len(data)}\r\n\r\n".encode() + data
