@@ -640,6 +640,11 @@ class Apart(RuleBasedStateMachine):
     def both(self, owner: str) -> tuple[PrefixCache, PrefixCache]:
         return self.all, self.own[owner]
 
+    def beyond_public(self, tokens: list[int], start: int) -> int:
+        """Return where a part of a prompt may begin: not behind public tokens, which one owner may have of the other."""
+        start = min(start, len(tokens) - 1)
+        return 0 if start <= max((common_length(prompt, tokens) for prompt in self.public), default=0) else start
+
     @rule(owner=st.sampled_from(["ann", "bob"]), tokens=prompts, more=prompts, computed=st.integers(0, 20), ends=st.booleans())
     def ask(self, owner: str, tokens: list[int], more: list[int], computed: int, ends: bool) -> None:
         slot = next(self.free)
@@ -664,13 +669,13 @@ class Apart(RuleBasedStateMachine):
 
     @rule(owner=st.sampled_from(["ann", "bob"]), tokens=prompts, start=st.integers(0, 3))
     def store(self, owner: str, tokens: list[int], start: int) -> None:
-        start = min(start, len(tokens) - 1)
+        start = self.beyond_public(tokens, start)
         for cache in self.both(owner):
             cache.store(tokens, start, rows_of(tokens, start), NOTHING if self.cuts else fixed_of(tokens), owner)
 
     @rule(owner=st.sampled_from(["ann", "bob"]), tokens=prompts, start=st.integers(0, 3))
     def record(self, owner: str, tokens: list[int], start: int) -> None:
-        record = dataclasses.replace(record_of(tokens, min(start, len(tokens) - 1), fixed=not self.cuts), owner=owner)
+        record = dataclasses.replace(record_of(tokens, self.beyond_public(tokens, start), fixed=not self.cuts), owner=owner)
         for cache in self.both(owner):
             cache.recorded(record)
 
