@@ -57,7 +57,13 @@ LEAST_OUTPUTS = 32
 """Minimum of outputs in a step: a prompt whose log probabilities are wanted needs one for each token."""
 
 STEP = 512
-"""Most tokens that llama.cpp computes in one go where a sequence may be computed in parts (n_ubatch)."""
+"""Tokens that llama.cpp computes in one go where a sequence may be computed in parts (n_ubatch); `ubatches` may have more."""
+
+GPU_STEPS = (2048, 1024, STEP)
+"""Tokens in one go to try on a GPU, which is not busy with fewer; from 1,024 on its attention skips masked cells in a pool."""
+
+UBATCH_SHARE = 0.1
+"""Share of the GPU memory left after the weights that the buffers of a step may take."""
 
 EMBEDDING_BATCH = 512
 """Tokens beyond which a CPU gains nothing from larger embedding batches: each token would attend to all the others."""
@@ -89,11 +95,25 @@ class KvCache:
         """Tokens of a step whose logits are read, at most."""
         return max(LEAST_OUTPUTS, self.sequences)
 
-    def window_cells(self, window: int, batch: int) -> int:
+    def window_cells(self, window: int, ubatch: int) -> int:
         """Return the cells of a layer with a sliding window (llama_kv_cache_iswa): in each stream those that the windows of its
-        sequences and a step need."""
+        sequences need, and the `ubatch` tokens computed in one go."""
         owners = self.sequences // self.streams
-        return self.streams * whole_cells(min(self.cells // self.streams, window * owners + min(STEP, batch)))
+        return self.streams * whole_cells(min(self.cells // self.streams, window * owners + ubatch))
+
+
+def ubatches(batch: int, gpus: int, partial: bool) -> tuple[int, ...]:
+    """Return the tokens to compute in one go (n_ubatch) of a step with up to `batch`, largest first, of which the first whose
+    buffers fit is the best: always at least one.
+
+    Without a GPU STEP, beyond which a token costs no less. On a GPU more. Where only a part of the layers is there, each go
+    carries the weights of all others across the bus (op_offload), so a whole step should be one. Several GPUs compute the
+    parts of a step one behind the other, so there should be parts.
+    """
+    if not gpus or (gpus > 1 and not partial):
+        return (min(STEP, batch),)
+    sizes = {min(size, batch) for size in GPU_STEPS} | ({batch} if partial else set())
+    return tuple(sorted(sizes, reverse=True))
 
 
 def kv_cache(wanted: KvLayout, tokens: int, context: int, parallel: int, keeps_state: bool, on_gpu: bool) -> KvCache:

@@ -20,6 +20,7 @@ from locallab.errors import ConfigError
 
 KvType = Literal["f32", "f16", "bf16", "q8_0", "q4_0"]
 Layout = Literal["streams", "unified"]
+OnDevice = Literal["auto", "on", "off"]
 KvLayout = Literal["auto", "streams", "unified"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 Settings = TypeVar("Settings")
@@ -65,6 +66,20 @@ class LoadSettings:
         int, Meta(ge=0, le=MOST, description="maximum queued requests; beyond, one of the client with most gets 503")
     ] = 256
     batch: Annotated[int, Meta(ge=32, le=8192, description="maximum tokens per step")] = 2048
+    ubatch: Annotated[
+        Annotated[int, Meta(ge=32, le=8192)] | None,
+        Meta(
+            description="maximum tokens that llama.cpp computes in one go; default: 512, on a GPU up to a whole step where "
+            "the memory for its buffers is there"
+        ),
+    ] = None
+    device_sampling: Annotated[
+        OnDevice,
+        Meta(
+            description="draw tokens where the logits are, as part of a step, for requests without seed, grammar, log "
+            "probabilities and penalties; auto: on a GPU, unless the likeliest token is all that is wanted"
+        ),
+    ] = "auto"
     step_ms: Annotated[
         int,
         Meta(

@@ -16,6 +16,7 @@ from locallab.memory_model import (
     kv_cache,
     kv_layout,
     sequence_ids,
+    ubatches,
     wanted_layout,
     whole_cells,
     windowed,
@@ -85,17 +86,36 @@ def test_a_cache_holds_what_was_asked_for(
 
 
 @pytest.mark.parametrize(
-    ("cache", "batch", "expected"),
+    ("cache", "ubatch", "expected"),
     [
-        (KvCache("streams", 65536, 8, 8), 2048, 8 * 1024),
+        (KvCache("streams", 65536, 8, 8), 512, 8 * 1024),
         (KvCache("streams", 65536, 8, 8), 32, 8 * 768),
         (KvCache("streams", 8 * 768, 8, 8), 2048, 8 * 768),
         (KvCache("unified", 65536, 64, 128), 2048, 65536),
-        (KvCache("unified", 65536, 4, 68), 2048, 512 * 68 + 512),
+        (KvCache("unified", 65536, 4, 68), 512, 512 * 68 + 512),
+        (KvCache("streams", 65536, 8, 8), 2048, 8 * 2560),
     ],
 )
-def test_a_layer_with_a_window_keeps_what_it_and_a_step_need(cache: KvCache, batch: int, expected: int) -> None:
-    assert cache.window_cells(512, batch) == expected
+def test_a_layer_with_a_window_keeps_what_it_and_a_step_need(cache: KvCache, ubatch: int, expected: int) -> None:
+    assert cache.window_cells(512, ubatch) == expected
+
+
+@pytest.mark.parametrize(
+    ("batch", "gpus", "partial", "expected"),
+    [
+        pytest.param(2048, 0, True, (512,), id="a CPU"),
+        pytest.param(100, 0, True, (100,), id="small steps on a CPU"),
+        pytest.param(2048, 1, False, (2048, 1024, 512), id="a GPU"),
+        pytest.param(8192, 1, False, (2048, 1024, 512), id="long steps on a GPU"),
+        pytest.param(700, 1, False, (700, 512), id="short steps on a GPU"),
+        pytest.param(64, 1, False, (64,), id="short steps"),
+        pytest.param(2048, 2, False, (512,), id="GPUs that compute parts of a step one behind the other"),
+        pytest.param(8192, 1, True, (8192, 2048, 1024, 512), id="weights that cross the bus"),
+        pytest.param(2048, 2, True, (2048, 1024, 512), id="weights that cross the bus to several"),
+    ],
+)
+def test_how_many_tokens_to_compute_in_one_go(batch: int, gpus: int, partial: bool, expected: tuple[int, ...]) -> None:
+    assert ubatches(batch, gpus, partial) == expected
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from collections.abc import Sequence as Seq
 import numpy as np
 
 from locallab.engine.context import Context
+from locallab.engine.device_sampling import DevicePlan
 from locallab.engine.grammar.guide import Guide
 from locallab.engine.llama import Model
 from locallab.engine.logprobs import DrawnLogprobs, Logits, Logprobs
@@ -27,15 +28,22 @@ class Answer:
     """
 
     def __init__(
-        self, params: SamplingParams, model: Model, guide: Guide | None = None, rules: TokenRules | None = None
+        self,
+        params: SamplingParams,
+        model: Model,
+        guide: Guide | None = None,
+        rules: TokenRules | None = None,
+        device_plan: DevicePlan | None = None,
     ) -> None:
-        """`rules` are those of `params`; without them these may have no text but stop strings."""
+        """`rules` are those of `params`; without them these may have no text but stop strings. With a `device_plan`, tokens
+        are drawn on the device."""
         self.params = params
         self.guide = guide
         self.text = TextStream(params.stop if rules is None else rules.stop, include_stop=params.include_stop)
         of_answer = DrawnLogprobs if params.drawn_logprobs else Logprobs
         self.logprobs = of_answer(params, model) if params.logprobs is not None else None
         self.certain = list(guide.take()) if guide else []
+        self.device_plan = device_plan
         self._model = model
         self._rules = rules or TokenRules()
         self._n_read = 0
@@ -70,9 +78,9 @@ class Answer:
             for row in rows[: self.logprobs.unscored(n_prompt)]:
                 self.logprobs.score(row, tokens[n_prompt - self.logprobs.unscored(n_prompt)])
 
-    def advance(self, context: Context, logits: Logits, output: int) -> list[int]:
+    def advance(self, context: Context, logits: Logits, output: int, drawn: int | None = None) -> list[int]:
         """Return the tokens that come next: those that are certain, or one sampled from `logits`, the context's own of batch
-        entry `output`, and those that it makes certain. Empty when nothing may follow.
+        entry `output`, or `drawn` there on the device, and those that it makes certain. Empty when nothing may follow.
 
         Mutates `logits` where a grammar or the request forbids tokens. Raises InvalidField when the grammar cannot be
         followed.
@@ -80,7 +88,9 @@ class Answer:
         assert self._sampler is not None, "begin comes first"
         if self.logprobs is not None:
             self.logprobs.see(logits)
-        if not self.certain:
+        if not self.certain and drawn is not None:
+            self._follow(drawn, self._sampler)
+        elif not self.certain:
             forbidden = self._sampler.forbid(logits)
             if self.guide is not None:
                 self.guide.restrict(logits)

@@ -39,6 +39,7 @@ class Context:
         *,
         n_ctx: int,
         n_batch: int,
+        n_ubatch: int = STEP,
         n_sequences: int,
         n_outputs: int = 0,
         threads: int,
@@ -47,15 +48,17 @@ class Context:
     ) -> None:
         """Allocate `n_ctx` cells (llama_init_from_model): a pool, or without `unified` an equal part for each sequence.
 
-        A batch has at most `n_outputs` outputs, by default one for each sequence. Layers with a sliding window keep no more
+        A batch has at most `n_outputs` outputs, by default one for each sequence, and is computed `n_ubatch` tokens at a
+        time. Layers with a sliding window keep no more
         cells than that needs. Raises ModelLoadError when it fails.
         """
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = n_ctx
         params.n_batch = n_batch
-        params.n_ubatch = min(STEP, n_batch)
+        params.n_ubatch = min(n_ubatch, n_batch)
         params.n_seq_max = n_sequences
         params.n_outputs_max = self._n_outputs = n_outputs or n_sequences
+        params.n_outputs_max_per_seq = 1  # of those with a sampler on the device
         params.n_threads = params.n_threads_batch = threads
         params.type_k = params.type_v = KV_TYPES[kv_type]
         params.kv_unified = unified
@@ -87,12 +90,18 @@ class Context:
 
         Raises InvalidBatch, which changes nothing, or another EngineFailure: a part of the batch may have been computed.
         """
-        code = llama_cpp.llama_decode(self._ctx, batch.raw)
+        code = self.submit(batch)
         if code == 0:
             llama_cpp.llama_synchronize(self._ctx)
-        elif code != NO_ROOM:
+        return code
+
+    def submit(self, batch: Batch) -> int:
+        """Begin to compute `batch`, which may be filled anew at once (llama_decode). A GPU goes on after the return; whatever
+        follows, also a state that is read, waits for it. Returns and raises as `decode`."""
+        code = int(llama_cpp.llama_decode(self._ctx, batch.raw))
+        if code not in (0, NO_ROOM):
             raise (InvalidBatch if code == INVALID else EngineFailure)(f"llama_decode failed with code {code}")
-        return int(code)
+        return code
 
     def logits(self) -> npt.NDArray[np.float32]:
         """Return the last batch's logits (llama_get_logits): one row of n_vocab per requested output, in batch order.

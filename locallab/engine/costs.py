@@ -17,13 +17,21 @@ class StepCosts:
 
     def __init__(self) -> None:
         self.move_seconds = 0.0
+        self._begun = (0, 0, 0.0)  # batches that nobody has waited for: tokens of answers and of prompts, seconds
         self._decode = _Figures(age=None)
         self._prompt = _Figures(age=_AGE)
         self._drafts: dict[tuple[int, int], tuple[float, int]] = {}
         self._batches = 0
 
+    def defer(self, n_decode: int, n_prompt: int, seconds: float) -> None:
+        """Note a batch that nobody has waited for: it counts with the next one that is observed."""
+        begun = self._begun
+        self._begun = n_decode + begun[0], n_prompt + begun[1], seconds + begun[2]
+
     def observe(self, n_decode: int, n_prompt: int, seconds: float) -> None:
-        """Learn from a batch that took `seconds`."""
+        """Learn from a batch that took `seconds`, with those that it had to wait for."""
+        self.defer(n_decode, n_prompt, seconds)
+        (n_decode, n_prompt, seconds), self._begun = self._begun, (0, 0, 0.0)
         self._batches += 1
         if n_prompt == 0:
             self._decode.add(n_decode, seconds)
@@ -32,8 +40,12 @@ class StepCosts:
             self._prompt.add(n_prompt, rest / n_prompt)
 
     def observe_drafts(self, answers: int, drafting: int, length: int, seconds: float) -> None:
-        """Learn from a batch of `answers`, of which `drafting` had drafts of this length."""
+        """Learn from a batch of `answers`, of which `drafting` had drafts of this length; of nothing if it had to wait for
+        others."""
         self._batches += 1
+        begun, self._begun = self._begun, (0, 0, 0.0)
+        if begun[1]:
+            return
         key = drafting.bit_length(), length.bit_length()
         extra = max(0.0, seconds - self.decode(answers)) / (drafting * length)
         old, seen = self._drafts.get(key, (extra, 0))

@@ -63,6 +63,9 @@ class Limits:
 
     `drafts` of answers may be verified: what a sequence has computed last can be removed.
 
+    llama.cpp computes up to `ubatch` tokens in one go. `queues`: it goes on computing while more is handed to it, so nobody
+    needs to wait for a batch without outputs.
+
     Batches of at least `tile` tokens are attended to in tiles of so many (0: never). A tile walks every cell that any of its
     tokens sees, so tokens of many sequences should not share one.
     """
@@ -83,6 +86,8 @@ class Limits:
     row_bytes: int = 0
     fixed_bytes: int = 0
     snapshot_every: int = 0
+    ubatch: int = STEP
+    queues: bool = False
 
     @property
     def pooled(self) -> bool:
@@ -141,9 +146,10 @@ def limits(model: llama.Model, settings: EngineSettings, free: int, on_gpu: bool
     # With a window, a batch that llama.cpp computes in parts loses cells which its first part still sees: preparing the last
     # part purges what is out of the window by then (llama_kv_cache::prepare, apply_ubatch).
     cuts = not (model.keeps_state or model.sliding_window)
+    ubatch = ubatch_of(settings)
     return Limits(
         cells=cache.cells,
-        batch=min(settings.batch, STEP) if model.sliding_window else settings.batch,
+        batch=min(settings.batch, ubatch) if model.sliding_window else settings.batch,
         parallel=cache.parallel,
         slots=cache.sequences - 1 if cuts and cache.layout == "unified" else cache.sequences,
         cache_cells=cache.cells if settings.cache_tokens is None else settings.cache_tokens,
@@ -155,7 +161,14 @@ def limits(model: llama.Model, settings: EngineSettings, free: int, on_gpu: bool
         drafts=settings.drafts and not model.keeps_state,
         cuts=cuts,
         cache_bytes=settings.cache_ram_mib << 20,
+        ubatch=ubatch,
+        queues=on_gpu,
     )
+
+
+def ubatch_of(settings: EngineSettings) -> int:
+    """Return the tokens that llama.cpp computes in one go."""
+    return min(settings.ubatch or STEP, settings.batch)
 
 
 def _kv_cache(model: llama.Model, settings: EngineSettings, free: int, on_gpu: bool) -> KvCache:
@@ -179,7 +192,7 @@ def kv_bytes(model: llama.Model, settings: EngineSettings, cache: KvCache) -> in
     """Return the most bytes of a KV cache: every layer counts as an attention layer, with full attention if it is not known
     which have a window."""
     layers = windowed_layers(model) or 0
-    in_window = layers * cache.window_cells(model.sliding_window, settings.batch)
+    in_window = layers * cache.window_cells(model.sliding_window, ubatch_of(settings))
     cells = (model.n_layer - layers) * cache.cells + in_window
     return model.kv_bytes_per_token(settings.kv_type) * cells // model.n_layer
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 
+from locallab.engine.device_sampling import DevicePlan
 from locallab.engine.sequence import Sequence
 
 FORCED = 16
@@ -113,6 +115,28 @@ def cut(pending: int, budget: int, room: int, tile: int) -> int:
     if pending - count < tile:
         return min(pending, room)
     return count if count >= tile else 0
+
+
+def batch_entries(chunks: Iterable[Chunk]) -> tuple[list[int], list[int], list[int], list[int]]:
+    """Return of each token of a batch the token itself, its position, its slot, and 1 if its logits are wanted."""
+    tokens: list[int] = []
+    positions: list[int] = []
+    slots: list[int] = []
+    outputs: list[int] = []
+    for chunk in chunks:
+        end = chunk.start + chunk.count
+        tokens += chunk.sequence.tokens[chunk.start : chunk.start + chunk.known]
+        tokens += chunk.draft
+        positions += range(chunk.start, end)
+        slots += [chunk.sequence.slot] * chunk.count
+        outputs += [0] * (chunk.count - chunk.outputs) + [1] * chunk.outputs
+    return tokens, positions, slots, outputs
+
+
+def device_plans(chunks: Iterable[Chunk]) -> dict[int, DevicePlan | None]:
+    """Return for each slot with an output in a batch how it is drawn on the device, None: on the host, as are several outputs
+    of one (a draft's), since a sampler there draws once a batch."""
+    return {c.sequence.slot: c.sequence.answer.device_plan if c.outputs == 1 else None for c in chunks if c.outputs}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

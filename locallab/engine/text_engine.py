@@ -18,8 +18,10 @@ from locallab.engine.caller import LOCAL, Caller
 from locallab.engine.commands import Cancel, Share, Submit
 from locallab.engine.context import Batch, Context
 from locallab.engine.costs import StepCosts
+from locallab.engine.device_sampling import DeviceSamplers, device_plan
 from locallab.engine.disk_cache import DiskCache, model_digest
-from locallab.engine.engine import Engine, Works, device, free_memory, info_of
+from locallab.engine.engine import Engine, Works, free_memory, info_of
+from locallab.engine.engine import device as device_name
 from locallab.engine.grammar.grammars import Grammars
 from locallab.engine.limits import (
     GPU_WALK_SHARE,
@@ -41,10 +43,15 @@ from locallab.engine.sequence import Sequence
 from locallab.engine.state_format import UnknownFormat
 from locallab.engine.token_rules import RuleBook, forbids
 from locallab.engine.worker import Worker
-from locallab.errors import ContextLengthExceeded, InvalidField, ModelLoadError
+from locallab.errors import ContextLengthExceeded, EngineFailure, InvalidField, ModelLoadError
+from locallab.memory_model import STEP
 from locallab.settings import EngineSettings, cache_directory
 
 CALIBRATION_TOKENS = 64
+CALIBRATION_ANSWERS = (8, 32)
+"""Numbers of answers whose step is measured on a GPU at load, besides one."""
+CALIBRATION_SECONDS = 1.0
+"""Time beyond which no larger chunk of a prompt is measured."""
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +96,10 @@ class TextEngine(Engine):
         guide = self._grammars.guide(params.constraint, forces=not forbids(params)) if params.constraint else None
         with self._lock:
             overloaded = self._admit(caller)
-            answer = Answer(params, self._model, guide, self._rules.rules(params))
+            rules = self._rules.rules(params)
+            greedy = self._settings.device_sampling == "on"
+            plan = device_plan(params, rules, self._model.end_tokens, greedy=greedy) if self._samples_on_device else None
+            answer = Answer(params, self._model, guide, rules, plan)
             sequence = Sequence(next(self._ids), tokens, len(tokens), limit, answer, listener, urgent, caller)
             self._worker.commands.put(Submit(sequence, overloaded))
         return sequence.id
@@ -125,6 +135,7 @@ class TextEngine(Engine):
             model,
             n_ctx=limits.cells,
             n_batch=limits.batch,
+            n_ubatch=limits.ubatch,
             n_sequences=limits.slots + limits.shares,
             n_outputs=limits.outputs,
             threads=threads,
@@ -132,8 +143,9 @@ class TextEngine(Engine):
             unified=limits.pooled,
         )
         native.callback(context.close)
+        self._samples_on_device = settings.device_sampling == "on" or (settings.device_sampling == "auto" and on_gpu)
         costs = StepCosts()
-        limits = _calibrate(context, costs, model.n_vocab, limits, context_length(model, settings))
+        limits = _calibrate(context, costs, model.n_vocab, limits, context_length(model, settings), on_gpu)
         if limits.pooled and settings.cache_tokens is None:
             walk, share = WALK_SECONDS * model.n_layer * model.n_head / threads, WALK_SHARE
             if on_gpu:  # a cell's bytes at the rate at which a step reads the weights
@@ -147,16 +159,19 @@ class TextEngine(Engine):
             kv_layout=limits.layout,
             memory=model.memory,
             reuse="prefix" if limits.cuts else "snapshots",
-            device=device(model, settings, threads, on_gpu),
+            device=device_name(model, settings, threads, on_gpu),
             fim=model.fim,
             parallel=limits.parallel,
             sampling=sampling_of(model, settings),
         )
         self._rules = RuleBook(model, self.info.context)
+        device = DeviceSamplers(context, model.n_vocab) if self._samples_on_device else None
+        if device is not None:
+            native.callback(device.close)
         disk = self._open_disk(path, context, limits)
         if disk is not None:
             native.callback(disk.close)
-        return Worker(context, Scheduler(limits, costs), model, self._post, self._ended, disk)
+        return Worker(context, Scheduler(limits, costs), model, self._post, self._ended, disk, device)
 
     def _open_disk(self, path: Path, context: Context, limits: Limits) -> DiskCache | None:
         """Return the prefixes on disk that this model, llama.cpp and these settings would compute to the same bytes."""
@@ -177,17 +192,14 @@ class TextEngine(Engine):
         return DiskCache(cache_directory(settings.cache_disk), int(settings.cache_disk_gib * 2**30), facts)
 
 
-def _calibrate(context: Context, costs: StepCosts, n_vocab: int, limits: Limits, n_ctx: int) -> Limits:
+def _calibrate(context: Context, costs: StepCosts, n_vocab: int, limits: Limits, n_ctx: int, on_gpu: bool) -> Limits:
     """Measure a decode step, a prompt chunk and a move, to cut the first chunks for this machine; this also warms up. Return
     the limits with what the state of a sequence takes."""
     count = min(CALIBRATION_TOKENS, limits.batch)
-    batch = Batch(count)
+    if on_gpu:
+        _measure_shapes(context, costs, n_vocab, limits)
     for n in (1, 1, count):
-        context.clear()
-        batch.fill([i % n_vocab for i in range(n)], range(n), [0] * n, [0] * (n - 1) + [1])
-        began = time.perf_counter()
-        context.decode(batch)
-        seconds = time.perf_counter() - began
+        seconds = _decode(context, n_vocab, [n])
         costs.observe(int(n == 1), n if n > 1 else 0, seconds)
     try:
         context.learn_format(count, limits.cuts)
@@ -200,3 +212,34 @@ def _calibrate(context: Context, costs: StepCosts, n_vocab: int, limits: Limits,
     context.clear()
     spacing = snapshot_spacing(fixed.nbytes, limits.cache_bytes, n_ctx, LEAST_SPACING * costs.move_seconds, costs.per_token())
     return dataclasses.replace(limits, row_bytes=rows.shape[1], fixed_bytes=fixed.nbytes, snapshot_every=spacing)
+
+
+def _measure_shapes(context: Context, costs: StepCosts, n_vocab: int, limits: Limits) -> None:
+    """Measure steps with several answers and larger chunks of a prompt: on a GPU they take hardly longer than small ones. Each
+    is computed twice, since the first time includes building its graph and loading its kernels."""
+    for answers in CALIBRATION_ANSWERS:
+        if answers <= min(limits.parallel, limits.slots, limits.outputs, limits.batch):
+            costs.observe(answers, 0, [_decode(context, n_vocab, [1] * answers) for _ in range(2)][-1])
+    least = min(CALIBRATION_TOKENS, limits.batch)
+    most = min(limits.ubatch, limits.batch, limits.cells // (limits.slots if limits.even else 1))
+    seconds, known = _decode(context, n_vocab, [least]), least
+    for tokens in sorted({min(STEP, most), most} - {least}):
+        if tokens < least or seconds * tokens / known > CALIBRATION_SECONDS:
+            break
+        seconds, known = [_decode(context, n_vocab, [tokens]) for _ in range(2)][-1], tokens
+        costs.observe(0, tokens, seconds)
+
+
+def _decode(context: Context, n_vocab: int, counts: Seq[int]) -> float:
+    """Compute so many tokens of the first sequences, after forgetting all; return the seconds."""
+    total = sum(counts)
+    positions = [position for count in counts for position in range(count)]
+    sequences = [sequence for sequence, count in enumerate(counts) for _ in range(count)]
+    outputs = [int(position == count - 1) for count in counts for position in range(count)]
+    batch = Batch(total)
+    batch.fill([i % n_vocab for i in range(total)], positions, sequences, outputs)
+    context.clear()
+    began = time.perf_counter()
+    if context.decode(batch):
+        raise EngineFailure("the KV cache has no room for the first tokens")
+    return time.perf_counter() - began

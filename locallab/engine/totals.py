@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from bisect import bisect_left
 from collections.abc import Sequence as Seq
-from typing import get_args
+from typing import Literal, get_args
 
 from locallab.engine.request import CacheUse, EngineStats, MissReason, Tier
 from locallab.engine.scheduler import Scheduler
@@ -16,6 +17,9 @@ TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2
 FIRST_TOKEN_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0)
 """Bounds for durations per request, the time in the queue included."""
 
+
+Phase = Literal["plan", "fill", "post", "decode", "sample"]
+"""Parts of a step: what to compute, moving states; filling the batch; handing out events; llama.cpp; the next tokens."""
 
 TIERS: tuple[Tier, ...] = ("resident", "host", "disk")
 """Where the prefix cache keeps what it has."""
@@ -50,7 +54,8 @@ class Totals:
     `TextEngine.submit`, `inter_token` from one token of an answer to the next, `step` is the duration of a step.
     `accepted_tokens` and `rejected_tokens` are those of drafts.
     `cache_requests` counts prompts by the reason why the prefix cache had no more of them, `missed_tokens` the tokens that it
-    did not have, and `hit_tokens` those that it had, by where they were. All keys are there from the start.
+    did not have, and `hit_tokens` those that it had, by where they were. `phases` has the seconds of all steps, by part. All
+    keys are there from the start.
     """
 
     prompt_tokens: int = 0
@@ -66,6 +71,13 @@ class Totals:
     time_to_first_token: Histogram = dataclasses.field(default_factory=lambda: Histogram(FIRST_TOKEN_SECONDS))
     inter_token: Histogram = dataclasses.field(default_factory=lambda: Histogram(TOKEN_SECONDS))
     step: Histogram = dataclasses.field(default_factory=lambda: Histogram(TOKEN_SECONDS))
+    phases: dict[Phase, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(get_args(Phase), 0.0))
+
+    def lap(self, phase: Phase, began: float) -> float:
+        """Count the time since `began` (time.perf_counter) as part of a phase; return the time now."""
+        now = time.perf_counter()
+        self.phases[phase] += now - began
+        return now
 
     def prompt(self, length: int, use: CacheUse | None) -> None:
         """Count a prompt and, unless it was computed as a whole on purpose, its use of the prefix cache."""

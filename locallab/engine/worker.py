@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from locallab.engine.caller import Caller
 from locallab.engine.commands import Cancel, Close, Command, Fail, Share, Submit
 from locallab.engine.context import NO_ROOM, Batch, Context, InvalidBatch
+from locallab.engine.device_sampling import DeviceSamplers
 from locallab.engine.disk_cache import DiskCache
 from locallab.engine.grammar.guide import Masks
 from locallab.engine.llama import Model
@@ -22,7 +23,7 @@ from locallab.engine.prompt_events import PromptEvents
 from locallab.engine.request import EngineStats, FinishReason, TokenEvent
 from locallab.engine.scheduler import Scheduler
 from locallab.engine.sequence import UNPLACED, Sequence
-from locallab.engine.step_plan import Chunk
+from locallab.engine.step_plan import Chunk, batch_entries, device_plans
 from locallab.engine.totals import Totals
 from locallab.errors import EngineClosed, EngineFailure, InvalidField, engine_failure
 
@@ -51,8 +52,10 @@ class Worker:
         post: Post,
         ended: Callable[[Caller], None],
         disk: DiskCache | None = None,
+        device: DeviceSamplers | None = None,
     ) -> None:
-        """`ended` is called in the worker's thread whenever a sequence of that caller has ended."""
+        """`ended` is called in the worker's thread whenever a sequence of that caller has ended. With `device`, answers whose
+        plan allows it are sampled there."""
         self.commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self.totals = Totals()
         self._context = context
@@ -60,6 +63,7 @@ class Worker:
         self._post = post
         self._ended = ended
         self._batch = Batch(scheduler.limits.batch)
+        self._device = device
         self._masks = Masks(model.n_vocab)
         self._prompts = PromptEvents(scheduler.cache, model)
         self._sequences: dict[int, Sequence] = {}
@@ -198,6 +202,7 @@ class Worker:
         self.totals.preemptions = self._scheduler.preemptions
         for move in plan.moves:
             self._mover.carry_out(move)
+        self.totals.lap("plan", began)
         careful = self._failures > 0
         batches = [[chunk] for batch in plan.batches for chunk in batch] if careful else plan.batches
         for batch in batches:
@@ -210,23 +215,29 @@ class Worker:
 
     def _compute(self, chunks: list[Chunk]) -> bool:
         """Decode one batch and accept what follows from it. False: there was no room, the rest of the plan is void."""
-        outputs = self._fill(chunks)
-        self._masks.start()
         began = time.perf_counter()
+        tokens, positions, slots, wanted = batch_entries(chunks)
+        self._batch.fill(tokens, positions, slots, wanted)
+        outputs = [i for i, want in enumerate(wanted) if want]
+        if self._device is not None:
+            self._device.arrange(device_plans(chunks))
+        self._masks.start()
+        began = self.totals.lap("fill", began)
         for chunk in chunks:
             try:
                 self._tell(chunk.sequence, self._prompts.begun(chunk.sequence, began))
             except Exception as error:
                 self.commands.put(Fail(chunk.sequence.id, error))
         self._hand_out()  # the event loop works on these while llama.cpp computes and the interpreter is free
-        began = time.perf_counter()
-        if self._context.decode(self._batch) == NO_ROOM:
+        began = self.totals.lap("post", began)
+        waits = bool(outputs) or self._alone is not None or not self._scheduler.limits.queues
+        if (self._context.decode if waits else self._context.submit)(self._batch) == NO_ROOM:
             if not self._scheduler.relieve():
                 raise EngineFailure("llama.cpp finds no KV room for a single sequence")
             return False
         self._progress = True
-        seconds = time.perf_counter() - began
-        self._learn(chunks, seconds)
+        decoded = self.totals.lap("decode", began)
+        self._learn(chunks, decoded - began, waits)
         for save in self._scheduler.commit(chunks):
             self._mover.save(save)
         for chunk in chunks:
@@ -236,31 +247,17 @@ class Worker:
                 self._fail(chunk.sequence, error)
         if outputs:
             self._accept_all(chunks, outputs)
+        self.totals.lap("sample", decoded)
         return True
 
-    def _fill(self, chunks: list[Chunk]) -> list[int]:
-        """Fill the batch; return the entries whose logits are wanted."""
-        tokens: list[int] = []
-        positions: list[int] = []
-        slots: list[int] = []
-        outputs: list[int] = []
-        for chunk in chunks:
-            end = chunk.start + chunk.count
-            tokens += chunk.sequence.tokens[chunk.start : chunk.start + chunk.known]
-            tokens += chunk.draft
-            positions += range(chunk.start, end)
-            slots += [chunk.sequence.slot] * chunk.count
-            outputs += [0] * (chunk.count - chunk.outputs) + [1] * chunk.outputs
-        self._batch.fill(tokens, positions, slots, outputs)
-        return [i for i, wanted in enumerate(outputs) if wanted]
-
-    def _learn(self, chunks: list[Chunk], seconds: float) -> None:
+    def _learn(self, chunks: list[Chunk], seconds: float, waited: bool) -> None:
         """Show the costs a batch; one with drafts and prompts tells too little of either."""
         costs = self._scheduler.costs
         n_answers = sum(chunk.count for chunk in chunks if chunk.is_answer)
         drafts = [len(chunk.draft) for chunk in chunks if chunk.draft]
         if not drafts:
-            costs.observe(n_answers, sum(chunk.count for chunk in chunks) - n_answers, seconds)
+            n_prompt = sum(chunk.count for chunk in chunks) - n_answers
+            (costs.observe if waited else costs.defer)(n_answers, n_prompt, seconds)
         elif all(chunk.is_answer for chunk in chunks):
             costs.observe_drafts(len(chunks), len(drafts), max(drafts), seconds)
 
@@ -325,7 +322,8 @@ class Worker:
         if sequence.limit <= sequence.n_prompt:
             self._end(sequence, "length")
             return
-        tokens = answer.advance(self._context, logits, output)
+        drawn = self._device.draw(sequence.slot, output) if self._device is not None else None
+        tokens = answer.advance(self._context, logits, output, drawn)
         if not tokens:
             self._end(sequence, "stop")
             return

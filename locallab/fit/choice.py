@@ -19,7 +19,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from locallab.fit.estimates import FLOAT, Estimate, Load, estimate, kv_bytes, layers_on_gpu, state_bytes
+from locallab.fit.estimates import FLOAT, Estimate, Load, estimate, kv_bytes, layers_on_gpu, state_bytes, step_bytes
 from locallab.fit.explain import reason
 from locallab.fit.machine import Machine
 from locallab.fit.model_shape import Shape
@@ -29,8 +29,11 @@ from locallab.memory_model import (
     GPU_SHARE,
     OUTPUT_BYTES,
     RAM_SHARE,
+    STEP,
+    UBATCH_SHARE,
     default_contexts,
     kv_layout,
+    ubatches,
     wanted_layout,
     whole_cells,
 )
@@ -60,6 +63,7 @@ class Wishes:
     gpu_layers: int | None = None
     parallel: int | None = None
     batch: int | None = None
+    ubatch: int | None = None
     cache_ram_mib: int | None = None
     usual_context: int | None = None
 
@@ -86,7 +90,7 @@ class Fit:
     @property
     def layer(self) -> dict[str, Any]:
         """The chosen settings as a layer for `settings.resolve`, below the configured ones."""
-        names = ("gpu_layers", "context", "kv_tokens", "kv_type", "kv_layout", "parallel")
+        names = ("gpu_layers", "context", "kv_tokens", "kv_type", "kv_layout", "parallel", "ubatch")
         return {**{name: getattr(self.load, name) for name in names}, "cache_ram_mib": self.cache_ram_mib}
 
 
@@ -156,9 +160,23 @@ def _variants(shape: Shape, machine: Machine, wishes: Wishes, gpu_layers: int, c
                 parallel=parallel,
                 kv_layout="unified",
                 batch=batch,
+                ubatch=min(STEP if shape.embeds else wishes.ubatch or STEP, batch),
             )
             for pool in _pools(shape, machine, wishes, least):
-                yield _with_pool(shape, wishes, least, pool)
+                yield _with_ubatch(shape, machine, wishes, _with_pool(shape, wishes, least, pool))
+
+
+def _with_ubatch(shape: Shape, machine: Machine, wishes: Wishes, load: Load) -> Load:
+    """Return the load with as many tokens in one go as its share of the GPU memory left after the weights has buffers for. Not
+    with a sliding window, whose cache keeps room for them in each stream."""
+    if shape.embeds or shape.window or wishes.ubatch:
+        return load
+    gpus = len(machine.gpus) if load.gpu_layers else 0
+    partial = layers_on_gpu(shape, load.gpu_layers) < len(shape.layers)
+    loads = [dataclasses.replace(load, ubatch=size) for size in ubatches(load.batch, gpus, partial)]
+    free = machine.usable_ram if machine.shared else machine.usable_vram
+    room = UBATCH_SHARE * (free - estimate(shape, load).gpu_weights) if len(loads) > 1 else 0
+    return next((each for each in loads if step_bytes(shape, each) <= room), loads[-1])
 
 
 def _with_pool(shape: Shape, wishes: Wishes, load: Load, pool: int) -> Load:

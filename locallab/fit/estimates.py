@@ -12,6 +12,10 @@ from locallab.settings import KvType, Layout
 TOKEN_BYTES, MERGE_BYTES = 160, 150
 """Bytes of RAM that llama.cpp takes for each token of the vocabulary and for each tokenizer merge (measured)."""
 
+OUTPUT_COPIES = 4
+"""Buffers as wide as the vocabulary for each output: with samplers on the device probabilities, token ids and what is left of
+the logits, besides the logits."""
+
 FLOAT = 4
 """Bytes of a number in a buffer."""
 
@@ -19,7 +23,7 @@ FLOAT = 4
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
     """A way to load a model. `gpu_layers` as llama.cpp counts them, the output being one; `kv_tokens`: cells of the KV cache;
-    `parallel`: most requests at once, which fewer streams reduce."""
+    `parallel`: most requests at once, which fewer streams reduce; `ubatch`: tokens of a step that are computed in one go."""
 
     gpu_layers: int
     context: int
@@ -28,6 +32,7 @@ class Load:
     parallel: int
     kv_layout: Layout
     batch: int = 2048
+    ubatch: int = STEP
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +77,8 @@ def estimate(shape: Shape, load: Load, gpus: int = 1) -> Estimate:
         ram.compute += _graph(shape, load)
     # Where texts are computed as a whole, llama.cpp keeps logits for every token, though none is read.
     rows = load.kv_tokens if shape.whole else cache.outputs
-    ram.compute += FLOAT * shape.n_vocab * rows + vocabulary(shape)
+    copies = 1 if shape.embeds or not load.gpu_layers else OUTPUT_COPIES
+    ram.compute += FLOAT * shape.n_vocab * rows * copies + vocabulary(shape)
     return Estimate(
         weights=gpu.weights + ram.weights,
         kv=gpu.kv + ram.kv,
@@ -131,7 +137,12 @@ def state_bytes(shape: Shape, load: Load, layers: Iterable[Layer] | None = None)
 def _cells(shape: Shape, load: Load) -> tuple[int, int]:
     """Return the cells of a layer with full attention and of one with a window; contexts for embeddings keep all."""
     cache = kv_cache_of(shape, load)
-    return cache.cells, cache.cells if shape.embeds else cache.window_cells(shape.window, load.batch)
+    return cache.cells, cache.cells if shape.embeds else cache.window_cells(shape.window, min(load.ubatch, load.batch))
+
+
+def step_bytes(shape: Shape, load: Load) -> int:
+    """Return the bytes of the buffers that a device computes a step in."""
+    return _graph(shape, load)
 
 
 def _tokens(shape: Shape, load: Load) -> int:
@@ -139,7 +150,7 @@ def _tokens(shape: Shape, load: Load) -> int:
     if shape.whole:
         return load.kv_tokens
     cache = kv_cache_of(shape, load)
-    return -(-min(STEP, load.batch, cache.cells) // cache.sequences) * cache.sequences
+    return -(-min(load.ubatch, load.batch, cache.cells) // cache.sequences) * cache.sequences
 
 
 def _graph(shape: Shape, load: Load) -> int:

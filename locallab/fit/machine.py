@@ -10,7 +10,8 @@ RAM_MARGIN = 256 << 20
 """Bytes of free RAM left unused, or a tenth of it if that is more."""
 
 GPU_MARGIN = 512 << 20
-"""Bytes of each GPU's free memory left for CUDA itself and temporary buffers, or a twentieth of it if that is more."""
+"""Bytes of each GPU's free memory left for CUDA itself, temporary buffers and those of samplers there (1.5 times the logits of
+a step), or a twentieth of it if that is more."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -23,6 +23,24 @@ def test_a_chunk_fills_what_the_answers_leave(decode, per_token, n_decode):
     assert costs.chunk(n_decode, decode / 2) == 0
 
 
+def test_a_batch_that_nobody_waited_for_counts_with_the_next() -> None:
+    costs = StepCosts()
+    costs.observe(8, 0, 0.01)
+    costs.defer(0, 300, 0.001)
+    costs.defer(0, 200, 0.001)
+    assert costs.per_token() == 0
+    costs.observe(8, 0, 0.058)
+    assert costs.per_token() == pytest.approx(0.05 / 500)
+    costs.observe(8, 0, 0.01)
+    assert costs.decode(8) == pytest.approx(0.01)
+    costs.defer(0, 500, 0.001)
+    before = costs.verify(1, 3)
+    costs.observe_drafts(8, 1, 3, 9.0)  # waited for the prompt too, so it tells nothing of drafts
+    assert costs.verify(1, 3) == before
+    costs.observe(8, 0, 0.01)
+    assert costs.per_token() == pytest.approx(0.05 / 500)
+
+
 def test_an_unknown_number_of_answers_costs_what_the_nearest_known_does():
     costs = StepCosts()
     costs.observe(1, 0, 0.01)

@@ -3,11 +3,14 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import llama_cpp
 import pytest
 
 from locallab import hardware
 from locallab.engine import TextEngine, llama
+from locallab.engine.costs import StepCosts
 from locallab.engine.limits import (
     GPU_WALK_SHARE,
     LEAST_CACHE,
@@ -27,6 +30,7 @@ from locallab.memory_model import DEFAULT_CONTEXT, kv_cache, whole_cells
 from locallab.settings import EngineSettings
 from tests.support import tiny_gguf
 from tests.support.gguf_headers import F16, Made
+from tests.support.live_engine import ask, running
 
 LIMITS = Limits(cells=4096, batch=512, parallel=4, slots=8, cache_cells=1024, step_seconds=0.2)
 
@@ -118,6 +122,55 @@ def test_tiles_are_a_cpu_s() -> None:
 def test_settings_become_limits() -> None:
     found = limits_of(cache_tokens=123, cache_ram_mib=3, step_ms=50, batch=77)
     assert (found.cache_cells, found.cache_bytes, found.step_seconds, found.batch) == (123, 3 << 20, 0.05, 77)
+
+
+def test_what_is_computed_in_one_go() -> None:
+    assert limits_of().ubatch == 512
+    assert limits_of(ubatch=1024).ubatch == 1024
+    assert limits_of(ubatch=1024, batch=100).ubatch == 100
+    assert limits_of("window", ubatch=1024).batch == 1024  # a window is never computed in parts
+    assert limits_of("window").batch == 512
+
+
+@pytest.mark.parametrize(("ubatch", "largest"), [(None, 512), (700, 700)])
+def test_a_gpu_is_measured_with_the_shapes_of_its_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ubatch: int | None, largest: int
+) -> None:
+    seen: list[tuple[int, int]] = []
+    observe = StepCosts.observe
+
+    def spy(costs: StepCosts, n_decode: int, n_prompt: int, seconds: float) -> None:
+        seen.append((n_decode, n_prompt))
+        observe(costs, n_decode, n_prompt, seconds)
+
+    monkeypatch.setattr(StepCosts, "observe", spy)
+    path = tiny_gguf.write(tmp_path / "tiny.gguf", "llama")
+    options = {"context": 1024, "kv_tokens": 8192, "parallel": 8, "ubatch": ubatch}
+    with running(path, **options):
+        assert seen == [(1, 0), (1, 0), (0, 64)]
+    seen.clear()
+    monkeypatch.setattr(llama, "supports_gpu", lambda: True)
+    with running(path, **options, gpu_layers=-1) as engine:
+        assert set(seen) == {(8, 0), (0, 512), (0, largest), (1, 0), (0, 64)}
+        assert len(ask(engine, [1, 30, 31], 4).tokens) == 4
+
+
+@pytest.mark.parametrize(("gpu", "waits"), [(False, 9), (True, 3)])
+def test_a_gpu_is_waited_for_only_where_there_are_logits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: bool, waits: int
+) -> None:
+    path = tiny_gguf.write(tmp_path / "tiny.gguf", "llama")
+    prompt = [1, *(3 + 7 * index % 250 for index in range(419))]
+    with running(path, context=512) as engine:
+        expected = ask(engine, prompt, 3).tokens
+    monkeypatch.setattr(llama, "supports_gpu", lambda: gpu)
+    with running(path, context=512, batch=64, gpu_layers=-1, step_ms=600_000) as engine:
+        with (
+            mock.patch.object(llama_cpp, "llama_decode", side_effect=llama_cpp.llama_decode) as decoded,
+            mock.patch.object(llama_cpp, "llama_synchronize", side_effect=llama_cpp.llama_synchronize) as waited,
+        ):
+            assert ask(engine, prompt, 3).tokens == expected
+        assert (decoded.call_count, waited.call_count) == (9, waits)
 
 
 def test_a_pool_that_does_not_fit_is_refused() -> None:

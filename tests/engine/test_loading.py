@@ -155,11 +155,17 @@ EDGES: dict[str, list[object]] = {
     "parallel": [1, 192],
     "queue": [0, MOST],
     "batch": [32, 8192],
+    "ubatch": [32, 8192],
+    "device_sampling": ["on", "off"],
     "step_ms": [1, 600_000],
     "cache_tokens": [0, MOST],
     "cache_ram_mib": [0, MOST],
     "cache_disk_gib": [1e-9, 1_000_000],
 }
+
+
+NAMED = ("kv_layout", "device_sampling", "cache_disk_gib")
+"""Those that are no whole numbers."""
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mamba", "gemma3"])
@@ -182,7 +188,7 @@ def test_the_largest_context_is_refused_where_it_does_not_fit(path: Path, name: 
     assert re.fullmatch(r"a KV pool of [0-9]+ tokens needs [0-9.]+ GiB, .*", reason)
 
 
-@pytest.mark.parametrize(("name", "value"), [(name, MOST + 1) for name in EDGES if name not in ("kv_layout", "cache_disk_gib")])
+@pytest.mark.parametrize(("name", "value"), [(name, MOST + 1) for name in EDGES if name not in NAMED])
 def test_a_number_beyond_the_edge_is_refused_by_its_name(name: str, value: int) -> None:
     for each in (value, -2, 10**400):
         with pytest.raises(ConfigError, match=f"flags: {name}: Expected"):

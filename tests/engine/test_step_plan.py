@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from locallab.engine.answer import Answer
+from locallab.engine.device_sampling import DevicePlan
 from locallab.engine.request import SamplingParams
 from locallab.engine.sequence import Sequence
-from locallab.engine.step_plan import FORCED, Chunk, cut
+from locallab.engine.step_plan import FORCED, Chunk, batch_entries, cut, device_plans
 from tests.support.fake_llama import FakeModel
 
 CASES = {
@@ -74,3 +75,21 @@ def test_every_token_of_a_scored_prompt_has_an_output(computed: int, count: int,
         answer.score(np.zeros((1, FakeModel.n_vocab), np.float32), [1] * 10, 10)
     sequence = Sequence(0, [1] * 10, 10, 100, answer, lambda event: None, computed=computed)
     assert Chunk.of(sequence, count).outputs == outputs
+
+
+def test_a_batch_has_an_entry_for_each_token() -> None:
+    same = Answer(SamplingParams(), FakeModel())  # type: ignore[arg-type]
+    prompt = Sequence(1, [*range(50, 60)], 10, 99, same, lambda event: None, slot=3, computed=2)
+    answer = Sequence(2, [*range(70, 76)], 4, 99, same, lambda event: None, slot=1, computed=5)
+    chunks = [Chunk.of(answer, 1), Chunk.of(prompt, 2)]
+    assert batch_entries(chunks) == ([75, 52, 53], [5, 2, 3], [1, 3, 3], [1, 0, 0])
+    chunks = [Chunk.of(prompt, 1), Chunk.verifying(answer, [8, 9])]
+    assert batch_entries(chunks) == ([52, 75, 8, 9], [2, 5, 6, 7], [3, 1, 1, 1], [0, 1, 1, 1])
+
+
+def test_what_has_several_outputs_is_drawn_on_the_host() -> None:
+    plan = DevicePlan(SamplingParams(), ())
+    answer = Answer(SamplingParams(), FakeModel(), device_plan=plan)  # type: ignore[arg-type]
+    sequences = [Sequence(i, [1] * 6, 4, 99, answer, lambda event: None, slot=i, computed=i + 3) for i in range(3)]
+    chunks = [Chunk.of(sequences[0], 1), Chunk.of(sequences[1], 2), Chunk.verifying(sequences[2], [8])]
+    assert device_plans(chunks) == {1: plan, 2: None}

@@ -43,6 +43,16 @@ def test_every_token_and_step_is_counted_once() -> None:
     assert totals.inter_token.sum > 0 and totals.step.sum > 0
 
 
+def test_the_parts_of_a_step_make_up_its_time() -> None:
+    rig = Rig()
+    rig.submit(range(1, 20), max_tokens=5)
+    rig.drain()
+    totals = rig.worker.totals
+    assert all(seconds > 0 for seconds in totals.phases.values())
+    assert sum(totals.phases.values()) == pytest.approx(totals.step.sum, rel=0.5)
+    assert sum(totals.phases.values()) <= totals.step.sum
+
+
 def test_what_never_answers_has_no_first_token() -> None:
     rig = Rig()
     rig.cancel(rig.submit(range(1, 200)))

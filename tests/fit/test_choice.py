@@ -117,8 +117,8 @@ def test_reasons() -> None:
     )
     assert choose(SEVEN, machine(64, 5.4)).reason == (
         "all 33 layers on the GPU, context 4,096, KV q8_0 in one pool, 64 requests at once: takes 4.8 GiB of GPU memory and"
-        " 503 MiB of RAM; 4.9 GiB of GPU memory and 57.6 GiB of RAM can be used; context 8,192, KV f16 in one pool would take"
-        " 5.5 GiB of GPU memory and 507 MiB of RAM"
+        " 723 MiB of RAM; 4.9 GiB of GPU memory and 57.6 GiB of RAM can be used; context 8,192, KV f16 in one pool would take"
+        " 5.5 GiB of GPU memory and 727 MiB of RAM"
     )
     assert "; all 33 layers on the GPU, KV f16 in one pool would take 5.5 GiB" in choose(SEVEN, machine(64, 4.5)).reason
     alone = choose(SEVEN, machine(7), Wishes(kv_layout="streams"))
@@ -159,9 +159,44 @@ def test_the_layer_is_all_that_was_chosen() -> None:
         "kv_type": "f16",
         "kv_layout": "unified",
         "parallel": 64,
+        "ubatch": 512,
         "cache_ram_mib": 512,
     }
     assert resolve(EngineSettings, ("fit", fit.layer)).kv_tokens == 8192
+
+
+@pytest.mark.parametrize(
+    ("where", "wanted", "expected"),
+    [
+        pytest.param(machine(64), Wishes(), 512, id="a CPU"),
+        pytest.param(machine(64, 24), Wishes(), 2048, id="a GPU"),
+        pytest.param(machine(64, 8), Wishes(), 1024, id="a GPU with less left after the weights"),
+        pytest.param(machine(64, 6.5), Wishes(), 512, id="a GPU with little left"),
+        pytest.param(machine(64, 4.5), Wishes(), 512, id="a GPU that would lose a layer"),
+        pytest.param(machine(64, 12, 12), Wishes(), 512, id="two GPUs"),
+        pytest.param(machine(64, 24), Wishes(batch=1500), 1500, id="shorter steps"),
+        pytest.param(machine(64, 24), Wishes(gpu_layers=0), 512, id="a GPU that is not to be used"),
+        pytest.param(machine(64, 24), Wishes(gpu_layers=20, batch=4096), 4096, id="weights that cross the bus"),
+        pytest.param(machine(64, 24), Wishes(ubatch=256), 256, id="what is configured"),
+        pytest.param(machine(64), Wishes(ubatch=4096), 2048, id="no more than a step"),
+    ],
+)
+def test_tokens_in_one_go(where: Machine, wanted: Wishes, expected: int) -> None:
+    """Their buffers take no more than a tenth of the GPU memory that the weights leave, and are part of the estimate."""
+    fit = choose(SEVEN, where, wanted)
+    assert fit.fits and fit.load.ubatch == expected
+    less = dataclasses.replace(fit.load, ubatch=64)
+    assert estimate(SEVEN, less, len(where.gpus) or 1).compute < fit.estimate.compute
+
+
+def test_a_window_keeps_no_room_for_more_tokens_in_one_go() -> None:
+    layers = tuple(dataclasses.replace(layer, sliding=index % 6 != 5) for index, layer in enumerate(SEVEN.layers))
+    windowed = dataclasses.replace(SEVEN, layers=layers, window=512)
+    fit = choose(windowed, machine(64, 24))
+    assert (fit.load.ubatch, fit.load.kv_layout) == (512, "streams")
+    more = choose(windowed, machine(64, 24), Wishes(ubatch=2048))
+    assert more.fits and more.load.ubatch == 2048
+    assert 16 <= more.load.kv_tokens // 8192 < fit.load.kv_tokens // 8192
 
 
 def test_a_layer_for_a_file(tmp_path: Path) -> None:
@@ -189,6 +224,7 @@ wishes = st.builds(
     kv_layout=st.none() | st.sampled_from(["auto", "streams", "unified"]),
     gpu_layers=st.none() | st.integers(-1, 40),
     parallel=st.none() | st.integers(1, 192),
+    ubatch=st.none() | st.integers(32, 8192),
     usual_context=st.none() | st.integers(1, 100_000),
     cache_ram_mib=st.none() | st.integers(0, 2000),
 )
@@ -204,6 +240,7 @@ def test_what_is_chosen_fits_and_keeps_what_is_fixed(shape: Shape, where: Machin
     assert wanted.kv_type in (None, load.kv_type)
     assert wanted.parallel in (None, load.parallel)
     assert wanted.kv_layout in (None, "auto", load.kv_layout)
+    assert load.ubatch == min(wanted.ubatch, load.batch) if wanted.ubatch else load.ubatch <= load.batch
     assert wanted.context is None or load.context == min(wanted.context, load.kv_tokens)
     assert wanted.kv_tokens is None or load.kv_tokens == -(-wanted.kv_tokens // 256) * 256
     assert load.gpu_layers == 0 if not where.has_gpu else wanted.gpu_layers in (None, load.gpu_layers)

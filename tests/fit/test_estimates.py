@@ -109,6 +109,9 @@ LOADS = {
     "small": Load(gpu_layers=0, context=2048, kv_tokens=2048, kv_type="q4_0", parallel=4, kv_layout="unified", batch=256),
     "streams": Load(gpu_layers=0, context=8192, kv_tokens=65536, kv_type="f16", parallel=64, kv_layout="streams"),
     "few streams": Load(gpu_layers=0, context=4096, kv_tokens=9000, kv_type="q8_0", parallel=4, kv_layout="streams"),
+    "long goes": Load(
+        gpu_layers=0, context=8192, kv_tokens=16384, kv_type="f16", parallel=2, kv_layout="streams", batch=4096, ubatch=2048
+    ),
     "short streams": Load(gpu_layers=0, context=300, kv_tokens=4096, kv_type="f16", parallel=64, kv_layout="streams"),
 }
 

@@ -49,7 +49,7 @@ def rehearsed(path: Path, load: Load, cache: KvCache) -> dict[str, float]:
     model_params.no_alloc = True
     model_params.load_mode = 0  # no mapped file
     params = llama_cpp.llama_context_default_params()
-    params.n_ctx, params.n_batch, params.n_ubatch = cache.cells, load.batch, min(512, load.batch)
+    params.n_ctx, params.n_batch, params.n_ubatch = cache.cells, load.batch, min(load.ubatch, load.batch)
     params.n_seq_max, params.n_outputs_max = cache.sequences, cache.outputs
     params.type_k = params.type_v = KV_TYPES[load.kv_type]
     params.kv_unified = cache.layout == "unified"
