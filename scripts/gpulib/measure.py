@@ -51,7 +51,7 @@ class Plan:
     row_seconds: float
 
 
-FULL = Plan((1, 8, 16, 32), (100, 400, 900), STEP, 7, (900, 4000), seconds=540, row_seconds=12)
+FULL = Plan((1, 8, 16, 32), (100, 400, 900), STEP, 7, (900, 4000), seconds=540, row_seconds=3)
 QUICK = Plan((1, 4), (100,), 64, 3, (128,), seconds=28, row_seconds=0.5)
 
 

@@ -1,20 +1,32 @@
-"""Models of a known shape with random weights: as fast as real ones, and saying nothing."""
+"""Models of a known shape with random weights: as fast as real ones, and saying nothing.
+
+python -m gpulib.random_model SHAPE FILE
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import itertools
+import string
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from locallab.chat.known_templates import CHATML
+
 if TYPE_CHECKING:
     import gguf
 
 BLOCK, BLOCK_BYTES = 32, 34
 """Weights and bytes of a q8_0 block: a scale in f16, then a byte for each weight."""
+
+SPECIALS = ("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
+SPACE = "\u2581"
+"""What SentencePiece writes for a blank."""
 
 SCALE = 2e-4
 """Of every block: weights of deviation 0.015 keep a 7B model's activations finite."""
@@ -64,6 +76,7 @@ def write(path: Path, shape: Shape) -> Path:
 
     writer = gguf.GGUFWriter(path, "llama")
     _facts(writer, shape)
+    _vocabulary(writer, shape.vocabulary)
     blocks = _blocks(max(rows * columns for rows, columns in (*shape.matrices.values(), (shape.vocabulary, shape.embed))))
 
     def add(name: str, rows: int, columns: int) -> None:
@@ -95,8 +108,34 @@ def _facts(writer: gguf.GGUFWriter, shape: Shape) -> None:
     writer.add_head_count(shape.heads)
     writer.add_head_count_kv(shape.kv_heads)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_tokenizer_model("no_vocab")
-    writer.add_vocab_size(shape.vocabulary)
+
+
+def _vocabulary(writer: gguf.GGUFWriter, size: int) -> None:
+    """Write a SentencePiece vocabulary: the ChatML markup, all bytes, and short words of letters with and without a space, so
+    that a word of a prompt is a few tokens."""
+    import gguf
+
+    types = gguf.TokenType
+    tokens = [(text, types.CONTROL) for text in SPECIALS] + [(f"<0x{byte:02X}>", types.BYTE) for byte in range(256)]
+    tokens += [(text, types.NORMAL) for text in itertools.islice(_words(), size - len(tokens))]
+    tokens += [(f"<unused{index}>", types.UNUSED) for index in range(size - len(tokens))]
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([text for text, _ in tokens])
+    writer.add_token_scores([-float(index) for index in range(size)])
+    writer.add_token_types([kind for _, kind in tokens])
+    writer.add_unk_token_id(0)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_chat_template(CHATML)
+
+
+def _words() -> Iterator[str]:
+    yield SPACE
+    for length in range(1, 4):
+        for letters in map("".join, itertools.product(string.ascii_lowercase, repeat=length)):
+            yield letters
+            if length < 3:
+                yield SPACE + letters
 
 
 def _blocks(weights: int) -> npt.NDArray[np.uint8]:
@@ -104,3 +143,7 @@ def _blocks(weights: int) -> npt.NDArray[np.uint8]:
     blocks = np.random.default_rng(0).integers(0, 256, (count, BLOCK_BYTES), np.uint8)
     blocks[:, :2] = np.full(1, SCALE, np.float16).view(np.uint8)
     return blocks.reshape(-1)
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[2]), SHAPES[sys.argv[1]])

@@ -30,7 +30,7 @@ NOT_RUN = {
     "scripts/bench --model": "needs llama.cpp's C++ server",
     "scripts/bench --report": "changes the checkout; tests/scripts/test_bench.py compares the page and the figure",
     "scripts/soak --model": "takes minutes; tests/scripts/test_soak.py runs it on scripted servers",
-    "scripts/gpu-check": "fails if a busy machine takes more than its time; tests/scripts/test_gpu_check.py runs it",
+    "scripts/gpu-check": "needs a GPU and ten minutes; tests/scripts/test_gpu_check.py runs it on a CPU",
     "scripts/cli-reference --write": "changes the checkout; tests/scripts/test_cli_reference.py compares the page",
     "locallab pull": "needs the Hub",
     "locallab serve --model qwen2.5-coder:7b": "needs the Hub",
