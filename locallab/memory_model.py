@@ -65,6 +65,12 @@ GPU_STEPS = (2048, 1024, STEP)
 UBATCH_SHARE = 0.1
 """Share of the GPU memory left after the weights that the buffers of a step may take."""
 
+DRAFT_BATCH = 256
+"""Least size of the draft model's largest step: it reads beside the steps of another model, and makes no prompt wait."""
+
+DRAFT_CATCH_UP = 16
+"""Tokens that the draft model may lack of a sequence when it begins a draft: it computes them with the first one."""
+
 EMBEDDING_BATCH = 512
 """Tokens beyond which a CPU gains nothing from larger embedding batches: each token would attend to all the others."""
 
@@ -125,6 +131,13 @@ def kv_cache(wanted: KvLayout, tokens: int, context: int, parallel: int, keeps_s
         parallel = min(parallel, MAX_SEQUENCES, max(1, cells // whole_cells(context)))
         cells = parallel * whole_cells(cells // parallel)
     return KvCache(layout, cells, parallel, sequence_ids(parallel, layout, keeps_state))
+
+
+def draft_cache(cells: int, context: int, parallel: int) -> tuple[KvCache, int]:
+    """Return the KV cache of the draft model for a model with a cache of so many cells, and the tokens of its largest step: a
+    stream for each of as many requests as have room for a whole context there."""
+    cache = kv_cache("streams", cells, context, parallel, keeps_state=False, on_gpu=False)
+    return cache, max(DRAFT_BATCH, DRAFT_CATCH_UP * cache.streams)
 
 
 def kv_layout(wanted: KvLayout, cells: int, context: int, parallel: int, on_gpu: bool) -> Layout:

@@ -92,6 +92,13 @@ class LoadSettings:
         bool,
         Meta(description="guess what an answer copies or repeats, and verify several tokens in a step where that is faster"),
     ] = True
+    draft_model: Annotated[
+        Annotated[str, Meta(min_length=1)] | None,
+        Meta(
+            description="small model of the same vocabulary that guesses what this one says next: a registry id, "
+            "hf:owner/repo:Q4_K_M, or the path of a .gguf file; none: do without; default: the draft of the model's entry"
+        ),
+    ] = None
     cache_tokens: Annotated[
         Annotated[int, Meta(ge=0, le=MOST)] | None,
         Meta(description="finished tokens kept in the KV cache; default: in one pool bounded by their measured cost"),

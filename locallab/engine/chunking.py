@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from locallab.engine.costs import StepCosts
+from locallab.engine.drafting import Drafting
 from locallab.engine.fairness import Shares
+from locallab.engine.follower import Follower
 from locallab.engine.limits import Limits
 from locallab.engine.sequence import Sequence
-from locallab.engine.speculative import Candidate, lengths
 from locallab.engine.step_plan import Chunk, cut
 
 TILE_STEPS = 10
 """A tile may take this many times the length of a step: less than a tile hardly takes less time, or even more."""
-LEAST_CHANCE = 0.2
-"""Chance of a token of a draft below which none is considered."""
 LEAST_CHUNK = 16
 """Least prompt tokens in a step, however slow the machine."""
 
@@ -22,48 +21,30 @@ LEAST_CHUNK = 16
 class Chunking:
     """Takes turns between prompts, so it remembers who was first. Every method mutates that, none a sequence."""
 
-    def __init__(self, limits: Limits, costs: StepCosts, shares: Shares) -> None:
+    def __init__(self, limits: Limits, costs: StepCosts, shares: Shares, follower: Follower | None = None) -> None:
         self.limits = limits
         self.shares = shares
         self.costs = costs
+        self.drafting = Drafting(limits, costs, follower)
+        self.read = self.drafting.read
         self._oldest_first = False
         self._ahead = 0  # prompt tokens by which urgent sequences are ahead of others, while there are both
 
     def answers(self, decoding: list[Sequence], room: int, free: int = 0) -> Iterator[Chunk]:
         """Yield a token for each, and of forced tokens as many more as the budget and `room` cells allow, oldest sequence
-        first; without those, drafts where they pay, within `free` cells."""
+        first; without those, drafts where they pay, of at most `free` tokens."""
         n_decode = len(decoding)
         spare = sum(s.pending for s in decoding) - n_decode
         if spare:
             spare = min(spare, self._budget(n_decode), self.limits.batch - n_decode, room)
-        drafts = self._drafts(decoding, free) if self.limits.drafts and not spare else {}
+        drafts = self.drafting.chunks(decoding, free) if not spare else {}
         for sequence in decoding:
             if sequence in drafts:
-                yield Chunk.verifying(sequence, drafts[sequence])
+                yield drafts[sequence]
                 continue
             count = 1 + max(0, min(sequence.pending - 1, spare))
             spare -= count - 1
             yield Chunk.of(sequence, count)
-
-    def _drafts(self, decoding: list[Sequence], room: int) -> dict[Sequence, list[int]]:
-        """Return the drafts that make this step give more tokens a second, within `room` cells."""
-        n = len(decoding)
-        lookups = {s: s.lookup for s in decoding if s.lookup is not None and s.lookup.chance > LEAST_CHANCE and s.may_draft}
-        if not lookups:
-            return {}
-        candidates = [Candidate(each.chance, each.reach(s.limit - len(s.tokens) - 1)) for s, each in lookups.items()]
-        room = min(room, self.limits.batch - n, self.limits.outputs - n)
-        alone = self.costs.decode(n)
-        seconds = max(self.limits.step_seconds * (1 if n > 1 else 2.5), 2 * alone)
-        found = lengths(candidates, n, room, seconds, lambda count, length: self._verify_seconds(n, count, length))
-        return {s: each.draft(length) for (s, each), length in zip(lookups.items(), found, strict=True) if length}
-
-    def _verify_seconds(self, answers: int, drafting: int, length: int) -> float:
-        """Return the seconds of a step of which so many answers have drafts."""
-        extra = self.costs.verify(drafting, length) if length else 0.0
-        if self.limits.even:  # those with drafts are a batch of their own
-            return self.costs.decode(answers - drafting) + self.costs.decode(drafting) + extra
-        return self.costs.decode(answers) + extra
 
     def prompts(self, prefilling: list[Sequence], n_decode: int, room: int, outputs: int) -> Iterator[Chunk]:
         """Yield chunks of prompts for the rest of the budget beside `n_decode` tokens of answers: at most `room` cells, and
@@ -129,10 +110,10 @@ class Chunking:
         """
         if self.limits.even:
             single = sorted((chunk for chunk in answers if chunk.count == 1), key=lambda chunk: chunk.sequence.slot)
-            longer = [chunk for chunk in answers if chunk.count > 1 and not chunk.draft]
+            longer = [chunk for chunk in answers if chunk.count > 1 and not chunk.drafted]
             return [
                 *_packed(single, self.limits.batch),
-                *self._even([chunk for chunk in answers if chunk.draft]),
+                *self._even([chunk for chunk in answers if chunk.drafted]),
                 *([chunk] for chunk in longer + prompts),
             ]
         tile = self.limits.tile

@@ -83,6 +83,30 @@ class StepCosts:
         return computed * self.per_token() > restored * self.move_seconds
 
 
+class DraftCosts:
+    """Estimates of the time that the draft model takes to guess and to read."""
+
+    def __init__(self) -> None:
+        self._step = _Figures(age=None)
+        self._read = _Figures(age=None)
+
+    def observe_guess(self, sequences: int, length: int, seconds: float) -> None:
+        """Learn from drafts of `length` tokens, one token of all `sequences` after another."""
+        self._step.add(sequences, seconds / length)
+
+    def observe_read(self, tokens: int, seconds: float) -> None:
+        """Learn from a piece of one sequence."""
+        self._read.add(tokens, seconds / tokens)
+
+    def guess(self, sequences: int, length: int) -> float:
+        """Return the seconds for drafts of `length` tokens for so many sequences."""
+        return length * self._step.nearest(sequences) if sequences else 0.0
+
+    def read(self, tokens: int) -> float:
+        """Return the seconds to read so many tokens."""
+        return tokens * min(self._read.values(), default=0.0)
+
+
 class _Figures:
     """Seconds per power of two. Those not seen in the last `age` observations are forgotten."""
 

@@ -215,15 +215,9 @@ class Engine(abc.ABC):
         self._tokenizer.close()
 
     def _open_model(self, path: Path, native: contextlib.ExitStack) -> tuple[llama.Model, bool]:
-        """Return the model, which `native` will free, and whether it is on a GPU. Raises ModelLoadError, also for weights that
-        are larger than the free memory: the system would grind to a halt."""
+        """Return the model, which `native` will free, and whether it is on a GPU. Raises ModelLoadError."""
         on_gpu = self._settings.gpu_layers != 0 and llama.supports_gpu()
-        size = path.stat().st_size if path.exists() else 0
-        if not on_gpu and size > (free := hardware.available_memory()):
-            reason = f"its weights need {size / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are free"
-            raise ModelLoadError(path, reason)
-        model = self._model = llama.Model(path, self._settings.gpu_layers)
-        native.callback(model.close)
+        model = self._model = open_weights(path, self._settings.gpu_layers, native)
         self._tokenizer = Tokenizer(model)
         return model, on_gpu
 
@@ -238,6 +232,18 @@ def _close_all() -> None:
     for engine in list(_loaded):
         if engine._thread.is_alive():  # in a fork it is not
             engine.close()
+
+
+def open_weights(path: Path, gpu_layers: int, native: contextlib.ExitStack) -> llama.Model:
+    """Return the model, which `native` will free. Raises ModelLoadError, also for weights that are larger than the free memory:
+    the system would grind to a halt."""
+    size = path.stat().st_size if path.exists() else 0
+    if not (gpu_layers and llama.supports_gpu()) and size > (free := hardware.available_memory()):
+        reason = f"its weights need {size / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are free"
+        raise ModelLoadError(path, reason)
+    model = llama.Model(path, gpu_layers)
+    native.callback(model.close)
+    return model
 
 
 def free_memory(model: llama.Model, settings: EngineSettings, on_gpu: bool) -> int:

@@ -1,8 +1,7 @@
 """Decides what the next step computes. Pure: never touches llama_cpp, so that every rule can be tested by itself.
 
-There are no prefill and decode phases. Each running sequence has known and computed tokens; a step moves `computed` towards
-`known` under one token budget: first a token for each sequence that is decoding, then the other tokens that a grammar has
-forced on it, then chunks of prompts.
+There are no prefill and decode phases: a step moves the computed tokens of running sequences towards the known ones under one
+budget, first a token for each that is decoding, then other tokens that a grammar has forced, then chunks of prompts.
 
 The life of a sequence: submit -> waiting -> (admit) running -> finish or cancel. When there is no room for all, one goes back
 to waiting: the youngest when the KV pool is full, the one whose turn has lasted longest when others wait for a place. What it
@@ -20,6 +19,7 @@ from locallab.engine.cache import NO_MATCH, Match, PrefixCache
 from locallab.engine.chunking import Chunking
 from locallab.engine.costs import StepCosts
 from locallab.engine.fairness import Shares, gives_way, held, longest_turn, youngest
+from locallab.engine.follower import Follower
 from locallab.engine.limits import Limits
 from locallab.engine.saving import Saving
 from locallab.engine.sequence import UNPLACED, Sequence
@@ -35,16 +35,16 @@ TURN = 128
 
 
 class Scheduler:
-    """Holds every sequence of one engine. Not thread-safe: only the engine's thread calls it. Every method mutates it."""
+    """Holds every sequence of one engine; `follower` has those of its draft model. Not thread-safe; every method mutates it."""
 
-    def __init__(self, limits: Limits, costs: StepCosts) -> None:
+    def __init__(self, limits: Limits, costs: StepCosts, follower: Follower | None = None) -> None:
         self.limits = limits
         self.costs = costs
         self.running: list[Sequence] = []
         self.waiting = Waiting()
         self.preemptions = 0
         self.shares = Shares()
-        self._chunking = Chunking(limits, costs, self.shares)
+        self._chunking = Chunking(limits, costs, self.shares, follower)
         self.cache = PrefixCache(cuts=limits.cuts, shares=limits.shares, capacity=limits.cache_bytes)
         self._free_slots = list(range(limits.slots))[::-1]
         self._moves: list[Move] = []
@@ -66,6 +66,7 @@ class Scheduler:
             self.waiting.remove(sequence)
             return
         self.running.remove(sequence)
+        self._chunking.drafting.leave(sequence)
         kept = self.cache.finish(sequence.slot)
         if kept and not (self.limits.cache_cells or self.cache.capacity):
             self.cache.remove(sequence.slot)
@@ -101,15 +102,14 @@ class Scheduler:
         decoding = [s for s in decoding if s.slot != UNPLACED]
         prefilling = [s for s in self.running if s not in decoding]
         decoding = self.shares.answers(decoding, prefilling, self.costs, self.limits.step_seconds)
-        pending = sum(s.pending for s in self.running) > len(decoding)
-        room = self._room_for_prompts(len(decoding)) if pending else 0
-        answers = list(self._chunking.answers(decoding, room, self._free_cells - len(decoding)))
-        n_answers = sum(chunk.count for chunk in answers)
+        room = self._room_for_prompts(len(decoding)) if sum(s.pending for s in self.running) > len(decoding) else 0
         outputs = self.limits.outputs - len(self.running)
-        room = max(0, room - n_answers + len(decoding))
-        prompts = list(self._chunking.prompts(prefilling, n_answers, room, outputs))
+        answers = list(self._chunking.answers(decoding, room, min(outputs, self._free_cells - len(decoding))))
+        extra = sum(chunk.count for chunk in answers) - len(decoding)
+        room, outputs = max(0, room - extra), max(0, outputs - extra)
+        prompts = list(self._chunking.prompts(prefilling, len(decoding) + extra, room, outputs))
         moves, self._moves = self._moves, []
-        return StepPlan(moves, self._chunking.batches(answers, prompts))
+        return StepPlan(moves, self._chunking.batches(answers, prompts), self._chunking.read([] if prefilling else decoding))
 
     def commit(self, chunks: list[Chunk]) -> list[Save]:
         """Count the chunks of a decoded batch as computed. Return what is to be saved now, before it is changed."""
@@ -158,6 +158,7 @@ class Scheduler:
 
     def reset(self, keep: Iterable[Sequence] = ()) -> None:
         """Forget every sequence but those to `keep`, which are computed anew, and all that is cached but not in host RAM."""
+        self._chunking.drafting.leave(*self.running)
         self.running.clear()
         self.waiting.clear()
         self.shares.clear()
@@ -384,6 +385,7 @@ class Scheduler:
 
     def _put_back(self, sequence: Sequence, save: bool = False) -> None:
         self.running.remove(sequence)
+        self._chunking.drafting.leave(sequence)
         if save:
             self._save(sequence.slot, self.cache.private_cells(sequence.slot))
         self.cache.remove(sequence.slot)

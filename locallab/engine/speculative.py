@@ -1,4 +1,5 @@
-"""Drafts of what an answer says next, found in what it has said or read: tokens that one step verifies together. Pure.
+"""Drafts of what an answer says next, found in what it has said or read, or guessed by a smaller model: tokens that one step
+verifies together. Pure.
 
 A draft is verified by computing it as if it were known and drawing from the logits of each place as ever: it is accepted as far
 as it is what was drawn (Leviathan et al. 2023, with a draft that is certain of its tokens). So answers do not depend on drafts.
@@ -7,8 +8,9 @@ as it is what was drawn (Leviathan et al. 2023, with a draft that is certain of 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Seq
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,6 +28,12 @@ WEIGHT = 2.0
 
 MEMORY = 0.95
 """Weight that the hits and tries before the last one keep."""
+
+WEIGHT = 2.0
+"""Tries that an assumed chance stands for."""
+
+REST = 0.98
+"""Weight that what has been learnt of the draft model keeps with each token that it does not draft."""
 
 
 class Lookup:
@@ -110,12 +118,47 @@ class Lookup:
             self._source = int(places[behind if self._left and behind < len(places) else -1])
 
 
+class Acceptance:
+    """The chance that the next token of a draft is right, learnt from drafts, of which the last ones count most."""
+
+    def __init__(self, chance: float, memory: float = MEMORY) -> None:
+        self._origin = chance
+        self._memory = memory
+        self._hits, self._tries = chance * WEIGHT, WEIGHT
+
+    @property
+    def chance(self) -> float:
+        return self._hits / self._tries
+
+    def see(self, right: int, length: int) -> None:
+        """Learn from a draft of `length` tokens whose first `right` were right; those behind a wrong one tell nothing."""
+        tries = right + (right < length)
+        kept = self._memory**tries
+        self._hits = kept * self._hits + right
+        self._tries = kept * self._tries + tries
+
+    def rest(self) -> None:
+        """Forget a little, while nothing is drafted: text that could not be guessed may be over."""
+        self._hits += (1 - REST) * (self._origin * WEIGHT - self._hits)
+        self._tries += (1 - REST) * (WEIGHT - self._tries)
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Candidate:
-    """An answer whose next token may have a draft of up to `most` tokens, each right with `chance`."""
+    """An answer whose next token may have a draft: up to `most` tokens found in its text, each right with `chance`, or up to
+    `guessable` ones of the draft model, each right with the chance `guess`."""
 
     chance: float
     most: int
+    guess: float = 0.0
+    guessable: int = 0
+
+
+class Draft(NamedTuple):
+    """The length of a draft in tokens, and whether it is the draft model's."""
+
+    length: int
+    guessed: bool = False
 
 
 def gain(chance: float, count: int) -> float:
@@ -124,26 +167,45 @@ def gain(chance: float, count: int) -> float:
 
 
 def lengths(
-    candidates: Seq[Candidate], answers: int, room: int, seconds: float, cost: Callable[[int, int], float]
-) -> list[int]:
-    """Return the length of each candidate's draft: those with which a step gives the most tokens a second.
+    candidates: Seq[Candidate], answers: int, room: int, seconds: float, cost: Callable[[int, int, int], float]
+) -> list[Draft]:
+    """Return each candidate's draft: those with which a step gives the most tokens a second.
 
     The step has a token for each of `answers`, which the candidates are among. Those with a draft have one of the same length,
-    so that they can be computed together, `room` tokens at most; `cost(drafting, length)` is the time of the step, which may
-    take `seconds`.
+    so that they can be computed together, `room` tokens at most; `cost(drafting, length, guessing)` is the time of the step
+    with that of the draft model for the `guessing` among them. It may take `seconds`.
     """
-    none = [0] * len(candidates)
-    best, rate = none, answers / cost(0, 0) if cost(0, 0) else float("inf")
+    best = [Draft(0)] * len(candidates)
+    rate = answers / cost(0, 0, 0) if cost(0, 0, 0) else float("inf")
     length = 1
     while length <= min(LONGEST, room):
-        able = [i for i, each in enumerate(candidates) if each.most >= length]
-        able.sort(key=lambda i: -candidates[i].chance)
-        expected = float(answers)
-        for count, i in enumerate(able[: room // length], 1):
-            expected += gain(candidates[i].chance, length)
-            time = cost(count, length)
-            if time <= seconds and expected / time > rate:
-                rate, drafting = expected / time, set(able[:count])
-                best = [length if j in drafting else 0 for j in range(len(candidates))]
+        found = {i: gain(each.chance, length) for i, each in enumerate(candidates) if each.most >= length}
+        guesses = _guesses(candidates, length, found, rate, cost)
+        options: list[Mapping[int, float]] = [{}, guesses] if guesses else [{}]
+        for guessing in options:
+            gains = {**found, **guessing}
+            able = sorted(gains, key=lambda i: -gains[i])[: room // length]
+            expected, guessed = float(answers), 0
+            for count, i in enumerate(able, 1):
+                expected += gains[i]
+                guessed += i in guessing
+                time = cost(count, length, guessed)
+                if time <= seconds and expected / time > rate:
+                    rate, drafting = expected / time, {j: Draft(length, j in guessing) for j in able[:count]}
+                    best = [drafting.get(j, Draft(0)) for j in range(len(candidates))]
         length = 2 * length + 1  # with the known token before it a power of two
     return best
+
+
+def _guesses(
+    candidates: Seq[Candidate], length: int, found: Mapping[int, float], rate: float, cost: Callable[[int, int, int], float]
+) -> dict[int, float]:
+    """Return the gains of the draft model's drafts of this length, where they exceed those of what was `found` by more tokens
+    than come in the time that they take, at this `rate`."""
+    able = [i for i, each in enumerate(candidates) if each.guessable >= length]
+    if not able:
+        return {}
+    n = len(able)
+    price = rate * (cost(n, length, n) - cost(n, length, 0)) / n
+    gains = {i: gain(candidates[i].guess, length) for i in able}
+    return {i: gains[i] for i in able if gains[i] - found.get(i, 0.0) > price}

@@ -74,7 +74,8 @@ class Chunk:
 
     `last`: it reaches the last known token; a `draft`, part of it, may follow. `outputs` of its last tokens need logits: the
     last known one if the next token is to be found, those of a draft, more where a prompt's log probabilities are wanted.
-    `is_answer`: it costs what decoding costs.
+    `is_answer`: it costs what decoding costs. A draft of `guess` tokens is the draft model's, which makes it (`with_draft`)
+    before the chunk is computed.
     """
 
     sequence: Sequence
@@ -84,17 +85,32 @@ class Chunk:
     outputs: int
     is_answer: bool
     draft: tuple[int, ...] = ()
+    guess: int = 0
+
+    @property
+    def drafted(self) -> int:
+        """The number of its tokens that are a draft."""
+        return self.guess or len(self.draft)
 
     @property
     def known(self) -> int:
         """The number of its tokens that are known."""
-        return self.count - len(self.draft)
+        return self.count - self.drafted
 
     @classmethod
     def verifying(cls, sequence: Sequence, draft: Seq[int]) -> Chunk:
         """Return the chunk of a sequence's last known token and a draft of those that follow."""
         count = 1 + len(draft)
         return cls(sequence, sequence.computed, count, last=True, outputs=count, is_answer=True, draft=tuple(draft))
+
+    @classmethod
+    def guessing(cls, sequence: Sequence, length: int) -> Chunk:
+        """Return the same for a draft of `length` tokens that the draft model is to make."""
+        return dataclasses.replace(cls.verifying(sequence, [0] * length), draft=(), guess=length)
+
+    def with_draft(self, draft: Seq[int]) -> Chunk:
+        """Return the chunk with the draft that was to be made."""
+        return dataclasses.replace(self, draft=tuple(draft))
 
     @classmethod
     def of(cls, sequence: Sequence, count: int) -> Chunk:
@@ -140,8 +156,22 @@ def device_plans(chunks: Iterable[Chunk]) -> dict[int, DevicePlan | None]:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Read:
+    """Let the draft model compute the next `count` known tokens of a sequence."""
+
+    sequence: Sequence
+    count: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One step: first the moves in order, then one llama_decode for each batch."""
+    """One step: first the moves in order, then what the draft model reads and guesses, then one llama_decode for each batch."""
 
     moves: list[Move]
     batches: list[list[Chunk]]
+    read: Read | None = None
+
+    @property
+    def guesses(self) -> bool:
+        """True if the draft model has something to do."""
+        return self.read is not None or any(chunk.guess for batch in self.batches for chunk in batch)

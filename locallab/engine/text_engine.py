@@ -20,7 +20,8 @@ from locallab.engine.context import Batch, Context
 from locallab.engine.costs import StepCosts
 from locallab.engine.device_sampling import DeviceSamplers, device_plan
 from locallab.engine.disk_cache import DiskCache, model_digest
-from locallab.engine.engine import Engine, Works, free_memory, info_of
+from locallab.engine.draft_model import check_pair, open_drafter
+from locallab.engine.engine import Engine, Works, free_memory, info_of, open_weights
 from locallab.engine.engine import device as device_name
 from locallab.engine.grammar.grammars import Grammars
 from locallab.engine.limits import (
@@ -129,7 +130,12 @@ class TextEngine(Engine):
             raise ModelLoadError(path, "this model cannot generate text")
         self._grammars = Grammars(model)
         native.callback(self._grammars.close)
-        limits = limits_of(model, settings, free_memory(model, settings, on_gpu), on_gpu)
+        draft = self._open_draft(model, native)
+        free = free_memory(model, settings, on_gpu)
+        if draft is not None:  # each gets of it what its tokens take
+            own, other = (each.kv_bytes_per_token(settings.kv_type) for each in (model, draft))
+            free = free * own // (own + other)
+        limits = limits_of(model, settings, free, on_gpu)
         threads = settings.threads or hardware.threads()
         context = Context(
             model,
@@ -165,13 +171,27 @@ class TextEngine(Engine):
             sampling=sampling_of(model, settings),
         )
         self._rules = RuleBook(model, self.info.context)
+        drafter, follower = None, None
+        if draft is not None:
+            drafter, follower = open_drafter(draft, model, limits, settings, self.info.context, native)
+            logger.info("%s drafts for %s", draft.path.name, path.name)
         device = DeviceSamplers(context, model.n_vocab) if self._samples_on_device else None
         if device is not None:
             native.callback(device.close)
         disk = self._open_disk(path, context, limits)
         if disk is not None:
             native.callback(disk.close)
-        return Worker(context, Scheduler(limits, costs), model, self._post, self._ended, disk, device)
+        scheduler = Scheduler(limits, costs, follower)
+        return Worker(context, scheduler, model, self._post, self._ended, disk, device, drafter)
+
+    def _open_draft(self, target: llama.Model, native: contextlib.ExitStack) -> llama.Model | None:
+        """Return the draft model, if there is one. Raises ModelLoadError if it cannot draft for `target`."""
+        settings = self._settings
+        if not (settings.draft_model and settings.drafts):
+            return None
+        draft = open_weights(Path(settings.draft_model), -1 if settings.gpu_layers else 0, native)
+        check_pair(draft, target)
+        return draft
 
     def _open_disk(self, path: Path, context: Context, limits: Limits) -> DiskCache | None:
         """Return the prefixes on disk that this model, llama.cpp and these settings would compute to the same bytes."""

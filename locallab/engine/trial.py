@@ -42,10 +42,10 @@ TEXT = "Aa 1é\n\t" + "".join(
 
 
 def smallest(settings: EngineSettings) -> dict[str, Any]:
-    """Return the settings of a trial: the real ones with the least memory, as keyword arguments."""
+    """Return the settings of a trial: the real ones with the least memory and the model alone, as keyword arguments."""
     context = min(CONTEXT, settings.context or CONTEXT)
-    least = {"context": context, "kv_tokens": 2 * CONTEXT, "parallel": 2, "cache_ram_mib": 1, "cache_disk": None}
-    return {**dataclasses.asdict(settings), **least}
+    least = {"context": context, "kv_tokens": 2 * CONTEXT, "parallel": 2, "cache_ram_mib": 1}
+    return {**dataclasses.asdict(settings), **least, "cache_disk": None, "draft_model": None}
 
 
 def attempt(path: Path, settings: Mapping[str, Any], embeds: bool) -> None:

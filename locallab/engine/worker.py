@@ -14,6 +14,7 @@ from locallab.engine.commands import Cancel, Close, Command, Fail, Share, Submit
 from locallab.engine.context import NO_ROOM, Batch, Context, InvalidBatch
 from locallab.engine.device_sampling import DeviceSamplers
 from locallab.engine.disk_cache import DiskCache
+from locallab.engine.draft_model import Drafter
 from locallab.engine.grammar.guide import Masks
 from locallab.engine.llama import Model
 from locallab.engine.logprobs import Logits
@@ -53,9 +54,10 @@ class Worker:
         ended: Callable[[Caller], None],
         disk: DiskCache | None = None,
         device: DeviceSamplers | None = None,
+        drafter: Drafter | None = None,
     ) -> None:
         """`ended` is called in the worker's thread whenever a sequence of that caller has ended. With `device`, answers whose
-        plan allows it are sampled there."""
+        plan allows it are sampled there. `drafter` is the draft model, whose follower the scheduler has."""
         self.commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self.totals = Totals()
         self._context = context
@@ -70,6 +72,7 @@ class Worker:
         self._events: Events = []
         self._deadline: float | None = None
         self._mover = Mover(context, scheduler, self.commands, disk)
+        self._drafter = drafter
         self._failures = 0  # in a row
         self._alone: Sequence | None = None  # what is being computed, if nothing else is
         self._progress = False  # whether this step has computed anything
@@ -204,7 +207,11 @@ class Worker:
             self._mover.carry_out(move)
         self.totals.lap("plan", began)
         careful = self._failures > 0
-        batches = [[chunk] for batch in plan.batches for chunk in batch] if careful else plan.batches
+        batches = plan.batches
+        if self._drafter is not None and plan.guesses:
+            self._hand_out()  # the event loop works on these meanwhile
+            batches = self._drafter.carry_out(plan)
+        batches = [[chunk] for batch in batches for chunk in batch] if careful else batches
         for batch in batches:
             self._alone = batch[0].sequence if careful else None
             chunks = [chunk for chunk in batch if chunk.sequence.slot != UNPLACED]
@@ -311,6 +318,8 @@ class Worker:
                 right += len(new)
         finally:
             self.totals.drafts(right, len(chunk.draft) - right)
+            if self._drafter is not None and chunk.guess and sequence.id in self._sequences:
+                self._drafter.learn(sequence, right, chunk.guess)
             self._context.remove(slot, chunk.start + 1 + right)
 
     def _accept(self, sequence: Sequence, logits: Logits, output: int) -> None:

@@ -2,7 +2,7 @@
 
 from locallab.fit.choice import Fit, Wishes, choose
 from locallab.fit.estimates import Estimate, Load, estimate
-from locallab.fit.fit_model import fit_model, fitted, model_shape
+from locallab.fit.fit_model import draft_shape, file_shape, fit_model, fitted, model_shape
 from locallab.fit.machine import Gpu, Machine
 from locallab.fit.model_shape import Shape, approximate, shape
 from locallab.fit.recommend import Choice, Offer, offered, pick, unnamed
@@ -19,7 +19,9 @@ __all__ = [
     "Wishes",
     "approximate",
     "choose",
+    "draft_shape",
     "estimate",
+    "file_shape",
     "fit_model",
     "fitted",
     "model_shape",

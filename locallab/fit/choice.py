@@ -19,7 +19,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from locallab.fit.estimates import FLOAT, Estimate, Load, estimate, kv_bytes, layers_on_gpu, state_bytes, step_bytes
+from locallab.fit.estimates import FLOAT, Estimate, Load, cache_bytes, estimate, layers_on_gpu, step_bytes
 from locallab.fit.explain import reason
 from locallab.fit.machine import Machine
 from locallab.fit.model_shape import Shape
@@ -212,6 +212,6 @@ def _most_contexts(shape: Shape, machine: Machine, wishes: Wishes, least: Load) 
         room = GPU_SHARE * (machine.usable_vram - needs.gpu_weights)
     for count in range(most, fewest, -1):
         load = _with_pool(shape, wishes, least, count * least.kv_tokens)
-        if kv_bytes(shape, load) + state_bytes(shape, load) <= room:
+        if cache_bytes(shape, load) <= room:
             return count
     return fewest

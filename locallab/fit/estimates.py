@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable
 
 from locallab.fit.model_shape import Layer, Shape
-from locallab.memory_model import KV_BYTES, MASK_BYTES, STEP, KvCache, kv_cache, whole_cells
+from locallab.memory_model import KV_BYTES, MASK_BYTES, STEP, KvCache, draft_cache, kv_cache, whole_cells
 from locallab.settings import KvType, Layout
 
 TOKEN_BYTES, MERGE_BYTES = 160, 150
@@ -52,10 +52,36 @@ class Estimate:
     def total(self) -> int:
         return self.gpu + self.ram
 
+    def __add__(self, other: Estimate) -> Estimate:
+        """Return the bytes of two models."""
+        return Estimate(
+            **{each.name: getattr(self, each.name) + getattr(other, each.name) for each in dataclasses.fields(self)}
+        )
+
 
 def estimate(shape: Shape, load: Load, gpus: int = 1) -> Estimate:
-    """Estimate the memory of a model of this shape loaded like this. Each of several GPUs computes its own layers, and on all
-    but the last, space for less than a layer stays empty."""
+    """Estimate the memory of a model of this shape, and of its draft model, loaded like this. Each of several GPUs computes its
+    own layers, and on all but the last, space for less than a layer stays empty."""
+    own = _estimate(shape, load, gpus)
+    return own + _estimate(shape.draft, draft_load(shape, load), gpus) if shape.draft else own
+
+
+def draft_load(shape: Shape, load: Load) -> Load:
+    """Return how the draft model of a model of this shape, loaded like this, is loaded: wholly on the GPU if that is used."""
+    own = kv_cache_of(shape, load)
+    cache, batch = draft_cache(own.cells, load.context, own.parallel)
+    return Load(
+        gpu_layers=-1 if load.gpu_layers else 0,
+        context=load.context,
+        kv_tokens=cache.cells,
+        kv_type=load.kv_type,
+        parallel=cache.parallel,
+        kv_layout="streams",
+        batch=batch,
+    )
+
+
+def _estimate(shape: Shape, load: Load, gpus: int) -> Estimate:
     cache, on_gpu = kv_cache_of(shape, load), layers_on_gpu(shape, load.gpu_layers)
     below, above = shape.layers[: len(shape.layers) - on_gpu], shape.layers[len(shape.layers) - on_gpu :]
     gpu, ram = _Sum(), _Sum()
@@ -107,6 +133,12 @@ def kv_bytes(shape: Shape, load: Load, layers: Iterable[Layer] | None = None) ->
     cells = _cells(shape, load)
     listed = shape.layers if layers is None else layers
     return int(sum(layer.kv * cells[layer.sliding] for layer in listed) * KV_BYTES[load.kv_type])
+
+
+def cache_bytes(shape: Shape, load: Load) -> int:
+    """Return the bytes of the KV cache and the states, with those of the draft model."""
+    own = kv_bytes(shape, load) + state_bytes(shape, load)
+    return own + (cache_bytes(shape.draft, draft_load(shape, load)) if shape.draft else 0)
 
 
 def vocabulary(shape: Shape) -> int:

@@ -39,7 +39,8 @@ def place(shape: Shape, gpu_layers: int) -> str:
 
 
 def _described(shape: Shape, load: Load) -> str:
-    return f"{place(shape, load.gpu_layers)}, context {load.context:,}, {_kv(shape, load)}, {_requests(shape, load)}"
+    draft = ", with its draft model" if shape.draft else ""
+    return f"{place(shape, load.gpu_layers)}, context {load.context:,}, {_kv(shape, load)}, {_requests(shape, load)}{draft}"
 
 
 def _kv(shape: Shape, load: Load) -> str:

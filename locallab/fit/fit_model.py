@@ -2,40 +2,69 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from locallab.errors import SourceError
+from locallab.errors import ModelLoadError, SourceError
 from locallab.fit.choice import Fit, Wishes, choose
 from locallab.fit.machine import Machine
 from locallab.fit.model_shape import Shape, approximate, shape
 from locallab.models import gguf
+from locallab.models.drafts import DraftOf
 from locallab.models.spec import ModelSpec
 from locallab.settings import EngineSettings, configured, resolve
 
 Layers = Sequence[tuple[str, Mapping[str, Any]]]
 
 
-def fit_model(spec: ModelSpec, file: Path | gguf.Header | None, machine: Machine, layers: Layers = ()) -> Fit:
+def fit_model(
+    spec: ModelSpec,
+    file: Path | gguf.Header | None,
+    machine: Machine,
+    layers: Layers = (),
+    draft: Shape | None = None,
+) -> Fit:
     """Choose how to load the model of `spec` on this machine, by its file or the file's header; by its size alone while the
-    file is not on disk (None). `layers` are the settings configured by the environment and the flags.
+    file is not on disk (None). `layers` are the settings configured by the environment and the flags, `draft` is the shape of
+    the draft model, if there is one.
 
     Raises ModelLoadError for an unreadable file, SourceError if the size is unknown, ConfigError.
     """
     wishes = Wishes.of(configured(EngineSettings, _entry(spec), *layers), spec.context)
-    return choose(model_shape(spec, file), machine, wishes, approximate=file is None)
+    return choose(model_shape(spec, file, draft), machine, wishes, approximate=file is None)
 
 
-def model_shape(spec: ModelSpec, file: Path | gguf.Header | None) -> Shape:
-    """Return the model's shape by its file or the file's header, or the usual shape for its size. Raises as `fit_model`."""
+def model_shape(spec: ModelSpec, file: Path | gguf.Header | None, draft: Shape | None = None) -> Shape:
+    """Return the model's shape by its file or the file's header, or the usual shape for its size, with that of its draft model.
+    Raises as `fit_model`."""
     if isinstance(file, Path):
         file = gguf.read(file)
     if file is not None:
-        return shape(file)
+        found = shape(file)
+        return found if found.embeds else dataclasses.replace(found, draft=draft)
     if spec.size is None:
         raise SourceError(f"{spec.id}: it is not on disk and the registry does not say its size; fetch it first: locallab pull")
-    return approximate(spec.size)
+    return dataclasses.replace(approximate(spec.size), draft=draft)
+
+
+def file_shape(path: Path) -> Shape:
+    """Return the shape of a model by its file, the usual one for its size if its header cannot be read: the engine explains
+    better what is wrong."""
+    try:
+        return shape(gguf.read(path))
+    except ModelLoadError:
+        return approximate(path.stat().st_size if path.exists() else 0)
+
+
+def draft_shape(draft: DraftOf, path: Path | None) -> Shape:
+    """Return the shape of a draft model by its file, or the usual one for its size. Raises SourceError without either."""
+    if path is not None:
+        return file_shape(path)
+    if draft.size is None:
+        raise SourceError(f"{draft.spec.id}: its draft model is not on disk; fetch it first: locallab pull {draft.spec.id}")
+    return approximate(draft.size)
 
 
 def fitted(spec: ModelSpec, fit: Fit, layers: Layers = ()) -> EngineSettings:

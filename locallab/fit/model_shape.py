@@ -44,7 +44,7 @@ class Shape:
     """The figures of a model that determine its memory. `embeddings` and `output` are bytes, one tensor if `tied`; `rest` is
     the bytes of other tensors outside the layers; the other figures are vector widths or counts. `window`: tokens that layers
     with a sliding window see. `compressible`: the KV cache may have a block type. `embeds`: it makes embeddings or scores, no
-    text; `whole`: each text must be computed in one step."""
+    text; `whole`: each text must be computed in one step; `draft` is the model that drafts for it."""
 
     layers: tuple[Layer, ...]
     embeddings: int
@@ -64,6 +64,7 @@ class Shape:
     window: int = 0
     embeds: bool = False
     whole: bool = False
+    draft: Shape | None = None
 
     @property
     def weights(self) -> int:

@@ -83,6 +83,10 @@ class Registry:
         self._names[name.lower()] = ("model", spec)
         return spec
 
+    def look_up(self, name: str) -> ModelSpec:
+        """Return the model that `resolve` would, without adding an entry: for one that is not to be served. Raises as it."""
+        return self.get(name) if name.lower() in self._names or not adhoc.is_adhoc(name) else adhoc.spec(name)
+
     def _of_the_hub(self, name: str) -> ModelSpec:
         try:
             source = adhoc.spec(name).source

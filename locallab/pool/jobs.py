@@ -7,7 +7,9 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from locallab.errors import EngineClosed
+from locallab.errors import EngineClosed, SourceError
+from locallab.models.drafts import DraftOf, draft_of
+from locallab.models.registry import Registry
 from locallab.models.sources import Progress
 from locallab.models.spec import ModelSpec
 from locallab.models.store import Store
@@ -30,9 +32,17 @@ class Jobs:
     the outcome and the memory free afterwards."""
 
     def __init__(
-        self, store: Store, layers: Layers, engine: OpenEngine, fetch: FetchFile, memory: Memory, tries: bool = True
+        self,
+        registry: Registry,
+        store: Store,
+        layers: Layers,
+        engine: OpenEngine,
+        fetch: FetchFile,
+        memory: Memory,
+        tries: bool = True,
     ) -> None:
-        """`tries`: files that are not known to be good are tried in another process first."""
+        """`registry` knows draft models. `tries`: files that are not known to be good are tried in another process first."""
+        self._registry = registry
         self._trials = Trials(store.root.parent / "trials", lambda: self._stopped) if tries else None
         self._store = store
         self._layers = layers
@@ -57,11 +67,14 @@ class Jobs:
         def run() -> None:
             outcome: Suited | Exception
             try:
-                settings_of(spec, self._layers)  # wrong settings fail before the download
+                # Wrong settings fail before the download.
+                draft = draft_of(spec, settings_of(spec, self._layers), self._registry)
                 path = self._file(spec, progress)
-                outcome = self._memory.suit(spec, path, self._layers, held())
+                beside = self._draft_file(draft, progress) if draft else None
+                outcome = self._memory.suit(spec, path, self._layers, held(), draft=beside)
                 if self._trials is not None:
-                    self._trials.look(outcome, self._store.digest(path))
+                    for file in outcome.files:
+                        self._trials.look(file, self._store.digest(file.need.path))
             except Exception as error:
                 outcome = error
             done(outcome, self._memory.room())
@@ -80,7 +93,8 @@ class Jobs:
             try:
                 self._check()
                 if self._trials is not None:
-                    self._trials.run(suited, self._store.digest(suited.need.path))
+                    for file in suited.files:
+                        self._trials.run(file, self._store.digest(file.need.path))
                 now = self._memory.suit_again(suited, spec, self._layers)
                 log.info("%s: %s", spec.id, now.reason)
                 outcome = open_model(spec, now, self._engine, self._memory)
@@ -123,6 +137,15 @@ class Jobs:
 
         self._check()
         return self._fetch(spec, self._store, report)
+
+    def _draft_file(self, draft: DraftOf, progress: Progress) -> Path:
+        """Return the file of a draft model; one that is a part of a model has been fetched with it."""
+        if draft.part == "model":
+            return self._file(draft.spec, progress)
+        path = self._store.path(draft.spec, draft.part)
+        if path is None:
+            raise SourceError(f"{draft.spec.id}: the file of its draft model has disappeared from {self._store.root}")
+        return path
 
     def _check(self) -> None:
         if self._stopped:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import gc
@@ -14,7 +15,7 @@ import psutil
 
 from locallab import hardware
 from locallab.errors import ModelLoadError
-from locallab.fit import Fit, Machine, fit_model, fitted
+from locallab.fit import Fit, Machine, file_shape, fit_model, fitted
 from locallab.models import gguf
 from locallab.models.spec import ModelSpec
 from locallab.settings import EngineSettings, resolve
@@ -55,7 +56,8 @@ class Need:
 class Suited:
     """The settings to load a model with, the memory it needs, and the reason for them in a line.
 
-    `header` and `fit` are what they come from; `fit` is None where the header could not be used.
+    `header` and `fit` are what they come from; `fit` is None where the header could not be used. `draft` is the draft model,
+    which is loaded together with it and counted in its need.
     """
 
     settings: EngineSettings
@@ -63,6 +65,12 @@ class Suited:
     reason: str
     header: gguf.Header | None = None
     fit: Fit | None = None
+    draft: Suited | None = None
+
+    @property
+    def files(self) -> tuple[Suited, ...]:
+        """This model, and its draft model if there is one: the files to be loaded."""
+        return (self, self.draft) if self.draft else (self,)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -114,22 +122,26 @@ class Memory:
         layers: Layers,
         held: MemoryUse = NO_MEMORY,
         header: gguf.Header | None = None,
+        draft: Path | None = None,
     ) -> Suited:
-        """Fit the model at `path` to the free memory and `held` together. Its header is read unless it is passed.
+        """Fit the model at `path`, with the one that drafts for it at `draft`, to the free memory and `held` together. Its
+        header is read unless it is passed.
 
         Raises ModelLoadError if it does not fit, ConfigError.
         """
         machine = Machine.here(self._gpu_build, self.limited((self.room() + held).ram), held.vram)
+        beside = file_shape(draft) if draft else None
         try:
             header = header or gguf.read(path)
-            fit = fit_model(spec, header, machine, layers)
+            fit = fit_model(spec, header, machine, layers, beside)
         except ModelLoadError:  # llama.cpp may accept the file, and explains better what is wrong with it
-            guess = fit_model(msgspec.structs.replace(spec, size=path.stat().st_size), None, machine, layers)
-            need = _need(path, guess, machine)
-            return Suited(settings_of(spec, layers), need, "its header cannot be read", header)
+            guess = fit_model(msgspec.structs.replace(spec, size=path.stat().st_size), None, machine, layers, beside)
+            suited = Suited(settings_of(spec, layers), _need(path, guess, machine), "its header cannot be read", header)
+            return _with_draft(suited, draft)
         if not fit.fits:
             raise ModelLoadError(path, fit.reason)
-        return Suited(fitted(spec, fit, layers), _need(path, fit, machine), fit.reason, header, fit)
+        suited = Suited(fitted(spec, fit, layers), _need(path, fit, machine), fit.reason, header, fit)
+        return _with_draft(suited, None if header.embeds else draft)
 
     def suit_again(self, suited: Suited, spec: ModelSpec, layers: Layers) -> Suited:
         """Return `suited` if fitting the model to the memory free now would change nothing, else a new fit.
@@ -142,7 +154,8 @@ class Memory:
         machine = Machine.here(self._gpu_build, self.room().ram)
         if fit.full and machine.holds(fit.estimate.ram + (fit.cache_ram_mib << 20), fit.estimate.gpu):
             return suited
-        return self.suit(spec, suited.need.path, layers, header=suited.header)
+        draft = suited.draft.need.path if suited.draft else None
+        return self.suit(spec, suited.need.path, layers, header=suited.header, draft=draft)
 
     def give_back(self) -> None:
         """Return freed memory to the system; glibc keeps it otherwise."""
@@ -155,6 +168,19 @@ class Memory:
 def settings_of(spec: ModelSpec, layers: Layers) -> EngineSettings:
     """Return the model's settings before any fit to the machine. Raises ConfigError."""
     return resolve(EngineSettings, (f"models.yaml: {spec.id}", spec.engine_settings), *layers)
+
+
+def _with_draft(suited: Suited, draft: Path | None) -> Suited:
+    """Return the model with the draft model at `draft`, or without one whatever the settings say."""
+    if draft is None:
+        return dataclasses.replace(suited, settings=dataclasses.replace(suited.settings, draft_model=None))
+    own = dataclasses.replace(suited.settings, draft_model=None)
+    header = None
+    with contextlib.suppress(ModelLoadError):
+        header = gguf.read(draft)
+    beside = Suited(own, dataclasses.replace(suited.need, path=draft), "it drafts for another model", header)
+    settings = dataclasses.replace(suited.settings, draft_model=str(draft))
+    return dataclasses.replace(suited, settings=settings, draft=beside)
 
 
 def _need(path: Path, fit: Fit, machine: Machine) -> Need:

@@ -70,7 +70,7 @@ class Pool:
         self.memory = memory or Memory(bool(build_features()["gpu_offload"]), self.supervision.ram)
         self._post = LoopPost()
         self._engine = engine
-        self._jobs = Jobs(store, layers, self._open_engine, fetch, self.memory, tries=engine is None)
+        self._jobs = Jobs(registry, store, layers, self._open_engine, fetch, self.memory, tries=engine is None)
         self._grace = grace
         self.keep_alive = keep_alive
         self._lock = threading.RLock()  # over everything below

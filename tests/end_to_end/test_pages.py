@@ -34,6 +34,7 @@ NOT_RUN = {
     "scripts/cli-reference --write": "changes the checkout; tests/scripts/test_cli_reference.py compares the page",
     "locallab pull": "needs the Hub",
     "locallab serve --model qwen2.5-coder:7b": "needs the Hub",
+    "locallab serve --model hf:": "needs the Hub",
     "NGROK_AUTHTOKEN=": "needs an ngrok account",
     "locallab doctor --clients": "tests/cli/doctor/replay/test_live.py runs it",
     "from langchain_openai": "needs a library of its own environment; tests/clients/test_python_clients.py runs it",

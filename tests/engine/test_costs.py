@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from locallab.engine.costs import StepCosts
+from locallab.engine.costs import DraftCosts, StepCosts
 
 
 def test_nothing_is_promised_before_anything_is_known():
@@ -133,3 +133,16 @@ def test_a_restore_pays_if_it_takes_less_time(restored, computed, expected):
 
 def test_nothing_pays_before_anything_is_known():
     assert not StepCosts().pays(100, 100)
+
+
+def test_the_draft_model_guesses_token_by_token() -> None:
+    costs = DraftCosts()
+    assert costs.guess(1, 5) == costs.read(10) == 0.0
+    costs.observe_guess(1, 4, 0.4)
+    costs.observe_guess(8, 2, 0.8)
+    assert costs.guess(1, 3) == pytest.approx(0.3)
+    assert costs.guess(8, 3) == pytest.approx(1.2)
+    assert costs.guess(0, 3) == 0.0
+    costs.observe_read(64, 0.64)
+    costs.observe_read(8, 0.8)
+    assert costs.read(100) == pytest.approx(1.0), "pieces are read in the cheapest size"

@@ -17,7 +17,7 @@ from locallab.engine.prefix_tree import common_length
 from locallab.engine.request import TokenEvent
 from locallab.errors import EngineFailure
 from locallab.settings import Layout
-from tests.support.fake_llama import FakeGuide, Kind, answer, guided_answer
+from tests.support.fake_llama import FakeGuide, Kind, answer, guided_answer, next_token, poor_guess
 from tests.support.worker_rig import Rig
 
 BASES = [[1, 2, 3, 4] * 30, [5, 6, 7] * 10, [1, 2, 3, 4] * 4 + [9] * 20]
@@ -55,9 +55,25 @@ class Traffic(RuleBasedStateMachine):
         even=st.booleans(),
         costs=st.tuples(st.sampled_from([0.0, 0.01]), st.sampled_from([0.0, 0.0003, 0.01])),
         public=st.sampled_from([(), (BASES[0][:30],), (BASES[0][:90], BASES[1][:9], BASES[2])]),
+        draft=st.tuples(st.sampled_from([None, next_token, poor_guess]), st.integers(1, 6)),
     )
     def begin(
-        self, layout, kind, host, constants, context, parallel, extra, cache_cells, every, chunk, tile, even, costs, public
+        self,
+        layout,
+        kind,
+        host,
+        constants,
+        context,
+        parallel,
+        extra,
+        cache_cells,
+        every,
+        chunk,
+        tile,
+        even,
+        costs,
+        public,
+        draft,
     ):
         self.before = {name: getattr(module, name) for name, module in CONSTANTS.items()}
         for name, value in zip(CONSTANTS, constants, strict=True):
@@ -76,6 +92,8 @@ class Traffic(RuleBasedStateMachine):
             even=even,
             step_cost=costs[0],
             move_cost=costs[1],
+            guesses=draft[0],
+            draft_streams=min(parallel, draft[1]),
         )
         self.rig.cache.public = public
         self.wanted: dict[int, int] = {}

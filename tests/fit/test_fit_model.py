@@ -6,9 +6,9 @@ import pytest
 
 from locallab.engine import TextEngine
 from locallab.errors import ConfigError, ModelLoadError, SourceError
-from locallab.fit import Machine, fit_model, fitted, model_shape
+from locallab.fit import Gpu, Machine, approximate, fit_model, fitted, model_shape
 from locallab.models import FileSource, ModelSpec
-from tests.support import tiny_gguf
+from tests.support import tiny_embedding_gguf, tiny_gguf
 
 SMALL = Machine(2 << 30)
 
@@ -47,6 +47,23 @@ def test_the_entry_s_context_may_be_lowered_its_settings_and_the_flags_not(path:
     settings = fitted(entry, fit, flags)
     assert (settings.context, settings.kv_type, settings.parallel) == (fit.load.context, "q4_0", 5)
     assert settings.kv_tokens == fit.load.kv_tokens
+
+
+def test_a_draft_model_leaves_less_for_the_cache() -> None:
+    """The largest cache that fits is smaller with one, and what is chosen is within the memory."""
+    entry, draft = spec(size=10**9, context=8192), approximate(5 * 10**8)
+    for machine in (Machine(10 << 30), Machine(16 << 30, (Gpu("GPU", 6 << 30),), gpu_build=True)):
+        alone, both = fit_model(entry, None, machine), fit_model(entry, None, machine, draft=draft)
+        assert alone.fits and both.fits and both.estimate.weights == pytest.approx(1.5 * alone.estimate.weights, rel=0.01)
+        assert both.load.kv_tokens < alone.load.kv_tokens
+        assert machine.holds(both.estimate.ram, both.estimate.gpu)
+        assert both.estimate.gpu_weights == pytest.approx(1.5 * alone.estimate.gpu_weights, rel=0.01)
+    assert not fit_model(entry, None, Machine(2 << 30), draft=approximate(10**9)).fits
+
+
+def test_an_embedding_model_has_no_draft(tmp_path: Path) -> None:
+    path = tiny_embedding_gguf.bert(tmp_path / "embeds.gguf")
+    assert fit_model(spec(), path, SMALL, draft=approximate(10**12)).fits
 
 
 @pytest.mark.parametrize("architecture", tiny_gguf.ARCHITECTURES)

@@ -128,9 +128,15 @@ class Counting(Roomy):
         self.suited: list[Suited] = []
 
     def suit(
-        self, spec: ModelSpec, path: Path, layers: Layers, held: MemoryUse = NO_MEMORY, header: gguf.Header | None = None
+        self,
+        spec: ModelSpec,
+        path: Path,
+        layers: Layers,
+        held: MemoryUse = NO_MEMORY,
+        header: gguf.Header | None = None,
+        draft: Path | None = None,
     ) -> Suited:
-        self.suited.append(super().suit(spec, path, layers, held, header))
+        self.suited.append(super().suit(spec, path, layers, held, header, draft))
         self._ram = self._after
         return self.suited[-1]
 

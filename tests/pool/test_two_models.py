@@ -6,13 +6,13 @@ import asyncio
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from locallab.engine.request import SamplingParams, TokenEvent
 from locallab.fit.machine import RAM_MARGIN
 from locallab.models import FileSource, ModelSpec, Registry, Store
-from locallab.models.gguf import Header
 from locallab.pool import Loaded, Memory, MemoryUse, Pool
 from locallab.pool.memory import NO_MEMORY, Layers, Suited
 from tests.support import tiny_gguf
@@ -39,10 +39,8 @@ class Small(Memory):
     def room(self) -> MemoryUse:
         return MemoryUse(ram=RAM_MARGIN + (6 << 20))
 
-    def suit(
-        self, spec: ModelSpec, path: Path, layers: Layers, held: MemoryUse = NO_MEMORY, header: Header | None = None
-    ) -> Suited:
-        return super().suit(spec, path, layers, MemoryUse(1 << 30) if held.ram else held, header)
+    def suit(self, spec: ModelSpec, path: Path, layers: Layers, held: MemoryUse = NO_MEMORY, **more: Any) -> Suited:
+        return super().suit(spec, path, layers, MemoryUse(1 << 30) if held.ram else held, **more)
 
 
 @pytest.fixture(params=[("swap", Memory), ("swap", Small), ("keep", Memory), ("keep", Small)], ids=str)

@@ -337,11 +337,18 @@ class FakeMemory(Memory):
         return Reading(sum(self._size for engine in self._engines() if engine.closed_with is None))
 
     def suit(
-        self, spec: ModelSpec, path: Path, layers: Layers, held: MemoryUse = NO_MEMORY, header: Header | None = None
+        self,
+        spec: ModelSpec,
+        path: Path,
+        layers: Layers,
+        held: MemoryUse = NO_MEMORY,
+        header: Header | None = None,
+        draft: Path | None = None,
     ) -> Suited:
         """Return the same need for every model, fitting or not, with the layers that are fixed."""
         need = Need(path, MemoryUse(ram=self._size), MemoryUse(ram=self._size))
-        return Suited(settings_of(spec, layers), need, "a fake")
+        settings = dataclasses.replace(settings_of(spec, layers), draft_model=draft and str(draft))
+        return Suited(settings, need, "a fake")
 
 
 def registry(folder: Path, *names: str) -> Registry:

@@ -16,6 +16,7 @@ import numpy as np
 from locallab.engine import LOCAL, Caller, SamplingParams, TextEngine, TokenEvent, llama, text_engine
 from locallab.engine.context import Batch, Context
 from locallab.engine.costs import StepCosts
+from locallab.engine.follower import Follower
 from locallab.engine.limits import Limits
 from locallab.engine.logprobs import Logprobs
 from locallab.engine.request import TokenLogprob
@@ -185,9 +186,9 @@ class SteppedEngine(TextEngine):
         self.context = FaultyContext(*args, **kwargs)
         return self.context
 
-    def _make_scheduler(self, limits: Limits, _: StepCosts) -> Scheduler:
+    def _make_scheduler(self, limits: Limits, _: StepCosts, follower: Follower | None) -> Scheduler:
         every = self._snapshot_every if limits.snapshot_every else 0
-        return Scheduler(dataclasses.replace(limits, snapshot_every=every), _steady_costs())
+        return Scheduler(dataclasses.replace(limits, snapshot_every=every), _steady_costs(), follower)
 
     def _work(self, path: Path) -> None:
         """Load, and leave the rest to whoever steps."""

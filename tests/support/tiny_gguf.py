@@ -101,6 +101,8 @@ class _Tiny:
         for key, value in facts.items():
             if isinstance(value, list):
                 self._writer.add_array(key, value)
+            elif isinstance(value, bool):
+                self._writer.add_bool(key, value)
             elif isinstance(value, int):
                 self._writer.add_int32(key, value)
             else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 
 from locallab.engine import layout as layouts
@@ -12,11 +12,14 @@ from locallab.engine.cache import Node
 from locallab.engine.caller import LOCAL, Caller, Places
 from locallab.engine.commands import Cancel, Submit
 from locallab.engine.costs import StepCosts
+from locallab.engine.draft_model import Drafter
+from locallab.engine.follower import Follower
 from locallab.engine.limits import Limits
 from locallab.engine.post import call_each
 from locallab.engine.request import SamplingParams, TokenEvent
 from locallab.engine.scheduler import Scheduler
 from locallab.engine.sequence import Sequence
+from locallab.engine.speculative import LONGEST
 from locallab.engine.step_plan import Chunk, Copy, Remove, Save, StepPlan
 from locallab.engine.worker import Worker
 from locallab.errors import EngineFailure
@@ -24,6 +27,7 @@ from locallab.settings import Layout
 from tests.support.fake_llama import (
     FIXED_BYTES,
     ROW_BYTES,
+    VOCAB,
     FakeContext,
     FakeGuide,
     FakeMasks,
@@ -42,6 +46,7 @@ class Rig:
 
     In streams there are `parallel` of them, with `cells` in all. `host_bytes` of host RAM are for prefixes; a token takes
     ROW_BYTES there. `step_cost` and `move_cost` are the seconds of a step with one token and of moving a token.
+    `guesses` makes a draft model, which says what follows and takes `guess_cost` seconds for that.
     """
 
     def __init__(
@@ -62,6 +67,10 @@ class Rig:
         even: bool = False,
         step_cost: float = 0.0,
         move_cost: float = 0.0,
+        guesses: Callable[[Seq[int]], int] | None = None,
+        guess_cost: float = 0.0005,
+        draft_streams: int = 0,
+        draft_kind: Kind = "attention",
     ) -> None:
         self.limits = Limits(
             cells=cells,
@@ -83,11 +92,15 @@ class Rig:
         )
         self.context = FakeContext(cells, layout, kind, self.limits.slots + self.limits.shares)
         self.context.n_outputs = self.limits.outputs
-        self.scheduler = Scheduler(self.limits, _fixed_costs(step_cost, move_cost))
+        self.follower, self.drafter = None, None
+        if guesses is not None:
+            self._open_drafter(guesses, guess_cost, draft_streams or parallel, draft_kind)
+        self.scheduler = Scheduler(self.limits, _fixed_costs(step_cost, move_cost), self.follower)
         self.cache = self.scheduler.cache
         self.ended = 0
         self.places = Places()
-        self.worker = Worker(self.context, self.scheduler, FakeModel(), call_each, self._count)  # type: ignore[arg-type]
+        parts = self.context, self.scheduler, FakeModel(), call_each, self._count, None, self.drafter
+        self.worker = Worker(*parts)  # type: ignore[arg-type]
         self.masks = self.worker._masks = FakeMasks()  # type: ignore[assignment]
         self.events: dict[int, list[TokenEvent]] = {}
         self.prompts: dict[int, list[int]] = {}
@@ -96,6 +109,15 @@ class Rig:
         self.put_back: set[int] = set()
         self._ids = iter(range(1 << 30))
         self._watch()
+
+    def _open_drafter(self, guesses: Callable[[Seq[int]], int], cost: float, streams: int, kind: Kind) -> None:
+        length = self.context_length
+        self.draft_context = FakeContext(streams * length, "streams", kind, streams, guesses)
+        self.follower = Follower(streams, length, 16 * streams, LONGEST if kind == "window" else None)
+        self.follower.costs.observe_guess(1, 1, cost)
+        self.follower.costs.observe_read(1, cost / 8)
+        self.follower.costs.observe_guess = self.follower.costs.observe_read = lambda *_: None  # type: ignore[method-assign]
+        self.drafter = Drafter(self.draft_context, self.follower, VOCAB)  # type: ignore[arg-type]
 
     @property
     def context_length(self) -> int:
@@ -194,6 +216,17 @@ class Rig:
         self._check_sequences()
         self._check_cells()
         self._check_host_ram()
+        self._check_drafter()
+
+    def _check_drafter(self) -> None:
+        """Check that the draft model's KV cache has what the follower says, and that no two sequences have one stream."""
+        if self.follower is None:
+            return
+        for stream in self.follower._streams:
+            assert self.draft_context.tokens(stream.index) == stream.held
+            sequence = stream.sequence
+            assert sequence is None or sequence.tokens[: stream.same] == stream.held[: stream.same]
+            assert (sequence is None) == (stream not in self.follower._of.values())
 
     def _check_sequences(self) -> None:
         scheduler, cache = self.scheduler, self.cache

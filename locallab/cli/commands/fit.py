@@ -27,7 +27,7 @@ KV_TYPES: tuple[KvType, ...] = ("f16", "q8_0", "q4_0")
 
 @click.command("fit")
 @click.argument("model")
-@options(EngineSettings, only=NAMES)
+@options(EngineSettings, only=(*NAMES, "draft_model"))
 @options(ServerSettings, only=("registry",))
 @click.option("--json", "as_json", is_flag=True, help="print an object of model, machine, table and chosen")
 def command(model: str, as_json: bool, registry: str | None, **flags: Any) -> int:
@@ -35,17 +35,21 @@ def command(model: str, as_json: bool, registry: str | None, **flags: Any) -> in
 
     A model that is not on disk is estimated from its size, which is less exact. Exit status 1 if it does not fit at all.
     """
-    from locallab.fit import Machine, fit_model, model_shape
+    from locallab.fit import Machine, draft_shape, fit_model, model_shape
     from locallab.models import Registry, Store, gguf
+    from locallab.models.drafts import draft_of
 
-    spec = Registry.discover(server_settings(registry=registry).registry).resolve(model)
+    known = Registry.discover(server_settings(registry=registry).registry)
+    spec = known.resolve(model)
     fixed = layers(EngineSettings, flags)
     path = Store().path(spec)
+    draft = draft_of(spec, settings.resolve(EngineSettings, ("", spec.settings), *fixed), known)
+    beside = draft_shape(draft, Store().path(draft.spec, draft.part)) if draft else None
     with loading_llama():
         from locallab.engine.llama import supports_gpu
     machine = Machine.here(supports_gpu())
     header = gguf.read(path) if path else None
-    shape, chosen = model_shape(spec, header), fit_model(spec, header, machine, fixed)
+    shape, chosen = model_shape(spec, header, beside), fit_model(spec, header, machine, fixed, beside)
     report = Report(spec, path, machine, shape, chosen, list(_cells(spec, path, machine, fixed, chosen, shape)))
     if as_json:
         click.echo(json.dumps(report.as_dict()))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,27 @@ def test_a_file(path: Path) -> None:
     assert "free here: 8.0 GiB of RAM; no GPU" in done.stdout
     assert "chosen: on the CPU, context 512, KV f16 in 32 streams, 32 requests at once: takes " in done.stdout
     assert "estimated" not in done.stdout
+
+
+def test_a_draft_model_counts(path: Path, tmp_path: Path) -> None:
+    """Whether the flag names it or the entry; its weights and its part of the KV cache are in every figure."""
+    alone, both = report(str(path))["chosen"], report(str(path), "--draft-model", str(tiny_copy(path)))["chosen"]
+    assert both["weights_bytes"] == 2 * alone["weights_bytes"]
+    assert both["kv_bytes"] == 2 * alone["kv_bytes"] and both["total_bytes"] > alone["total_bytes"]
+    assert "with its draft model" in both["reason"]
+    registry = tmp_path / "models.yaml"
+    source, draft = (f"{{kind: file, path: '{each}'}}" for each in (path, tiny_copy(path)))
+    registry.write_text(f"models:\n- {{id: pair, source: {source}, draft: {draft}, description: two}}\n")
+    assert report("pair", "--registry", str(registry))["chosen"]["weights_bytes"] == both["weights_bytes"]
+    without = report("pair", "--registry", str(registry), "--draft-model", "none")["chosen"]
+    assert without["weights_bytes"] == alone["weights_bytes"]
+    hub = report(str(path), "--draft-model", "gemma3:270m-base")["chosen"]
+    assert hub["weights_bytes"] > 10 * alone["weights_bytes"], "one that is not on disk is estimated by its size"
+    assert "locallab pull" in fit(str(path), "--draft-model", "hf:acme/tiny").stderr
+
+
+def tiny_copy(path: Path) -> Path:
+    return Path(shutil.copy(path, path.with_name("copy.gguf")))
 
 
 def test_what_scripts_get(path: Path) -> None:

@@ -97,3 +97,16 @@ def test_drafts_take_no_cells_that_are_not_free() -> None:
     ids = [rig.submit([*PROMPT, i], 50) for i in (10, 11)]
     rig.drain()
     assert [rig.tokens(id) for id in ids] == [answer([*PROMPT, i], 50) for i in (10, 11)]
+
+
+def test_drafts_leave_outputs_to_a_prompt_whose_log_probabilities_are_wanted() -> None:
+    """The fake context refuses more outputs than it has been told of."""
+    rig = Rig(cells=512, parallel=4, step_cost=0.01, chunk=64, outputs=8)
+    drafting = [rig.submit([*PROMPT, i], 120) for i in (10, 11)]
+    for _ in range(60):
+        rig.step()
+    scored = [rig.submit(list(range(i, 50)), 5, logprobs=1, prompt_logprobs=True) for i in (1, 2)]
+    rig.drain()
+    for id in (*drafting, *scored):
+        assert rig.tokens(id) == answer(rig.prompts[id], 120 if id in drafting else 5)
+    assert rig.worker.totals.accepted_tokens > 20
