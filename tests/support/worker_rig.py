@@ -99,7 +99,7 @@ class Rig:
         self.cache = self.scheduler.cache
         self.ended = 0
         self.places = Places()
-        parts = self.context, self.scheduler, FakeModel(), call_each, self._count, None, self.drafter
+        parts = self.context, self.scheduler, FakeModel(), call_each, self._count, None, None, self.drafter
         self.worker = Worker(*parts)  # type: ignore[arg-type]
         self.masks = self.worker._masks = FakeMasks()  # type: ignore[assignment]
         self.events: dict[int, list[TokenEvent]] = {}
