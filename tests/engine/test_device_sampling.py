@@ -13,6 +13,7 @@ import llama_cpp
 import pytest
 
 from locallab.engine import SamplingParams, TextEngine, llama
+from locallab.engine.costs import StepCosts
 from locallab.engine.device_sampling import DevicePlan, device_plan
 from locallab.engine.request import Constraint
 from locallab.engine.sampler_chain import DryRules
@@ -99,7 +100,9 @@ def test_a_greedy_answer_is_the_host_s(engine: TextEngine, path: Path) -> None:
     check(path, PROMPT, answer.tokens)
 
 
-def test_drafts_are_verified_on_the_host(path: Path) -> None:
+def test_drafts_are_verified_on_the_host(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StepCosts, "decode", lambda *_: 0.1)
+    monkeypatch.setattr(StepCosts, "verify", lambda *_: 0.0)
     with running(path, device_sampling="on") as engine:
         answer = ask(engine, PROMPT, 40)
         assert engine.totals.accepted_tokens + engine.totals.rejected_tokens > 0
