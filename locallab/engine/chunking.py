@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from locallab.engine.costs import StepCosts
+from locallab.engine.cut import LEAST, cut
 from locallab.engine.drafting import Drafting
 from locallab.engine.fairness import Shares
 from locallab.engine.follower import Follower
 from locallab.engine.limits import Limits
 from locallab.engine.sequence import Sequence
-from locallab.engine.step_plan import Chunk, cut
+from locallab.engine.step_plan import Chunk
+from locallab.memory_model import STEP
 
-TILE_STEPS = 10
-"""A tile may take this many times the length of a step: less than a tile hardly takes less time, or even more."""
 LEAST_CHUNK = 16
-"""Least prompt tokens in a step, however slow the machine."""
+"""Least forced tokens in a step, however slow the machine."""
+PATIENCE = 4
+"""Usual times between two tokens of a reader that a step may take."""
+SHARE = 2
+"""Least patience, in times of a step in which all that run are answers."""
+BEGUN = 2.5
+"""Times `step_seconds` that the first step may take whose prompts become answers."""
+ALONE = 25
+"""Times `step_seconds` that a step may take while nobody reads; who comes meanwhile waits for its end."""
 
 
 class Chunking:
@@ -46,27 +54,62 @@ class Chunking:
             spare -= count - 1
             yield Chunk.of(sequence, count)
 
-    def prompts(self, prefilling: list[Sequence], n_decode: int, room: int, outputs: int) -> Iterator[Chunk]:
-        """Yield chunks of prompts for the rest of the budget beside `n_decode` tokens of answers: at most `room` cells, and
-        `outputs` log probabilities beyond the one that each prompt may need."""
+    def prompts(self, prefilling: list[Sequence], answers: list[Chunk], room: int, outputs: int) -> Iterator[Chunk]:
+        """Yield chunks of prompts beside those of `answers`, as long as these tolerate: at most `room` cells, and `outputs` log
+        probabilities beyond the one that each prompt may need."""
         if not prefilling:
             return
-        room = min(self.limits.batch - n_decode, room)
-        budget = min(self._budget(n_decode), room)
-        tile = self.limits.tile if budget >= self.limits.tile else 0
+        room = min(self.limits.batch - sum(chunk.count for chunk in answers), room)
+        left = min(room, STEP)
+        spent, patience = self._answer_seconds(answers), self._patience(answers, prefilling)
+        first = True
         for sequence in self.shares.by_debt(self._in_turn(prefilling)):
-            if budget <= 0:
+            if left < (1 if first else LEAST) or not (first or spent + self.costs.prompt(LEAST) <= patience):
                 return
+            count = self._cut(sequence, left, spent, patience)
             if sequence.unscored:
-                count = min(sequence.pending, budget, 1 + outputs)
+                count = min(count, 1 + outputs)
                 outputs -= count - 1
-            else:
-                count = cut(self._until_boundary(sequence), budget, room, tile)
-            if count:
-                self._ahead = max(0, self._ahead + (count if sequence.urgent else -count))
-                yield Chunk.of(sequence, count)
-            room -= count
-            budget -= count
+            seconds = self._seconds(count, sequence.computed)
+            if not first and spent + seconds > patience:
+                continue
+            self._ahead = max(0, self._ahead + (count if sequence.urgent else -count))
+            chunk = Chunk.of(sequence, count)
+            if chunk.last and not answers:
+                patience = BEGUN * self.limits.step_seconds  # now somebody reads
+            yield chunk
+            first, left, spent = False, left - count, spent + seconds
+
+    def _cut(self, sequence: Sequence, most: int, spent: float, patience: float) -> int:
+        pending, start = self._until_boundary(sequence), sequence.computed
+        return cut(pending, start, most, self.limits.tile, spent, patience, self._seconds)
+
+    def _seconds(self, count: int, start: int) -> float:
+        """Return the seconds of a chunk of a prompt."""
+        return self.costs.prompt(count, self.limits.work(count, start))
+
+    def _answer_seconds(self, answers: list[Chunk], more: Iterable[Sequence] = ()) -> float:
+        """Return the seconds of a batch of answers, and of `more` sequences as if they were answers too."""
+        lengths = [len(sequence.tokens) for sequence in more]
+        cells, _ = work(answers, self.limits)
+        return self.costs.decode(sum(chunk.count for chunk in answers) + len(lengths), cells + sum(lengths))
+
+    def _patience(self, answers: list[Chunk], prefilling: list[Sequence]) -> float:
+        """Return the seconds that a step may take: what the least patient reader tolerates, no more than `step_seconds`. Where
+        there are many, prompts get their share of the time, since who reads and who waits for the first token shares it."""
+        step = self.limits.step_seconds
+        if not answers:
+            return ALONE * step
+        tolerated = min(self._tolerated(chunk.sequence) for chunk in answers)
+        return max(SHARE * self._answer_seconds(answers, prefilling), min(step, tolerated))
+
+    def _tolerated(self, reader: Sequence) -> float:
+        """Return the seconds that a reader waits for a token without missing it; one who has only begun has shown none."""
+        return PATIENCE * reader.pace or self.limits.step_seconds
+
+    def _budget(self, n_decode: int) -> int:
+        """Return the forced tokens of this step: as many as keep it short for those who read their answers."""
+        return max(LEAST_CHUNK, self.costs.chunk(n_decode, self.limits.step_seconds))
 
     def _until_boundary(self, sequence: Sequence) -> int:
         """Return the pending tokens of a prompt up to where its state must be saved, if that cannot be cut there later."""
@@ -88,20 +131,6 @@ class Chunking:
         return [s for s, u in zip(ordered, urgent, strict=True) if u == first] + [
             s for s, u in zip(ordered, urgent, strict=True) if u != first
         ]
-
-    def _budget(self, n_decode: int) -> int:
-        """Return the prompt tokens of this step: as many as keep it short for those who read their answers.
-
-        Where attention works in tiles, a part of one costs several times as much per token once the context is long. So the
-        budget is whole tiles, at least one, unless a tile takes far too long (a large model on a slow machine).
-        """
-        seconds = self.limits.step_seconds * (1 if n_decode else 2.5)
-        tokens = max(LEAST_CHUNK, self.costs.chunk(n_decode, seconds))
-        tile = self.limits.tile
-        patience = self.limits.step_seconds * (TILE_STEPS if n_decode else 2.5 * TILE_STEPS)
-        if tile and tile * self.costs.per_token() <= patience:
-            return max(tile, (tokens + tile // 2) // tile * tile)
-        return tokens
 
     def batches(self, answers: list[Chunk], prompts: list[Chunk]) -> list[list[Chunk]]:
         """Put all chunks into one batch; where attention works in tiles, answers into batches below a tile, then prompts.
@@ -126,6 +155,12 @@ class Chunking:
         for count in sorted({chunk.count for chunk in drafts}):
             same = sorted((chunk for chunk in drafts if chunk.count == count), key=lambda chunk: chunk.sequence.slot)
             yield from _packed(same, self.limits.batch)
+
+
+def work(chunks: list[Chunk], limits: Limits) -> tuple[int, float]:
+    """Return the cells that the answers of a batch see, and the work of attention for its prompts (`Limits.work`)."""
+    cells = sum(chunk.count * chunk.start for chunk in chunks if chunk.is_answer)
+    return cells, sum(limits.work(chunk.count, chunk.start) for chunk in chunks if not chunk.is_answer)
 
 
 def _packed(chunks: list[Chunk], size: int) -> Iterator[list[Chunk]]:

@@ -2,48 +2,68 @@
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
+
 _WEIGHT = 0.2
-"""Weight of the newest observation: after a few steps a passing load on the machine is forgotten."""
+"""Weight of the newest move, and of the newest context of answers."""
+_KEEP = 0.96
+"""Weight of what was observed before a batch: after some dozens a passing load on the machine is forgotten."""
+_REFIT = 8
+"""Observations after which the figures are computed anew; the first ones count at once."""
+_TRUST = 0.01
+"""Weight of the figures so far against new observations, which matters where these say nothing about one of them."""
+_TINY = 1e-6
+"""The same for those that are 0, so that there is a solution."""
+_DOUBT = 0.1
+"""Weight against a constant and a price of cells before observations differ: a token explains what it can."""
 _AGE = 256
-"""Observations after which a figure that was not seen again is forgotten: one lucky minimum must not stand for ever."""
+"""Batches after which the price of a draft that was not seen again is forgotten: one lucky figure must not stand for ever."""
+_USUAL = 512
+"""Tokens of a chunk that spreads its constant part well."""
+
+Features = tuple[float, float, float]
 
 
 class StepCosts:
-    """Estimates that a batch of `n_decode` answer and `n_prompt` prompt tokens takes decode(n_decode) + n_prompt * per_token().
+    """Estimates that a batch takes what its answers and its prompt tokens take, and each of the two a constant, so much a token
+    and so much a cell that attention passes.
 
-    Both figures are kept per power of two of their number, since neither is linear: a token costs more in a small chunk than
-    in a large one. Chunks are sized for the cheapest. `move_seconds` is the time to save or to restore a token's state.
+    `move_seconds` is the time to save or to restore a token's state.
     """
 
     def __init__(self) -> None:
         self.move_seconds = 0.0
-        self._begun = (0, 0, 0.0)  # batches that nobody has waited for: tokens of answers and of prompts, seconds
-        self._decode = _Figures(age=None)
-        self._prompt = _Figures(age=_AGE)
+        self._begun = (0, 0, 0.0, 0.0, 0.0)  # batches that nobody has waited for: as `observe` has them
+        self._context = 0.0
+        self._decode = _Fit((_DOUBT, _DOUBT, _DOUBT))
+        self._prompt = _Fit((_DOUBT, _DOUBT / 1000, _DOUBT))
         self._drafts: dict[tuple[int, int], tuple[float, int]] = {}
         self._batches = 0
 
-    def defer(self, n_decode: int, n_prompt: int, seconds: float) -> None:
+    def defer(self, n_decode: int, n_prompt: int, seconds: float, cells: float = 0, work: float = 0) -> None:
         """Note a batch that nobody has waited for: it counts with the next one that is observed."""
-        begun = self._begun
-        self._begun = n_decode + begun[0], n_prompt + begun[1], seconds + begun[2]
+        d, p, s, c, w = self._begun
+        self._begun = n_decode + d, n_prompt + p, seconds + s, cells + c, work + w
 
-    def observe(self, n_decode: int, n_prompt: int, seconds: float) -> None:
-        """Learn from a batch that took `seconds`, with those that it had to wait for."""
-        self.defer(n_decode, n_prompt, seconds)
-        (n_decode, n_prompt, seconds), self._begun = self._begun, (0, 0, 0.0)
+    def observe(self, n_decode: int, n_prompt: int, seconds: float, cells: float = 0, work: float = 0) -> None:
+        """Learn from a batch of `n_decode` answer tokens, which see `cells` cells, and `n_prompt` prompt tokens with so much
+        `work` of attention (`Limits.work`), that took `seconds`, with those that it had to wait for."""
+        self.defer(n_decode, n_prompt, seconds, cells, work)
+        (n_decode, n_prompt, seconds, cells, work), self._begun = self._begun, (0, 0, 0.0, 0.0, 0.0)
         self._batches += 1
         if n_prompt == 0:
-            self._decode.add(n_decode, seconds)
+            self._decode.add((1.0, n_decode, cells), seconds)
+            self._context += _WEIGHT * (cells / n_decode - self._context)
         else:
-            rest = max(seconds - self.decode(n_decode), seconds * 0.1)
-            self._prompt.add(n_prompt, rest / n_prompt)
+            rest = max(seconds - self.decode(n_decode, cells), seconds * 0.1)
+            self._prompt.add((1.0, n_prompt, work), rest)
 
     def observe_drafts(self, answers: int, drafting: int, length: int, seconds: float) -> None:
         """Learn from a batch of `answers`, of which `drafting` had drafts of this length; of nothing if it had to wait for
         others."""
         self._batches += 1
-        begun, self._begun = self._begun, (0, 0, 0.0)
+        begun, self._begun = self._begun, (0, 0, 0.0, 0.0, 0.0)
         if begun[1]:
             return
         key = drafting.bit_length(), length.bit_length()
@@ -65,16 +85,22 @@ class StepCosts:
         new = seconds / max(1, tokens)
         self.move_seconds += (_WEIGHT if self.move_seconds else 1.0) * (new - self.move_seconds)
 
-    def decode(self, n_decode: int) -> float:
-        """Return the seconds of a batch of `n_decode` answer tokens, those of the nearest known size for an unknown one."""
-        return self._decode.nearest(n_decode) if n_decode else 0.0
+    def decode(self, n_decode: int, cells: float | None = None) -> float:
+        """Return the seconds of a batch of `n_decode` answer tokens that see `cells` cells, by default as many as lately."""
+        if not n_decode:
+            return 0.0
+        return self._decode.estimate(n_decode, n_decode * self._context if cells is None else cells)
+
+    def prompt(self, tokens: float, work: float = 0) -> float:
+        """Return the seconds of a chunk of `tokens` of a prompt, beside what the answers take."""
+        return self._prompt.estimate(tokens, work) if tokens else 0.0
 
     def per_token(self) -> float:
-        """Return the seconds of a prompt token in the cheapest known size of chunk."""
-        return min(self._prompt.values(), default=0.0)
+        """Return the seconds of a prompt token in a large chunk, before a context."""
+        return self.prompt(_USUAL) / _USUAL
 
     def chunk(self, n_decode: int, seconds: float) -> int:
-        """Return the number of prompt tokens that fit into `seconds` beside `n_decode` answer tokens."""
+        """Return the number of tokens that fit into `seconds` beside `n_decode` answer tokens."""
         cost = self.per_token()
         return max(0, int((seconds - self.decode(n_decode)) / cost)) if cost else 0
 
@@ -87,8 +113,8 @@ class DraftCosts:
     """Estimates of the time that the draft model takes to guess and to read."""
 
     def __init__(self) -> None:
-        self._step = _Figures(age=None)
-        self._read = _Figures(age=None)
+        self._step = _Figures()
+        self._read = _Figures()
 
     def observe_guess(self, sequences: int, length: int, seconds: float) -> None:
         """Learn from drafts of `length` tokens, one token of all `sequences` after another."""
@@ -108,22 +134,15 @@ class DraftCosts:
 
 
 class _Figures:
-    """Seconds per power of two. Those not seen in the last `age` observations are forgotten."""
+    """Seconds per power of two."""
 
-    def __init__(self, age: int | None) -> None:
-        self._age = age
+    def __init__(self) -> None:
         self._seconds: dict[int, float] = {}
-        self._seen: dict[int, int] = {}
-        self._count = 0
 
     def add(self, number: int, new: float) -> None:
         bucket = number.bit_length()
         old = self._seconds.get(bucket, new)
         self._seconds[bucket] = old + _WEIGHT * (new - old)
-        self._count += 1
-        self._seen[bucket] = self._count
-        for stale in [b for b, seen in self._seen.items() if self._age and self._count - seen > self._age]:
-            del self._seconds[stale], self._seen[stale]
 
     def nearest(self, number: int) -> float:
         bucket = number.bit_length()
@@ -133,3 +152,49 @@ class _Figures:
 
     def values(self) -> list[float]:
         return list(self._seconds.values())
+
+
+class _Fit:
+    """A sum of three features with coefficients of at least 0, whose relative errors over the last observations are least.
+
+    Errors are relative so that a step which something else delayed counts no more than another. `doubts`: how much the first
+    observation of a feature speaks against its being nothing.
+    """
+
+    def __init__(self, doubts: Features) -> None:
+        self._products: npt.NDArray[np.float64] = np.zeros((3, 3))
+        self._sums: npt.NDArray[np.float64] = np.zeros(3)
+        self._doubts = np.array(doubts)
+        self._count = 0
+        self.coefficients: Features = (0.0, 0.0, 0.0)
+
+    def add(self, features: Features, seconds: float) -> None:
+        row = np.array(features) / max(seconds, 1e-9)
+        new = (row > 0) & (np.diag(self._products) == 0)
+        self._products = _KEEP * self._products + np.outer(row, row) + np.diag(np.where(new, self._doubts * row**2, 0))
+        self._sums = _KEEP * self._sums + row
+        self._count += 1
+        if self._count <= _REFIT or self._count % _REFIT == 0:
+            self._fit()
+
+    def estimate(self, tokens: float, cells: float) -> float:
+        constant, token, cell = self.coefficients
+        return constant + token * tokens + cell * cells
+
+    def _fit(self) -> None:
+        """Solve for the coefficients, without negative ones; what observations do not tell stays as it is."""
+        used = np.flatnonzero(np.diag(self._products))
+        scale = np.sqrt(np.diag(self._products)[used])
+        known = np.array(self.coefficients)[used] * scale
+        trust = np.where(known > 0, _TRUST, _TINY)
+        left = self._products[np.ix_(used, used)] / np.outer(scale, scale) + np.diag(trust)
+        right = self._sums[used] / scale + trust * known
+        kept = np.arange(len(used))
+        found = np.zeros(3)
+        while len(kept):
+            solved = np.linalg.solve(left[np.ix_(kept, kept)], right[kept])
+            if solved.min() >= 0:
+                found[used[kept]] = solved / scale[kept]
+                break
+            kept = np.delete(kept, solved.argmin())
+        self.coefficients = (float(found[0]), float(found[1]), float(found[2]))

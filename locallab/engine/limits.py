@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 
+from locallab import hardware
 from locallab.engine import llama
 from locallab.engine.prefix_tree import NEGLIGIBLE
+from locallab.engine.tiles import TILE, TILED, tiles
 from locallab.errors import ModelLoadError
 from locallab.memory_model import (
     DEFAULT_CONTEXT,
@@ -22,8 +24,8 @@ from locallab.memory_model import (
 )
 from locallab.settings import EngineSettings, Layout
 
-CPU_TILE = 64
-"""Minimum tokens of a batch for which ggml's CPU flash attention works in tiles (GGML_FA_TILE_Q)."""
+ALONE_COST = 4
+"""Times that a row of attention costs which a CPU computes alone, against one in a tile."""
 
 WALK_SECONDS = 3e-9
 """Time in which one CPU thread passes a cell that a token does not see, per head and layer (measured: README, design)."""
@@ -66,8 +68,8 @@ class Limits:
     llama.cpp computes up to `ubatch` tokens in one go. `queues`: it goes on computing while more is handed to it, so nobody
     needs to wait for a batch without outputs.
 
-    Batches of at least `tile` tokens are attended to in tiles of so many (0: never). A tile walks every cell that any of its
-    tokens sees, so tokens of many sequences should not share one.
+    Batches of at least `tile` tokens are attended to in tiles of so many (0: never), which `heads` and `threads` cut. A tile
+    walks every cell that any of its tokens sees, so tokens of many sequences should not share one.
     """
 
     cells: int
@@ -77,6 +79,8 @@ class Limits:
     cache_cells: int
     step_seconds: float
     tile: int = 0
+    heads: int = 1
+    threads: int = 1
     outputs: int = 64
     layout: Layout = "unified"
     even: bool = False
@@ -107,6 +111,16 @@ class Limits:
         inner = range(self.snapshot_every, n_prompt, self.snapshot_every)
         wanted = {at for at in (*likely, *inner) if 0 < at < n_prompt}
         return sorted(wanted if max(wanted, default=0) > n_prompt - 1 - NEGLIGIBLE else {*wanted, n_prompt - 1})
+
+    def work(self, count: int, start: int) -> float:
+        """Return the work of attention for a chunk of `count` tokens behind `start` others: for each token that tiles make room
+        for the cells that it sees, and as often as that costs for one that is computed alone."""
+        rows: float = count
+        if self.tile and count >= self.tile:
+            rows = self.tile * tiles(count, self.heads, self.threads, self.tile) / self.heads
+        elif self.tile:
+            rows = ALONE_COST * count
+        return rows * (start + count / 2)
 
     def holds(self, length: int) -> bool:
         """Tell whether host RAM can hold a prefix of `length` tokens."""
@@ -155,7 +169,9 @@ def limits(model: llama.Model, settings: EngineSettings, free: int, on_gpu: bool
         cache_cells=cache.cells if settings.cache_tokens is None else settings.cache_tokens,
         step_seconds=settings.step_ms / 1000,
         outputs=cache.outputs,
-        tile=0 if on_gpu else CPU_TILE,
+        tile=TILE if not on_gpu and settings.kv_type in TILED else 0,
+        heads=max(1, model.n_head),
+        threads=settings.threads or hardware.threads(),
         layout=cache.layout,
         even=cache.layout == "streams" or (model.sliding_window > 0 and model.keeps_state),
         drafts=settings.drafts and not model.keeps_state,

@@ -107,7 +107,7 @@ class Scheduler:
         answers = list(self._chunking.answers(decoding, room, min(outputs, self._free_cells - len(decoding))))
         extra = sum(chunk.count for chunk in answers) - len(decoding)
         room, outputs = max(0, room - extra), max(0, outputs - extra)
-        prompts = list(self._chunking.prompts(prefilling, len(decoding) + extra, room, outputs))
+        prompts = list(self._chunking.prompts(prefilling, answers, room, outputs))
         moves, self._moves = self._moves, []
         return StepPlan(moves, self._chunking.batches(answers, prompts), self._chunking.read([] if prefilling else decoding))
 

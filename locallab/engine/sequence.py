@@ -13,6 +13,9 @@ from locallab.engine.speculative import Lookup
 
 UNPLACED = -1
 
+RECENT = 0.2
+"""Weight of the last token in the pace of an answer."""
+
 
 @dataclasses.dataclass(eq=False, slots=True)
 class Sequence:
@@ -25,7 +28,7 @@ class Sequence:
     `lookup` makes drafts of its answer once that has begun; `accepted` and `rejected` count the tokens of those.
     `cache` is what the prefix cache had of its prompt, once that is placed. `submitted`, `began`, `first_token` and
     `last_token` are the times (time.perf_counter) at which it was made, at which the first step of its prompt began, and at
-    which its first and last tokens became known.
+    which its first and last tokens became known, `pace` the mean of the seconds from one to the next, the last ones above all.
     """
 
     id: int
@@ -52,6 +55,7 @@ class Sequence:
     began: float | None = None
     first_token: float | None = None
     last_token: float | None = None
+    pace: float = 0.0
 
     def start_over(self) -> None:
         """Compute it from its first token on, wherever it was."""
@@ -75,6 +79,10 @@ class Sequence:
     def soon(self, more: int) -> int:
         """Return the length that it has after `more` tokens."""
         return min(self.limit, len(self.tokens) + more)
+
+    def heard(self, seconds: float) -> None:
+        """Learn that the last token came so many seconds after the one before."""
+        self.pace += (RECENT if self.pace else 1.0) * (seconds - self.pace)
 
     @property
     def n_answer(self) -> int:

@@ -121,18 +121,6 @@ class Chunk:
         return cls(sequence, start, count, last, outputs, start >= sequence.n_prompt - 1 and count <= FORCED)
 
 
-def cut(pending: int, budget: int, room: int, tile: int) -> int:
-    """Return how many of a prompt's `pending` tokens to compute in a step with this `budget`.
-
-    Where attention works in tiles (`tile` tokens; 0: it does not), less than one costs almost as much as a whole one. So a rest
-    shorter than a tile is taken along, up to `room` tokens, and a piece shorter than a tile is not begun: 0.
-    """
-    count = min(pending, budget)
-    if pending - count < tile:
-        return min(pending, room)
-    return count if count >= tile else 0
-
-
 def batch_entries(chunks: Iterable[Chunk]) -> tuple[list[int], list[int], list[int], list[int]]:
     """Return of each token of a batch the token itself, its position, its slot, and 1 if its logits are wanted."""
     tokens: list[int] = []

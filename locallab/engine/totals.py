@@ -120,6 +120,7 @@ class Totals:
             self.time_to_first_token.observe(now - sequence.submitted)
         else:
             self.inter_token.observe(now - sequence.last_token)
+            sequence.heard((now - sequence.last_token) / count)
         sequence.last_token = now
 
     def add(self, other: Totals) -> None:

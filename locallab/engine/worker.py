@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from locallab.engine.caller import Caller
+from locallab.engine.chunking import work
 from locallab.engine.commands import Cancel, Close, Command, Fail, Share, Submit
 from locallab.engine.context import NO_ROOM, Batch, Context, InvalidBatch
 from locallab.engine.device_sampling import DeviceSamplers
@@ -264,7 +265,8 @@ class Worker:
         drafts = [len(chunk.draft) for chunk in chunks if chunk.draft]
         if not drafts:
             n_prompt = sum(chunk.count for chunk in chunks) - n_answers
-            (costs.observe if waited else costs.defer)(n_answers, n_prompt, seconds)
+            of = work(chunks, self._scheduler.limits)
+            (costs.observe if waited else costs.defer)(n_answers, n_prompt, seconds, *of)
         elif all(chunk.is_answer for chunk in chunks):
             costs.observe_drafts(len(chunks), len(drafts), max(drafts), seconds)
 

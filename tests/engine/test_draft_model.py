@@ -20,7 +20,7 @@ each_layout = pytest.mark.parametrize("layout", ["unified", "streams"])
 @pytest.fixture(autouse=True)
 def drafts_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tiny model computes a token in no time; whether a draft pays differs between runs."""
-    monkeypatch.setattr(StepCosts, "decode", lambda _, answers: 0.1 * bool(answers))
+    monkeypatch.setattr(StepCosts, "decode", lambda _, answers, *__: 0.1 * bool(answers))
     monkeypatch.setattr(StepCosts, "verify", lambda *_: 0.0)
     monkeypatch.setattr(DraftCosts, "guess", lambda _, sequences, length: 0.0001 * length)
     monkeypatch.setattr(DraftCosts, "read", lambda _, tokens: 0.0001 * tokens)

@@ -42,6 +42,7 @@ class FakeModel:
     memory: llama.Memory = "attention"
     n_ctx_train: int = 4096
     n_layer: int = 10
+    n_head: int = 9
     path: Path = Path("model.gguf")
 
     @property
@@ -114,9 +115,29 @@ def test_only_full_attention_is_cut_and_shared(memory: llama.Memory) -> None:
         assert found.pooled == (layout == "unified")
 
 
-def test_tiles_are_a_cpu_s() -> None:
-    assert limits_of(on_gpu=False).tile == 64
-    assert limits_of(on_gpu=True).tile == 0
+@pytest.mark.parametrize(
+    ("on_gpu", "kv_type", "tile"),
+    [(False, "f16", 64), (False, "f32", 64), (False, "q8_0", 0), (False, "bf16", 0), (True, "f16", 0)],
+)
+def test_tiles_are_a_cpu_s_with_floats_that_it_computes_with(on_gpu: bool, kv_type: str, tile: int) -> None:
+    found = limits_of(on_gpu=on_gpu, kv_type=kv_type, threads=3)
+    assert (found.tile, found.heads, found.threads) == (tile, 9, 3)
+
+
+WORK = {  # tile, count, start: work
+    "every token sees what is before it": ((0, 10, 100), 10 * 105),
+    "whole tiles, cut without loss": ((64, 512, 0), 512 * 256),
+    "a tile that two threads cut for 9 heads: 16 tiles for 9": ((64, 64, 968), 64 * 16 / 9 * 1000),
+    "less than a tile, each alone": ((64, 10, 995), 4 * 10 * 1000),
+    "nothing": ((64, 0, 100), 0),
+}
+
+
+@pytest.mark.parametrize(("arguments", "expected"), WORK.values(), ids=WORK)
+def test_work_of_attention(arguments: tuple[int, int, int], expected: float) -> None:
+    tile, count, start = arguments
+    limits = dataclasses.replace(LIMITS, tile=tile, heads=9, threads=2)
+    assert limits.work(count, start) == pytest.approx(expected)
 
 
 def test_settings_become_limits() -> None:
@@ -139,9 +160,9 @@ def test_a_gpu_is_measured_with_the_shapes_of_its_steps(
     seen: list[tuple[int, int]] = []
     observe = StepCosts.observe
 
-    def spy(costs: StepCosts, n_decode: int, n_prompt: int, seconds: float) -> None:
+    def spy(costs: StepCosts, n_decode: int, n_prompt: int, *rest: float) -> None:
         seen.append((n_decode, n_prompt))
-        observe(costs, n_decode, n_prompt, seconds)
+        observe(costs, n_decode, n_prompt, *rest)
 
     monkeypatch.setattr(StepCosts, "observe", spy)
     path = tiny_gguf.write(tmp_path / "tiny.gguf", "llama")

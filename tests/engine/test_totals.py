@@ -8,8 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from locallab.engine.request import CacheUse, MissReason, Tier
+from locallab.engine.answer import Answer
+from locallab.engine.request import CacheUse, MissReason, SamplingParams, Tier
+from locallab.engine.sequence import Sequence
 from locallab.engine.totals import FIRST_TOKEN_SECONDS, TOKEN_SECONDS, Histogram, Totals
+from tests.support.fake_llama import FakeModel
 from tests.support.worker_rig import Rig
 
 seconds = st.floats(0, 1000) | st.sampled_from(TOKEN_SECONDS)
@@ -86,3 +89,21 @@ def test_prompts_are_counted_by_what_the_cache_had() -> None:
     assert totals.missed_tokens == {"end": 1, "first time": 30, "diverged": 46, "evicted": 0, "no snapshot": 0}
     assert totals.hit_tokens == {"resident": 4, "host": 29, "disk": 0}
     assert other.hit_tokens["host"] == 9
+
+
+def test_the_pace_of_an_answer_is_that_of_its_last_tokens() -> None:
+    totals, sequence = Totals(), made()
+    totals.tokens(sequence, 1, 10.0)
+    assert sequence.pace == 0.0, "one token has no pace"
+    totals.tokens(sequence, 1, 10.5)
+    assert sequence.pace == 0.5
+    totals.tokens(sequence, 4, 10.9)
+    assert 0.1 < sequence.pace < 0.5, "four tokens at once count as four"
+    for i in range(30):
+        totals.tokens(sequence, 1, 11.0 + i / 10)
+    assert sequence.pace == pytest.approx(0.1, rel=0.01)
+
+
+def made() -> Sequence:
+    answer = Answer(SamplingParams(), FakeModel())  # type: ignore[arg-type]
+    return Sequence(0, [1], 1, 100, answer, lambda event: None)

@@ -188,7 +188,9 @@ class SteppedEngine(TextEngine):
 
     def _make_scheduler(self, limits: Limits, _: StepCosts, follower: Follower | None) -> Scheduler:
         every = self._snapshot_every if limits.snapshot_every else 0
-        return Scheduler(dataclasses.replace(limits, snapshot_every=every), _steady_costs(), follower)
+        scheduler = Scheduler(dataclasses.replace(limits, snapshot_every=every), _steady_costs(), follower)
+        scheduler._chunking._tolerated = lambda _: limits.step_seconds  # whatever pace this machine has
+        return scheduler
 
     def _work(self, path: Path) -> None:
         """Load, and leave the rest to whoever steps."""
@@ -200,8 +202,7 @@ class SteppedEngine(TextEngine):
 
 def _steady_costs() -> StepCosts:
     costs = StepCosts()
-    costs.observe(1, 0, 0.001)
-    costs.observe(0, 1000, 1.0)
+    costs._decode.coefficients = costs._prompt.coefficients = (0.0, 0.001, 0.0)
     costs.observe_move(1000, 0.01)
     costs.observe = costs.observe_move = lambda *_: None
     return costs

@@ -96,6 +96,7 @@ class Rig:
         if guesses is not None:
             self._open_drafter(guesses, guess_cost, draft_streams or parallel, draft_kind)
         self.scheduler = Scheduler(self.limits, _fixed_costs(step_cost, move_cost), self.follower)
+        self.scheduler._chunking._tolerated = lambda _: self.limits.step_seconds  # type: ignore[method-assign]  # no pace
         self.cache = self.scheduler.cache
         self.ended = 0
         self.places = Places()
@@ -332,8 +333,8 @@ class Rig:
 def _fixed_costs(step: float, move: float) -> StepCosts:
     """Return costs that learn nothing from the fake context."""
     costs = StepCosts()
-    costs.observe(0, 1000, 1000 * TOKEN_SECONDS)
-    costs.observe(1, 0, step)
+    costs._prompt.coefficients = (0.0, TOKEN_SECONDS, 0.0)
+    costs._decode.coefficients = (step, 0.0, 0.0)
     costs.observe_move(1, move)
     costs.observe = costs.observe_move = costs.observe_drafts = lambda *_: None  # type: ignore[method-assign]
     return costs

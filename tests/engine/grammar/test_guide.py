@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from locallab.errors import EngineFailure
@@ -108,8 +110,10 @@ def test_what_is_forced_on_many_shares_the_budget_and_nobody_stands_still() -> N
     prompts = [[n, *prompt_that_forces(7)] for n in range(1, 9)]
     rig = Rig(cells=512, parallel=8, chunk=16)
     ids = [rig.submit(prompt, 8, guide=FakeGuide(prompt)) for prompt in prompts]
-    while any(sequence.pending != 7 for sequence in rig.scheduler.running) or rig.scheduler.waiting:
-        rig.step()
+    rig.scheduler._chunking.limits = dataclasses.replace(rig.limits, step_seconds=1.0)  # all prompts in one step
+    rig.step()
+    assert [sequence.pending for sequence in rig.scheduler.running] == [7] * 8
+    rig.scheduler._chunking.limits = rig.limits
     counts = [chunk.count for batch in rig.scheduler.plan().batches for chunk in batch]
     assert counts == [7, 7, 5, 1, 1, 1, 1, 1]
     rig.drain()
