@@ -49,10 +49,12 @@ def late(seen: Seen, usual: Seen) -> list[str]:
 
 
 def use(url: str) -> None:
-    """Make the server take what a server in use takes: all of the KV cache, tables of the vocabulary, compiled grammars."""
+    """Make the server take what a server in use takes: the KV cache, logits, tables of the vocabulary, grammars."""
     with httpx.Client(base_url=url, timeout=60) as http:
         for token in range(100, 108):
             http.post("/v1/completions", json={"prompt": [token] * 2000, "max_tokens": 4})
+        http.post("/v1/completions", json={"prompt": [100] * 1000, "max_tokens": 4, "prompt_logprobs": 1})
+        http.post("/v1/completions", json={"prompt": "a b c d e " * 100, "max_tokens": 200, "ignore_eos": True})
         for i in range(64):
             http.post("/v1/completions", json={"prompt": "Hi", "max_tokens": 4, "guided_regex": f"[a-z]{{1,9}} {i}"})
         http.post("/v1/completions", json={"prompt": "Hi", "max_tokens": 4, "dry_multiplier": 0.8, "stop": ["x" * 16_000]})

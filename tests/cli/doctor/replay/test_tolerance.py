@@ -203,7 +203,6 @@ INDIFFERENT: Mapping[str, Any] = {
     "service_tier": "auto",
     "metadata": {"a": "b"},
     "store": True,
-    "prediction": {"type": "content", "content": "x"},
     "prompt_cache_key": "k",
     "prompt_cache_retention": "24h",
     "verbosity": "low",
