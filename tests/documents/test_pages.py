@@ -16,7 +16,7 @@ from tests.support.pages import PAGES, ROOT, anchors, blocks, broken_links, code
 
 every_page = pytest.mark.parametrize("page", PAGES)
 
-OTHERS = {"--no-repack", "--write"}
+OTHERS = {"--no-repack", "--spec-type", "--write"}
 """Flags in inline code that are neither ours nor those of SCRIPTS: llama.cpp's server's, scripts/cli-reference's."""
 
 SCRIPTS = ("scripts/bench", "scripts/gpu-check", "scripts/soak")
