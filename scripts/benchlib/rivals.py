@@ -21,6 +21,13 @@ TRIED = {
 
 BEST: dict[str, str] = {
     "edit": TRIED["ngram-simple"],
+    "json": TRIED["ngram-map-k"],
+    "prompt": TRIED["ub-1024"],
+    "shared:8": TRIED["two-slots"],
+    "shared:32": TRIED["four-slots"],
+    "short:32": TRIED["four-slots"],
+    "turns:1": TRIED["ngram-cache"],
+    "turns:8": TRIED["ub-1024"],
 }
 """The best flags by workload, or by workload and clients where those differ ("edit:4"); no entry: the default ones."""
 
