@@ -32,7 +32,11 @@ def parse(argv: list[str], description: str) -> argparse.Namespace:
     args = parser.parse_args(argv)
     args.rounds = args.rounds or (1 if args.quick else 3)
     args.clients = args.clients or ([2] if args.quick else [1, 8, 32])
-    args.workloads = args.workloads or [name for name in WORKLOADS if not (args.url and _needs_launch(name))]
+    args.workloads = args.workloads or [
+        name
+        for name in WORKLOADS
+        if not (args.url and _needs_launch(name)) and (args.mmproj or args.rows or not WORKLOADS[name].picture)
+    ]
     try:
         _check(args)
         args.results = _results(args)
@@ -50,7 +54,7 @@ def rows(args: argparse.Namespace, model: Path | None) -> list[tuple[str, int]]:
     if not args.rows:
         return [(name, count) for name in args.workloads for count in WORKLOADS[name].clients or args.clients]
     own = ROWS if model in (None, args.model[0]) else OTHER_ROWS
-    wanted = [row for row in own if row[0] in args.workloads]
+    wanted = [row for row in own if row[0] in args.workloads and (args.mmproj or not WORKLOADS[row[0]].picture)]
     if args.rows == "all":
         return wanted
     missing = [row for row in wanted if not args.results.complete((_stem(model), *row), args.rounds)]
@@ -70,6 +74,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
         f"{w}:{n}" for w, n in OTHER_ROWS
     )
     add("--model", type=Path, action="append", default=[], metavar="FILE", help=more)
+    add("--mmproj", type=Path, metavar="FILE", help="the projector of the first --model; without one, no rows with pictures")
     add("--llama-server", metavar="PATH", help="launch llama.cpp's C++ server, this binary, with the best flags for each row")
     add("--locallab", action="store_true", help="launch LocalLab")
     add("--llama-cpp-python", action="store_true", help="launch python -m llama_cpp.server")
@@ -127,6 +132,8 @@ def _check(args: argparse.Namespace) -> None:
     for model in args.model:
         if not model.is_file():
             raise ValueError(f"--model: no such file: {model}")
+    if args.mmproj and not args.mmproj.is_file():
+        raise ValueError(f"--mmproj: no such file: {args.mmproj}")
     if args.json and not args.json.parent.is_dir():
         raise ValueError(f"--json: no such directory: {args.json.parent}")
     if args.url and any(_needs_launch(name) for name in args.workloads):
@@ -178,6 +185,7 @@ def servers(args: argparse.Namespace, model: Path | None, scratch: Path) -> list
     """The servers of parsed flags, with `model`; each launched one has a directory of its own below `scratch`."""
     values = {"model": model, "threads": args.threads, "python": args.python, "binary": args.llama_server}
     values["chat_flags"] = chat_flags(model) if model else ""
+    values["mmproj_flags"] = f"--mmproj {args.mmproj}" if args.mmproj and model == args.model[0] else ""
     urls = dict(args.url)
     return [
         Server(name, url=how, api_key=args.api_key)

@@ -51,6 +51,8 @@ ROWS: Mapping[tuple[str, int], tuple[Goal, ...]] = {
     ("json", 4): _speed(1.6),
     ("turns", 1): _speed(2.0),
     ("turns", 8): _speed(2.0),
+    ("image", 8): _speed(1.0),
+    ("image-shared", 8): _speed(2.0),
     ("start", 1): (Goal("ttft_p50", 2000.0, absolute=True), Goal("peak_mib", 1.3)),
 }
 OTHER_ROWS = (("short", 8), ("shared", 8), ("turns", 8))

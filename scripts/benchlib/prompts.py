@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
+from benchlib.pictures import data_url
 from benchlib.source import python_file
 from locallab.load.request import Plan, Request
 
@@ -54,7 +55,7 @@ class Prompt:
     """One chat: its texts, the length of its answer, and how many answers (`n`) it asks for.
 
     `history`: what user and assistant said before, alternating. `people`: the answer is JSON about so many, with which it ends.
-    `beginning`: the answer goes on from it, and its text is kept.
+    `beginning`: the answer goes on from it, and its text is kept. `picture`: a data: URL, shown before the user's text.
     """
 
     system: str
@@ -64,14 +65,19 @@ class Prompt:
     n: int = 1
     history: tuple[str, ...] = ()
     beginning: str = ""
+    picture: str = ""
 
     def request(self) -> Request:
         """What the load generator sends."""
         said = [("user", "assistant")[place % 2] for place in range(len(self.history))]
         messages = [("system", self.system), *zip(said, self.history, strict=True), ("user", self.user)]
         messages += [("assistant", self.beginning)] if self.beginning else []
+        shown: list[dict[str, Any]] = [{"role": role, "content": text} for role, text in messages if text]
+        if self.picture:
+            picture = {"type": "image_url", "image_url": {"url": self.picture}}
+            shown[-1]["content"] = [picture, {"type": "text", "text": self.user}]
         body = {
-            "messages": [{"role": role, "content": text} for role, text in messages if text],
+            "messages": shown,
             "max_tokens": self.max_tokens,
             "temperature": 0,
             **({"n": self.n} if self.n > 1 else {}),
@@ -99,12 +105,15 @@ class Workload:
     restart: bool = False  # the server is stopped and started before it, and the prompts are those of `after` again
     busy: bool = False  # another process keeps a core busy meanwhile
     start: bool = False  # the server is started for it, and the time counts from there
+    picture: int = 0  # pixels of the side of a picture before each text; 0: none
+    same_picture: bool = False  # all clients show the same one
 
     def context(self) -> int:
         """Tokens that the longest request needs, prompt and answer, with room for other vocabularies."""
         words = self.system_words + self.user_words + (self.turns - 1) * (self.max_tokens + NEXT_WORDS)
         lines = self.lines + 2 * EDIT_EXAMPLE if self.lines else 0
         need = (words + lines * LINE_TOKENS) * 115 // 100 + SPARE_TOKENS + self.max_tokens
+        need += PICTURE_TOKENS if self.picture else 0
         if self.decoders:
             need = max(need, DECODER.context())
         return -(-need // 256) * 256
@@ -119,6 +128,7 @@ class Workload:
 
 
 QUICK = 4
+PICTURE_TOKENS = 1500  # at most, of the projectors that the rows are measured with
 LINE_TOKENS = 10  # of a Python file, at most on average
 MANY = 32  # clients from which on each sends one request
 NEXT_WORDS = 40  # of each later turn of a conversation
@@ -133,6 +143,8 @@ WORKLOADS = {
     "json": Workload(system_words=0, user_words=40, max_tokens=400, requests=2, people=PEOPLE),
     "edit": Workload(system_words=0, user_words=0, max_tokens=400, requests=1, lines=300),
     "turns": Workload(system_words=0, user_words=640, max_tokens=64, requests=2, turns=3),
+    "image": Workload(system_words=0, user_words=20, max_tokens=32, requests=1, picture=512),
+    "image-shared": Workload(system_words=0, user_words=20, max_tokens=32, requests=1, picture=512, same_picture=True),
     "n": Workload(system_words=0, user_words=350, max_tokens=64, requests=2, n=4),
     "long": Workload(system_words=0, user_words=2000, max_tokens=16, requests=3, decoders=4, clients=(5,)),
     "cold": Workload(system_words=0, user_words=6000, max_tokens=16, requests=1, clients=(1,)),
@@ -197,6 +209,10 @@ class Planner:
             task = JSON_TASK.format(people=workload.people)
             return [Prompt(system, text + task, tokens, people=workload.people) for text in texts]
         first = [Prompt(system, text + TASK, tokens, n=workload.n) for text in texts]
+        if workload.picture:
+            shown = ["same" if workload.same_picture else each for each in keys]
+            keyed = zip(first, shown, strict=True)
+            first = [replace(prompt, picture=data_url(workload.picture, f"{self.seed} {each}")) for prompt, each in keyed]
         return first + [
             self._next(prompt, turn, f"{key} {number}")
             for turn in range(1, workload.turns)

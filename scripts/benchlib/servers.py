@@ -21,11 +21,11 @@ from urllib.parse import urlsplit
 COMMANDS = {
     "llama-server": (
         "{binary} -m {model} --host 127.0.0.1 --port {port} -t {threads} -tb {threads} "
-        "-np {clients} -c {context_total} --no-webui {best}"
+        "-np {clients} -c {context_total} --no-webui {mmproj_flags} {best}"
     ),
     "locallab": (
         "locallab serve --model {model} --port {port} --threads {threads} --context {context} "
-        "--kv-tokens {context_total} --parallel 64 --no-access-log --log-level warning {chat_flags}"
+        "--kv-tokens {context_total} --parallel 64 --no-access-log --log-level warning {mmproj_flags} {chat_flags}"
     ),
     "llama-cpp-python": (
         "{python} -m llama_cpp.server --model {model} --host 127.0.0.1 --port {port} --n_threads {threads} "
@@ -44,6 +44,7 @@ PLACEHOLDERS = (
     "scratch",
     "best",
     "chat_flags",
+    "mmproj_flags",
 )
 POLL_SECONDS = 0.02
 STOP_SECONDS = 15.0
@@ -78,10 +79,10 @@ def expand(template: str) -> str:
 def fill(template: str, **values: object) -> list[str]:
     """The command of `template`; raises ValueError for one that cannot be read or has an unknown placeholder.
 
-    The values of {best} and {chat_flags} are as many arguments as they have words, by default none.
+    The values of {best}, {chat_flags} and {mmproj_flags} are as many arguments as they have words, by default none.
     """
     try:
-        for name in ("best", "chat_flags"):
+        for name in ("best", "chat_flags", "mmproj_flags"):
             template = template.replace(f"{{{name}}}", str(values.get(name, "")))
         return [part.format(**values) for part in shlex.split(template)]
     except (KeyError, IndexError):

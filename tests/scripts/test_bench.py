@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import importlib.machinery
 import importlib.util
+import io
 import json
 import os
 import re
@@ -19,11 +20,13 @@ from xml.etree import ElementTree
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-from benchlib import busy, cpu, figure, goals, report, rivals, source, summary  # noqa: E402
+from benchlib import busy, cpu, figure, flags, goals, report, rivals, source, summary  # noqa: E402
+from benchlib.pictures import png  # noqa: E402
 from benchlib.prompts import WORKLOADS, Planner  # noqa: E402
 from benchlib.results import Results, Run  # noqa: E402
 from benchlib.servers import PLACEHOLDERS, Size, chat_flags, expand, fill  # noqa: E402
@@ -436,6 +439,8 @@ class TestPlanner:
             "json": 768,
             "edit": 5120,
             "turns": 1280,
+            "image": 1792,
+            "image-shared": 1792,
             "n": 768,
             "long": 2560,
             "cold": 7168,
@@ -444,8 +449,37 @@ class TestPlanner:
         }
 
 
+class TestPictures:
+    def test_are_the_same_for_a_key_and_whole_png_files(self) -> None:
+        found = png(50, "a")
+        assert found == png(50, "a") != png(50, "b")
+        with Image.open(io.BytesIO(found)) as image:
+            image.load()
+            assert (image.size, image.mode) == ((50, 50), "RGB")
+
+    @pytest.mark.parametrize(("name", "different"), [("image", 3), ("image-shared", 1)])
+    def test_stand_before_the_text(self, name: str, different: int) -> None:
+        lanes = Planner(0).script(name, 3, 1).plan().lanes
+        contents = [lane[0].body["messages"][-1]["content"] for lane in lanes]
+        assert [[part["type"] for part in content] for content in contents] == [["image_url", "text"]] * 3
+        assert len({content[0]["image_url"]["url"] for content in contents}) == different
+        assert len({content[1]["text"] for content in contents}) == 3
+
+    def test_need_a_projector(self, script: Any, tmp_path: Path) -> None:
+        model = tmp_path / "m.gguf"
+        model.write_bytes(b"GGUF")
+        given = ["--model", str(model), "--llama-server", "x", "--rows", "all"]
+        args = flags.parse(given, "")
+        assert not {name for name, _ in flags.rows(args, model)} & {"image", "image-shared"}
+        args = flags.parse([*given, "--mmproj", str(model)], "")
+        assert {("image", 8), ("image-shared", 8)} <= set(flags.rows(args, model))
+        [server] = [each for each in flags.servers(args, model, tmp_path) if each.name == "locallab"]
+        assert server._values["mmproj_flags"] == f"--mmproj {model}"
+
+
 class TestStages:
-    def test_rows_that_need_other_servers_are_apart(self, script: Any) -> None:
+    def test_rows_that_need_other_servers_are_apart(self, script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(rivals, "BEST", {"edit": "--spec-type ngram-simple"})
         found = script.stages([("short", 8), ("shared", 8), ("shared-warm", 8), ("edit", 8), ("json", 1), ("cold", 1)])
         assert [(stage.clients, stage.groups) for stage in found] == [
             (8, [["short"], ["shared", "shared-warm"]]),
@@ -497,7 +531,7 @@ class TestFill:
     @pytest.mark.parametrize(("header", "flags"), [(b"tokenizer.chat_template", []), (b"", ["--chat-template", "chatml"])])
     def test_models_without_a_template_chat_in_chatml(self, tmp_path: Path, header: bytes, flags: list[str]) -> None:
         (tmp_path / "m.gguf").write_bytes(b"GGUF" + header)
-        values = {**dict.fromkeys(PLACEHOLDERS, "x"), "chat_flags": chat_flags(tmp_path / "m.gguf")}
+        values = {**dict.fromkeys(PLACEHOLDERS, "x"), "mmproj_flags": "", "chat_flags": chat_flags(tmp_path / "m.gguf")}
         assert fill(expand("{locallab}"), **values)[17:] == flags
 
     def test_the_best_flags_are_arguments_of_their_own(self) -> None:
