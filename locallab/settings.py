@@ -99,6 +99,16 @@ class LoadSettings:
             "hf:owner/repo:Q4_K_M, or the path of a .gguf file; none: do without; default: the draft of the model's entry"
         ),
     ] = None
+    mmproj: Annotated[
+        Annotated[str, Meta(min_length=1)] | None,
+        Meta(
+            description="path of the projector (.gguf) with which the model takes images or audio; none: do without; default: "
+            "the mmproj of the model's entry"
+        ),
+    ] = None
+    media_cache_mib: Annotated[
+        int, Meta(ge=0, le=MOST, description="host RAM, in MiB, for the embeddings of images and audio, which requests share")
+    ] = 256
     cache_tokens: Annotated[
         Annotated[int, Meta(ge=0, le=MOST)] | None,
         Meta(description="finished tokens kept in the KV cache; default: in one pool bounded by their measured cost"),

@@ -12,8 +12,10 @@ import dataclasses
 import itertools
 from collections import OrderedDict
 from collections.abc import Iterator
+from collections.abc import Sequence as Seq
 
 from locallab.engine.limits import Limits
+from locallab.engine.media.runs import Run, uncut
 from locallab.engine.prefix_tree import NEGLIGIBLE, NO_EDGE, Entry, Key, Node, PrefixTree, common_length, path_of
 from locallab.engine.request import CacheUse, MissReason, Tier
 
@@ -44,6 +46,27 @@ class Match:
     def at_once(self, shares: bool) -> int:
         """Return the tokens that a new sequence can have without a restore."""
         return self.resident if shares else self.finished
+
+    def uncut(self, runs: Seq[Run], cuts: bool) -> Match:
+        """Return the match without parts of a picture. Where a state cannot be cut (not `cuts`), nothing is left of one that
+        ends in a picture."""
+        if not runs:
+            return self
+
+        def least(length: int) -> int:
+            whole = uncut(runs, length)
+            return whole if cuts or whole == length else 0
+
+        return dataclasses.replace(
+            self,
+            resident=least(self.resident),
+            live=least(self.live),
+            finished=least(self.finished),
+            stored=least(self.stored),
+            held=least(self.held),
+            known=uncut(runs, self.known),
+            common=uncut(runs, self.common),
+        )
 
     def use(self, hit: int, total: int, limits: Limits, fetched: bool) -> CacheUse:
         """Return what a prompt of `total` tokens that got `hit` is told; `fetched`: they came from disk."""

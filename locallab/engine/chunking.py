@@ -63,10 +63,14 @@ class Chunking:
         left = min(room, STEP)
         spent, patience = self._answer_seconds(answers), self._patience(answers, prefilling)
         first = True
-        for sequence in self.shares.by_debt(self._in_turn(prefilling)):
+        for sequence in self.shares.by_debt(self._in_turn([s for s in prefilling if not s.awaits])):
             if left < (1 if first else LEAST) or not (first or spent + self.costs.prompt(LEAST) <= patience):
                 return
             count = self._cut(sequence, left, spent, patience)
+            if sequence.run is not None and sequence.run.whole:
+                count = sequence.at_hand
+                if count > room:
+                    continue
             if sequence.unscored:
                 count = min(count, 1 + outputs)
                 outputs -= count - 1
@@ -114,8 +118,8 @@ class Chunking:
     def _until_boundary(self, sequence: Sequence) -> int:
         """Return the pending tokens of a prompt up to where its state must be saved, if that cannot be cut there later."""
         if self.limits.cuts or not sequence.boundaries:
-            return sequence.pending
-        return min(sequence.pending, sequence.boundaries[0] - sequence.computed)
+            return sequence.at_hand
+        return min(sequence.at_hand, sequence.boundaries[0] - sequence.computed)
 
     def _in_turn(self, prefilling: list[Sequence]) -> list[Sequence]:
         """Return prompts in the order in which they get budget: in turns the oldest first and the shortest first, where one
@@ -135,8 +139,13 @@ class Chunking:
     def batches(self, answers: list[Chunk], prompts: list[Chunk]) -> list[list[Chunk]]:
         """Put all chunks into one batch; where attention works in tiles, answers into batches below a tile, then prompts.
 
-        Where a batch must be even: answers with one token, in the order of their ids, and all others alone.
+        Where a batch must be even: answers with one token, in the order of their ids, and all others alone. A picture is a
+        batch of its own.
         """
+        pictures = [[chunk] for chunk in prompts if chunk.run is not None]
+        return self._texts(answers, [chunk for chunk in prompts if chunk.run is None]) + pictures
+
+    def _texts(self, answers: list[Chunk], prompts: list[Chunk]) -> list[list[Chunk]]:
         if self.limits.even:
             single = sorted((chunk for chunk in answers if chunk.count == 1), key=lambda chunk: chunk.sequence.slot)
             longer = [chunk for chunk in answers if chunk.count > 1 and not chunk.drafted]
@@ -161,6 +170,17 @@ def work(chunks: list[Chunk], limits: Limits) -> tuple[int, float]:
     """Return the cells that the answers of a batch see, and the work of attention for its prompts (`Limits.work`)."""
     cells = sum(chunk.count * chunk.start for chunk in chunks if chunk.is_answer)
     return cells, sum(limits.work(chunk.count, chunk.start) for chunk in chunks if not chunk.is_answer)
+
+
+def learn(costs: StepCosts, chunks: list[Chunk], limits: Limits, seconds: float, waited: bool) -> None:
+    """Show the costs a batch; one with drafts and prompts tells too little of either."""
+    n_answers = sum(chunk.count for chunk in chunks if chunk.is_answer)
+    drafts = [len(chunk.draft) for chunk in chunks if chunk.draft]
+    if not drafts:
+        n_prompt = sum(chunk.count for chunk in chunks) - n_answers
+        (costs.observe if waited else costs.defer)(n_answers, n_prompt, seconds, *work(chunks, limits))
+    elif all(chunk.is_answer for chunk in chunks):
+        costs.observe_drafts(len(chunks), len(drafts), max(drafts), seconds)
 
 
 def _packed(chunks: list[Chunk], size: int) -> Iterator[list[Chunk]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from locallab.engine.media.encoder import Encoded
 from locallab.engine.mover import Result
 from locallab.engine.sequence import Sequence
 from locallab.errors import Overloaded
@@ -44,4 +45,4 @@ class Close:
     deadline: float
 
 
-Command = Submit | Cancel | Share | Fail | Close | Result
+Command = Submit | Cancel | Share | Fail | Close | Encoded | Result

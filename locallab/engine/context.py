@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
 
 import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
 from locallab.engine import llama_log
+from locallab.engine.batch import AnyBatch
 from locallab.engine.llama import KV_TYPES, Model
 from locallab.engine.state_format import STATE_HEAD, Bytes, Rows, StateFormat, learn
 from locallab.errors import EngineFailure, ModelLoadError
@@ -76,6 +76,7 @@ class Context:
         self._logits = np.empty((0, 0), np.float32)
         self._logits_at = 0
         self.n_ctx: int = llama_cpp.llama_n_ctx(self._ctx)
+        self.places = model.places
         self.format = StateFormat()
         self._buffer = np.empty(0, np.uint8)
         self._window = 0 if model.keeps_state else model.sliding_window
@@ -85,7 +86,7 @@ class Context:
         """The llama_context pointer."""
         return self._ctx  # type: ignore[no-any-return]
 
-    def decode(self, batch: Batch) -> int:
+    def decode(self, batch: AnyBatch) -> int:
         """Compute `batch` and wait (llama_decode, llama_synchronize). Returns 0 or NO_ROOM.
 
         Raises InvalidBatch, which changes nothing, or another EngineFailure: a part of the batch may have been computed.
@@ -95,10 +96,14 @@ class Context:
             llama_cpp.llama_synchronize(self._ctx)
         return code
 
-    def submit(self, batch: Batch) -> int:
+    def submit(self, batch: AnyBatch) -> int:
         """Begin to compute `batch`, which may be filled anew at once (llama_decode). A GPU goes on after the return; whatever
         follows, also a state that is read, waits for it. Returns and raises as `decode`."""
+        if not batch.causal:
+            llama_cpp.llama_set_causal_attn(self._ctx, False)
         code = int(llama_cpp.llama_decode(self._ctx, batch.raw))
+        if not batch.causal:
+            llama_cpp.llama_set_causal_attn(self._ctx, True)
         if code not in (0, NO_ROOM):
             raise (InvalidBatch if code == INVALID else EngineFailure)(f"llama_decode failed with code {code}")
         return code
@@ -183,31 +188,3 @@ class Context:
         if self._ctx:
             llama_cpp.llama_free(self._ctx)
             self._ctx = None
-
-
-class Batch:
-    """A llama_batch over numpy arrays, so that filling it takes four assignments."""
-
-    def __init__(self, capacity: int) -> None:
-        self._tokens = np.zeros(capacity, np.int32)
-        self._positions = np.zeros(capacity, np.int32)
-        self._sequences = np.zeros(capacity, np.int32)
-        self._outputs = np.zeros(capacity, np.int8)
-        self._counts = np.ones(capacity, np.int32)
-        self._pointers = self._sequences.ctypes.data + 4 * np.arange(capacity, dtype=np.uintp)
-        raw = llama_cpp.llama_batch()
-        raw.token = self._tokens.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_token))
-        raw.pos = self._positions.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_pos))
-        raw.n_seq_id = self._counts.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
-        raw.seq_id = ctypes.cast(self._pointers.ctypes.data, ctypes.POINTER(ctypes.POINTER(llama_cpp.llama_seq_id)))
-        raw.logits = self._outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
-        self.raw = raw
-
-    def fill(self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[int], outputs: Sequence[int]) -> None:
-        """Replace the content. Entry i is a token, its position, its sequence id, and 1 if its logits are requested."""
-        n = len(tokens)
-        self._tokens[:n] = tokens
-        self._positions[:n] = positions
-        self._sequences[:n] = sequences
-        self._outputs[:n] = outputs
-        self.raw.n_tokens = n

@@ -11,7 +11,8 @@ import numpy as np
 
 from locallab import hardware
 from locallab.engine import llama
-from locallab.engine.context import NO_ROOM, Batch, Context
+from locallab.engine.batch import Batch
+from locallab.engine.context import NO_ROOM, Context
 from locallab.engine.follower import Follower, Stream
 from locallab.engine.limits import Limits
 from locallab.engine.sequence import Sequence

@@ -31,6 +31,8 @@ from locallab.settings import EngineSettings, Layout
 
 logger = logging.getLogger(__name__)
 
+TEXT_ONLY = frozenset({"text"})
+
 CHECKED = 65_536
 """Token ids checked in one go: in between, other threads get the GIL."""
 
@@ -41,7 +43,8 @@ class ModelInfo:
     may `reuse` any prefix, those of which it has a snapshot (a window or a running state cannot be cut), or nothing where no
     text is made. `fim` is None for a model without fill-in-the-middle tokens.
     `dimensions` are those of an embedding model's vectors; `parallel` requests are computed at once. `sampling` has
-    what SamplingParams are for this model unless a request says otherwise. Sizes in bytes, lengths in
+    what SamplingParams are for this model unless a request says otherwise. `modalities` are what a prompt may hold: "text",
+    "image", "audio". Sizes in bytes, lengths in
     tokens."""
 
     path: Path
@@ -67,6 +70,7 @@ class ModelInfo:
     memory: Memory = "attention"
     kv_layout: Layout = "unified"
     sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    modalities: frozenset[str] = TEXT_ONLY
     named_templates: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 

@@ -52,7 +52,9 @@ class Follower:
 
     def stream(self, sequence: Sequence) -> Stream | None:
         """Return the stream of a sequence, with all that it has in common with it counted; a free one, if it has none and there
-        is one: that which has most of it."""
+        is one: that which has most of it. The draft model sees no pictures."""
+        if sequence.runs:
+            return None
         stream = self._of.get(sequence) or self._place(sequence)
         if stream is None or len(sequence.tokens) > self._length:
             return None

@@ -65,6 +65,8 @@ class Limits:
 
     `drafts` of answers may be verified: what a sequence has computed last can be removed.
 
+    Up to `media_bytes` of host RAM are for embeddings of pictures and sounds.
+
     llama.cpp computes up to `ubatch` tokens in one go. `queues`: it goes on computing while more is handed to it, so nobody
     needs to wait for a batch without outputs.
 
@@ -92,6 +94,7 @@ class Limits:
     snapshot_every: int = 0
     ubatch: int = STEP
     queues: bool = False
+    media_bytes: int = 0
 
     @property
     def pooled(self) -> bool:
@@ -179,6 +182,7 @@ def limits(model: llama.Model, settings: EngineSettings, free: int, on_gpu: bool
         cache_bytes=settings.cache_ram_mib << 20,
         ubatch=ubatch,
         queues=on_gpu,
+        media_bytes=settings.media_cache_mib << 20,
     )
 
 

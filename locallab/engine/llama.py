@@ -41,7 +41,7 @@ class Model:
     def __init__(self, path: Path, gpu_layers: int, *, vocab_only: bool = False) -> None:
         """Load `path` (llama_model_load_from_file), or only vocabulary and metadata. Raises ModelLoadError with llama.cpp's own
         reason."""
-        _check_file(path)
+        check_file(path)
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
         params.vocab_only = vocab_only
@@ -106,6 +106,12 @@ class Model:
     def n_head(self) -> int:
         """Attention heads per layer (llama_model_n_head)."""
         return int(llama_cpp.llama_model_n_head(self._model))
+
+    @property
+    def places(self) -> int:
+        """The numbers that place an embedding: 4 with M-RoPE, else 1 (llama_model_rope_type)."""
+        several = (llama_cpp.LLAMA_ROPE_TYPE_MROPE, llama_cpp.LLAMA_ROPE_TYPE_IMROPE)
+        return 4 if llama_cpp.llama_model_rope_type(self._model) in several else 1
 
     @property
     def keeps_state(self) -> bool:
@@ -276,7 +282,7 @@ class Model:
         return buffer.raw[:n]
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path) -> None:
     """Raise ModelLoadError for a path that is no GGUF file, in plainer words than llama.cpp's."""
     try:
         if path.exists() and not path.is_file():

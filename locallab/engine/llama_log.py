@@ -70,5 +70,5 @@ def captured() -> Iterator[Problems]:
         _thread.problems = None
 
 
-_callback = llama_cpp.llama_log_callback(_receive)  # kept alive here: llama.cpp holds only the pointer
-llama_cpp.llama_log_set(_callback, ctypes.c_void_p(0))
+callback = llama_cpp.llama_log_callback(_receive)  # kept alive here: llama.cpp holds only the pointer
+llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))

@@ -183,7 +183,8 @@ class Mover:
         sequence, start, end = move.sequence, move.start, move.end
         try:
             snapshot = self._scheduler.cache.snapshot(sequence.tokens, start, end, sequence.caller.owner)
-            return snapshot is not None and self._put_back(sequence.slot, start, end, *snapshot)
+            first, last = sequence.position(start), sequence.position(end - 1)
+            return snapshot is not None and self._put_back(sequence.slot, first, last + 1, *snapshot)
         except Exception:
             logger.exception("a restore failed")
             for slot in {sequence.slot, self._scheduler.limits.slots} if start else {sequence.slot}:
@@ -191,7 +192,8 @@ class Mover:
             return False
 
     def _put_back(self, slot: int, start: int, end: int, rows: list[Rows], fixed: Bytes) -> bool:
-        """Restore into a slot that has the tokens before `start`: through a spare one, since a restore empties its target."""
+        """Restore positions [start, end) into a slot that has those before: through a spare one, since a restore empties its
+        target."""
         if not start:
             return self._context.restore(slot, rows, fixed, end)
         spare = self._scheduler.limits.slots
@@ -203,7 +205,7 @@ class Mover:
 
     def _relocate(self, sequence: Sequence, source: int) -> None:
         began = time.perf_counter()
-        if self._context.move(source, sequence.slot, sequence.computed):
+        if self._context.move(source, sequence.slot, sequence.position(sequence.computed - 1) + 1):
             self._scheduler.costs.observe_move(2 * sequence.computed, time.perf_counter() - began)
             return
         logger.warning("a sequence of %d tokens could not be moved", sequence.computed)

@@ -21,6 +21,7 @@ from locallab.engine.costs import StepCosts
 from locallab.engine.fairness import Shares, gives_way, held, longest_turn, youngest
 from locallab.engine.follower import Follower
 from locallab.engine.limits import Limits
+from locallab.engine.media.runs import uncut
 from locallab.engine.saving import Saving
 from locallab.engine.sequence import UNPLACED, Sequence
 from locallab.engine.step_plan import FORCED, Chunk, Copy, Fetch, Move, Relocate, Remove, Restore, Save, StepPlan
@@ -55,7 +56,8 @@ class Scheduler:
     def submit(self, sequence: Sequence) -> None:
         """Queue a new sequence. Urgent ones come before all others."""
         edge = self.cache.edge(sequence.tokens, sequence.caller.owner)  # all others have what is before it
-        sequence.boundaries = self.limits.boundaries(sequence.n_prompt, (*sequence.params.boundaries, edge))
+        wanted = self.limits.boundaries(sequence.n_prompt, (*sequence.params.boundaries, edge))
+        sequence.boundaries = sorted({uncut(sequence.runs, at) for at in wanted} - {0})
         self.shares.enter(sequence.caller)
         self.waiting.add(sequence)
 
@@ -85,7 +87,7 @@ class Scheduler:
     def verified(self, sequence: Sequence, count: int) -> None:
         """Count the next `count` known tokens of a sequence as computed: those of a draft that was right."""
         sequence.accept(count)
-        self._advance(sequence.slot, count)
+        self._advance(sequence, count)
 
     def plan(self) -> StepPlan:
         """Admit, preempt and evict, and return the next step. Its tokens count as computed only after `commit`."""
@@ -118,18 +120,15 @@ class Scheduler:
         for chunk in chunks:
             sequence = chunk.sequence
             sequence.computed += chunk.known
-            self._advance(sequence.slot, chunk.known)
-            reached = bisect.bisect_right(sequence.boundaries, sequence.computed)
-            if reached:
-                at = sequence.boundaries[reached - 1]
-                del sequence.boundaries[:reached]
-                if self.cache.capacity and (self.limits.cuts or at == sequence.computed):
-                    saves.append(Save(sequence.slot, sequence.tokens[: sequence.computed], sequence.caller.owner))
+            self._advance(sequence, chunk.known)
+            at = sequence.pass_boundaries()
+            if at and self.cache.capacity and (self.limits.cuts or at == sequence.computed):
+                saves.append(Save(sequence.slot, sequence.tokens[: sequence.computed], sequence.caller.owner))
         return saves
 
     def restored(self, sequence: Sequence, start: int, end: int) -> None:
         """Count what was put back into a sequence's slot."""
-        self._advance(sequence.slot, end - start)
+        self._advance(sequence, end - start)
 
     def unrestored(self, sequence: Sequence, end: int) -> None:
         """Queue a sequence again whose first `end` tokens could not be put back; it is computed without them."""
@@ -138,17 +137,16 @@ class Scheduler:
 
     def unsaved(self, slot: int) -> None:
         """Note that a sequence's state could not be saved: nobody waits for it any more."""
-        for sequence in self.running:
-            if sequence.slot == slot:
-                sequence.savable = False
+        for sequence in (s for s in self.running if s.slot == slot):
+            sequence.savable = False
 
     @property
     def idle(self) -> bool:
-        """True if there is nothing to compute before something has been read from disk."""
-        return not self.running and any(s.fetch == "asked" for s in self.waiting)
+        """True if there is nothing to compute before something has been read from disk or encoded."""
+        return all(s.awaits for s in self.running) and (bool(self.running) or self.waiting.fetches)
 
     def relieve(self) -> bool:
-        """Free some KV room after llama.cpp found none for the plan; return False when nothing is left to free."""
+        """Free KV room when there is none for what is next; return False when nothing is left to free."""
         if self._evict_one():
             return True
         if len(self.running) < 2:
@@ -175,15 +173,16 @@ class Scheduler:
     def _free_cells(self) -> int:
         return self.limits.cells - self.cache.used - self._reserved if self.limits.pooled else 1 << 40
 
-    def _advance(self, slot: int, count: int) -> None:
+    def _advance(self, sequence: Sequence, count: int) -> None:
         """Count tokens as computed, and share the cells of those that another sequence has too."""
-        self._moves += [Copy(other, slot, start, end) for other, start, end in self.cache.advance(slot, count)]
+        slot, at = sequence.slot, sequence.position
+        self._moves += [Copy(other, slot, at(start), at(end)) for other, start, end in self.cache.advance(slot, count)]
 
     def _make_room_for_decode(self) -> list[Sequence]:
         """Make room for a token of each sequence that decodes, and return these: their prompt is computed, and little of the
         answer is pending (the token sampled last, and what a grammar has forced)."""
         while True:
-            decoding = [s for s in self.running if s.computed >= s.n_prompt - 1 and s.pending <= FORCED]
+            decoding = [s for s in self.running if s.computed >= s.n_prompt - 1 and s.pending <= FORCED and s.run is None]
             if len(decoding) <= self._free_cells:
                 return decoding
             if not self._evict_one():
@@ -219,7 +218,8 @@ class Scheduler:
             self._place(sequence, found)
 
     def _match(self, sequence: Sequence) -> Match:
-        return NO_MATCH if sequence.unscored else self.cache.match(sequence.tokens, sequence.caller.owner)
+        found = NO_MATCH if sequence.unscored else self.cache.match(sequence.tokens, sequence.caller.owner)
+        return found.uncut(sequence.runs, self.limits.cuts)
 
     def _make_way(self, sequence: Sequence, found: Match) -> Match:
         """Put back what other callers have beyond their share, as far as this one needs it; return what the cache has then."""
@@ -283,7 +283,7 @@ class Scheduler:
             self.cache.add(sequence.slot, sequence.tokens, at_once, sequence.caller.owner)
             self.cache.use(found.slot)
             if at_once:
-                self._moves.append(Copy(found.slot, sequence.slot, 0, at_once))
+                self._moves.append(Copy(found.slot, sequence.slot, 0, sequence.position(at_once)))
         elif at_once and not restores:
             self._take_over(sequence, found.finished_slot, at_once)
         else:
@@ -302,7 +302,7 @@ class Scheduler:
         held = self.cache.computed(slot)
         if held > length:
             self._save(slot, held - length)
-            self._moves.append(Remove(slot, length))
+            self._moves.append(Remove(slot, sequence.position(length)))
         self.cache.take_over(slot, sequence.tokens, length, sequence.caller.owner)
         self.saving.forget(slot)
         sequence.slot = slot
@@ -317,7 +317,7 @@ class Scheduler:
     def _begin_at(self, sequence: Sequence, computed: int, found: Match) -> None:
         sequence.computed = computed
         sequence.turn_began = sequence.n_answer
-        del sequence.boundaries[: bisect.bisect_right(sequence.boundaries, computed)]
+        sequence.pass_boundaries()
         if not self.limits.cuts and found.common - computed >= WORTH_WAITING and found.common not in sequence.boundaries:
             bisect.insort(sequence.boundaries, found.common)  # here prompts part: the next one finds a snapshot
         if sequence.began is None and not sequence.unscored:  # what is found after a preemption was computed for this request

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import time
 from typing import Literal
 
 from locallab.engine.answer import Answer
 from locallab.engine.caller import LOCAL, Caller
+from locallab.engine.media.runs import Run, position, run_at, until
 from locallab.engine.request import CacheUse, Listener, SamplingParams, Usage
 from locallab.engine.speculative import Lookup
 
@@ -24,7 +26,8 @@ class Sequence:
     `limit` is the length at which the answer ends: by max_tokens or by the context. `caller` is who asked; an `urgent` one goes
     ahead of others. `order` is its place in the queue, `turn_began` the length of the answer when it last left it. Its state is
     saved at the `boundaries`, unless it proved not `savable`; the `waiters` wait for what it computes now. `fetch` tells of
-    what it needs from disk: "asked" while it is read, "done" once that has come or failed.
+    what it needs from disk: "asked" while it is read, "done" once that has come or failed. `runs` are the pictures and sounds
+    among its tokens.
     `lookup` makes drafts of its answer once that has begun; `accepted` and `rejected` count the tokens of those.
     `cache` is what the prefix cache had of its prompt, once that is placed. `submitted`, `began`, `first_token` and
     `last_token` are the times (time.perf_counter) at which it was made, at which the first step of its prompt began, and at
@@ -44,6 +47,7 @@ class Sequence:
     cache: CacheUse | None = None
     order: int = 0
     turn_began: int = 0
+    runs: tuple[Run, ...] = ()
     lookup: Lookup | None = None
     accepted: int = 0
     rejected: int = 0
@@ -75,6 +79,53 @@ class Sequence:
         self.accepted += count
         self.rejected -= count
         self.computed += count
+
+    def pass_boundaries(self) -> int:
+        """Drop the boundaries up to what is computed, and return the last of them; 0 without one."""
+        reached = bisect.bisect_right(self.boundaries, self.computed)
+        last = self.boundaries[reached - 1] if reached else 0
+        del self.boundaries[:reached]
+        return last
+
+    def position(self, index: int) -> int:
+        """Return the position in the context of the token at `index`."""
+        return position(self.runs, index) if self.runs else index
+
+    @property
+    def run(self) -> Run | None:
+        """The picture or sound that is to be computed next; None for text."""
+        return run_at(self.runs, self.computed) if self.runs else None
+
+    @property
+    def unencoded(self) -> list[Run]:
+        """The pictures and sounds that are still to be encoded and computed."""
+        return [run for run in self.runs if run.end > self.computed and run.embeddings is None]
+
+    @property
+    def texts(self) -> list[int]:
+        """Its tokens, without pictures and sounds."""
+        return [token for token in self.tokens if token >= 0] if self.runs else self.tokens
+
+    def needs(self, run: Run) -> bool:
+        """Tell whether it cannot go on without what `run` stands for."""
+        return any(each.key == run.key for each in self.unencoded)
+
+    @property
+    def awaits(self) -> bool:
+        """True if nothing of it can be computed before something is encoded."""
+        run = self.run
+        return run is not None and run.embeddings is None
+
+    @property
+    def wants_room(self) -> bool:
+        """True if a picture is next that must be computed at once, and can be."""
+        return self.run is not None and self.run.whole and not self.awaits
+
+    @property
+    def at_hand(self) -> int:
+        """The pending tokens that one chunk may have: text up to a picture, or what is left of that."""
+        end = until(self.runs, self.computed) if self.runs else None
+        return self.pending if end is None else min(self.pending, end - self.computed)
 
     def soon(self, more: int) -> int:
         """Return the length that it has after `more` tokens."""

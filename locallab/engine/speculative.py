@@ -17,6 +17,9 @@ import numpy as np
 NGRAM = 3
 """Tokens that must have occurred before for those that followed to be a draft."""
 
+NONE = -1
+"""What stands for anything but a token."""
+
 LONGEST = 63
 """Maximum tokens of a draft: with the token before them they are a tile of attention."""
 
@@ -28,9 +31,6 @@ WEIGHT = 2.0
 
 MEMORY = 0.95
 """Weight that the hits and tries before the last one keep."""
-
-WEIGHT = 2.0
-"""Tries that an assumed chance stands for."""
 
 REST = 0.98
 """Weight that what has been learnt of the draft model keeps with each token that it does not draft."""
@@ -46,10 +46,11 @@ class Lookup:
     """
 
     def __init__(self, text: Seq[int], prediction: Seq[int] = ()) -> None:
-        """`text` is what has been read; `prediction` what the answer is expected to be like."""
-        start = [*prediction, -1, *text] if prediction else list(text)
+        """`text` is what has been read, with negative numbers where that is no text; `prediction` what the answer is expected
+        to be like."""
+        start = [*prediction, NONE, *text] if prediction else list(text)
         self._known = np.empty(len(start) + 256, np.int32)
-        self._known[: len(start)] = start
+        self._known[: len(start)] = np.maximum(start, NONE)
         self._length = len(start)
         self._left = 0
         self._source = 0 if prediction else -1
@@ -97,8 +98,8 @@ class Lookup:
         if self._source < 0 or most <= 0:
             return []
         found: list[int] = self._known[self._source : min(self._source + most, self._length)].tolist()
-        if -1 in found:
-            return found[: found.index(-1)]
+        if NONE in found:
+            return found[: found.index(NONE)]
         while len(found) < most:  # the source has come up to the end of the answer
             found += found[: most - len(found)]
         return found
@@ -113,6 +114,7 @@ class Lookup:
         for i in range(1, NGRAM):
             found &= known[i : i - NGRAM] == last[i]
         places = np.flatnonzero(found) + NGRAM
+        places = places[known[places] != NONE]
         if len(places):
             behind = int(np.searchsorted(places, self._left))
             self._source = int(places[behind if self._left and behind < len(places) else -1])

@@ -54,14 +54,16 @@ class StateFormat:
     def split(self, state: Bytes, start: int, count: int) -> tuple[Rows, Bytes]:
         """Return copies of the rows of tokens [start, count) of a state of `count` tokens, and of what is fixed.
 
-        Raises UnknownFormat unless the state has a cell for each position below `count`, and no other.
+        Raises UnknownFormat unless the state has a cell for each position below `count`, and no other. Where positions have
+        several dimensions, the cells of a picture share the first one.
         """
         if not self.cell:
             return np.empty((count - start, 0), np.uint8), state.copy()
         at = self._cells_at(state, count)
         cells = state[at : at + count * self.cell].reshape(count, self.cell)
-        order = np.argsort(_positions(cells))
-        if not np.array_equal(_positions(cells)[order], np.arange(count)):
+        order = _order(cells)
+        positions = _positions(cells)[order]
+        if not np.array_equal(positions, np.arange(count)) and not (self.cell > _CELL and _has_picture(positions)):
             raise UnknownFormat("the cells are not those of a prefix")
         chosen: slice | npt.NDArray[np.intp] = order[start:]
         if np.array_equal(order, np.arange(count)):
@@ -163,6 +165,20 @@ def _learn(state: Bytes, count: int, n_fixed: int, cell: int) -> StateFormat:
             break
         tensors.append((header, size))
     return dataclasses.replace(found, layers=layers, tensors=tuple(tensors))
+
+
+def _order(cells: Rows) -> npt.NDArray[np.intp]:
+    """Return the cells in the order of their tokens: by position, in a picture by row and column (llama_kv_cell_ext)."""
+    if cells.shape[1] == _CELL:
+        return np.argsort(_positions(cells))
+    column, row = (cells[:, at : at + 4].copy().view(np.int32)[:, 0] for at in (8, 12))
+    return np.lexsort((column, row, _positions(cells)))
+
+
+def _has_picture(positions: npt.NDArray[np.int32]) -> bool:
+    """Tell whether positions, in order, may be those of a prefix with pictures."""
+    steps = np.diff(positions)
+    return bool(positions[0] == 0 and (steps == 0).any())
 
 
 def _positions(cells: Rows) -> npt.NDArray[np.int32]:

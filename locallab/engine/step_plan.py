@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 
 from locallab.engine.device_sampling import DevicePlan
+from locallab.engine.media.runs import Run
 from locallab.engine.sequence import Sequence
 
 FORCED = 16
@@ -74,8 +75,8 @@ class Chunk:
 
     `last`: it reaches the last known token; a `draft`, part of it, may follow. `outputs` of its last tokens need logits: the
     last known one if the next token is to be found, those of a draft, more where a prompt's log probabilities are wanted.
-    `is_answer`: it costs what decoding costs. A draft of `guess` tokens is the draft model's, which makes it (`with_draft`)
-    before the chunk is computed.
+    `is_answer`: it costs what decoding costs. `run` is the picture or sound that its tokens stand for. A draft
+    of `guess` tokens is the draft model's, which makes it (`with_draft`) before the chunk is computed.
     """
 
     sequence: Sequence
@@ -86,6 +87,7 @@ class Chunk:
     is_answer: bool
     draft: tuple[int, ...] = ()
     guess: int = 0
+    run: Run | None = None
 
     @property
     def drafted(self) -> int:
@@ -118,7 +120,8 @@ class Chunk:
         start, end = sequence.computed, sequence.computed + count
         last, unscored = end == len(sequence.tokens), sequence.unscored
         outputs = max(0, end - max(start, sequence.n_prompt - 1 - unscored)) if unscored else int(last)
-        return cls(sequence, start, count, last, outputs, start >= sequence.n_prompt - 1 and count <= FORCED)
+        is_answer = start >= sequence.n_prompt - 1 and count <= FORCED
+        return cls(sequence, start, count, last, outputs, is_answer, run=sequence.run)
 
 
 def batch_entries(chunks: Iterable[Chunk]) -> tuple[list[int], list[int], list[int], list[int]]:
@@ -128,10 +131,10 @@ def batch_entries(chunks: Iterable[Chunk]) -> tuple[list[int], list[int], list[i
     slots: list[int] = []
     outputs: list[int] = []
     for chunk in chunks:
-        end = chunk.start + chunk.count
+        at = chunk.sequence.position(chunk.start)
         tokens += chunk.sequence.tokens[chunk.start : chunk.start + chunk.known]
         tokens += chunk.draft
-        positions += range(chunk.start, end)
+        positions += range(at, at + chunk.count)
         slots += [chunk.sequence.slot] * chunk.count
         outputs += [0] * (chunk.count - chunk.outputs) + [1] * chunk.outputs
     return tokens, positions, slots, outputs

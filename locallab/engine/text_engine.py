@@ -9,19 +9,21 @@ import logging
 import time
 from collections.abc import Sequence as Seq
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from locallab import hardware
 from locallab.cache_files import fingerprint
 from locallab.engine import llama
 from locallab.engine.answer import Answer
+from locallab.engine.batch import Batch
 from locallab.engine.caller import LOCAL, Caller
 from locallab.engine.commands import Cancel, Share, Submit
-from locallab.engine.context import Batch, Context
+from locallab.engine.context import Context
 from locallab.engine.costs import StepCosts
 from locallab.engine.device_sampling import DeviceSamplers, device_plan
 from locallab.engine.disk_cache import DiskCache, model_digest
 from locallab.engine.draft_model import check_pair, open_drafter
-from locallab.engine.engine import Engine, Works, free_memory, info_of, open_weights
+from locallab.engine.engine import TEXT_ONLY, Engine, Works, free_memory, info_of, open_weights
 from locallab.engine.engine import device as device_name
 from locallab.engine.grammar.grammars import Grammars
 from locallab.engine.limits import (
@@ -33,8 +35,10 @@ from locallab.engine.limits import (
     context_length,
     idle_cells,
     snapshot_spacing,
+    ubatch_of,
 )
 from locallab.engine.limits import limits as limits_of
+from locallab.engine.media.runs import Prompt, Run
 from locallab.engine.post import Post, call_each
 from locallab.engine.request import Constraint, Listener, SamplingParams
 from locallab.engine.sampling_check import check
@@ -51,8 +55,13 @@ from locallab.settings import EngineSettings, cache_directory
 CALIBRATION_TOKENS = 64
 CALIBRATION_ANSWERS = (8, 32)
 """Numbers of answers whose step is measured on a GPU at load, besides one."""
+UBATCH_STEP = 32
+"""Tokens by which llama.cpp's batches grow where a picture does not fit into one."""
 CALIBRATION_SECONDS = 1.0
 """Time beyond which no larger chunk of a prompt is measured."""
+
+if TYPE_CHECKING:
+    from locallab.engine.media.projector import Projector
 
 logger = logging.getLogger(__name__)
 
@@ -91,8 +100,8 @@ class TextEngine(Engine):
         compiled here.
         Raises InvalidField, ContextLengthExceeded (before any work), Overloaded, EngineClosed.
         """
-        tokens = list(prompt)
-        self.check(tokens, params)
+        tokens, runs = list(prompt), getattr(prompt, "runs", ())
+        self.check(prompt, params)
         limit = self.info.context if params.max_tokens is None else min(self.info.context, len(tokens) + params.max_tokens)
         guide = self._grammars.guide(params.constraint, forces=not forbids(params)) if params.constraint else None
         with self._lock:
@@ -102,8 +111,31 @@ class TextEngine(Engine):
             plan = device_plan(params, rules, self._model.end_tokens, greedy=greedy) if self._samples_on_device else None
             answer = Answer(params, self._model, guide, rules, plan)
             sequence = Sequence(next(self._ids), tokens, len(tokens), limit, answer, listener, urgent, caller)
+            sequence.runs = tuple(run.at(run.start) for run in runs)
             self._worker.commands.put(Submit(sequence, overloaded))
         return sequence.id
+
+    def picture(self, width: int, height: int, rgb: bytes, field: str) -> Prompt:
+        """Return a picture of [height, width, 3] bytes as part of a prompt; tens of milliseconds. `field` names it in errors.
+
+        Raises InvalidField for what the model cannot see, EngineClosed.
+        """
+        with self._tokenizer.using():
+            if self._projector is None:
+                raise InvalidField(field, "this model takes no images")
+            return self._projector.picture(width, height, rgb, field)
+
+    def sound(self, samples: bytes, field: str) -> Prompt:
+        """Return a sound, float32 samples of one channel at `audio_rate`, as part of a prompt; raises as `picture`."""
+        with self._tokenizer.using():
+            if self._projector is None:
+                raise InvalidField(field, "this model takes no audio")
+            return self._projector.sound(samples, field)
+
+    @property
+    def audio_rate(self) -> int:
+        """Samples a second of the sounds that the model takes; 0 if it takes none."""
+        return self._projector.rate if self._projector is not None and self._projector.hears else 0
 
     def share(self, prompts: Seq[Seq[int]]) -> None:
         """Let all callers have what begins one of these prompts, even where prefixes are kept apart by owner. Only before the
@@ -115,9 +147,16 @@ class TextEngine(Engine):
         check(params, self.info.n_vocab)
         if not tokens:
             raise InvalidField("prompt", "must have at least one token")
-        self._check_tokens("prompt", tokens)
+        runs: tuple[Run, ...] = getattr(tokens, "runs", ())
+        self._check_tokens("prompt", [token for token in tokens if token >= 0] if runs else tokens)
         if len(tokens) >= self.info.context:
             raise ContextLengthExceeded(len(tokens), self.info.context)
+        if runs and params.prompt_logprobs:
+            raise InvalidField("prompt_logprobs", "are not known of a prompt with images or audio")
+        for run in runs:
+            if run.whole and run.count > self._most_whole:
+                reason = f"takes {run.count} tokens, which must be computed at once: at most {self._most_whole} can (--ubatch)"
+                raise InvalidField(run.field, reason)
 
     def cancel(self, request_id: int) -> None:
         """End a request within a step; one that has ended already stays as it is."""
@@ -130,12 +169,18 @@ class TextEngine(Engine):
             raise ModelLoadError(path, "this model cannot generate text")
         self._grammars = Grammars(model)
         native.callback(self._grammars.close)
+        self._projector = self._open_projector(model, native, on_gpu)
+        longest = self._projector.longest_whole() if self._projector is not None else 0
+        if longest > ubatch_of(settings):
+            ubatch = -(-longest // UBATCH_STEP) * UBATCH_STEP
+            settings = dataclasses.replace(settings, ubatch=ubatch, batch=max(ubatch, settings.batch))
         draft = self._open_draft(model, native)
         free = free_memory(model, settings, on_gpu)
         if draft is not None:  # each gets of it what its tokens take
             own, other = (each.kv_bytes_per_token(settings.kv_type) for each in (model, draft))
             free = free * own // (own + other)
         limits = limits_of(model, settings, free, on_gpu)
+        self._most_whole = min(limits.batch, limits.ubatch)
         threads = settings.threads or hardware.threads()
         context = Context(
             model,
@@ -169,6 +214,7 @@ class TextEngine(Engine):
             fim=model.fim,
             parallel=limits.parallel,
             sampling=sampling_of(model, settings),
+            modalities=TEXT_ONLY if self._projector is None else self._projector.modalities,
         )
         self._rules = RuleBook(model, self.info.context)
         drafter, follower = None, None
@@ -182,7 +228,18 @@ class TextEngine(Engine):
         if disk is not None:
             native.callback(disk.close)
         scheduler = Scheduler(limits, costs, follower)
-        return Worker(context, scheduler, model, self._post, self._ended, disk, device, drafter)
+        return Worker(context, scheduler, model, self._post, self._ended, disk, device, drafter, self._projector)
+
+    def _open_projector(self, model: llama.Model, native: contextlib.ExitStack, on_gpu: bool) -> Projector | None:
+        """Return what takes pictures and sounds, if there is a projector. Raises ModelLoadError."""
+        settings = self._settings
+        if settings.mmproj is None or settings.mmproj == "none":
+            return None
+        from locallab.engine.media.projector import Projector  # loads a library that few models need
+
+        projector = Projector(Path(settings.mmproj), model, threads=settings.threads or hardware.threads(), gpu=on_gpu)
+        native.callback(projector.close)
+        return projector
 
     def _open_draft(self, target: llama.Model, native: contextlib.ExitStack) -> llama.Model | None:
         """Return the draft model, if there is one. Raises ModelLoadError if it cannot draft for `target`."""
@@ -198,8 +255,10 @@ class TextEngine(Engine):
         settings = self._settings
         if settings.cache_disk is None or not settings.cache_ram_mib:
             return None
+        of_media = {"mmproj": model_digest(self._projector.path, None)} if self._projector is not None else {}
         facts = fingerprint(
             path.name,
+            **of_media,
             weights=model_digest(path, self._digest),
             llama_cpp=str(llama.build_features()["llama_cpp_python"]),
             system=llama.system_info(),

@@ -13,12 +13,13 @@ import queue
 import resource
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from locallab.engine.embedding.embedder import EmbeddingEngine
 from locallab.engine.engine import Engine
+from locallab.engine.media.runs import Prompt, joined
 from locallab.engine.request import Constraint, SamplingParams, TokenEvent
 from locallab.engine.text_engine import TextEngine
 from locallab.errors import ModelLoadError
@@ -28,6 +29,11 @@ CONTEXT = 256
 """Tokens of context: the least that llama.cpp allocates."""
 
 _PR_SET_PDEATHSIG = 1
+
+MEDIA_CONTEXT = 4096
+"""The same with a picture and a sound."""
+SIDE = 64
+"""Pixels of the side of the picture."""
 
 ANSWER = 4
 """Tokens of an answer."""
@@ -43,8 +49,9 @@ TEXT = "Aa 1é\n\t" + "".join(
 
 def smallest(settings: EngineSettings) -> dict[str, Any]:
     """Return the settings of a trial: the real ones with the least memory and the model alone, as keyword arguments."""
-    context = min(CONTEXT, settings.context or CONTEXT)
-    least = {"context": context, "kv_tokens": 2 * CONTEXT, "parallel": 2, "cache_ram_mib": 1}
+    usual = CONTEXT if settings.mmproj is None else MEDIA_CONTEXT
+    context = min(usual, settings.context or usual)
+    least = {"context": context, "kv_tokens": 2 * context, "parallel": 2, "cache_ram_mib": 1}
     return {**dataclasses.asdict(settings), **least, "cache_disk": None, "draft_model": None}
 
 
@@ -69,13 +76,21 @@ def attempt(path: Path, settings: Mapping[str, Any], embeds: bool) -> None:
             text.prepare(choice)
         except Exception:  # a model can answer though it follows no grammar
             constraint = None
-        prompt = tokens[: text.info.context // 2]
+        prompt = joined([*_media(text), tokens[: text.info.context // 2]])
         last: queue.SimpleQueue[TokenEvent] = queue.SimpleQueue()
         text.submit(prompt, SamplingParams(max_tokens=ANSWER, ignore_eos=True, constraint=constraint, logprobs=1), last.put)
         while (event := last.get()).finish_reason is None:
             pass
         if event.error is not None:
             raise event.error
+
+
+def _media(engine: TextEngine) -> Iterator[Prompt]:
+    """Yield a small picture and a short sound, as far as the model takes them."""
+    if "image" in engine.info.modalities:
+        yield engine.picture(SIDE, SIDE, bytes(3 * SIDE * SIDE), "a picture")
+    if "audio" in engine.info.modalities:
+        yield engine.sound(bytes(4 * engine.audio_rate), "a sound")
 
 
 def _read(engine: Engine) -> list[int]:

@@ -23,6 +23,11 @@ class Waiting(list[Sequence]):
         self._order = itertools.count()
         self._overtaken: Counter[str] = Counter()  # urgent ones admitted ahead of a caller's others since the last of those
 
+    @property
+    def fetches(self) -> bool:
+        """True if one of them waits for what is read from disk."""
+        return any(sequence.fetch == "asked" for sequence in self)
+
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence."""
         sequence.order = next(self._order)

@@ -9,23 +9,25 @@ import queue
 import time
 from collections.abc import Callable, Iterable
 
+from locallab.engine.batches import Batches
 from locallab.engine.caller import Caller
-from locallab.engine.chunking import work
+from locallab.engine.chunking import learn
 from locallab.engine.commands import Cancel, Close, Command, Fail, Share, Submit
-from locallab.engine.context import NO_ROOM, Batch, Context, InvalidBatch
+from locallab.engine.context import NO_ROOM, Context, InvalidBatch
 from locallab.engine.device_sampling import DeviceSamplers
 from locallab.engine.disk_cache import DiskCache
 from locallab.engine.draft_model import Drafter
 from locallab.engine.grammar.guide import Masks
 from locallab.engine.llama import Model
 from locallab.engine.logprobs import Logits
+from locallab.engine.media.encoder import Encoded, Encoder, Encodes
 from locallab.engine.mover import Fetched, Lost, Mover, Written
 from locallab.engine.post import Events, Heard, Post, deliver
 from locallab.engine.prompt_events import PromptEvents
 from locallab.engine.request import EngineStats, FinishReason, TokenEvent
 from locallab.engine.scheduler import Scheduler
 from locallab.engine.sequence import UNPLACED, Sequence
-from locallab.engine.step_plan import Chunk, batch_entries, device_plans
+from locallab.engine.step_plan import Chunk, device_plans
 from locallab.engine.totals import Totals
 from locallab.errors import EngineClosed, EngineFailure, InvalidField, engine_failure
 
@@ -56,6 +58,7 @@ class Worker:
         disk: DiskCache | None = None,
         device: DeviceSamplers | None = None,
         drafter: Drafter | None = None,
+        projector: Encodes | None = None,
     ) -> None:
         """`ended` is called in the worker's thread whenever a sequence of that caller has ended. With `device`, answers whose
         plan allows it are sampled there. `drafter` is the draft model, whose follower the scheduler has."""
@@ -65,7 +68,7 @@ class Worker:
         self._scheduler = scheduler
         self._post = post
         self._ended = ended
-        self._batch = Batch(scheduler.limits.batch)
+        self._batches = Batches(scheduler.limits.batch, context.places)
         self._device = device
         self._masks = Masks(model.n_vocab)
         self._prompts = PromptEvents(scheduler.cache, model)
@@ -74,6 +77,7 @@ class Worker:
         self._deadline: float | None = None
         self._mover = Mover(context, scheduler, self.commands, disk)
         self._drafter = drafter
+        self._encoder = Encoder(projector, scheduler.limits.media_bytes, self.commands.put) if projector is not None else None
         self._failures = 0  # in a row
         self._alone: Sequence | None = None  # what is being computed, if nothing else is
         self._progress = False  # whether this step has computed anything
@@ -90,8 +94,7 @@ class Worker:
                 self._fail_all(engine_failure(error))
             else:
                 self._try_step()
-        self._hand_out()
-        self._masks.close()
+        self._close()
 
     def abandon(self, error: EngineFailure) -> None:
         """Send every listener its last event, those of requests that have not begun too: `run` has raised."""
@@ -103,8 +106,13 @@ class Worker:
                 if isinstance(command, Submit):
                     self._sequences[command.sequence.id] = command.sequence
                     self._forget(command.sequence, "error", error=error)
+        self._close()
+
+    def _close(self) -> None:
         self._hand_out()
         self._masks.close()
+        if self._encoder is not None:
+            self._encoder.close()
 
     def stats(self) -> EngineStats:
         """Return a snapshot; each figure is read by itself, so they may be a step apart."""
@@ -153,6 +161,9 @@ class Worker:
                     self._end(self._sequences[id], "error", error=engine_failure(error))
             case Close(deadline):
                 self._deadline = deadline if self._deadline is None else min(deadline, self._deadline)
+            case Encoded() if self._encoder is not None:
+                for sequence in self._encoder.take(command, self._scheduler.running):
+                    self._end(sequence, "error", error=command.error)
             case Written() | Fetched() | Lost():
                 self._mover.take(command)
 
@@ -203,6 +214,8 @@ class Worker:
     def _step(self) -> None:
         began, self._alone, self._progress = time.perf_counter(), None, False
         plan = self._scheduler.plan()
+        if self._encoder is not None:
+            self._encoder.serve(self._scheduler.running)
         self.totals.preemptions = self._scheduler.preemptions
         for move in plan.moves:
             self._mover.carry_out(move)
@@ -218,15 +231,15 @@ class Worker:
             chunks = [chunk for chunk in batch if chunk.sequence.slot != UNPLACED]
             if chunks and not self._compute(chunks):
                 return
+        if not batches and any(sequence.wants_room for sequence in self._scheduler.running):
+            self._scheduler.relieve()
         self.totals.steps += 1
         self.totals.step.observe(time.perf_counter() - began)
 
     def _compute(self, chunks: list[Chunk]) -> bool:
         """Decode one batch and accept what follows from it. False: there was no room, the rest of the plan is void."""
         began = time.perf_counter()
-        tokens, positions, slots, wanted = batch_entries(chunks)
-        self._batch.fill(tokens, positions, slots, wanted)
-        outputs = [i for i, want in enumerate(wanted) if want]
+        filled, outputs = self._batches.of(chunks)
         if self._device is not None:
             self._device.arrange(device_plans(chunks))
         self._masks.start()
@@ -239,13 +252,13 @@ class Worker:
         self._hand_out()  # the event loop works on these while llama.cpp computes and the interpreter is free
         began = self.totals.lap("post", began)
         waits = bool(outputs) or self._alone is not None or not self._scheduler.limits.queues
-        if (self._context.decode if waits else self._context.submit)(self._batch) == NO_ROOM:
+        if (self._context.decode if waits else self._context.submit)(filled) == NO_ROOM:
             if not self._scheduler.relieve():
                 raise EngineFailure("llama.cpp finds no KV room for a single sequence")
             return False
         self._progress = True
         decoded = self.totals.lap("decode", began)
-        self._learn(chunks, decoded - began, waits)
+        learn(self._scheduler.costs, chunks, self._scheduler.limits, decoded - began, waits)
         for save in self._scheduler.commit(chunks):
             self._mover.save(save)
         for chunk in chunks:
@@ -257,18 +270,6 @@ class Worker:
             self._accept_all(chunks, outputs)
         self.totals.lap("sample", decoded)
         return True
-
-    def _learn(self, chunks: list[Chunk], seconds: float, waited: bool) -> None:
-        """Show the costs a batch; one with drafts and prompts tells too little of either."""
-        costs = self._scheduler.costs
-        n_answers = sum(chunk.count for chunk in chunks if chunk.is_answer)
-        drafts = [len(chunk.draft) for chunk in chunks if chunk.draft]
-        if not drafts:
-            n_prompt = sum(chunk.count for chunk in chunks) - n_answers
-            of = work(chunks, self._scheduler.limits)
-            (costs.observe if waited else costs.defer)(n_answers, n_prompt, seconds, *of)
-        elif all(chunk.is_answer for chunk in chunks):
-            costs.observe_drafts(len(chunks), len(drafts), max(drafts), seconds)
 
     def _tell(self, sequence: Sequence, events: Iterable[TokenEvent]) -> None:
         self._events += [(sequence.listener, event) for event in events]
@@ -322,13 +323,13 @@ class Worker:
             self.totals.drafts(right, len(chunk.draft) - right)
             if self._drafter is not None and chunk.guess and sequence.id in self._sequences:
                 self._drafter.learn(sequence, right, chunk.guess)
-            self._context.remove(slot, chunk.start + 1 + right)
+            self._context.remove(slot, sequence.position(chunk.start + 1 + right))
 
     def _accept(self, sequence: Sequence, logits: Logits, output: int) -> None:
         """Let one answer go on from the logits of its last token."""
         answer = sequence.answer
         if not answer.begun:
-            answer.begin(sequence.tokens, sequence.limit)
+            answer.begin(sequence.texts, sequence.limit)
             self.totals.prompt(sequence.n_prompt, sequence.cache)
         if sequence.limit <= sequence.n_prompt:
             self._end(sequence, "length")

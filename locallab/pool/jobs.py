@@ -8,10 +8,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from locallab.errors import EngineClosed, SourceError
-from locallab.models.drafts import DraftOf, draft_of
+from locallab.models.drafts import NONE, DraftOf, draft_of
 from locallab.models.registry import Registry
 from locallab.models.sources import Progress
-from locallab.models.spec import ModelSpec
+from locallab.models.spec import ModelSpec, Part
 from locallab.models.store import Store
 from locallab.pool.loaded import Loaded, OpenEngine, open_model
 from locallab.pool.memory import Layers, Memory, MemoryUse, Suited, settings_of
@@ -68,13 +68,15 @@ class Jobs:
             outcome: Suited | Exception
             try:
                 # Wrong settings fail before the download.
-                draft = draft_of(spec, settings_of(spec, self._layers), self._registry)
+                settings = settings_of(spec, self._layers)
+                draft = draft_of(spec, settings, self._registry)
                 path = self._file(spec, progress)
                 beside = self._draft_file(draft, progress) if draft else None
-                outcome = self._memory.suit(spec, path, self._layers, held(), draft=beside)
+                mmproj = self._mmproj_file(spec, settings.mmproj)
+                outcome = self._memory.suit(spec, path, self._layers, held(), draft=beside, mmproj=mmproj)
                 if self._trials is not None:
                     for file in outcome.files:
-                        self._trials.look(file, self._store.digest(file.need.path))
+                        self._trials.look(file, self._store.digest(file.subject))
             except Exception as error:
                 outcome = error
             done(outcome, self._memory.room())
@@ -94,7 +96,7 @@ class Jobs:
                 self._check()
                 if self._trials is not None:
                     for file in suited.files:
-                        self._trials.run(file, self._store.digest(file.need.path))
+                        self._trials.run(file, self._store.digest(file.subject))
                 now = self._memory.suit_again(suited, spec, self._layers)
                 log.info("%s: %s", spec.id, now.reason)
                 outcome = open_model(spec, now, self._engine, self._memory)
@@ -142,9 +144,19 @@ class Jobs:
         """Return the file of a draft model; one that is a part of a model has been fetched with it."""
         if draft.part == "model":
             return self._file(draft.spec, progress)
-        path = self._store.path(draft.spec, draft.part)
+        return self._part(draft.spec, draft.part)
+
+    def _mmproj_file(self, spec: ModelSpec, named: str | None) -> Path | None:
+        """Return the projector of a model: the one that its settings name, else that of its entry, which has been fetched with
+        it; None without one."""
+        if named is not None:
+            return None if named == NONE else Path(named)
+        return self._part(spec, "mmproj") if spec.mmproj is not None else None
+
+    def _part(self, spec: ModelSpec, part: Part) -> Path:
+        path = self._store.path(spec, part)
         if path is None:
-            raise SourceError(f"{draft.spec.id}: the file of its draft model has disappeared from {self._store.root}")
+            raise SourceError(f"{spec.id}: the file of its {part} has disappeared from {self._store.root}")
         return path
 
     def _check(self) -> None:

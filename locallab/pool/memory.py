@@ -43,6 +43,10 @@ class MemoryUse:
 NO_MEMORY = MemoryUse()
 
 
+PROJECTOR = 3
+"""Halves of its file's size that a projector takes, with the buffers in which it works."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Need:
     """Memory for the model at `path`: `least` for its weights alone, `likely` for all of it with the margins of `fit`."""
@@ -57,7 +61,7 @@ class Suited:
     """The settings to load a model with, the memory it needs, and the reason for them in a line.
 
     `header` and `fit` are what they come from; `fit` is None where the header could not be used. `draft` is the draft model,
-    which is loaded together with it and counted in its need.
+    which is loaded together with it and counted in its need, as is the projector that its settings name.
     """
 
     settings: EngineSettings
@@ -69,8 +73,14 @@ class Suited:
 
     @property
     def files(self) -> tuple[Suited, ...]:
-        """This model, and its draft model if there is one: the files to be loaded."""
-        return (self, self.draft) if self.draft else (self,)
+        """This model alone, with its projector, and its draft model: the files to be loaded, one more each time."""
+        alone = dataclasses.replace(self, settings=dataclasses.replace(self.settings, mmproj=None))
+        return (alone, *([self] if self.settings.mmproj else []), *([self.draft] if self.draft else []))
+
+    @property
+    def subject(self) -> Path:
+        """The file that these settings load beyond the model alone, or the model's."""
+        return Path(self.settings.mmproj) if self.settings.mmproj else self.need.path
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -123,13 +133,16 @@ class Memory:
         held: MemoryUse = NO_MEMORY,
         header: gguf.Header | None = None,
         draft: Path | None = None,
+        mmproj: Path | None = None,
     ) -> Suited:
-        """Fit the model at `path`, with the one that drafts for it at `draft`, to the free memory and `held` together. Its
-        header is read unless it is passed.
+        """Fit the model at `path`, with the one that drafts for it at `draft` and its projector at `mmproj`, to the free memory
+        and `held` together. Its header is read unless it is passed.
 
         Raises ModelLoadError if it does not fit, ConfigError.
         """
-        machine = Machine.here(self._gpu_build, self.limited((self.room() + held).ram), held.vram)
+        taken = _projector(mmproj, self.gpu)
+        room = self.room() + held
+        machine = Machine.here(self._gpu_build, self.limited(max(0, room.ram - taken.ram)), held.vram - taken.vram)
         beside = file_shape(draft) if draft else None
         try:
             header = header or gguf.read(path)
@@ -137,11 +150,11 @@ class Memory:
         except ModelLoadError:  # llama.cpp may accept the file, and explains better what is wrong with it
             guess = fit_model(msgspec.structs.replace(spec, size=path.stat().st_size), None, machine, layers, beside)
             suited = Suited(settings_of(spec, layers), _need(path, guess, machine), "its header cannot be read", header)
-            return _with_draft(suited, draft)
+            return _with_mmproj(_with_draft(suited, draft), mmproj, taken)
         if not fit.fits:
             raise ModelLoadError(path, fit.reason)
         suited = Suited(fitted(spec, fit, layers), _need(path, fit, machine), fit.reason, header, fit)
-        return _with_draft(suited, None if header.embeds else draft)
+        return _with_mmproj(_with_draft(suited, None if header.embeds else draft), None if header.embeds else mmproj, taken)
 
     def suit_again(self, suited: Suited, spec: ModelSpec, layers: Layers) -> Suited:
         """Return `suited` if fitting the model to the memory free now would change nothing, else a new fit.
@@ -155,7 +168,8 @@ class Memory:
         if fit.full and machine.holds(fit.estimate.ram + (fit.cache_ram_mib << 20), fit.estimate.gpu):
             return suited
         draft = suited.draft.need.path if suited.draft else None
-        return self.suit(spec, suited.need.path, layers, header=suited.header, draft=draft)
+        mmproj = Path(suited.settings.mmproj) if suited.settings.mmproj else None
+        return self.suit(spec, suited.need.path, layers, header=suited.header, draft=draft, mmproj=mmproj)
 
     def give_back(self) -> None:
         """Return freed memory to the system; glibc keeps it otherwise."""
@@ -181,6 +195,27 @@ def _with_draft(suited: Suited, draft: Path | None) -> Suited:
     beside = Suited(own, dataclasses.replace(suited.need, path=draft), "it drafts for another model", header)
     settings = dataclasses.replace(suited.settings, draft_model=str(draft))
     return dataclasses.replace(suited, settings=settings, draft=beside)
+
+
+def _projector(mmproj: Path | None, on_gpu: bool) -> MemoryUse:
+    """Return the memory that a projector takes, with its buffers. Raises ModelLoadError if it is not there."""
+    if mmproj is None:
+        return NO_MEMORY
+    try:
+        size = PROJECTOR * mmproj.stat().st_size // 2
+    except OSError as error:
+        raise ModelLoadError(mmproj, error.strerror or str(error)) from None
+    return MemoryUse(0, size) if on_gpu else MemoryUse(size)
+
+
+def _with_mmproj(suited: Suited, mmproj: Path | None, taken: MemoryUse) -> Suited:
+    """Return the model with the projector, or without one whatever the settings say."""
+    settings = dataclasses.replace(suited.settings, mmproj=None if mmproj is None else str(mmproj))
+    need = dataclasses.replace(suited.need, least=suited.need.least + taken, likely=suited.need.likely + taken)
+    draft = suited.draft
+    if draft is not None:
+        draft = dataclasses.replace(draft, settings=dataclasses.replace(draft.settings, mmproj=None))
+    return dataclasses.replace(suited, settings=settings, need=need, draft=draft)
 
 
 def _need(path: Path, fit: Fit, machine: Machine) -> Need:

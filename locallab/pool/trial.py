@@ -88,7 +88,7 @@ class Trials:
             header_rules.check(suited.header)
         verdict = self._recall(digest, suited)
         if verdict is not None and verdict.reason is not None:
-            raise ModelLoadError(suited.need.path, verdict.reason)
+            raise ModelLoadError(suited.subject, verdict.reason)
 
     def run(self, suited: Suited, sha256: str | None) -> None:
         """Load the file in a process of its own, unless it is known to be good. Blocks for as long as a load takes.
@@ -98,12 +98,12 @@ class Trials:
         digest = _digest(suited, sha256)
         if digest in shipped_digests() or self._recall(digest, suited) is not None:
             return
-        log.info("%s is not known to be good: it is loaded in a process of its own first", suited.need.path)
+        log.info("%s is not known to be good: it is loaded in a process of its own first", suited.subject)
         reason, lasting = _Trial(suited, self._stopped).outcome()
         if lasting:
             self._remember(digest, suited, Verdict(reason, time.time()))
         if reason is not None:
-            raise ModelLoadError(suited.need.path, reason)
+            raise ModelLoadError(suited.subject, reason)
 
     def _recall(self, digest: str, suited: Suited) -> Verdict | None:
         """Return the verdict, None without one that holds; a damaged file is none."""
@@ -225,10 +225,11 @@ def _text(file: IO[bytes]) -> str:
 
 
 def _digest(suited: Suited, sha256: str | None) -> str:
-    """Return a digest of the model's file, for a large one without a known digest a cheap one. Raises ModelLoadError."""
-    path = suited.need.path
+    """Return a digest of the file that is to be tried, for a large one without a known digest a cheap one; that of a projector
+    goes with its model's. Raises ModelLoadError."""
+    path = suited.subject
     try:
-        parts = (path,) if suited.header is None else suited.header.parts
+        parts = (path,) if suited.header is None or path != suited.need.path else suited.header.parts
         if sha256 is not None or sum(part.stat().st_size for part in parts) > HASHED:
             return model_digest(path, sha256)
         digests = []
@@ -238,6 +239,7 @@ def _digest(suited: Suited, sha256: str | None) -> str:
                 while chunk := file.read(1 << 20):
                     digest.update(chunk)
                 digests.append(digest.hexdigest())
-        return "-".join(digests)
+        of = model_digest(suited.need.path) if path != suited.need.path else None
+        return "-".join([*digests, f"for {of}"] if of else digests)
     except OSError as error:
         raise ModelLoadError(path, error.strerror or str(error)) from None

@@ -14,7 +14,8 @@ import numpy as np
 
 from gpulib.report import COMPUTE, DECODE, GAP, POOL, PREFIX, STREAMS, Row
 from locallab.engine import llama
-from locallab.engine.context import Batch, Context
+from locallab.engine.batch import Batch
+from locallab.engine.context import Context
 from locallab.engine.state_format import Bytes, Rows
 from locallab.errors import EngineFailure
 from locallab.memory_model import STEP, whole_cells

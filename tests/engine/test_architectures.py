@@ -15,7 +15,7 @@ from locallab.engine.scheduler import Scheduler
 from tests.support import tiny_gguf
 from tests.support.live_engine import ask, cancel, check, running, start
 
-ANY_PREFIX = ("llama",)
+ANY_PREFIX = ("llama", "qwen2vl")
 
 
 @pytest.fixture(scope="module", params=tiny_gguf.ARCHITECTURES)

@@ -13,7 +13,7 @@ from locallab.engine.costs import StepCosts
 from tests.support import tiny_gguf
 from tests.support.live_engine import Answer, ask, check, running, start
 
-REWINDS = ("llama", "gemma3", "gpt-oss")
+REWINDS = ("llama", "gemma3", "gpt-oss", "qwen2vl")
 each_layout = pytest.mark.parametrize("layout", ["unified", "streams"])
 
 

@@ -15,7 +15,8 @@ import numpy.typing as npt
 import pytest
 
 from locallab.engine import TextEngine, llama
-from locallab.engine.context import Batch, Context
+from locallab.engine.batch import Batch
+from locallab.engine.context import Context
 from locallab.errors import ModelLoadError
 from locallab.settings import MOST, EngineSettings
 from tests.support.live_engine import ask, check, running, start

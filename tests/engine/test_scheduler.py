@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from locallab.engine import saving, scheduler
 from locallab.engine.caller import LOCAL, Caller
+from locallab.engine.media.runs import Prompt, Run, ids, joined
 from locallab.engine.prefix_tree import common_length
 from locallab.engine.request import TokenEvent
 from locallab.errors import EngineFailure
@@ -56,6 +57,7 @@ class Traffic(RuleBasedStateMachine):
         costs=st.tuples(st.sampled_from([0.0, 0.01]), st.sampled_from([0.0, 0.0003, 0.01])),
         public=st.sampled_from([(), (BASES[0][:30],), (BASES[0][:90], BASES[1][:9], BASES[2])]),
         draft=st.tuples(st.sampled_from([None, next_token, poor_guess]), st.integers(1, 6)),
+        encode_steps=st.integers(1, 5),
     )
     def begin(
         self,
@@ -74,6 +76,7 @@ class Traffic(RuleBasedStateMachine):
         costs,
         public,
         draft,
+        encode_steps,
     ):
         self.before = {name: getattr(module, name) for name, module in CONSTANTS.items()}
         for name, value in zip(CONSTANTS, constants, strict=True):
@@ -94,6 +97,7 @@ class Traffic(RuleBasedStateMachine):
             move_cost=costs[1],
             guesses=draft[0],
             draft_streams=min(parallel, draft[1]),
+            encode_steps=encode_steps,
         )
         self.rig.cache.public = public
         self.wanted: dict[int, int] = {}
@@ -124,6 +128,21 @@ class Traffic(RuleBasedStateMachine):
         for i in range(count):
             self.wanted[self.rig.submit(prompt, 5, urgent=urgent and i == count - 1, caller=caller)] = 5
 
+    @rule(
+        texts=st.lists(prompts.map(lambda prompt: prompt[:20]), min_size=1, max_size=3),
+        picture=st.tuples(st.sampled_from([b"a", b"b", b"c"]), st.integers(1, 30), st.booleans()),
+        max_tokens=st.integers(0, 30),
+        count=st.integers(1, 3),
+        caller=callers,
+    )
+    def show(self, texts, picture, max_tokens, count, caller):
+        """Ask several times about the same picture."""
+        key, size, whole = picture
+        run = Run(0, size, size, key + bytes([size, whole]), "images[0]", whole)
+        shown = [part for text in texts for part in (text, Prompt(ids(run.key, size), [run]))]
+        for i in range(count):
+            self.wanted[self.rig.submit(joined([*shown, [i + 1]]), max_tokens, caller=caller)] = max_tokens
+
     @precondition(lambda self: self.wanted)
     @rule(
         data=st.data(),
@@ -135,9 +154,9 @@ class Traffic(RuleBasedStateMachine):
     def go_on(self, data, kept, tail, count, caller):
         """Go on with an answer as it is so far, or edited, perhaps in several ways at once."""
         id = data.draw(st.sampled_from(sorted(self.wanted)))
-        prompt = [*self.rig.prompts[id], *self.rig.tokens(id)[:kept], *tail]
+        prompt = joined([self.rig.asked[id], self.rig.tokens(id)[:kept], tail])
         for i in range(count if len(prompt) < self.rig.context_length - 10 else 0):
-            self.wanted[self.rig.submit([*prompt, i + 1], 8, caller=caller)] = 8
+            self.wanted[self.rig.submit(joined([prompt, [i + 1]]), 8, caller=caller)] = 8
 
     @precondition(lambda self: self.rig.worker._sequences)
     @rule(data=st.data())

@@ -25,7 +25,8 @@ from hypothesis.stateful import (
 )
 
 from locallab.engine import llama, scheduler
-from locallab.engine.context import Batch, Context
+from locallab.engine.batch import Batch
+from locallab.engine.context import Context
 from tests.support import tiny_gguf
 from tests.support.live_engine import TIE
 from tests.support.stepped_engine import FAULTS, MOST_TOKENS, PIECE, Request, SteppedEngine, check_answer, logits_of

@@ -11,7 +11,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from locallab.engine import llama
-from locallab.engine.context import Batch, Context
+from locallab.engine.batch import Batch
+from locallab.engine.context import Context
 from locallab.engine.state_format import Bytes, StateFormat, UnknownFormat, learn
 from tests.support import tiny_gguf
 

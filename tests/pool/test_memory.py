@@ -135,8 +135,9 @@ class Counting(Roomy):
         held: MemoryUse = NO_MEMORY,
         header: gguf.Header | None = None,
         draft: Path | None = None,
+        mmproj: Path | None = None,
     ) -> Suited:
-        self.suited.append(super().suit(spec, path, layers, held, header, draft))
+        self.suited.append(super().suit(spec, path, layers, held, header, draft, mmproj))
         self._ram = self._after
         return self.suited[-1]
 

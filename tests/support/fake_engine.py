@@ -344,10 +344,12 @@ class FakeMemory(Memory):
         held: MemoryUse = NO_MEMORY,
         header: Header | None = None,
         draft: Path | None = None,
+        mmproj: Path | None = None,
     ) -> Suited:
         """Return the same need for every model, fitting or not, with the layers that are fixed."""
         need = Need(path, MemoryUse(ram=self._size), MemoryUse(ram=self._size))
-        settings = dataclasses.replace(settings_of(spec, layers), draft_model=draft and str(draft))
+        files = {"draft_model": draft and str(draft), "mmproj": mmproj and str(mmproj)}
+        settings = dataclasses.replace(settings_of(spec, layers), **files)  # type: ignore[arg-type]
         return Suited(settings, need, "a fake")
 
 

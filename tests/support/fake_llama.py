@@ -9,13 +9,16 @@ from __future__ import annotations
 import collections
 import itertools
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from locallab.engine.context import NO_ROOM, Batch
+from locallab.engine.batch import AnyBatch, Batch
+from locallab.engine.context import NO_ROOM
+from locallab.engine.media.runs import Embeddings, ids
+from locallab.engine.sequence import Sequence as Engaged
 from locallab.engine.state_format import Bytes, Rows
 from locallab.errors import EngineFailure
 from locallab.settings import Layout
@@ -33,9 +36,13 @@ REPEATER = 5
 """A sequence that begins with this token mostly repeats itself: what it says next can be guessed."""
 
 
+def crc(tokens: Sequence[int], start: int = 0) -> int:
+    return zlib.crc32(bytes(token & 255 for token in tokens), start)
+
+
 def next_token(tokens: Sequence[int]) -> int:
-    number = zlib.crc32(bytes(tokens))
-    if tokens[0] == REPEATER and len(tokens) > PERIOD and number % 7:
+    number = crc(tokens)
+    if tokens[0] == REPEATER and len(tokens) > PERIOD and number % 7 and tokens[-PERIOD] >= 0:
         return tokens[-PERIOD]
     return number % (VOCAB - 1) + 1
 
@@ -65,7 +72,7 @@ def forced(token: int) -> list[int]:
 
 def poor_guess(tokens: Sequence[int]) -> int:
     """Return what a small model says: the same as the large one three times in four."""
-    number = zlib.crc32(bytes(tokens), 1)
+    number = crc(tokens, 1)
     return next_token(tokens) if number % 4 else number % (VOCAB - 1) + 1
 
 
@@ -153,6 +160,7 @@ class FakeContext:
     ) -> None:
         """`says` returns the token that follows those of a sequence."""
         self.says = says
+        self.places = 1
         self.n_ctx = cells
         self.n_sequences = n_sequences
         self.n_outputs = n_sequences
@@ -199,7 +207,7 @@ class FakeContext:
         assert len(tokens) == count, "a sequence is saved as it is"
         if self._fails("save"):
             raise EngineFailure("the state cannot be saved")
-        fixed = np.array([count, zlib.crc32(bytes(tokens))], np.uint32).view(np.uint8)[: FIXED_BYTES[self.kind]]
+        fixed = np.array([count, crc(tokens)], np.uint32).view(np.uint8)[: FIXED_BYTES[self.kind]]
         self._states[fixed.tobytes()] = tokens
         return rows_of(tokens)[start:, : ROW_BYTES[self.kind]], fixed
 
@@ -226,7 +234,9 @@ class FakeContext:
         self.sequences[target] = cells
         return True
 
-    def decode(self, batch: Batch) -> int:
+    def decode(self, batch: AnyBatch) -> int:
+        count = batch.raw.n_tokens
+        tokens = batch._tokens[:count] if isinstance(batch, Batch) else tokens_of(batch._embeddings)
         slots = batch._sequences[: batch.raw.n_tokens].tolist()
         if self._fails("decode"):
             return NO_ROOM
@@ -241,7 +251,7 @@ class FakeContext:
         for i, slot in enumerate(slots):
             cells = self._of(slot)
             assert batch._positions[i] == len(cells), "positions must have no gaps"
-            cells[len(cells)] = (next(self._cell), int(batch._tokens[i]))
+            cells[len(cells)] = (next(self._cell), int(tokens[i]))
             if batch._outputs[i]:
                 self._outputs.append(self.tokens(slot))
         return 0
@@ -266,6 +276,34 @@ class FakeContext:
         fails = self.fails[call] > 0
         self.fails[call] -= fails
         return fails
+
+
+def embeddings_of(ids: Sequence[int]) -> Embeddings:
+    """Return embeddings that tell their ids, in two exact floats each."""
+    return np.array([(id >> 16, id & 0xFFFF) for id in ids], np.float32)
+
+
+def tokens_of(embeddings: Embeddings) -> list[int]:
+    return [(int(high) << 16) | int(low) for high, low in embeddings]
+
+
+class FakeEncoder:
+    """Encodes the first run that is wanted when it has been asked for as often as `patience` says."""
+
+    def __init__(self, patience: int = 1) -> None:
+        self.patience = patience
+        self.encoded = 0
+        self._asked = 0
+
+    def serve(self, sequences: Iterable[Engaged]) -> None:
+        wanted = [run for sequence in sequences for run in sequence.unencoded]
+        self._asked = self._asked + 1 if wanted else 0
+        if self._asked >= self.patience and wanted:
+            self._asked = 0
+            self.encoded += 1
+            wanted[0].embeddings = embeddings_of(ids(wanted[0].key, wanted[0].count))
+
+    def close(self) -> None: ...
 
 
 def tokens_in(cells: Cells) -> list[int]:

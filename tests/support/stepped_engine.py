@@ -14,7 +14,8 @@ import llama_cpp
 import numpy as np
 
 from locallab.engine import LOCAL, Caller, SamplingParams, TextEngine, TokenEvent, llama, text_engine
-from locallab.engine.context import Batch, Context
+from locallab.engine.batch import Batch
+from locallab.engine.context import Context
 from locallab.engine.costs import StepCosts
 from locallab.engine.follower import Follower
 from locallab.engine.limits import Limits

@@ -23,9 +23,11 @@ ARCHITECTURES = {
     "gpt-oss": "gpt-oss",
     "qwen35": "qwen35",
     "lfm2-window": "lfm2",
+    "qwen2vl": "qwen2vl",
 }
 """The kinds of model, and what each calls itself in its metadata: full attention; recurrent; hybrid; sliding window; sliding
-window with attention sinks and experts; hybrid with a gated delta net; hybrid whose attention layers all have a window."""
+window with attention sinks and experts; hybrid with a gated delta net; hybrid whose attention layers all have a window; full
+attention with positions of several dimensions."""
 
 WINDOW = 16
 """Window of the sliding-window layers in tokens, including the newest one."""
@@ -120,6 +122,13 @@ class _Tiny:
             self._ones(f"blk.{layer}.attn_norm.weight", _EMBED)
             self._attention(layer)
             self._feed_forward(layer)
+
+    def _qwen2vl(self) -> None:
+        self._writer.add_rope_dimension_sections([4, 2, 2, 0])
+        self._llama()
+        for layer in range(_LAYERS):
+            for part, heads in (("q", _HEADS), ("k", _KV_HEADS), ("v", _KV_HEADS)):
+                self._full(f"blk.{layer}.attn_{part}.bias", 0, heads * _HEAD)
 
     def _gemma3(self) -> None:
         self._attention_facts(_KV_HEADS)

@@ -29,6 +29,7 @@ from tests.support.fake_llama import (
     ROW_BYTES,
     VOCAB,
     FakeContext,
+    FakeEncoder,
     FakeGuide,
     FakeMasks,
     FakeModel,
@@ -46,6 +47,7 @@ class Rig:
 
     In streams there are `parallel` of them, with `cells` in all. `host_bytes` of host RAM are for prefixes; a token takes
     ROW_BYTES there. `step_cost` and `move_cost` are the seconds of a step with one token and of moving a token.
+    A picture is encoded after `encode_steps`.
     `guesses` makes a draft model, which says what follows and takes `guess_cost` seconds for that.
     """
 
@@ -71,6 +73,7 @@ class Rig:
         guess_cost: float = 0.0005,
         draft_streams: int = 0,
         draft_kind: Kind = "attention",
+        encode_steps: int = 1,
     ) -> None:
         self.limits = Limits(
             cells=cells,
@@ -102,9 +105,11 @@ class Rig:
         self.places = Places()
         parts = self.context, self.scheduler, FakeModel(), call_each, self._count, None, None, self.drafter
         self.worker = Worker(*parts)  # type: ignore[arg-type]
+        self.worker._encoder = FakeEncoder(encode_steps)  # type: ignore[assignment]
         self.masks = self.worker._masks = FakeMasks()  # type: ignore[assignment]
         self.events: dict[int, list[TokenEvent]] = {}
         self.prompts: dict[int, list[int]] = {}
+        self.asked: dict[int, Seq[int]] = {}  # with pictures
         self.callers: dict[int, Caller] = {}
         self.chunks: dict[int, list[range]] = collections.defaultdict(list)
         self.put_back: set[int] = set()
@@ -136,12 +141,14 @@ class Rig:
     ) -> int:
         id = next(self._ids)
         self.events[id] = []
-        self.prompts[id] = list(prompt)
+        self.prompts[id], self.asked[id] = list(prompt), prompt
+        runs = tuple(run.at(run.start) for run in getattr(prompt, "runs", ()))
         self.callers[id] = caller
         limit = min(self.context_length, len(prompt) + max_tokens)
         sampling = SamplingParams(temperature=0, **params)  # type: ignore[arg-type]
         answer = Answer(sampling, FakeModel(), guide)  # type: ignore[arg-type]
         sequence = Sequence(id, list(prompt), len(prompt), limit, answer, self.events[id].append, urgent, caller)
+        sequence.runs = runs
         self.places.enter(caller)
         self.worker._carry_out(Submit(sequence))
         return id
@@ -319,6 +326,14 @@ class Rig:
     def _check_batch(self, batch: list[Chunk]) -> None:
         assert 0 < sum(chunk.count for chunk in batch) <= self.limits.batch
         assert len({chunk.sequence.id for chunk in batch}) == len(batch)
+        for chunk in batch:
+            within = [run for run in chunk.sequence.runs if run.start < chunk.start + chunk.known and chunk.start < run.end]
+            assert within == ([chunk.run] if chunk.run else []), "text and a picture in one chunk"
+            if chunk.run is not None:
+                assert len(batch) == 1 and chunk.run.embeddings is not None
+                end = chunk.start + chunk.count
+                assert chunk.run.start <= chunk.start and end <= chunk.run.end
+                assert not chunk.run.whole or (chunk.start, end) == (chunk.run.start, chunk.run.end), "a picture is cut"
         if self.limits.even and len(batch) > 1:
             assert len({chunk.count for chunk in batch}) == 1, "llama.cpp splits a batch that is not even"
             assert all(chunk.is_answer for chunk in batch)

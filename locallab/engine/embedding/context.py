@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from locallab.engine import llama_log
-from locallab.engine.context import Batch
+from locallab.engine.batch import Batch
 from locallab.engine.llama import KV_TYPES, Model
 from locallab.errors import EngineFailure, ModelLoadError
 from locallab.memory_model import STEP
