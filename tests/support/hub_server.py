@@ -35,6 +35,8 @@ class Hub:
     `ranges` False ignores Range. `hold` is waited for in the middle of each; `pieces` sends them bit by bit; `redirect` sends
     the client to another address, as the Hub does for large files. `commit` None leaves out the header that marks a Hub.
 
+    `moved` maps former names of repositories to their present ones, where requests are sent on.
+
     `requests` collects the path of everything asked; `gets` (path, Range header) of each download; `sent` the bytes of their
     bodies; `tokens` the Authorization headers that came to the other address.
     """
@@ -48,6 +50,7 @@ class Hub:
     ranges: bool = True
     pieces: bool = False
     redirect: bool = False
+    moved: dict[str, str] = field(default_factory=dict)
     commit: str | None = COMMIT
     hold: threading.Event | None = None
     half: threading.Event = field(default_factory=threading.Event)
@@ -115,6 +118,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(status, None, headers)
         elif self.hub.fail:
             self._refuse(self.hub.fail, None)
+        elif name in self.hub.moved:
+            self._refuse(307, None, {"Location": self.path.replace(name, self.hub.moved[name])})
         elif repo is None or (repo.access == "private" and not allowed):
             self._refuse(404 if authorization else 401, "RepoNotFound")
         elif not allowed and file:
@@ -140,7 +145,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _list(self, name: str, repo: Repo) -> None:
-        body = json.dumps({"id": name, "sha": COMMIT, "siblings": [{"rfilename": file} for file in repo.files]}).encode()
+        siblings = [_sibling(file, content, "blobs=" in self.path) for file, content in repo.files.items()]
+        body = json.dumps({"id": name, "sha": COMMIT, "siblings": siblings}).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
@@ -215,3 +221,13 @@ def etag(content: bytes) -> str:
     if content.startswith(b"GGUF"):
         return hashlib.sha256(content).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def _sibling(file: str, content: bytes, blobs: bool) -> dict[str, object]:
+    """A file in a listing; with `blobs` its size and, as of all weights, its SHA-256 in LFS."""
+    if not blobs:
+        return {"rfilename": file}
+    described: dict[str, object] = {"rfilename": file, "size": len(content), "blobId": "0" * 40}
+    if content.startswith(b"GGUF"):
+        described["lfs"] = {"sha256": etag(content), "size": len(content), "pointerSize": 135}
+    return described

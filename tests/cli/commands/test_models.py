@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from locallab.models import HubSource, ModelSpec, Registry, Store, adhoc
 from locallab.models.gguf import read
 from locallab.models.store import Kept
 from locallab.units import count
+from tests.support.hub_server import Hub, Repo, serve
 from tests.support.terminal import terminal
 
 OWN = """\
@@ -29,6 +31,7 @@ models:
     aliases: [mine]
     settings: {threads: 1}
 """
+EYES = "mmproj: {kind: hub, repo: acme/eyes, file: eyes.gguf}"
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +94,44 @@ def test_list_is_cut_to_the_terminal_only() -> None:
     with terminal("list", NO_COLOR="1") as shown:
         assert shown.end() == 0
     assert b"\x1b[" not in shown.raw
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, registry: Path) -> Iterator[Hub]:
+    """A Hub that has what the only registry names."""
+    monkeypatch.setattr("locallab.models.registry.default_path", lambda: registry)
+    with serve(Hub({"acme/own": Repo({"own-Q4_K_M.gguf": b"GGUF" + b"x" * 16})})) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        yield hub
+
+
+def test_check_of_what_stands(hub: Hub) -> None:
+    done = run("list", "--check")
+    assert (done.exit_code, done.stdout) == (0, "all models on the Hub stand as the registry says\n")
+    assert json.loads(run("list", "--check", "--json").stdout) == []
+
+
+def test_check_names_what_has_changed(hub: Hub, registry: Path) -> None:
+    registry.write_text(OWN + f"    {EYES}\n")
+    hub.repos["acme/own"] = Repo({"Own-Q4_K_M.gguf": b"GGUF"})
+    done = run("list", "--check")
+    assert (done.exit_code, done.stdout.splitlines()) == (
+        1,
+        [
+            "own:1b: acme/own has no file own-Q4_K_M.gguf; it is Own-Q4_K_M.gguf now",
+            "own:1b: mmproj: acme/eyes is gone or private; if it is private, set HF_TOKEN to a token that may read it",
+        ],
+    )
+    done = run("list", "--check", "--json")
+    assert done.exit_code == 1
+    assert [(each["id"], each["part"]) for each in json.loads(done.stdout)] == [("own:1b", "model"), ("own:1b", "mmproj")]
+
+
+def test_check_without_the_hub_is_one_error(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    done = run("list", "--check")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr.startswith("locallab: the Hub at http://127.0.0.1:9 cannot be asked: ") and done.stderr.count("\n") == 1
 
 
 def test_rm_frees_what_it_says() -> None:
