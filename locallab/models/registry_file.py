@@ -8,18 +8,22 @@ import tempfile
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import yaml
 
 from locallab import private_files
 from locallab.errors import ConfigError
-from locallab.models.spec import FileSource, HubSource, ModelSpec, PypiSource, Variant
+from locallab.models.spec import FileSource, HubSource, MemoryClass, Modality, ModelSpec, PypiSource, Variant
 from locallab.settings import EngineSettings, resolve
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 KINDS = {"file": FileSource, "hub": HubSource, "pypi": PypiSource}
+SIZES = ("size", "active", "memory")
+"""Keys whose values may be figures such as 4.7 GB."""
+KNOWN = {"kind": tuple(KINDS), "modalities": get_args(Modality), "recommended": get_args(MemoryClass)}
+"""Keys with a few values, which an error lists."""
 
 
 def read(path: Path) -> Iterator[tuple[str, ModelSpec | Variant]]:
@@ -59,12 +63,9 @@ class _Entry:
         """Return the entry's place in the file and the entry. Raises ConfigError."""
         for keys in _duplicates(self._node, ()):
             raise self._error(keys, "appears twice")
-        if isinstance(size := self._entry.get("size"), str):
-            found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", size.strip())
-            unit = UNITS.get(found[2].upper() or "B") if found else None
-            if found is None or unit is None:
-                raise self._error(("size",), f"expected bytes or a figure like '4.7 GB', got {size!r}")
-            self._entry["size"] = round(float(found[1]) * unit)
+        for key in SIZES:
+            if isinstance(self._entry.get(key), str):
+                self._entry[key] = self._bytes(key)
 
         def decode_path(kind: type, value: Any) -> Path:
             if not value or not isinstance(value, str):
@@ -78,15 +79,36 @@ class _Entry:
             spec = msgspec.convert(self._entry, kind, dec_hook=decode_path)
         except msgspec.ValidationError as error:
             raise self._error(*_readable(str(error))) from None
-        for part, source in spec.parts.items() if isinstance(spec, ModelSpec) else ():
-            if isinstance(source, HubSource) and source.file and source.quantization:
-                key = "source" if part == "model" else part
-                raise self._error((key, "quantization"), "the file is named already: leave out one of the two")
+        if isinstance(spec, ModelSpec):
+            self._check(spec)
         if "context" in spec.settings:
             raise self._error(("settings", "context"), "set it once, as the entry's own context")
         for name, value in spec.settings.items():
             resolve(EngineSettings, (f"{self._where(('settings', name))}: settings", {name: value}))
         return self._where(()), spec
+
+    def _bytes(self, key: str) -> int:
+        """Return the bytes that the value of `key` means, a figure with a unit. Raises ConfigError."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", self._entry[key].strip())
+        unit = UNITS.get(found[2].upper() or "B") if found else None
+        if found is None or unit is None:
+            raise self._error((key,), f"expected bytes or a figure like '4.7 GB', got {self._entry[key]!r}")
+        return round(float(found[1]) * unit)
+
+    def _check(self, spec: ModelSpec) -> None:
+        """Compare keys with each other. Raises ConfigError."""
+        for part, source in spec.parts.items():
+            if isinstance(source, HubSource) and source.file and source.quantization:
+                key = "source" if part == "model" else part
+                raise self._error((key, "quantization"), "the file is named already: leave out one of the two")
+        if spec.size and spec.memory and spec.memory < spec.size:
+            raise self._error(("memory",), "must have room for the file, whose size is larger")
+        if spec.size and spec.active and spec.active > spec.size:
+            raise self._error(("active",), "a token cannot read more than the size of the file")
+        if spec.modalities and "text" not in spec.modalities:
+            raise self._error(("modalities",), "must contain text")
+        if {"image", "audio"}.intersection(spec.modalities) and spec.mmproj is None:
+            raise self._error(("modalities",), "images and audio need a projector: name its source as mmproj")
 
     def _error(self, keys: tuple[str, ...], reason: str) -> ConfigError:
         return ConfigError(f"{self._where(keys)}: {'.'.join(keys)}: {reason}")
@@ -123,8 +145,8 @@ def _readable(message: str) -> tuple[tuple[str, ...], str]:
         return (*keys, field[1]), "unknown key"
     if field := re.fullmatch(r"Object missing required field `(.*)`", reason):
         return (*keys, field[1]), "is missing"
-    if keys[-1:] == ("kind",):
-        reason += f"; known: {', '.join(KINDS)}"
+    if keys and (known := KNOWN.get(keys[-1].partition("[")[0])):
+        reason += f"; known: {', '.join(known)}"
     return keys, reason
 
 

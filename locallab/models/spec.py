@@ -16,6 +16,10 @@ Text = Annotated[str, Meta(min_length=1)]
 Word = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/+!-]*$")]  # never mistaken for a command-line option
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Part = Literal["model", "mmproj", "draft"]
+Modality = Literal["text", "image", "audio"]
+MemoryClass = Literal["ram-16", "ram-64", "gpu-8", "gpu-16", "gpu-24", "gpu-80"]
+"""Machines by their gigabytes of RAM or, with a GPU, of GPU memory."""
+Bytes = Annotated[int, Meta(gt=0)]
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.gguf)", re.IGNORECASE)
 
@@ -74,16 +78,22 @@ Source = HubSource | PypiSource | FileSource
 
 
 class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One registry entry. `size` is the bytes of the model, None if unknown; `context` the default tokens of one request, None
-    for the engine's default. `template` is a file with the chat template to use, `system` the system prompt of conversations
+    """One registry entry. `size` is the bytes of the model, None if unknown, `active` those that one token reads, if they are
+    fewer; `memory` the bytes of a GPU or of RAM that it runs well in. `context` is the default tokens of one request, None
+    for the engine's default. `recommended` says for which machines, true for all. `modalities` are what a prompt may hold, ()
+    if the entry does not say. `template` is a file with the chat template to use, `system` the system prompt of conversations
     without one. A variant shares the files of the model `base`."""
 
     id: ModelId
     source: Source
-    size: Annotated[int, Meta(gt=0)] | None = None
+    size: Bytes | None = None
+    active: Bytes | None = None
+    memory: Bytes | None = None
     context: Annotated[int, Meta(gt=0)] | None = None
     description: Text
-    recommended: bool = False
+    license: Text | None = None
+    modalities: tuple[Modality, ...] = ()
+    recommended: bool | tuple[MemoryClass, ...] = False
     aliases: tuple[ModelId, ...] = ()
     mmproj: Source | None = None
     draft: Source | None = None
@@ -104,6 +114,11 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         return {part: source for part, source in named.items() if source is not None}
 
     @property
+    def takes(self) -> tuple[Modality, ...]:
+        """What a prompt may hold: the entry's modalities, else text, and images with a projector."""
+        return self.modalities or (("text", "image") if self.mmproj else ("text",))
+
+    @property
     def engine_settings(self) -> dict[str, Any]:
         """The entry's values for EngineSettings, as a layer for `settings.resolve`."""
         return {"context": self.context, **self.settings}
@@ -116,7 +131,7 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     base: ModelId
     description: Text | None = None
     context: Annotated[int, Meta(gt=0)] | None = None
-    recommended: bool = False
+    recommended: bool | tuple[MemoryClass, ...] = False
     aliases: tuple[ModelId, ...] = ()
     settings: Mapping[str, Any] = {}
     template: Path | None = None

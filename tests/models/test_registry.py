@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import inspect
 import re
 from importlib import metadata
 from pathlib import Path
@@ -8,9 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-import locallab
 from locallab.errors import ConfigError, NotServed, UnknownModel
-from locallab.models import FileSource, HubSource, ModelSpec, PypiSource, Registry, default_path
+from locallab.models import FileSource, HubSource, Registry, default_path
 from locallab.models import registry as module
 from locallab.models.spec import ModelId
 from locallab.models.store import Store
@@ -91,6 +89,30 @@ WRONG = {
         "models.yaml:7: tiny:1m: draft.quantization: the file is named already",
     ),
     "wrong-mmproj": (ENTRY + "    mmproj: {kind: hub}\n", "models.yaml:7: tiny:1m: mmproj.repo: is missing"),
+    "unknown-modality": (
+        ENTRY + "    modalities: [text, video]\n",
+        "models.yaml:7: tiny:1m: modalities[1]: Invalid enum value 'video'; known: text, image, audio",
+    ),
+    "modalities-without-text": (ENTRY + "    modalities: [audio]\n", "models.yaml:7: tiny:1m: modalities: must contain text"),
+    "image-without-projector": (
+        ENTRY + "    modalities: [text, image]\n",
+        "models.yaml:7: tiny:1m: modalities: images and audio need a projector: name its source as mmproj",
+    ),
+    "unknown-memory-class": (
+        ENTRY + "    recommended: [gpu-24, gpu-9]\n",
+        "tiny:1m: recommended[1]: Invalid enum value 'gpu-9'; known: ram-16, ram-64, gpu-8, gpu-16, gpu-24, gpu-80",
+    ),
+    "recommended-not-a-list": (
+        ENTRY + "    recommended: gpu-8\n",
+        "tiny:1m: recommended: Expected `bool | array`",
+    ),
+    "wrong-memory": (ENTRY + "    memory: much\n", "models.yaml:7: tiny:1m: memory: expected bytes or a figure like '4.7 GB'"),
+    "memory-below-size": (ENTRY + "    memory: 97 MB\n", "models.yaml:7: tiny:1m: memory: must have room for the file"),
+    "active-above-size": (
+        ENTRY + "    active: 99 MB\n",
+        "tiny:1m: active: a token cannot read more than the size",
+    ),
+    "empty-license": (ENTRY + "    license: ''\n", "models.yaml:7: tiny:1m: license: Expected `str` of length >= 1"),
     "key-twice": (ENTRY + "    context: 256\n", "models.yaml:7: tiny:1m: context: appears twice"),
     "source-key-twice": (
         ENTRY.replace("file: tiny.gguf", "file: tiny.gguf, repo: acme/other"),
@@ -316,26 +338,32 @@ def test_settings_of_an_entry_are_a_layer_of_engine_settings(tmp_path: Path) -> 
     assert (settings.context, settings.kv_type, settings.gpu_layers) == (128, "q8_0", 3)
 
 
-def test_the_bundled_file_documents_every_key() -> None:
-    comments = " ".join(line for line in default_path().read_text().splitlines() if line.startswith("#"))
-    keys = {name for struct in (ModelSpec, HubSource, PypiSource, FileSource) for name in struct.__struct_fields__}
-    kinds = {struct.__struct_config__.tag for struct in (HubSource, PypiSource, FileSource)}
-    assert {key for key in keys if not re.search(rf"\b{key}\b", comments)} == set()
-    assert {kind for kind in kinds if f"kind: {kind}" not in comments} == set()
+SELF = """\
+    mmproj: {kind: hub, repo: acme/tiny, file: eyes.gguf}
+    license: apache-2.0
+    memory: 2 GB
+    active: 30 MB
+    recommended: [gpu-8, ram-16]
+    modalities: [text, image, audio]
+"""
 
 
-def test_the_bundled_file() -> None:
-    registry = Registry.load(default_path())
-    default = inspect.signature(locallab.Engine).parameters["model"].default
-    assert registry.default is registry.get(default)
-    assert isinstance(registry.default.source, PypiSource)
-    assert [spec.id for spec in registry if spec.recommended] == [
-        "qwen2.5-coder:1.5b-q4_k_m",
-        "qwen2.5-coder:7b-q4_k_m",
-        "qwen2.5-coder:14b-q4_k_m",
-        "qwen3:4b-instruct-2507-q4_k_m",
-    ]
-    assert registry.get("qwen2.5-coder:7b").id == "qwen2.5-coder:7b-q4_k_m"
+def test_what_an_entry_says_of_itself(tmp_path: Path) -> None:
+    spec = load(tmp_path, ENTRY + SELF).default
+    assert (spec.license, spec.memory, spec.active) == ("apache-2.0", 2 * 10**9, 30 * 10**6)
+    assert (spec.recommended, spec.takes) == (("gpu-8", "ram-16"), ("text", "image", "audio"))
+
+
+def test_a_variant_has_what_its_base_says(tmp_path: Path) -> None:
+    registry = load(tmp_path, ENTRY + SELF + "  - {id: mine, base: 'tiny:1m', recommended: [gpu-80]}\n")
+    base, mine = registry.get("tiny:1m"), registry.get("mine")
+    assert (mine.license, mine.memory, mine.active, mine.takes) == (base.license, base.memory, base.active, base.takes)
+    assert mine.recommended == ("gpu-80",)
+
+
+def test_what_a_prompt_may_hold_follows_from_a_projector(tmp_path: Path) -> None:
+    assert load(tmp_path, ENTRY).default.takes == ("text",)
+    assert load(tmp_path, ENTRY + SELF.partition("\n")[0] + "\n").default.takes == ("text", "image")
 
 
 def test_the_bundled_file_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,10 @@ def _entry(name: str, spec: ModelSpec, store: Store) -> dict[str, Any]:
         "on_disk": store.has(spec),
         "context": spec.context,
         "description": spec.description,
-        "recommended": spec.recommended,
+        "license": spec.license,
+        "modalities": list(spec.takes),
+        "memory": spec.memory,
+        "recommended": bool(spec.recommended),
     }
 
 

@@ -46,9 +46,14 @@ def describe(spec: ModelSpec, store: Store) -> dict[str, Any]:
         "id": spec.id,
         "description": spec.description,
         "aliases": list(spec.aliases),
-        "recommended": spec.recommended,
+        "license": spec.license,
+        "modalities": list(spec.takes),
+        "recommended": bool(spec.recommended),
+        "recommended_for": [] if isinstance(spec.recommended, bool) else list(spec.recommended),
         "source": {part: msgspec.to_builtins(source, enc_hook=str) for part, source in spec.parts.items()},
         "size": store.size(spec) or spec.size,
+        "active": spec.active,
+        "memory": spec.memory,
         "context": spec.context,
         "settings": dict(spec.settings),
         "base": spec.base,
@@ -117,9 +122,14 @@ def _lines(entry: Mapping[str, Any]) -> Iterable[tuple[str, str | None]]:
     yield "id", entry["id"]
     yield "about", entry["description"]
     yield "aliases", ", ".join(entry["aliases"]) or None
+    yield "license", entry["license"]
+    yield "takes", ", ".join(entry["modalities"]) if entry["modalities"] != ["text"] else None
+    yield "best for", ", ".join(entry["recommended_for"]) or None
     for part, source in entry["source"].items():
         yield "source" if part == "model" else part, _words(source)
     yield "size", decimal_bytes(entry["size"]) if entry["size"] else None
+    yield "active", f"{decimal_bytes(entry['active'])} for each token" if entry["active"] else None
+    yield "memory", f"{decimal_bytes(entry['memory'])} or more" if entry["memory"] else None
     yield "context", f"{entry['context']:,} tokens per request" if entry["context"] else None
     yield "settings", ", ".join(f"{name}={value}" for name, value in entry["settings"].items()) or None
     if entry["file"] is None:

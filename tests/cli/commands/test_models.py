@@ -134,6 +134,20 @@ def test_check_without_the_hub_is_one_error(hub: Hub, monkeypatch: pytest.Monkey
     assert done.stderr.startswith("locallab: the Hub at http://127.0.0.1:9 cannot be asked: ") and done.stderr.count("\n") == 1
 
 
+def test_show_of_what_an_entry_says(registry: Path) -> None:
+    said = ("license: mit", "memory: 2 GB", "active: 10", "recommended: [gpu-8, ram-16]", "modalities: [text, image]", EYES)
+    registry.write_text(OWN + "".join(f"    {line}\n" for line in said))
+    lines = run("show", "own:1b").stdout.splitlines()
+    for line in ("license   mit", "takes     text, image", "best for  gpu-8, ram-16", "memory    2 GB or more"):
+        assert line in lines
+    assert "active    10 bytes for each token" in lines
+    shown = json.loads(run("show", "own:1b", "--json").stdout)
+    assert (shown["license"], shown["memory"], shown["active"]) == ("mit", 2 * 10**9, 10)
+    assert (shown["recommended"], shown["recommended_for"]) == (True, ["gpu-8", "ram-16"])
+    listed = entry("own:1b")
+    assert (listed["license"], listed["modalities"], listed["recommended"]) == ("mit", ["text", "image"], True)
+
+
 def test_rm_frees_what_it_says() -> None:
     path = keep(own(), b"x" * 1234)
     held = Store().held(own())

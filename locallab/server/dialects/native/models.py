@@ -169,7 +169,7 @@ def available(pool: Pool, spec: ModelSpec) -> AvailableModel:
         size=compact_bytes(size or spec.size),
         context=loaded.engine.info.context if loaded else spec.context,
         description=spec.description,
-        recommended=spec.recommended,
+        recommended=bool(spec.recommended),
         aliases=spec.aliases,
         size_bytes=size or spec.size,
         on_disk=pool.store.has(spec),
