@@ -5,7 +5,9 @@ LocalLabError
 ├── RequestError              the request itself is wrong; a retry does not help
 │   ├── InvalidField          a field is wrong: carries `field`
 │   │   ├── NoChatTemplate    the model has no chat template
-│   │   └── TemplateExceeded  the model's chat template uses more than it may: carries the limit
+│   │   ├── TemplateExceeded  the model's chat template uses more than it may: carries the limit
+│   │   ├── UnreadableMedia   a picture or a sound cannot be read, or its address cannot be fetched
+│   │   └── MediaTooLarge     a picture or a sound exceeds a bound: carries the `setting` that raises it
 │   ├── ContextLengthExceeded the prompt is longer than the context: carries both numbers
 │   ├── SlowReader            the client does not read its stream: carries `unread` in bytes
 │   └── UnknownResponse       no response with this id is stored: carries `response_id`
@@ -82,6 +84,18 @@ class TemplateExceeded(InvalidField):
     def __init__(self, template: str, limit: str) -> None:
         super().__init__("messages", f"{template} uses more than {limit}; serve the model with another one (--chat-template)")
         self.limit = limit
+
+
+class UnreadableMedia(InvalidField):
+    """A picture or a sound is damaged, of an unknown format, or at an address that is not fetched."""
+
+
+class MediaTooLarge(InvalidField):
+    """A picture or a sound exceeds a bound, whose `setting` is a field of MediaSettings."""
+
+    def __init__(self, field: str, setting: str, reason: str) -> None:
+        super().__init__(field, f"{reason} (--{setting.replace('_', '-')})")
+        self.setting = setting
 
 
 class ContextLengthExceeded(RequestError):

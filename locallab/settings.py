@@ -182,7 +182,23 @@ class EngineSettings(LoadSettings):
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ServerSettings:
+class MediaSettings:
+    """Bounds of the pictures and sounds in requests."""
+
+    media_bytes: Annotated[int, Meta(ge=1, le=2**30, description="maximum size of a picture or a sound, in bytes")] = 20 << 20
+    media_pixels: Annotated[int, Meta(ge=1, le=80_000_000, description="maximum pixels of a picture, width times height")] = (
+        50_000_000
+    )
+    media_seconds: Annotated[float, Meta(gt=0, le=86_400, description="maximum length of a sound, in seconds")] = 1800.0
+    media_count: Annotated[int, Meta(ge=1, le=1000, description="maximum pictures and sounds in a request")] = 64
+    allow_media_urls: Annotated[
+        bool,
+        Meta(description="fetch pictures and sounds that requests name by an http or https address; none of private networks"),
+    ] = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings(MediaSettings):
     """The HTTP server: its address, models, limits and access."""
 
     host: Annotated[str, Meta(description="address to listen on; localhost: 127.0.0.1 and ::1")] = "localhost"
@@ -279,9 +295,9 @@ class ServerSettings:
 
 
 def fields(cls: type) -> Iterator[tuple[str, Any, Any]]:
-    """Yield (name, annotated type, default) of each setting of `cls`, in order."""
+    """Yield (name, annotated type, default) of each setting of `cls`, in order; bounds of media come last."""
     hints = typing.get_type_hints(cls, include_extras=True)
-    for field in dataclasses.fields(cls):
+    for field in sorted(dataclasses.fields(cls), key=lambda field: field.name in MediaSettings.__annotations__):
         yield field.name, hints[field.name], field.default
 
 

@@ -24,8 +24,9 @@ PARTS: Mapping[str, frozenset[str]] = {
     "logs": frozenset(),
     "supervision": frozenset(),
     "supervisor": frozenset({"supervision"}),
-    "engine": frozenset({"memory_model", "cache_files"}),
-    "chat": frozenset({"engine"}),
+    "media": frozenset(),
+    "engine": frozenset({"memory_model", "cache_files", "media"}),
+    "chat": frozenset({"engine", "media"}),
     "models": frozenset(),
     "keys": frozenset(),
     "load": frozenset(),
@@ -33,10 +34,10 @@ PARTS: Mapping[str, frozenset[str]] = {
     "fit": frozenset({"models", "memory_model"}),
     "pool": frozenset({"engine", "chat", "models", "fit", "supervision"}),  # chat: a loaded model carries its template
     "server": frozenset(
-        {"engine", "chat", "pool", "models", "keys", "tunnel", "logs", "supervision"}
+        {"engine", "chat", "media", "pool", "models", "keys", "tunnel", "logs", "supervision"}
     ),  # logs: the id of the request at hand
     "inprocess": frozenset(
-        {"server", "pool", "models", "engine", "chat", "fit", "keys", "tunnel", "cache_files", "supervision"}
+        {"server", "pool", "models", "engine", "chat", "media", "fit", "keys", "tunnel", "cache_files", "supervision"}
     ),  # the face for Python programs
     "cli": frozenset(
         {

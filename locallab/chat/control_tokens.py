@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Sequence
 
 from locallab.chat.messages import Message
+from locallab.media.marker import parts
 
 SEAM = "\ufdd0"
 """Marks a cut inside a control token's text. Unicode reserves this noncharacter for a program's internal use."""
@@ -19,7 +20,7 @@ def markup(control: Collection[str]) -> re.Pattern[str] | None:
 
 
 def guarded(messages: Sequence[Message], control: re.Pattern[str] | None) -> list[Message]:
-    """Return the messages with a seam after the first character of every control token in them."""
+    """Return the messages with a seam after the first character of every control token in them; markers stay whole."""
     safe = []
     for message in messages:
         content, reasoning = _cut(message.content, control), _cut(message.reasoning, control)
@@ -36,5 +37,11 @@ def pieces(prompt: str) -> list[str]:
 
 
 def _cut(text: str, control: re.Pattern[str] | None) -> str:
-    text = text.replace(SEAM, "")
-    return control.sub(lambda match: match[0][0] + SEAM + match[0][1:], text) if control else text
+    if control is None:
+        return text.replace(SEAM, "")
+    cut = [part if index % 2 else _seamed(part, control) for index, part in enumerate(parts(text))]
+    return "".join(cut)
+
+
+def _seamed(text: str, control: re.Pattern[str]) -> str:
+    return control.sub(lambda match: match[0][0] + SEAM + match[0][1:], text.replace(SEAM, ""))
