@@ -103,7 +103,7 @@ class LoadSettings:
         Annotated[str, Meta(min_length=1)] | None,
         Meta(
             description="path of the projector (.gguf) with which the model takes images or audio; none: do without; default: "
-            "the mmproj of the model's entry"
+            "the mmproj of the model's entry, or the one beside its file"
         ),
     ] = None
     media_cache_mib: Annotated[

@@ -27,6 +27,7 @@ from locallab.engine.request import EngineStats, FimTokens, Kind
 from locallab.engine.tokenizer import Tokenizer
 from locallab.engine.totals import Totals
 from locallab.errors import EngineClosed, EngineDied, EngineFailure, InvalidField, ModelLoadError, Overloaded
+from locallab.media.attachment import Attachment
 from locallab.settings import EngineSettings, Layout
 
 logger = logging.getLogger(__name__)
@@ -116,13 +117,17 @@ class Engine(abc.ABC):
         parse_special: bool,
         fits: bool = False,
         stopped: Callable[[], bool] = lambda: False,
+        media: Seq[Attachment] = (),
     ) -> list[int]:
         """Return the token ids of `text`: `add_special` adds what the model wants around it, `parse_special` reads markup as
         tokens. Blocks for as long as the text asks for; other threads' texts do not wait for it.
 
         With `fits`, raises ContextLengthExceeded for what is longer than the context, most often before any work. Raises
         Abandoned once `stopped` says so, EngineClosed, and RequestError for a word that is too long for the vocabulary.
+        `media` are those of the markers in the text, in their order: InvalidField where the model takes none.
         """
+        if media:
+            raise InvalidField(media[0].field, "this model takes only text")
         context = self.info.context if fits else None
         return self._tokenizer.tokenize(
             text, add_special=add_special, parse_special=parse_special, context=context, stopped=stopped

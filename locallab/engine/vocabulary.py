@@ -8,6 +8,8 @@ from pathlib import Path
 
 from locallab.engine import llama
 from locallab.engine.tokenizer import Tokenizer
+from locallab.errors import InvalidField
+from locallab.media.attachment import Attachment
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -31,8 +33,10 @@ class Vocabulary:
         self.n_vocab = model.n_vocab
         self._tokenizer = Tokenizer(model)
 
-    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        """Return the token ids of `text`, as `Engine.tokenize`."""
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool, media: Sequence[Attachment] = ()) -> list[int]:
+        """Return the token ids of `text`, as `Engine.tokenize` of a model that takes only text."""
+        if media:
+            raise InvalidField(media[0].field, "a vocabulary has no tokens for pictures and sounds")
         return self._tokenizer.tokenize(text, add_special=add_special, parse_special=parse_special)
 
     def detokenize(self, tokens: Sequence[int]) -> str:

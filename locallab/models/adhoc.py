@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from locallab.errors import ConfigError
+from locallab.models.quants import is_projector
 from locallab.models.spec import FileSource, HubSource, ModelSpec, shards
 
 HUB = "hf:"
@@ -53,6 +54,7 @@ def spec(name: str) -> ModelSpec:
             source=FileSource(files[0]),
             size=sum(file.stat().st_size for file in files if file.is_file()) or None,
             description=f"the file {path}",
+            mmproj=_beside(files[0]),
         )
     found = _HUB.fullmatch(name)
     if found is None:
@@ -65,4 +67,19 @@ def spec(name: str) -> ModelSpec:
     # Two dashes, which the Hub forbids in names: no two repositories share an id and thus a place on disk.
     tag = re.sub("[^A-Za-z0-9._-]", "-", Path(which).with_suffix("").as_posix() if is_file else which) if which else ""
     model_id = f"{owner}--{repo}:{tag}" if tag else f"{owner}--{repo}"
-    return ModelSpec(id=model_id, source=source, description=f"{which or 'a model'} of {owner}/{repo} on the Hugging Face Hub")
+    return ModelSpec(
+        id=model_id,
+        source=source,
+        description=f"{which or 'a model'} of {owner}/{repo} on the Hugging Face Hub",
+        mmproj=HubSource(source.repo, projector=True),
+    )
+
+
+def _beside(path: Path) -> FileSource | None:
+    """Return the projector beside a model's file: the only one in its folder whose name says that it is one."""
+    try:
+        names = [file.name for file in path.parent.iterdir()]
+    except OSError:  # a folder that may be entered, not read
+        return None
+    found = [name for name in names if is_projector(name)]
+    return FileSource(path.with_name(found[0])) if len(found) == 1 and not is_projector(path.name) else None

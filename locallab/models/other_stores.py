@@ -77,10 +77,13 @@ def found(source: HubSource) -> tuple[Path, ...]:
     snapshot = repo / "snapshots" / revision
     names = [file.relative_to(snapshot).as_posix() for file in snapshot.rglob("*.gguf") if file.is_file()]
     try:
-        chosen = shards(source.file) if source.file else quants.choose(names, source.quantization)
+        if source.projector:
+            chosen = quants.projector(names)
+        else:
+            chosen = shards(source.file) if source.file else quants.choose(names, source.quantization)
     except quants.NoChoice:
         return ()
-    if not set(chosen) <= set(names):
+    if not chosen or not set(chosen) <= set(names):
         return ()
     files = tuple(snapshot / name for name in chosen)
     # A blob is named by its SHA-256; a file that is no blob cannot be checked.

@@ -15,9 +15,13 @@ ORDER = (
 )
 """Preference when nothing is named: the first of these that a repository has."""
 
+PROJECTORS = ("F16", "BF16", "Q8_0", "F32")
+"""Preference among the projectors of a repository: a coarser one saves little, a finer one shows nothing more."""
+
 _LABEL = r"(?:UD-)?(?:I?Q\d|TQ\d|MXFP4|BF16|FP16|F16|FP32|F32)(?:_[A-Z0-9]+)*"
 _IN_NAME = re.compile(rf"(?:^|[-._])({_LABEL})(?=[-.]|$)", re.IGNORECASE)
 _NO_WEIGHTS = re.compile(r"(?:^|[-._])(?:mmproj|imatrix)(?:[-._]|$)", re.IGNORECASE)
+_PROJECTOR = re.compile(r".*mmproj.*\.gguf", re.IGNORECASE)
 _OTHER_NAMES = {"FP16": "F16", "FP32": "F32"}
 
 
@@ -52,6 +56,23 @@ def offers(names: Iterable[str]) -> list[Offer]:
     present = {name for name in names if name.lower().endswith(".gguf") and not _NO_WEIGHTS.search(PurePosixPath(name).name)}
     families = {shards(name) for name in present}
     return sorted((Offer(label(files[0]), files) for files in families if present.issuperset(files)), key=lambda o: o.files)
+
+
+def is_projector(name: str) -> bool:
+    """Return whether the name of a file says that it is a projector."""
+    return _PROJECTOR.fullmatch(name) is not None
+
+
+def projector(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the projector among the files of a repository, () if there is none: of the top folder before a subfolder, then the
+    first in PROJECTORS."""
+
+    def rank(name: str) -> tuple[int, int, str]:
+        found = label(name)
+        return name.count("/"), PROJECTORS.index(found) if found in PROJECTORS else len(PROJECTORS), name
+
+    found = [name for name in names if is_projector(PurePosixPath(name).name)]
+    return (min(found, key=rank),) if found else ()
 
 
 def choose(names: Iterable[str], wanted: str | None = None) -> tuple[str, ...]:

@@ -26,14 +26,15 @@ _SHARD = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})(?P<suffi
 
 class HubSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag_field="kind", tag="hub"):
     """A file of a model repository on the Hugging Face Hub: by name, by quantization, or with neither the first of
-    `quants.ORDER` that the repository has. `revision` None is the main branch. `sha256` is that of the file, of a split model
-    of its first one."""
+    `quants.ORDER` that the repository has; with `projector` the projector that the repository has, if any. `revision` None is
+    the main branch. `sha256` is that of the file, of a split model of its first one."""
 
     repo: Word
     file: Word | None = None
     quantization: Word | None = None
     revision: Text | None = None
     sha256: Sha256 | None = None
+    projector: bool = False
 
 
 class PypiPiece(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -112,6 +113,11 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         """The source of each part of the model, which are fetched together, the model itself first."""
         named: dict[Part, Source | None] = {"model": self.source, "mmproj": self.mmproj, "draft": self.draft}
         return {part: source for part, source in named.items() if source is not None}
+
+    def optional(self, part: Part) -> bool:
+        """Return whether the model does without this part if its source has none."""
+        source = self.parts.get(part)
+        return part != "model" and isinstance(source, HubSource) and source.projector
 
     @property
     def takes(self) -> tuple[Modality, ...]:

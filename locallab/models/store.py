@@ -53,8 +53,16 @@ class Store:
         return next(iter(self.files(spec, part)), None)
 
     def has(self, spec: ModelSpec) -> bool:
-        """Return whether all parts of the model are complete. Changes nothing."""
-        return all(self.files(spec, part) for part in spec.parts)
+        """Return whether all parts that the model needs are complete. Changes nothing."""
+        return all(self.files(spec, part) for part in spec.parts if not spec.optional(part))
+
+    def missing(self, spec: ModelSpec) -> list[Part]:
+        """Return the parts to be fetched: without optional ones that their source is known not to have. Changes nothing."""
+        return [part for part in spec.parts if not self.files(spec, part) and not self._lacks(spec, part)]
+
+    def _lacks(self, spec: ModelSpec, part: Part) -> bool:
+        record = self.record(spec, part) if spec.optional(part) else None
+        return record is not None and not record.files and record.source == spec.parts[part]
 
     def size(self, spec: ModelSpec) -> int | None:
         """Return the bytes of the model part's files, None unless they are complete. Changes nothing."""
@@ -110,7 +118,8 @@ class Store:
     def digest(self, path: Path) -> str | None:
         """Return the SHA-256 of each file of the model that `path` begins, joined; None if they were never checked."""
         record = self.record_in(path.parent)
-        digests = [kept.sha256 for kept in record.files] if record and path.name == record.files[0].path else []
+        known = record is not None and record.files and path.name == record.files[0].path
+        digests = [kept.sha256 for kept in record.files] if record and known else []
         return "-".join(filter(None, digests)) if digests and all(digests) else None
 
     def folder(self, spec: ModelSpec, part: Part = "model") -> Path:
@@ -151,7 +160,8 @@ class Store:
             os.replace(copy, place)
 
     def refer(self, spec: ModelSpec, part: Part, files: Sequence[Kept], commit: str | None = None) -> Path:
-        """Record files that are in the part's folder already or elsewhere on this machine; return the first one's path."""
+        """Record files that are in the part's folder already or elsewhere on this machine; return the first one's path, the
+        folder's where an optional part has none."""
         source = spec.parts[part]
         assert not isinstance(source, FileSource), "a file source has no record"
         folder = self.folder(spec, part)
@@ -161,7 +171,7 @@ class Store:
             record.write_bytes(msgspec.json.format(msgspec.json.encode(Record(source, tuple(files), commit))))
             _sync(record)
             os.replace(record, folder / RECORD)
-        return folder / files[0].path
+        return folder / files[0].path if files else folder
 
     def remove(self, spec: ModelSpec) -> int:
         """Remove the model's files in the store, including partial ones, but not files elsewhere. Return the bytes freed."""

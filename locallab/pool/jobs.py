@@ -8,7 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from locallab.errors import EngineClosed, SourceError
-from locallab.models.drafts import NONE, DraftOf, draft_of
+from locallab.models.drafts import DraftOf, draft_of
+from locallab.models.projectors import projector_of
 from locallab.models.registry import Registry
 from locallab.models.sources import Progress
 from locallab.models.spec import ModelSpec, Part
@@ -70,9 +71,10 @@ class Jobs:
                 # Wrong settings fail before the download.
                 settings = settings_of(spec, self._layers)
                 draft = draft_of(spec, settings, self._registry)
+                projector_of(spec, settings, self._store)
                 path = self._file(spec, progress)
                 beside = self._draft_file(draft, progress) if draft else None
-                mmproj = self._mmproj_file(spec, settings.mmproj)
+                mmproj = projector_of(spec, settings, self._store)
                 outcome = self._memory.suit(spec, path, self._layers, held(), draft=beside, mmproj=mmproj)
                 if self._trials is not None:
                     for file in outcome.files:
@@ -145,13 +147,6 @@ class Jobs:
         if draft.part == "model":
             return self._file(draft.spec, progress)
         return self._part(draft.spec, draft.part)
-
-    def _mmproj_file(self, spec: ModelSpec, named: str | None) -> Path | None:
-        """Return the projector of a model: the one that its settings name, else that of its entry, which has been fetched with
-        it; None without one."""
-        if named is not None:
-            return None if named == NONE else Path(named)
-        return self._part(spec, "mmproj") if spec.mmproj is not None else None
 
     def _part(self, spec: ModelSpec, part: Part) -> Path:
         path = self._store.path(spec, part)

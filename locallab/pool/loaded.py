@@ -6,9 +6,9 @@ import dataclasses
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 from locallab.chat.control_tokens import markup
 from locallab.chat.known_templates import template_source
@@ -17,7 +17,9 @@ from locallab.engine import EmbeddingEngine, Engine, ModelInfo, TextEngine
 from locallab.engine.post import Post
 from locallab.errors import ConfigError, InvalidField, ModelError, ModelLoadError
 from locallab.models.gguf import Header
+from locallab.models.projectors import modalities
 from locallab.models.spec import ModelSpec
+from locallab.models.store import Store
 from locallab.pool.memory import Memory, MemoryUse, Suited
 from locallab.settings import EngineSettings
 
@@ -51,6 +53,16 @@ class Loaded:
         if self.engine.info.kind != "text":
             raise InvalidField("model", "this model makes no text; use one that does")
         return cast(TextEngine, self.engine)
+
+
+Modality = Literal["text", "image", "audio"]
+MODALITIES: Sequence[Modality] = ("text", "image", "audio")
+
+
+def modalities_of(spec: ModelSpec, loaded: Loaded | None, store: Store) -> list[Modality]:
+    """Return what the model's prompts may have in them, text first; of one that is not loaded as its projector says."""
+    known = loaded.engine.info.modalities if loaded else modalities(spec, store)
+    return [each for each in MODALITIES if each in known]
 
 
 def open_engine(

@@ -29,6 +29,8 @@ from locallab.engine.request import (
 )
 from locallab.engine.text_stream import TextStream
 from locallab.errors import ContextLengthExceeded, EngineClosed, EngineDied, InvalidField, ModelLoadError, Overloaded
+from locallab.media import marker
+from locallab.media.attachment import Attachment
 from locallab.models.gguf import Header
 from locallab.models.registry import Registry
 from locallab.models.spec import ModelSpec
@@ -90,7 +92,8 @@ class Running:
 
 
 class FakeEngine:
-    """Has Engine's interface; a token is a byte. Plays `script(prompt, params)` for each request, one step of all at a time.
+    """Has Engine's interface; a token is a byte, and a picture or a sound a negative one, which in `submitted` is its kind and
+    the beginning of its digest. Plays `script(prompt, params)` for each request, one step of all at a time.
 
     `submitted`, `urgent`, `callers`, `prepared`, `cancelled` and `shared` record what was asked; `full` makes it refuse;
     `cached` is what its usage says, and `tier` where that was; no prompt gets more because it diverged, or because it is the
@@ -109,6 +112,7 @@ class FakeEngine:
         context: int = 512,
         fim: FimTokens | None = None,
         control_tokens: Mapping[str, int] | None = None,
+        modalities: Iterable[str] = ("text",),
     ) -> None:
         if "broken" in path.name:
             raise ModelLoadError(path, "not a GGUF file")
@@ -131,6 +135,7 @@ class FakeEngine:
             device="CPU (no thread)",
             fim=fim,
             control_tokens=control_tokens or {},
+            modalities=frozenset(modalities),
         )
         self.settings = settings
         self._script = script
@@ -142,6 +147,7 @@ class FakeEngine:
         self._ids = itertools.count()
         self._lock = threading.Condition()
         self._running: dict[int, Running] = {}
+        self._seen: dict[int, str] = {}
         self._death: Future[EngineDied] = Future()
         self._thread = threading.Thread(target=self._work, name="fake engine", daemon=True)
         self._thread.start()
@@ -166,7 +172,17 @@ class FakeEngine:
         parse_special: bool,
         fits: bool = False,
         stopped: Callable[[], bool] = lambda: False,
+        media: Sequence[Attachment] = (),
     ) -> list[int]:
+        if media:
+            first, *others = marker.split(text)
+            assert len(others) == len(media), "each of the media has a marker"
+            tokens = self.tokenize(first, add_special=add_special, parse_special=parse_special)
+            for each, after in zip(media, others, strict=True):
+                seen = -1 - int(each.digest[:7], 16)
+                self._seen[seen] = f"<{each.kind} {each.digest[:8]}>"
+                tokens += [seen, *after.encode()]
+            return tokens
         opened = parse_special and text.startswith("<s>")
         body = list(text.removeprefix("<s>").encode() if opened else text.encode())
         tokens = [BOS] * (opened + add_special) + body
@@ -182,6 +198,12 @@ class FakeEngine:
     def detokenize(self, tokens: Sequence[int]) -> str:
         return b"".join(self.pieces(tokens)).decode("utf-8", "replace")
 
+    def _text(self, tokens: Sequence[int]) -> str:
+        """Return the text of a prompt, with what is seen and heard in it."""
+        return b"".join(
+            self._seen[each].encode() if each < 0 else MARKUP.get(each) or bytes([each]) for each in tokens
+        ).decode()
+
     def prepare(self, constraint: Constraint) -> None:
         self.prepared.append(constraint)
 
@@ -191,7 +213,7 @@ class FakeEngine:
     def check(self, tokens: Sequence[int], params: SamplingParams) -> None:
         if not tokens:
             raise InvalidField("prompt", "must have at least one token")
-        if min(tokens) < 0 or max(tokens) >= N_VOCAB:
+        if any(token < 0 and token not in self._seen for token in tokens) or max(tokens) >= N_VOCAB:
             raise InvalidField("prompt", f"token ids must be from 0 to {N_VOCAB - 1}")
         if len(tokens) >= self.info.context:
             raise ContextLengthExceeded(len(tokens), self.info.context)
@@ -216,7 +238,7 @@ class FakeEngine:
             request = Running(
                 next(self._ids), tokens, params, listener, steps, TextStream(params.stop, include_stop=params.include_stop)
             )
-            self.submitted.append((detokenize(tokens), params))
+            self.submitted.append((self._text(tokens), params))
             self.urgent.append(urgent)
             self.callers.append(caller)
             self._running[request.id] = request

