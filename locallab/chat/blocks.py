@@ -14,7 +14,10 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from locallab.chat.json_text import dumps
-from locallab.errors import InvalidField
+from locallab.chat.media_blocks import SentMedia, sent_media
+from locallab.errors import InvalidField, MediaTooLarge
+from locallab.media.intake import Intake
+from locallab.media.marker import joined, unmarked
 from locallab.units import decimal_bytes
 
 TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "summary_text": "text", "refusal": "refusal"}
@@ -52,14 +55,19 @@ LONGEST, MOST, LEVELS = 4000, 50, 5
 
 @dataclasses.dataclass(slots=True)
 class Content:
-    """The content of a message: its text, and the assistant's reasoning among its blocks."""
+    """The content of a message: its texts, with the markers of its media, and the assistant's reasoning among its blocks."""
 
     texts: list[str] = dataclasses.field(default_factory=list)
     thoughts: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def text(self) -> str:
-        return "\n".join(self.texts)
+        return joined(self.texts)
+
+    @property
+    def whole(self) -> str:
+        """The text with the reasoning, for roles that have none of their own."""
+        return joined([*self.texts, *self.thoughts])
 
     @property
     def reasoning(self) -> str:
@@ -68,10 +76,13 @@ class Content:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class BlockReader:
-    """Reader of one message. What a model cannot be shown is added to `notes`, or refused if the message is `new`."""
+    """Reader of one message. What a model cannot be shown is added to `notes`, or refused if the message is `new`. The kinds of
+    pictures and sounds that it can be shown are taken into `media`, and their markers stand for them.
+    """
 
     notes: list[str]
     new: bool = False
+    media: Intake | None = None
 
     def read(self, field: str, raw: object) -> Content:
         """Read a text, or a list of blocks. Raises InvalidField for a new message only."""
@@ -79,20 +90,21 @@ class BlockReader:
         if raw is None:
             return content
         if isinstance(raw, str):
-            content.texts.append(raw)
+            content.texts.append(self._unmarked(raw))
         elif isinstance(raw, list):
-            for block in raw:
-                self.add(content, field, block)
+            for index, block in enumerate(raw):
+                self.add(content, field, block, f"{field}[{index}]")
         elif self.new:
             raise InvalidField(field, f"expected a text or a list of parts, got {type(raw).__name__}")
         else:
             self.add(content, field, raw)
         return content
 
-    def add(self, content: Content, field: str, block: object) -> None:
-        """Add a block to the content. Raises InvalidField for a new message only."""
+    def add(self, content: Content, field: str, block: object, place: str | None = None) -> None:
+        """Add a block to the content; `place` is its own field, if that is not `field`. Raises InvalidField for a new message
+        only, and MediaTooLarge for a request with too many files."""
         if isinstance(block, str):
-            content.texts.append(block)
+            content.texts.append(self._unmarked(block))
             return
         if not isinstance(block, Mapping):
             self._refuse(field, "expected text or a list of parts")
@@ -104,14 +116,47 @@ class BlockReader:
             return
         if kind and (key := TEXT_PARTS.get(kind) or THOUGHTS.get(kind)):
             text = self._text(field, block.get(key) or block.get("summary") if kind in THOUGHTS else block.get(key))
-            (content.thoughts if kind in THOUGHTS else content.texts).append(text)
+            (content.thoughts if kind in THOUGHTS else content.texts).append(self._unmarked(text))
+            return
+        sent = sent_media(block) if self.media is not None else None
+        if sent is not None and (shown := self.take(sent, place or field, block)) is not None:
+            content.texts.append(shown)
             return
         shown = readable(block)
         if shown is None:
             self._refuse(field, _reason(kind))
             shown = described(block)
             self.notes.append(f"{field}: {shown}" if kind in MEDIA else f"{field}: a block of type {kind!r} is given as text")
-        content.texts.append(shown)
+        content.texts.append(self._unmarked(shown))
+
+    def take(self, sent: SentMedia, field: str, block: object) -> str | None:
+        """Return the marker of a picture or a sound, in a history the description of one that cannot be read; None for a kind
+        that the model does not take. Raises UnreadableMedia, MediaTooLarge."""
+        if self.media is None or sent.kind not in self.media.kinds:
+            return None
+        place = f"{field}.{sent.place}" if sent.place else field
+        try:
+            return self.media.take(sent.kind, sent.content(place), place)
+        except InvalidField as error:
+            if self.new or (isinstance(error, MediaTooLarge) and error.setting == "media_count"):
+                raise
+            self.notes.append(f"{error}; not shown")
+            return described(block)
+
+    def images(self, field: str, raw: object) -> list[str]:
+        """Return the markers of a list of pictures, each base64, a data: URL or an address. Raises as `take`, and InvalidField
+        for a new message only."""
+        found = []
+        for index, each in enumerate(raw if isinstance(raw, list) else [raw]):
+            if not isinstance(each, str):
+                self._refuse(f"{field}[{index}]", "expected a string: base64, a data: URL or an address")
+                continue
+            shown = self.take(SentMedia("image", "", each), f"{field}[{index}]", {"type": "image", "data": each})
+            found += [] if shown is None else [shown]
+        return found
+
+    def _unmarked(self, text: str) -> str:
+        return text if self.media is None else unmarked(text)
 
     def _text(self, field: str, raw: object) -> str:
         if raw is None or isinstance(raw, str):

@@ -9,6 +9,7 @@ from typing import Any
 from locallab.chat.blocks import BlockReader, described
 from locallab.chat.json_text import dumps, loads
 from locallab.errors import InvalidField
+from locallab.media.intake import Intake
 
 ROLES = {
     "system": "system",
@@ -56,18 +57,19 @@ class Message:
     reasoning: str = ""
 
 
-def parsed(messages: object, notes: list[str], *, past: bool = False) -> list[Message]:
+def parsed(messages: object, notes: list[str], *, past: bool = False, media: Intake | None = None) -> list[Message]:
     """Parse a client's `messages`: null counts as not set, unknown keys are ignored, roles may come in any order.
 
-    Only the newest message may be refused, if it is the user's and not `past`: whatever else a model cannot be shown becomes
-    text, which is added to `notes`. Raises InvalidField that names the field, such as `messages[2].content`.
+    Pictures and sounds go to `media`. Only the newest message may be refused, if it is the user's and not `past`: whatever else
+    a model cannot be shown becomes text, which is added to `notes`. Raises InvalidField that names the field, such as
+    `messages[2].content`, and MediaTooLarge for too many files in all.
     """
     if not isinstance(messages, list):
         raise InvalidField("messages", "expected a list of messages" if messages is not None else "is missing")
     if not messages:
         raise InvalidField("messages", "is empty")
     new = None if past else newest([each.get("role") if isinstance(each, Mapping) else None for each in messages])
-    return [_message(f"messages[{i}]", message, BlockReader(notes, i == new)) for i, message in enumerate(messages)]
+    return [_message(f"messages[{i}]", message, BlockReader(notes, i == new, media)) for i, message in enumerate(messages)]
 
 
 def with_system(messages: Sequence[Message], system: str | None) -> Sequence[Message]:
@@ -190,9 +192,10 @@ def _message(field: str, raw: object, reader: BlockReader) -> Message:
     if reader.new:
         _check_text(f"{field}.name", raw.get("name"))
     content = reader.read(f"{field}.content", raw.get("content"))
+    if raw.get("images") and reader.media is not None:  # Ollama's clients send them beside the text
+        content.texts = [*reader.images(f"{field}.images", raw["images"]), *content.texts]
     if role != "assistant":
-        text = "\n".join([*content.texts, *content.thoughts])
-        return Message(ROLES[role], text, _id(raw.get("name")), tool_call_id=_id(raw.get("tool_call_id")))
+        return Message(ROLES[role], content.whole, _id(raw.get("name")), tool_call_id=_id(raw.get("tool_call_id")))
     calls = tuple(_calls(field, raw, reader, content.texts))
     return Message(role, content.text, _id(raw.get("name")), calls, reasoning=content.reasoning or _reasoning(raw))
 

@@ -8,12 +8,15 @@ from collections.abc import Iterator, Sequence
 
 from locallab.chat.json_text import dumps
 from locallab.chat.messages import Message, ToolCall, arguments, parsed
+from locallab.media.intake import Intake
 
 
-def normalize(messages: object, notes: list[str] | None = None, *, past: bool = False) -> list[Message]:
+def normalize(
+    messages: object, notes: list[str] | None = None, *, past: bool = False, media: Intake | None = None
+) -> list[Message]:
     """Parse a client's `messages` as `parsed` does, and repair them. Raises InvalidField."""
     notes = [] if notes is None else notes
-    return repaired(parsed(messages, notes, past=past), notes)
+    return repaired(parsed(messages, notes, past=past, media=media), notes)
 
 
 def repaired(messages: Sequence[Message], notes: list[str]) -> list[Message]:

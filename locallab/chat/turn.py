@@ -17,6 +17,8 @@ from locallab.chat.tools import Lark, Tool, ToolChoice, ToolFormat, choose
 from locallab.chat.tools.formats.generic import Generic
 from locallab.engine.request import Constraint
 from locallab.errors import InvalidField
+from locallab.media.attachment import Attachment
+from locallab.media.marker import placed
 
 EMBEDDED = {"json_schema", "json_object", "regex", "choice"}
 """Kinds of constraints that can be part of a larger grammar."""
@@ -49,6 +51,7 @@ class ReasoningOptions:
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ChatRequest:
     """A conversation to be continued. `answer` constrains the answer's text; `variables` are passed to the template unchanged.
+    `media` are the attachments whose markers the messages hold, by marker.
 
     With `continues`, a last message of the assistant is the beginning of the answer. Without `generation_prompt`, the prompt
     of an answer that is not begun ends with the last message, and the model writes the head of the next one. `prediction` is a
@@ -64,6 +67,7 @@ class ChatRequest:
     continues: bool = False
     generation_prompt: bool = True
     prediction: str = ""
+    media: Mapping[str, Attachment] = dataclasses.field(default_factory=dict)
 
     @property
     def begun(self) -> str | None:
@@ -87,7 +91,7 @@ class Turn:
     """Input of the engine, and the means to parse its output.
 
     `visible` are the texts of the control tokens that the parser needs. `tags` enclose the model's reasoning, None without
-    reasoning; `open` says that the prompt has opened them.
+    reasoning; `open` says that the prompt has opened them. `media` are in the order of their markers in the prompt.
     """
 
     prompt: str
@@ -98,6 +102,7 @@ class Turn:
     tags: Tags | None
     open: bool
     forced: bool = False
+    media: tuple[Attachment, ...] = ()
 
     @property
     def is_plain(self) -> bool:
@@ -134,7 +139,8 @@ def plan(request: ChatRequest, template: ChatTemplate, control: Mapping[str, int
     markers = (*(tool_format.controls if tool_format else ()), *((tags.begin, tags.end) if tags else ()))
     constraint = _constraint(request, tools, tool_format, tags, opened, Lark(control))
     forced = bool(tools) and request.choice.mode == "required"
-    return Turn(prompt, constraint, tuple(m for m in markers if m in control), tool_format, tools, tags, opened, forced)
+    prompt, media = placed(prompt, request.media)
+    return Turn(prompt, constraint, tuple(m for m in markers if m in control), tool_format, tools, tags, opened, forced, media)
 
 
 def upcoming(request: ChatRequest, template: ChatTemplate) -> Iterator[str]:

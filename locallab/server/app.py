@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -23,6 +24,7 @@ from locallab.server.docs.routes import Docs
 from locallab.server.errors import report, respond
 from locallab.server.inference.generation import ClientGone
 from locallab.server.inference.lease import Leases
+from locallab.server.inference.media import media_room
 from locallab.server.inference.shared_prompts import read_prompts, share
 from locallab.server.middleware import (
     AccessLog,
@@ -84,6 +86,7 @@ def _middleware(services: Services, routes: Sequence[BaseRoute]) -> list[Middlew
     settings, keyring, tunnel = services.settings, services.keyring, services.tunnel
     origins = Origins(settings.cors_origins)
     limits = RateLimits(settings)
+    body_limit: dict[str, Any] = {"mib": settings.max_body_mib, "more": functools.partial(media_room, services.pool, settings)}
     trusted = networks(settings.trusted_proxies) + (AGENTS if tunnel else [])
     return [
         *([Middleware(TunnelCounter, tunnel=tunnel)] if tunnel else []),
@@ -98,9 +101,9 @@ def _middleware(services: Services, routes: Sequence[BaseRoute]) -> list[Middlew
         Middleware(OriginCheck, origins=origins, keyring=keyring),
         Middleware(Auth, keyring=keyring, limits=limits, usage=services.usage, isolates=settings.isolate_cache),
         Middleware(RateLimit, limits=limits),
-        Middleware(BodyLimit, mib=settings.max_body_mib),
+        Middleware(BodyLimit, **body_limit),
         Middleware(ContentDecoding),
-        Middleware(BodyLimit, mib=settings.max_body_mib),
+        Middleware(BodyLimit, **body_limit),
         Middleware(Leases),
     ]
 

@@ -36,6 +36,7 @@ NOT_RUN = {
     "locallab serve --model qwen2.5-coder:7b": "needs the Hub",
     "locallab serve --model hf:": "needs the Hub",
     "NGROK_AUTHTOKEN=": "needs an ngrok account",
+    "PICTURE=": "needs a model that sees; tests/server/dialects/test_media.py sends such requests",
     "locallab doctor --clients": "tests/cli/doctor/replay/test_live.py runs it",
     "from langchain_openai": "needs a library of its own environment; tests/clients/test_python_clients.py runs it",
     "name: LocalLab": "needs an editor: Continue",

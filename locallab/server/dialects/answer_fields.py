@@ -16,6 +16,7 @@ FinishReason = Annotated[
 ModelName = Annotated[str, Meta(description="the model that answered")]
 Logprob = Annotated[float, Meta(le=0, description="the natural logarithm of a probability")]
 Created = Annotated[int, Meta(description="seconds since the epoch")]
+Modalities = Annotated[list[Literal["text", "image", "audio"]], Meta(description="what its prompts may have in them")]
 
 
 class CachedTokens(msgspec.Struct):

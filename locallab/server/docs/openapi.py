@@ -24,6 +24,8 @@ from locallab.version import __version__
 
 Schema = dict[str, Any]
 
+FORM = "multipart/form-data"
+"""The other media type of a body whose struct has FORM set."""
 SAFE = 2**53
 """Bounds from here on are omitted: few clients represent such JSON numbers exactly."""
 
@@ -164,7 +166,10 @@ def _operation(endpoint: Endpoint, schemas: _Schemas) -> Schema:
         ]
     if contract.body:
         needed = bool(schemas.of(contract.body)["required"])
-        operation["requestBody"] = {"required": needed, "content": _json(endpoint, schemas.reference(contract.body), "request")}
+        content = _json(endpoint, schemas.reference(contract.body), "request")
+        if getattr(contract.body, "FORM", False):
+            content[FORM] = {"schema": schemas.reference(contract.body)}
+        operation["requestBody"] = {"required": needed, "content": content}
     if _area(endpoint) != "open":
         operation["security"] = [{}, *({name: []} for name in SECURITY)]
     failures = {name.rpartition("-")[2]: {"$ref": f"#/components/responses/{name}"} for name in _failures(endpoint, schemas)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
+import itertools
 import re
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -21,9 +22,11 @@ from locallab.engine import Engine
 from locallab.engine.prefix_tree import NEGLIGIBLE, common_length
 from locallab.engine.request import Constraint, ReasoningBudget, SamplingParams
 from locallab.errors import ContextLengthExceeded, InvalidField, TemplateExceeded
+from locallab.media.attachment import Attachment
+from locallab.media.marker import count
 from locallab.pool import Loaded
 from locallab.server.fields.body import whole
-from locallab.server.inference.aside import INLINE, ITEM, Stopped, aside
+from locallab.server.inference.aside import INLINE, ITEM, LONG, Stopped, aside
 from locallab.server.inference.generation import Job
 
 _TEXT = {"type": "string"}
@@ -63,7 +66,7 @@ class Tokenizer(Protocol):
 
     @property
     def info(self) -> TokenFacts: ...
-    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]: ...
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool, media: Sequence[Attachment] = ()) -> list[int]: ...
 
 
 class PromptModel(Protocol):
@@ -116,9 +119,9 @@ class _Counting:
     def info(self) -> TokenFacts:
         return self._engine.info
 
-    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool, media: Sequence[Attachment] = ()) -> list[int]:
         tokens = self._engine.tokenize(
-            text, add_special=add_special, parse_special=parse_special, fits=self._fits, stopped=self._stopped
+            text, add_special=add_special, parse_special=parse_special, fits=self._fits, stopped=self._stopped, media=media
         )
         self._count += len(tokens)
         if self._fits and self._count > self._engine.info.context:
@@ -126,10 +129,10 @@ class _Counting:
         return tokens
 
 
-async def text_prompt(loaded: Loaded, text: str) -> list[int]:
-    """Tokenize a text with its markup, behind the model's opening token unless the text begins with it. Raises
-    ContextLengthExceeded."""
-    return await tokenized(loaded, [text])
+async def text_prompt(loaded: Loaded, text: str, media: Sequence[Attachment] = ()) -> list[int]:
+    """Tokenize a text with its markup, behind the model's opening token unless the text begins with it; `media` are those of
+    its markers, in their order. Raises ContextLengthExceeded, UnreadableMedia, MediaTooLarge."""
+    return await tokenized(loaded, [text], media=media)
 
 
 async def prompt_tokens(loaded: Loaded, prompts: Sequence[Prompt]) -> list[list[int]]:
@@ -157,21 +160,31 @@ async def text_of(loaded: Loaded, tokens: Sequence[int]) -> str:
     return await aside(ITEM * len(tokens), lambda _: loaded.engine.detokenize(tokens))
 
 
-async def tokenized(loaded: Loaded, pieces: Sequence[str], *, fits: bool = True) -> list[int]:
+async def tokenized(loaded: Loaded, pieces: Sequence[str], *, fits: bool = True, media: Sequence[Attachment] = ()) -> list[int]:
     """Tokenize a text in pieces as `text_prompt` does; no token spans two pieces. Unless `fits`, it may exceed the context."""
     length = sum(map(len, pieces)) + ITEM * len(pieces)
     counted = fits and length > COUNTED
-    return await aside(length, lambda stopped: tokenize(_Counting(loaded.engine, stopped, fits=counted), pieces))
+    work = LONG * len(media) + length  # pictures are decoded
+    return await aside(work, lambda stopped: tokenize(_Counting(loaded.engine, stopped, fits=counted), pieces, media=media))
 
 
-def tokenize(engine: Tokenizer, pieces: Sequence[str], *, begins: bool = True) -> list[int]:
+def tokenize(engine: Tokenizer, pieces: Sequence[str], *, begins: bool = True, media: Sequence[Attachment] = ()) -> list[int]:
     """Tokenize as `tokenized`; blocks. `begins` is False for a part of a text that does not begin it."""
     head, *rest = pieces or [""]
     bare = not begins or (bool(engine.info.bos) and head.startswith(engine.info.bos))
-    tokens = engine.tokenize(head, add_special=not bare, parse_special=True)
-    for piece in rest:
-        tokens += engine.tokenize(piece, add_special=False, parse_special=True)
-    return tokens
+    left = iter(media)
+
+    def own(piece: str) -> tuple[Attachment, ...]:
+        return tuple(itertools.islice(left, count(piece))) if media else ()
+
+    parts = [engine.tokenize(head, add_special=not bare, parse_special=True, media=own(head))]
+    parts += [engine.tokenize(piece, add_special=False, parse_special=True, media=own(piece)) for piece in rest]
+    return joined(parts)
+
+
+def joined(parts: Sequence[Sequence[int]]) -> list[int]:
+    """Return one prompt of several parts."""
+    return [token for part in parts for token in part]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -221,17 +234,20 @@ def _guarded(model: PromptModel, request: ChatRequest) -> ChatRequest:
     return dataclasses.replace(request, messages=guarded(with_system(request.messages, model.system), model.markup))
 
 
-def boundaries(model: PromptModel, request: ChatRequest, text: str, tokens: Sequence[int]) -> tuple[int, ...]:
+def boundaries(
+    model: PromptModel, request: ChatRequest, text: str, tokens: Sequence[int], media: Sequence[Attachment] = ()
+) -> tuple[int, ...]:
     """Return the lengths in tokens at which prompts of later requests are likely to part from a chat's prompt.
 
-    `text` is the prompt as it was rendered, and `tokens` are those of all of it. The last token before such a place may depend
-    on what follows, so it belongs to what parts.
+    `text` is the prompt as it was rendered, `tokens` are those of all of it, and `media` those of its markers. The last token
+    before such a place may depend on what follows, so it belongs to what parts.
     """
     marks, found = _marks(model, text, tokens), [0]
     parts = {common_length(text, other) for other in upcoming(_guarded(model, request), model.template)}
     for at in sorted(parts - {len(text)}):
         start, first = next((mark for mark in reversed(marks) if mark[0] < at), (0, 0))
-        before = tokenize(model.engine, pieces(text[start:at]), begins=(start, first) == (0, 0))
+        shown = media[count(text[:start]) :] if media else ()
+        before = tokenize(model.engine, pieces(text[start:at]), begins=(start, first) == (0, 0), media=shown)
         length = first + common_length(tokens, before[:-1], first)
         if length - found[-1] >= NEGLIGIBLE:
             found.append(length)
@@ -258,9 +274,9 @@ async def prepare_chat(
     ContextLengthExceeded for a prompt that `fits` not."""
     info = loaded.engine.info
     turn = await rendered(loaded.template, request, plan_chat, loaded, request)
-    prompt = await tokenized(loaded, pieces(turn.prompt), fits=fits)
+    prompt = await tokenized(loaded, pieces(turn.prompt), fits=fits, media=turn.media)
     if info.reuse == "snapshots":
-        found = await rendered(loaded.template, request, boundaries, loaded, request, turn.prompt, prompt)
+        found = await rendered(loaded.template, request, boundaries, loaded, request, turn.prompt, prompt, turn.media)
         params = dataclasses.replace(params, boundaries=found)
     await compile_constraint(loaded, turn.constraint)
     predicted = await _predicted(loaded, request.prediction) if request.prediction else []

@@ -6,6 +6,7 @@ One body has a limit; so have the large bodies together that one address has beg
 from __future__ import annotations
 
 import collections
+from collections.abc import Callable
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -22,14 +23,14 @@ SMALL = 256 << 10
 
 class BodyLimit:
     """Raise HTTPException inside the app, which answers in its dialect: 413 when it reads a body of more than `mib` MiB, 503
-    when the address of its client is sending AT_ONCE times as much in unfinished bodies."""
+    when the address of its client is sending AT_ONCE times as much in unfinished bodies. `more` returns the bytes that are
+    allowed besides at the moment; it is asked only about bodies that need them."""
 
-    def __init__(self, app: ASGIApp, mib: int) -> None:
+    def __init__(self, app: ASGIApp, mib: int, more: Callable[[], int] = lambda: 0) -> None:
         self._app = app
         self._limit = mib << 20
+        self._more = more
         self._unfinished: collections.Counter[str] = collections.Counter()
-        # Close: the rest of the body would be parsed as the next request, or fill the memory.
-        self._refusal = HTTPException(413, f"the request body is larger than {mib} MiB", {"connection": "close"})
         reason = "this address is sending too many large request bodies at once; try again later"
         self._crowded = HTTPException(503, reason, {"connection": "close", "retry-after": "2"})
 
@@ -41,6 +42,7 @@ class BodyLimit:
         address = group((scope.get("client") or ("",))[0])
         size = 0
         held = 0
+        limit = self._limit
 
         def hold(count: int) -> None:
             nonlocal held
@@ -49,16 +51,22 @@ class BodyLimit:
             if not self._unfinished[address]:
                 del self._unfinished[address]
 
+        def check(count: int) -> None:
+            nonlocal limit
+            if count > limit == self._limit:
+                limit += self._more()
+            if count > limit:  # close: the rest of the body would be parsed as the next request, or fill the memory
+                raise HTTPException(413, f"the request body is larger than {limit >> 20} MiB", {"connection": "close"})
+
         async def limited() -> Message:
             nonlocal size
-            if declared.isdecimal() and int(declared) > self._limit:
-                raise self._refusal
+            if declared.isdecimal():
+                check(int(declared))
             message = await receive()
             size += len(message.get("body", b""))
-            if size > self._limit:
-                raise self._refusal
+            check(size)
             hold(size if size > SMALL and message.get("more_body") else 0)
-            if held and self._unfinished[address] > AT_ONCE * self._limit:
+            if held and self._unfinished[address] > AT_ONCE * limit:
                 raise self._crowded
             return message
 

@@ -132,6 +132,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/fim/completions": {"prompt": "hi"},
     "/infill": {"input_prefix": "hi", "input_suffix": ""},
     "/completion": {"prompt": "hi"},
+    "/v1/audio/transcriptions": {"file": "UklGRg=="},
     "/v1/responses": {"input": "hi"},
     "/v1/responses/{response_id}/cancel": {},
     "/v1/responses/input_tokens": {"input": "hi"},
@@ -158,10 +159,10 @@ BODIES: dict[str, dict[str, Any]] = {
 
 OTHER_MODELS = {
     *("/v1/embeddings", "/embedding", "/api/embed", "/api/embeddings", "/v1/rerank", "/v2/rerank", "/v1/reranking"),
-    *("/score", "/v1/score"),
+    *("/score", "/v1/score", "/v1/audio/transcriptions"),
     *("/infill", "/v1/fim/completions", "/v1/responses/{response_id}/cancel"),
 }
-"""Routes for embedding, reranking and FIM models; other models answer 400. So does what no response here can be."""
+"""Routes for models that embed, rank, fill in or hear; other models answer 400. So does what no response here can be."""
 
 
 def test_real_answers_are_as_described(served: Served, described: Described) -> None:

@@ -59,6 +59,8 @@ def _single(body: CompletionBody) -> Text:
 
 def _ollama_text(body: OllamaGenerateBody) -> ChatRequest | Text:
     body.check()
+    if body.images:
+        raise InvalidField("images", "prompts with pictures are not compared: leave it out")
     if body.suffix:
         raise InvalidField("suffix", "prompts around a gap are not compared: leave it out")
     return body.prompt or "" if body.raw else prompted(body)

@@ -22,12 +22,24 @@ PAGE, MOST = 20, 1000
 """Models in an answer: by default, and at most."""
 
 
+class Support(msgspec.Struct):
+    supported: bool
+
+
+class Capabilities(msgspec.Struct):
+    """What messages may have in them besides text."""
+
+    image_input: Support
+    pdf_input: Support
+
+
 class Model(msgspec.Struct, tag="model", tag_field="type"):
     """A model that requests may name."""
 
     id: str
     display_name: str
     created_at: str
+    capabilities: Capabilities
 
 
 class ModelPage(msgspec.Struct):
@@ -88,7 +100,8 @@ class AnthropicModels:
 
 def _model(card: ModelCard) -> Model:
     created = datetime.datetime.fromtimestamp(card.created, datetime.timezone.utc)
-    return Model(card.id, card.name, created.strftime("%Y-%m-%dT%H:%M:%SZ"))
+    takes = Capabilities(image_input=Support("image" in card.modalities), pdf_input=Support(False))
+    return Model(card.id, card.name, created.strftime("%Y-%m-%dT%H:%M:%SZ"), takes)
 
 
 def _limit(request: Request) -> int:

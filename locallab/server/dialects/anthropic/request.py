@@ -16,6 +16,7 @@ from locallab.chat.repairs import repaired
 from locallab.chat.turn import ChatRequest, ReasoningOptions
 from locallab.engine import ModelInfo
 from locallab.errors import InvalidField
+from locallab.media.intake import Intake
 from locallab.server.dialects.anthropic.fields import MESSAGES
 from locallab.server.fields.body import first, whole
 from locallab.server.fields.constraint import schema_of
@@ -68,8 +69,8 @@ class MessagesBody(msgspec.Struct, kw_only=True):
         )
 
 
-def chat_request(body: MessagesBody, notes: list[str]) -> ChatRequest:
-    """Return the neutral request, and note repairs and omissions. Raises InvalidField."""
+def chat_request(body: MessagesBody, notes: list[str], media: Intake | None = None) -> ChatRequest:
+    """Return the neutral request with its files in `media`, and note repairs and omissions. Raises InvalidField."""
     tools = read_tools(body.tools, notes)
     config = body.output_config if isinstance(body.output_config, Mapping) else {}
     form, schema = body.output_format or config.get("format"), None
@@ -77,7 +78,7 @@ def chat_request(body: MessagesBody, notes: list[str]) -> ChatRequest:
         if not isinstance(form, Mapping) or form.get("type") != "json_schema" or not isinstance(form.get("schema"), Mapping):
             raise InvalidField("output_format", 'expected {"type": "json_schema", "schema": {...}}')
         schema = schema_of(form["schema"], "output_format")
-    messages = repaired([*_system(body.system, notes), *_messages(body.messages, notes)], notes)
+    messages = repaired([*_system(body.system, notes), *_messages(body.messages, notes, media)], notes)
     return ChatRequest(
         messages=messages,
         tools=tools,
@@ -116,7 +117,7 @@ def _system(raw: object, notes: list[str]) -> Iterator[Message]:
         yield Message("system", text)
 
 
-def _messages(raw: object, notes: list[str]) -> Iterator[Message]:
+def _messages(raw: object, notes: list[str], media: Intake | None) -> Iterator[Message]:
     if not isinstance(raw, list):
         raise InvalidField("messages", "expected a list of messages" if raw is not None else "is missing")
     if not raw:
@@ -124,7 +125,7 @@ def _messages(raw: object, notes: list[str]) -> Iterator[Message]:
     roles = [entry.get("role") if isinstance(entry, Mapping) else None for entry in raw]
     new = newest([ROLES.get(role) if isinstance(role, str) else None for role in roles])
     for index, (entry, role) in enumerate(zip(raw, roles, strict=True)):
-        field, reader = f"messages[{index}]", BlockReader(notes, index == new)
+        field, reader = f"messages[{index}]", BlockReader(notes, index == new, media)
         known = isinstance(role, str) and role in ROLES
         if reader.new and not isinstance(entry, Mapping):
             raise InvalidField(field, "expected an object with role and content")
@@ -149,7 +150,7 @@ def _message(field: str, role: str, raw: object, reader: BlockReader) -> Iterato
             calls.append(ToolCall(str(block.get("id") or ""), str(block.get("name") or ""), arguments_text(block.get("input"))))
         elif kind == "tool_result":
             results += 1
-            text = BlockReader(reader.notes).read(f"{where}.content", block.get("content")).text
+            text = BlockReader(reader.notes, media=reader.media).read(f"{where}.content", block.get("content")).text
             yield Message("tool", text, tool_call_id=str(block.get("tool_use_id") or "") or None)
         else:
             reader.add(content, where, block)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
@@ -19,8 +21,8 @@ from locallab.server.dialects.dialect import Dialect, Services
 from locallab.server.endpoint import Endpoint, Generating
 from locallab.server.fields.body import read
 from locallab.server.inference.answer import answer
-from locallab.server.inference.aside import read_aside
 from locallab.server.inference.lease import lease
+from locallab.server.inference.media import read_chat
 from locallab.server.inference.prompt import prepare_chat
 from locallab.server.reply import noted, reply
 from locallab.settings import ServerSettings
@@ -66,7 +68,8 @@ class Anthropic:
         loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
         params = body.sampling(loaded.engine.info).params(loaded.engine.info, None)
         notes: list[str] = []
-        prepared = await prepare_chat(loaded, await read_aside(request, lambda: chat_request(body, notes)), params)
+        chat = await read_chat(request, loaded, self._settings, notes, functools.partial(chat_request, body))
+        prepared = await prepare_chat(loaded, chat, params)
         model = body.model or loaded.spec.id
         formatter = AnthropicFormatter(prepared.turn, model, prompt_tokens=len(prepared.jobs[0][0]))
         return await answer(request, loaded, prepared.jobs, formatter, stream=body.stream, notes=notes)
@@ -76,7 +79,7 @@ class Anthropic:
         body = await read(request, MessagesBody)
         loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
         notes: list[str] = []
-        chat = await read_aside(request, lambda: chat_request(body, notes))
+        chat = await read_chat(request, loaded, self._settings, notes, functools.partial(chat_request, body))
         prepared = await prepare_chat(loaded, chat, SamplingParams(), fits=False)
         return noted(reply(TokenCount(len(prepared.jobs[0][0]))), notes)
 

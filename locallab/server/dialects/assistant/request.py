@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
+import functools
 import json
 import re
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from locallab.chat.turn import ChatRequest, ReasoningOptions, Turn
 from locallab.engine import ModelInfo
 from locallab.engine.request import Constraint, SamplingParams
 from locallab.errors import InvalidField
+from locallab.media.intake import Intake
 from locallab.pool import Loaded
 from locallab.server.dialects.assistant.code_prefix import is_code
 from locallab.server.dialects.assistant.templates import TASKS, Templates
@@ -23,9 +24,11 @@ from locallab.server.fields.constraint import constraints_refused
 from locallab.server.fields.messages import EARLIER
 from locallab.server.fields.sampling import Sampling
 from locallab.server.fields.table import Others, alias
-from locallab.server.inference.aside import aside
+from locallab.server.inference.aside import LONG, aside
 from locallab.server.inference.generation import Job
-from locallab.server.inference.prompt import gap_prompt, prepare_chat
+from locallab.server.inference.media import Images, markers, shown, taken_in
+from locallab.server.inference.prompt import gap_prompt, joined, prepare_chat
+from locallab.settings import ServerSettings
 
 TEMPERATURE = 0.2
 """The default temperature: code is no place for surprises."""
@@ -59,6 +62,7 @@ class AssistantBody(Sampling, kw_only=True):
     model: Annotated[str | None, Meta(description="name of a registered model; default: the loaded one")] = None
     model_id: Annotated[str | None, alias("model")] = None
     stream: Annotated[bool | None, Meta(description="stream the answer as server-sent events")] = None
+    images: Images = None
 
     OTHERS: ClassVar[Others] = {
         **Sampling.OTHERS,
@@ -119,6 +123,8 @@ def check(body: AssistantBody, task: str) -> Question:
         raise InvalidField("suffix", f"is for generate only, not for {task}")
     if body.suffix and body.history:
         raise InvalidField("history", "cannot be combined with suffix: filling in code is not a conversation")
+    if body.suffix and body.images:
+        raise InvalidField("images", "cannot be combined with suffix: filling in code has no place for pictures")
     if body.model and body.model_id and body.model != body.model_id:
         raise InvalidField("model_id", f"{body.model_id!r} does not agree with model, which is {body.model!r}")
     continues = task == "generate" and (bool(body.suffix) or is_code(prompt))
@@ -126,22 +132,29 @@ def check(body: AssistantBody, task: str) -> Question:
     return Question(body, task, prompt, language, model, _as_json(body, task), continues)
 
 
-async def prepare_question(question: Question, loaded: Loaded, templates: Templates, longest: int) -> PreparedQuestion:
-    """Prepare the question for this model. `longest` limits a continuation when the request does not. Raises InvalidField."""
-    params = question.body.params(loaded.engine.info, longest if question.continues else None)
+async def prepare_question(
+    question: Question, loaded: Loaded, templates: Templates, settings: ServerSettings
+) -> PreparedQuestion:
+    """Prepare the question for this model. Raises InvalidField."""
+    longest = settings.completion_tokens if question.continues else None  # of an answer whose request sets no limit
+    params = question.body.params(loaded.engine.info, longest)
     if question.body.suffix:  # the code around the gap is the prompt, without a template
         prompt = await gap_prompt(loaded, question.prompt, question.body.suffix)
         return PreparedQuestion(question, loaded.spec.id, (prompt, params), question.prompt)
-    history, notes = await asyncio.to_thread(_history, question.body.history) if question.body.history else ([], ())
+    notes: list[str] = []
+    read = functools.partial(_history, question.body)
+    length = (LONG if question.body.history else 0) + sum(map(len, question.body.images or ()))
+    (history, marks), media = await taken_in(loaded, settings, length, notes, read)
     messages = templates.messages(
         question.task, question.prompt, language=question.language, history=history, as_json=question.as_json
     )
+    messages = shown(messages, marks) if marks else messages
     answer = None
     if question.as_json:
         code, audit = question.prompt, question.task == "audit"
         schema = audit_schema(len(code.splitlines())) if audit else debug_schema(len(code))
         answer = Constraint("json_schema", json.dumps(schema), "format")
-    request = ChatRequest(messages=messages, answer=answer, reasoning=ReasoningOptions(enabled=False))
+    request = ChatRequest(messages=messages, answer=answer, reasoning=ReasoningOptions(enabled=False), media=media)
     chat = await prepare_chat(loaded, request, params)
     [job] = chat.jobs
     # A format that marks the text of an answer too does not allow us to begin it.
@@ -152,14 +165,16 @@ async def prepare_question(question: Question, loaded: Loaded, templates: Templa
     options: dict[str, Any] = {"add_special": False, "parse_special": False, "fits": True}
     tokens = await aside(len(beginning), lambda stopped: loaded.engine.tokenize(beginning, **options, stopped=stopped))
     closing = (f"\n{FENCE}", FENCE) if question.prompt.endswith("\n") else (f"\n{FENCE}",)
-    job = ([*job[0], *tokens], dataclasses.replace(job[1], stop=(*params.stop, *closing)))
+    job = (joined([job[0], tokens]), dataclasses.replace(job[1], stop=(*params.stop, *closing)))
     return PreparedQuestion(question, loaded.spec.id, job, question.prompt, chat.turn, notes, closing)
 
 
-def _history(raw: Sequence[Any]) -> tuple[list[Message], Sequence[str]]:
-    """Return the earlier messages, and what was repaired in them."""
-    notes: list[str] = []
-    return normalize(raw, notes, past=True), tuple(note.replace("messages", "history", 1) for note in notes)
+def _history(body: AssistantBody, notes: list[str], media: Intake | None) -> tuple[list[Message], str]:
+    """Return the earlier messages, noting what was repaired in them, and the markers of the pictures. Raises InvalidField."""
+    repairs: list[str] = []
+    history = normalize(body.history, repairs, past=True, media=media) if body.history else []
+    notes += [note.replace("messages", "history", 1) for note in repairs]
+    return history, markers(media, body.images) if body.images else ""
 
 
 def _as_json(body: AssistantBody, task: str) -> bool:

@@ -98,7 +98,7 @@ class Assistant:
     async def _answer(self, request: Request, task: str) -> ASGIApp:
         question = check(await read(request, AssistantBody), task)
         loaded = await lease(request, self._pool, question.model, strict=True)
-        prepared = await prepare_question(question, loaded, self._templates, self._settings.completion_tokens)
+        prepared = await prepare_question(question, loaded, self._templates, self._settings)
         formatter = AssistantFormatter(prepared)
         stream, notes = question.body.stream, prepared.notes
         return await answer(request, loaded, [prepared.job], formatter, stream=stream, notes=notes, urgent=prepared.urgent)

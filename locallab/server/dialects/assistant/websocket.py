@@ -223,7 +223,7 @@ class Conversation:
         await check_fetch(self._state, self._pool, running.question.model)
         async with self._pool.lease(running.question.model, strict=True, kind="text") as loaded:
             require(loaded, "text")
-            prepared = await prepare_question(running.question, loaded, self._templates, self._settings.completion_tokens)
+            prepared = await prepare_question(running.question, loaded, self._templates, self._settings)
             reader = AnswerReader(prepared)
             await prepare_texts(loaded, [prepared.job])
             generation = Generation(

@@ -85,6 +85,7 @@ class PropsRoutes:
         info = loaded.engine.info if loaded else None
         settings = settings_body(SamplingParams(**info.sampling), info) if info else {}
         name = loaded.spec.id if loaded else NOT_LOADED
+        takes: frozenset[str] = loaded.engine.info.modalities if loaded else frozenset()
         props = Props(
             default_generation_settings=SettingsProps(info.context if info else 0, settings),
             total_slots=info.parallel if info else 0,
@@ -92,7 +93,7 @@ class PropsRoutes:
             model_alias=name,
             chat_template=loaded.template.source if loaded else "",
             chat_template_caps=TemplateCaps(True, True, True, True),
-            modalities=Modalities(False, False),
+            modalities=Modalities("image" in takes, "audio" in takes),
             bos_token=info.bos if info else "",
             eos_token=info.eos if info else "",
             build_info=f"llama-cpp-python {build_features()['llama_cpp_python']}",

@@ -17,18 +17,22 @@ from locallab.chat.control_tokens import pieces
 from locallab.engine import Engine, Kind
 from locallab.engine.request import SamplingParams
 from locallab.errors import InvalidField
+from locallab.media.marker import named
 from locallab.pool import Loaded, Pool
 from locallab.server.dialects.openai.chat import ChatBody
 from locallab.server.endpoint import Endpoint
 from locallab.server.fields.body import read, whole
 from locallab.server.fields.messages import MESSAGES
-from locallab.server.inference.aside import ITEM, Stopped, aside, read_aside
+from locallab.server.inference.aside import ITEM, Stopped, aside
 from locallab.server.inference.lease import lease
+from locallab.server.inference.media import read_chat
 from locallab.server.inference.prompt import plan_chat, prepare_chat, rendered
 from locallab.server.reply import noted, reply
 from locallab.settings import ServerSettings
 
 Model = Annotated[str | None, Meta(description="name of the model; an unknown name is the current one")]
+MEDIA = "<__media__>"
+"""What stands for a picture or a sound in a rendered prompt, as in llama.cpp."""
 IDS = {"items": {"minimum": 0}}
 CONTENT = {
     "anyOf": [{"type": ["string", "null"]}, {"type": "array", "items": {"anyOf": [{"type": "string"}, {"type": "integer"}]}}]
@@ -150,15 +154,16 @@ class TokenRoutes:
         """
         body, notes = await read(request, ChatBody), list[str]()
         loaded = await self._lease(request, body.model, "text")
-        chat = await read_aside(request, lambda: body.request(notes))
+        chat = await read_chat(request, loaded, self._settings, notes, body.request)
         turn = await rendered(loaded.template, chat, plan_chat, loaded, chat)
-        return noted(reply(Prompt("".join(pieces(turn.prompt)))), notes)
+        return noted(reply(Prompt(named("".join(pieces(turn.prompt)), MEDIA))), notes)
 
     async def _conversation(self, request: Request, body: TokenizeBody) -> ASGIApp:
         """Tokenize a conversation as a chat reads it."""
-        chat, notes = await read(request, ChatBody), list[str]()
+        chat_body, notes = await read(request, ChatBody), list[str]()
         loaded = await self._lease(request, body.model, "text")
-        prepared = await prepare_chat(loaded, chat.request(notes), SamplingParams(), fits=False)
+        chat = await read_chat(request, loaded, self._settings, notes, chat_body.request)
+        prepared = await prepare_chat(loaded, chat, SamplingParams(), fits=False)
         tokens = list(prepared.jobs[0][0])
         if body.add_special_tokens is False:
             rendered = "".join(pieces(prepared.turn.prompt))
@@ -187,8 +192,9 @@ async def _counted(loaded: Loaded, tokens: list[int], body: TokenizeBody) -> dic
     """Return an answer in the shape of vLLM's server."""
     strings: list[str] | None = None
     if body.return_token_strs:
-        found = await aside(ITEM * len(tokens), lambda _: loaded.engine.pieces(tokens))
-        strings = [piece.decode("utf-8", "replace") for piece in found]
+        texts = [token for token in tokens if token >= 0]  # others are those of pictures and sounds
+        found = iter(await aside(ITEM * len(texts), lambda _: loaded.engine.pieces(texts)))
+        strings = [next(found).decode("utf-8", "replace") if token >= 0 else "" for token in tokens]
     return {"count": len(tokens), "max_model_len": loaded.engine.info.context, "tokens": tokens, "token_strs": strings}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar
 
 from msgspec import Meta
@@ -12,6 +14,8 @@ from starlette.types import ASGIApp
 from locallab.chat import Message, normalize
 from locallab.chat.turn import ChatRequest, ReasoningOptions, Turn
 from locallab.errors import InvalidField
+from locallab.media.attachment import Attachment
+from locallab.media.intake import Intake
 from locallab.pool import Loaded, Pool
 from locallab.server.dialects.native.client_lines import CHAT, GENERATE, ChatLines, TextLines, is_client
 from locallab.server.dialects.native.stream import (
@@ -28,9 +32,9 @@ from locallab.server.fields.body import read
 from locallab.server.fields.constraint import Structured
 from locallab.server.fields.messages import MESSAGES
 from locallab.server.inference.answer import answer, whole_answer
-from locallab.server.inference.aside import read_aside
 from locallab.server.inference.generation import Job
 from locallab.server.inference.lease import lease
+from locallab.server.inference.media import Images, markers, read_chat, read_images, shown
 from locallab.server.inference.prompt import compile_constraint, prepare_chat, text_prompt
 from locallab.server.streaming import EVENTS, LINES
 from locallab.settings import ServerSettings
@@ -54,27 +58,31 @@ class PromptBody(NativeBody, kw_only=True):
 
     chat_template: Annotated[bool | None, Meta(description="true: send it to the model as a user's message")] = None
 
-    def request(self, prompt: str) -> ChatRequest:
-        """Return the prompt as a user's message, to be answered without reasoning. Raises InvalidField."""
+    def request(self, prompt: str, media: Mapping[str, Attachment] = MappingProxyType({})) -> ChatRequest:
+        """Return the prompt as a user's message, to be answered without reasoning; it has the markers of `media`. Raises
+        InvalidField."""
         messages = [Message("user", prompt)]
-        return ChatRequest(messages=messages, answer=self.constraint(), reasoning=ReasoningOptions(False))
+        return ChatRequest(messages=messages, answer=self.constraint(), reasoning=ReasoningOptions(False), media=media)
 
-    async def prepare(self, loaded: Loaded, prompt: str, longest: int | None) -> tuple[list[Job], Turn | None]:
-        """Return the job of a prompt, and its turn if it is sent as a message.
+    async def prepare(
+        self, loaded: Loaded, prompt: str, longest: int | None, media: Mapping[str, Attachment] = MappingProxyType({})
+    ) -> tuple[list[Job], Turn | None]:
+        """Return the job of a prompt with the markers of `media`, and its turn if it is sent as a message.
 
         `longest` limits the answer when the request does not. Raises InvalidField.
         """
         constraint = self.constraint()
         params = self.params(loaded.engine.info, longest, constraint=constraint)
         if self.chat_template:
-            prepared = await prepare_chat(loaded, self.request(prompt), params)
+            prepared = await prepare_chat(loaded, self.request(prompt, media), params)
             return prepared.jobs, prepared.turn
         await compile_constraint(loaded, constraint)
-        return [(await text_prompt(loaded, prompt), params)], None
+        return [(await text_prompt(loaded, prompt, tuple(media.values())), params)], None
 
 
 class GenerateBody(PromptBody, kw_only=True):
     prompt: Annotated[str, Meta(description="the text to complete")]
+    images: Images = None
 
 
 class BatchBody(PromptBody, kw_only=True):
@@ -91,10 +99,14 @@ class BatchBody(PromptBody, kw_only=True):
 
 class NativeChatBody(NativeBody, kw_only=True):
     messages: Annotated[Any, Meta(description="the conversation, oldest first", extra_json_schema=MESSAGES)]
+    images: Images = None
 
-    def request(self, notes: list[str]) -> ChatRequest:
-        """Return the neutral request, and note repairs. Raises InvalidField."""
-        return ChatRequest(messages=normalize(self.messages, notes), answer=self.constraint())
+    def request(self, notes: list[str], media: Intake | None = None) -> ChatRequest:
+        """Return the neutral request with its files in `media`, and note repairs. Raises InvalidField."""
+        messages = normalize(self.messages, notes, media=media)
+        if self.images:
+            messages = shown(messages, markers(media, self.images))
+        return ChatRequest(messages=messages, answer=self.constraint())
 
 
 class Native:
@@ -115,7 +127,8 @@ class Native:
         """Complete a prompt without a template."""
         body = await read(request, GenerateBody)
         loaded = await lease(request, self._pool, body.model_id, strict=True)
-        jobs, turn = await body.prepare(loaded, body.prompt, self._settings.completion_tokens)
+        marks, media = await read_images(loaded, self._settings, body.images)
+        jobs, turn = await body.prepare(loaded, marks + body.prompt, self._settings.completion_tokens, media)
         kind = TextLines if body.stream and await is_client(request, GENERATE) else NativeFormatter
         return await answer(request, loaded, jobs, kind(loaded.spec.id, turn), stream=body.stream, seconds=body.max_time)
 
@@ -135,7 +148,7 @@ class Native:
         loaded = await lease(request, self._pool, body.model_id, strict=True)
         params = body.params(loaded.engine.info, None)
         notes: list[str] = []
-        prepared = await prepare_chat(loaded, await read_aside(request, lambda: body.request(notes)), params)
+        prepared = await prepare_chat(loaded, await read_chat(request, loaded, self._settings, notes, body.request), params)
         lines = body.stream and await is_client(request, CHAT)
         kind, media_type = (ChatLines, LINES) if lines else (NativeChatFormatter, EVENTS)
         formatter = kind(Head.make("chatcmpl", loaded.spec.id), prepared.turn)

@@ -14,6 +14,8 @@ from locallab.engine import Kind
 from locallab.errors import InvalidField
 from locallab.models.spec import ModelSpec
 from locallab.pool import Pool, Status
+from locallab.pool.loaded import modalities_of
+from locallab.server.dialects.answer_fields import Modalities
 from locallab.server.dialects.native.client_lines import LOAD, LOADED, UNLOAD, UNLOADED, expected
 from locallab.server.dialects.native.system import KvLayout, MemoryKind, PrefixReuse, kv_facts
 from locallab.server.endpoint import Endpoint
@@ -115,6 +117,7 @@ class AvailableModel(msgspec.Struct, kw_only=True):
     loaded: bool | UnsetType = UNSET
     status: Standing | UnsetType = UNSET
     error: Annotated[str | UnsetType, Meta(description="why the last load failed")] = UNSET
+    modalities: Modalities | UnsetType = UNSET
 
 
 class AvailableModels(msgspec.Struct):
@@ -155,6 +158,7 @@ class ModelStatus(msgspec.Struct, kw_only=True):
     dimensions: Annotated[int | UnsetType, Meta(description="length of an embedding model's vectors")] = UNSET
     loaded_at: Annotated[int | UnsetType, Meta(description="seconds since the epoch")] = UNSET
     load_seconds: float | UnsetType = UNSET
+    modalities: Modalities | UnsetType = UNSET
 
 
 NO_MODEL = ModelStatus(name=None, size=None, loaded=False, vram_usage=None, status="unloaded")
@@ -176,6 +180,7 @@ def available(pool: Pool, spec: ModelSpec) -> AvailableModel:
         loaded=loaded is not None,
         status=pool.status(spec.id),
         error=pool.error(spec.id) or UNSET,
+        modalities=modalities_of(spec, loaded, pool.store),
     )
 
 

@@ -28,6 +28,7 @@ from locallab.models.quants import label
 from locallab.models.registry import Registry
 from locallab.models.spec import ModelSpec
 from locallab.pool import Loaded, Pool
+from locallab.pool.loaded import modalities_of
 from locallab.server.dialects.ollama.fields import PULL, SHOW
 from locallab.server.dialects.ollama.pull import Pull, PullStream, last_status
 from locallab.server.dialects.ollama.stream import rfc3339
@@ -45,6 +46,8 @@ NEVER = "9999-12-31T23:59:59Z"
 TEMPLATE = "tokenizer.chat_template"
 EMBEDS = "embeds"
 """Not a key of the metadata: whether the model makes embeddings, as concluded from it."""
+SENSES = {"image": "vision", "audio": "audio"}
+"""Capabilities of models that take more than text."""
 FIM_KEYS = ("tokenizer.ggml.fim_pre_token_id", "tokenizer.ggml.prefix_token_id")
 
 Moment = Annotated[str, Meta(description="as in RFC 3339")]
@@ -133,6 +136,7 @@ def shown(pool: Pool, spec: ModelSpec) -> Shown:
     loaded, facts = pool.get(spec.id), _facts(path)
     template = (loaded.engine.info.chat_template if loaded else facts.get(TEMPLATE)) or ""
     context = loaded.engine.info.context if loaded else spec.context
+    takes = modalities_of(spec, loaded, pool.store)
     family = _family(loaded, facts)
     info = {key: value for key, value in facts.items() if key not in (TEMPLATE, EMBEDS)}
     if family:
@@ -144,7 +148,7 @@ def shown(pool: Pool, spec: ModelSpec) -> Shown:
         template=template,
         details=_details(pool, spec),
         model_info=info,
-        capabilities=_capabilities(loaded, facts, template),
+        capabilities=_capabilities(loaded, facts, template) + [SENSES[each] for each in takes if each in SENSES],
         modified_at=_modified(path) if path else UNSET,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar
 
 import msgspec
@@ -15,6 +16,8 @@ from locallab.chat.turn import ChatRequest, ReasoningOptions
 from locallab.engine import ModelInfo
 from locallab.engine.request import Constraint, SamplingParams
 from locallab.errors import InvalidField
+from locallab.media.attachment import Attachment
+from locallab.media.intake import Intake
 from locallab.server.dialects.ollama.fields import BODY, GENERATE, OPTIONS
 from locallab.server.fields.constraint import schema_of
 from locallab.server.fields.reasoning import of_effort
@@ -101,17 +104,20 @@ class OllamaGenerateBody(OllamaBody, kw_only=True):
     suffix: Annotated[str | None, Meta(description="text after the gap to fill in")] = None
     system: Annotated[str | None, Meta(description="system prompt")] = None
     raw: Annotated[bool | None, Meta(description="complete the prompt without the model's template")] = None
-    images: Annotated[list[Any] | None, Meta(description="not supported")] = None
+    images: Annotated[
+        list[str] | None, Meta(description="pictures ahead of the prompt, each as base64, for models that see")
+    ] = None
 
     OTHERS: ClassVar[Others] = GENERATE
 
     def check(self) -> None:
         super().check()
-        refuse("images", bool(self.images), "this model takes no images")
         for field in ("raw", "suffix"):
             if getattr(self, field):
                 refuse("system", bool(self.system), f"cannot be combined with {field}: there is no template to put it in")
                 refuse("think", bool(self.think), f"cannot be combined with {field}: there is no template to put it in")
+                if field == "suffix":
+                    refuse("images", bool(self.images), "cannot be combined with suffix")
         refuse("suffix", bool(self.suffix and self.raw), "cannot be combined with raw")
 
 
@@ -123,20 +129,23 @@ class OllamaChatBody(OllamaBody, kw_only=True):
     tools: Annotated[Any, Meta(description="functions the model may call")] = None
 
 
-def prompted(body: OllamaGenerateBody) -> ChatRequest:
+def prompted(body: OllamaGenerateBody, marks: str = "", media: Mapping[str, Attachment] = MappingProxyType({})) -> ChatRequest:
+    """Return the prompt as a message, behind the markers of its pictures. Raises InvalidField."""
     system = [Message("system", body.system)] if body.system else []
-    messages = [*system, Message("user", body.prompt or "")]
-    return ChatRequest(messages=messages, answer=body.constraint(), reasoning=body.thinking())
+    messages = [*system, Message("user", marks + (body.prompt or ""))]
+    return ChatRequest(messages=messages, answer=body.constraint(), reasoning=body.thinking(), media=media)
 
 
-def conversation(body: OllamaChatBody, notes: list[str]) -> ChatRequest:
+def conversation(body: OllamaChatBody, notes: list[str], media: Intake | None = None) -> ChatRequest:
     tools = read_tools(body.tools, notes)
-    messages = normalize(list(_with_ids(body.messages)), notes)
+    sees = media is not None and "image" in media.kinds
+    messages = normalize(list(_with_ids(body.messages, sees)), notes, media=media)
     return ChatRequest(messages=messages, tools=tools, answer=body.constraint(), reasoning=body.thinking())
 
 
-def _with_ids(messages: object) -> Iterator[object]:
-    """Yield the messages with ids for their calls, which this dialect need not have, and with images as parts of the content.
+def _with_ids(messages: object, sees: bool) -> Iterator[object]:
+    """Yield the messages with ids for their calls, which this dialect need not have, and with images as parts of the content
+    for a model that does not see them.
 
     The ids have the shape that the strictest template takes, and are the same each time, for the prefix cache.
     """
@@ -148,7 +157,7 @@ def _with_ids(messages: object) -> Iterator[object]:
         if not isinstance(message, Mapping):
             yield message
             continue
-        if images := message.get("images"):
+        if not sees and (images := message.get("images")):
             refuse(f"messages[{index}].images", index == new, "this model takes no images")
             shown = [{"type": "image", "data": each} for each in (images if isinstance(images, list) else [images])]
             content = message.get("content")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from starlette.requests import Request
@@ -11,6 +12,7 @@ from starlette.types import ASGIApp
 from locallab.chat.tools.formats.harmony import Harmony
 from locallab.chat.turn import Turn
 from locallab.errors import InvalidField
+from locallab.media.attachment import Attachment
 from locallab.pool import Loaded, Pool
 from locallab.server.dialects.dialect import Dialect, Services
 from locallab.server.dialects.ollama.embed import OllamaEmbed
@@ -37,8 +39,8 @@ from locallab.server.dialects.ollama.stream import (
 from locallab.server.endpoint import Generating
 from locallab.server.fields.body import read
 from locallab.server.inference.answer import answer
-from locallab.server.inference.aside import read_aside
 from locallab.server.inference.lease import afterwards, lease
+from locallab.server.inference.media import read_chat, read_images
 from locallab.server.inference.prompt import PreparedChat, compile_constraint, gap_prompt, prepare_chat, text_prompt
 from locallab.server.reply import reply
 from locallab.server.roles import is_admin, require_admin
@@ -70,14 +72,15 @@ class Ollama:
         """Answer a prompt, complete it, or fill in the text between it and a suffix."""
         clock, body = Clock(), await read(request, OllamaGenerateBody)
         body.check()
-        if not (body.prompt or body.suffix):
+        if not (body.prompt or body.suffix or body.images):
             return await self._only_load(request, body, {"response": ""})
         loaded = await self._lease(request, body)
         clock.loaded()
+        marks, media = await read_images(loaded, self._settings, body.images)
         if body.raw or body.suffix:
-            prepared = await _completion(loaded, body, self._settings.completion_tokens)
+            prepared = await _completion(loaded, body, self._settings.completion_tokens, marks, tuple(media.values()))
         else:
-            prepared = await prepare_chat(loaded, prompted(body), body.params(loaded.engine.info, None))
+            prepared = await prepare_chat(loaded, prompted(body, marks, media), body.params(loaded.engine.info, None))
         formatter = GenerateFormatter(prepared.turn, body.model or loaded.spec.id, clock)
         return await self._answer(request, loaded, prepared, body, formatter, [])
 
@@ -90,7 +93,7 @@ class Ollama:
         loaded = await self._lease(request, body)
         clock.loaded()
         notes: list[str] = []
-        chat = await read_aside(request, lambda: conversation(body, notes))
+        chat = await read_chat(request, loaded, self._settings, notes, functools.partial(conversation, body))
         prepared = await prepare_chat(loaded, chat, body.params(loaded.engine.info, None))
         formatter = ChatFormatter(prepared.turn, body.model or loaded.spec.id, clock)
         return await self._answer(request, loaded, prepared, body, formatter, notes)
@@ -141,13 +144,15 @@ class Ollama:
         )
 
 
-async def _completion(loaded: Loaded, body: OllamaGenerateBody, longest: int) -> PreparedChat:
-    """Prepare the prompt as it stands, or the text around a gap: no template."""
+async def _completion(
+    loaded: Loaded, body: OllamaGenerateBody, longest: int, marks: str, media: tuple[Attachment, ...]
+) -> PreparedChat:
+    """Prepare the prompt as it stands behind its pictures, or the text around a gap: no template."""
     constraint = body.constraint()
     params = body.params(loaded.engine.info, longest, constraint)
     await compile_constraint(loaded, constraint)
     before, suffix = body.prompt or "", body.suffix
-    prompt = await (gap_prompt(loaded, before, suffix) if suffix else text_prompt(loaded, before))
+    prompt = await (gap_prompt(loaded, before, suffix) if suffix else text_prompt(loaded, marks + before, media))
     return PreparedChat(Turn(before, constraint, (), None, (), None, False), [(prompt, params)], urgent=bool(suffix))
 
 

@@ -18,6 +18,7 @@ from locallab.engine import ModelInfo
 from locallab.engine.caller import Caller
 from locallab.engine.request import SamplingParams
 from locallab.errors import InvalidField
+from locallab.media.intake import Intake
 from locallab.server.dialects.answer_fields import Created, Logprob, ModelName, Timings, TopToken, UsageFigures
 from locallab.server.dialects.openai.fields import CHAT, COMMON
 from locallab.server.dialects.openai.service import Fingerprint, Tier
@@ -204,15 +205,16 @@ class ChatBody(TokensBody, kw_only=True):
             return self.n_probs
         return self.top_logprobs or 0 if self.logprobs else None
 
-    def request(self, notes: list[str]) -> ChatRequest:
-        """Return the neutral request, and note repairs and omissions. Raises InvalidField for unsupported fields."""
+    def request(self, notes: list[str], media: Intake | None = None) -> ChatRequest:
+        """Return the neutral request with its files in `media`, and note repairs and omissions. Raises InvalidField for
+        unsupported fields."""
         if self.top_logprobs and not self.logprobs:
             raise InvalidField("top_logprobs", "needs logprobs: true")
         if any(kind != "text" for kind in self.modalities or ()):
             raise InvalidField("modalities", "only text is supported")
         tools = read_tools(self.tools, notes, also=(CUSTOM,))
         return ChatRequest(
-            messages=normalize(self.messages, notes),
+            messages=normalize(self.messages, notes, media=media),
             tools=tools,
             choice=read_choice(self.tool_choice, self.parallel_tool_calls, tools),
             answer=self.constraint(),

@@ -80,3 +80,12 @@ RERANK: Others = {
     "priority": EMBEDDING["priority"],
     "request_id": EMBEDDING["request_id"],
 }
+
+TRANSCRIPTION: Others = {
+    "stream": refused("the text comes as a whole; /v1/chat/completions streams answers to input_audio", off=(False, "false")),
+    "include": refused("log probabilities of a sound are those of /v1/chat/completions"),
+    "timestamp_granularities": refused("there are no times in the text"),
+    "chunking_strategy": unused("sounds are read as a whole"),
+    "known_speaker_names": refused("speakers are not told apart"),
+    "known_speaker_references": refused("speakers are not told apart"),
+}

@@ -9,7 +9,8 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from locallab.pool import Pool
-from locallab.server.dialects.answer_fields import Created
+from locallab.pool.loaded import modalities_of
+from locallab.server.dialects.answer_fields import Created, Modalities
 
 
 def model_cards(pool: Pool) -> Iterator[ModelCard]:
@@ -26,6 +27,7 @@ def model_cards(pool: Pool) -> Iterator[ModelCard]:
             status="ready",
             context_length=info.context,
             max_model_len=info.context,
+            modalities=modalities_of(each.spec, each, pool.store),
             meta=CardMeta(info.context, info.n_ctx_train, info.n_vocab, info.n_params, info.size_bytes),
         )
     known = {each.spec.id for each in loaded}
@@ -42,6 +44,7 @@ def model_cards(pool: Pool) -> Iterator[ModelCard]:
                 status=pool.status(spec.id),
                 context_length=context,
                 max_model_len=context,
+                modalities=modalities_of(spec, None, pool.store),
             )
 
 
@@ -66,6 +69,7 @@ class ModelCard(msgspec.Struct, kw_only=True):
     status: Annotated[str, Meta(description="ready, unloaded, loading or error; a request loads a model that is not ready")]
     context_length: int | UnsetType = UNSET
     max_model_len: int | UnsetType = UNSET
+    modalities: Modalities
     meta: CardMeta | UnsetType = UNSET
 
 

@@ -1,4 +1,4 @@
-"""OpenAI's dialect: /v1/chat/completions, /v1/completions, /v1/models."""
+"""OpenAI's dialect: /v1/chat/completions, /v1/completions, /v1/models, and those of its other modules."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
 from locallab.engine.request import SamplingParams
-from locallab.errors import ModelNotLoaded
+from locallab.errors import InvalidField, ModelNotLoaded
 from locallab.pool import Pool
 from locallab.server.dialects.answer_fields import PromptTokenCount
 from locallab.server.dialects.dialect import Dialect, Services
@@ -23,11 +23,12 @@ from locallab.server.dialects.openai.models import ModelCard, ModelList, model_c
 from locallab.server.dialects.openai.rerank import Rerank
 from locallab.server.dialects.openai.service import FINGERPRINT, TIER
 from locallab.server.dialects.openai.stream import ChatFormatter, CompletionFormatter, Head, ScoredCompletionFormatter
+from locallab.server.dialects.openai.transcriptions import Transcriptions
 from locallab.server.endpoint import Endpoint, Generating
 from locallab.server.fields.body import read
 from locallab.server.inference.answer import answer
-from locallab.server.inference.aside import read_aside
 from locallab.server.inference.lease import lease
+from locallab.server.inference.media import read_chat
 from locallab.server.inference.prompt import prepare_chat
 from locallab.server.reply import noted, reply
 from locallab.settings import ServerSettings
@@ -64,8 +65,11 @@ class OpenAI:
         loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
         params = body.params(loaded.engine.info, None)
         notes: list[str] = []
-        prepared = await prepare_chat(loaded, await read_aside(request, lambda: body.request(notes)), params, body.count)
+        chat = await read_chat(request, loaded, self._settings, notes, body.request)
+        prepared = await prepare_chat(loaded, chat, params, body.count)
         if body.truncate_prompt_tokens:
+            if prepared.turn.media:
+                raise InvalidField("truncate_prompt_tokens", "cannot be combined with pictures and sounds, which are not cut")
             prepared = dataclasses.replace(prepared, jobs=[body.cut_job(job, loaded.engine.info) for job in prepared.jobs])
         formatter = ChatFormatter(
             Head.make("chatcmpl", body.model or loaded.spec.id, {"service_tier": TIER, "system_fingerprint": FINGERPRINT}),
@@ -84,7 +88,7 @@ class OpenAI:
         """Count the tokens of a conversation without answering it, as llama.cpp's server does."""
         body, notes = await read(request, ChatBody), list[str]()
         loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
-        chat = await read_aside(request, lambda: body.request(notes))
+        chat = await read_chat(request, loaded, self._settings, notes, body.request)
         prepared = await prepare_chat(loaded, chat, SamplingParams(), fits=False)
         return noted(reply(PromptTokenCount("response.input_tokens", len(prepared.jobs[0][0]))), notes)
 
@@ -116,7 +120,8 @@ class OpenAI:
 
 
 def routes(services: Services) -> list[BaseRoute]:
-    return [route for group in (OpenAI, Fim, Embeddings, Rerank) for route in group(services.pool, services.settings).routes()]
+    groups = (OpenAI, Fim, Embeddings, Rerank, Transcriptions)
+    return [route for group in groups for route in group(services.pool, services.settings).routes()]
 
 
 OPENAI = Dialect(
@@ -131,5 +136,6 @@ OPENAI = Dialect(
         "/v1/fim/completions": "prompt",
         "/v1/embeddings": "input",
         "/v1/rerank": "documents",
+        "/v1/audio/transcriptions": "file",
     },
 )

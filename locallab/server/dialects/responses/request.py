@@ -19,6 +19,7 @@ from locallab.chat.turn import ChatRequest
 from locallab.engine import ModelInfo
 from locallab.engine.request import SamplingParams
 from locallab.errors import InvalidField
+from locallab.media.intake import Intake
 from locallab.server.dialects.responses.fields import RESPONSES
 from locallab.server.fields.constraint import Structured, read_format
 from locallab.server.fields.reasoning import of_effort
@@ -86,14 +87,17 @@ class ResponsesBody(Structured, kw_only=True):
         return self.input
 
 
-def chat_request(body: ResponsesBody, before: Sequence[Any], items: Sequence[Any], notes: list[str]) -> ChatRequest:
-    """Return the neutral request, and note omissions; `before` has the items of earlier turns. Raises InvalidField."""
+def chat_request(
+    body: ResponsesBody, before: Sequence[Any], items: Sequence[Any], notes: list[str], media: Intake | None = None
+) -> ChatRequest:
+    """Return the neutral request with its files in `media`, and note omissions; `before` has the items of earlier turns. Raises
+    InvalidField."""
     tools = read_tools(body.tools, notes, also=(CUSTOM, NAMESPACE))
     effort = _mapping("reasoning", body.reasoning).get("effort")
     if effort is not None and not isinstance(effort, str):
         raise InvalidField("reasoning.effort", "expected a word such as low, medium or high")
     system = [Message("system", body.instructions)] if body.instructions else []
-    messages = [*system, *_messages(before, items, notes)]
+    messages = [*system, *_messages(before, items, notes, media)]
     return ChatRequest(
         # Clients send an empty input, and request few tokens, to test the connection.
         messages=repaired(messages, notes) or [Message("user", "")],
@@ -145,13 +149,13 @@ def _echoed(raw: Any, tools: Sequence[Tool]) -> list[dict[str, Any]]:
     ]
 
 
-def _messages(before: Sequence[Any], items: Sequence[Any], notes: list[str]) -> list[Message]:
+def _messages(before: Sequence[Any], items: Sequence[Any], notes: list[str], media: Intake | None) -> list[Message]:
     history = [*before, *items]
     new = newest([_role(item) for item in history])
     reader = _ItemReader(notes)
     for index, item in enumerate(history):
         field = f"input[{index - len(before)}]" if index >= len(before) else "previous_response_id"
-        reader.take(field, item, BlockReader(notes, index == new))
+        reader.take(field, item, BlockReader(notes, index == new, media))
     return reader.finish()
 
 
@@ -197,7 +201,7 @@ class _ItemReader:
         elif not item.get("call_id"):
             self._said(field, item)
         elif str(kind).endswith("_output"):
-            output = BlockReader(self._notes).read(f"{field}.output", item.get("output")).text
+            output = BlockReader(self._notes, media=reader.media).read(f"{field}.output", item.get("output")).text
             self._messages.append(Message("tool", output, tool_call_id=str(item["call_id"])))
         elif str(kind).endswith("_call"):
             self._call(_call(str(kind), item))
@@ -225,7 +229,7 @@ class _ItemReader:
         else:
             if self._thoughts:
                 self._forget()
-            self._messages.append(Message(ROLES[role], "\n".join([*content.texts, *content.thoughts])))
+            self._messages.append(Message(ROLES[role], content.whole))
 
     def _said(self, field: str, item: object) -> None:
         """Give an item that is unknown here as a text of the assistant, whose service has made it."""

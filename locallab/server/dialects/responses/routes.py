@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,8 +27,8 @@ from locallab.server.dialects.responses.truncation import prepare_fitting
 from locallab.server.endpoint import Endpoint, Generating
 from locallab.server.fields.body import read
 from locallab.server.inference.answer import answer
-from locallab.server.inference.aside import read_aside
 from locallab.server.inference.lease import lease
+from locallab.server.inference.media import read_chat
 from locallab.server.inference.prompt import prepare_chat
 from locallab.server.reply import noted, reply
 from locallab.server.streaming import EVENTS
@@ -85,7 +86,7 @@ class Responses:
         before, items = self._conversation(owner, body)
         loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
         params = body.params(loaded.engine.info, None)
-        chat = await read_aside(request, lambda: chat_request(body, before, items, notes))
+        chat = await read_chat(request, loaded, self._settings, notes, functools.partial(chat_request, body, before, items))
         prepared = await prepare_fitting(loaded, chat, params, notes, truncate=body.truncation == "auto")
         frame = Frame.make(**echo(body, body.model or loaded.spec.id, chat.tools, params))
 
@@ -107,8 +108,8 @@ class Responses:
         """Count the tokens of a conversation without answering it."""
         body, notes = await read(request, ResponsesBody), list[str]()
         before, items = self._conversation(_owner(request), body)
-        chat = await read_aside(request, lambda: chat_request(body, before, items, notes))
         loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
+        chat = await read_chat(request, loaded, self._settings, notes, functools.partial(chat_request, body, before, items))
         prepared = await prepare_chat(loaded, chat, SamplingParams(), fits=False)
         return noted(reply(PromptTokenCount("response.input_tokens", len(prepared.jobs[0][0]))), notes)
 

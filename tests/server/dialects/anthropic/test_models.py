@@ -25,7 +25,8 @@ def test_the_version_tells_which_list_is_wanted(two: Served) -> None:
     assert "tiny:1b" in ids and len(ids) > 1
     assert (body["has_more"], body["first_id"], body["last_id"]) == (False, ids[0], ids[-1])
     assert all(
-        set(model) == {"type", "id", "display_name", "created_at"} and model["type"] == "model" for model in body["data"]
+        set(model) == {"type", "id", "display_name", "created_at", "capabilities"} and model["type"] == "model"
+        for model in body["data"]
     )
     assert two.http.get("/models", headers=VERSION).json() == body
 
