@@ -127,7 +127,7 @@ class ApiClient:
         with self._asking(), httpx.Client(**{**self._options, "headers": {}}) as http:
             yield http
 
-    def chat(self, model: str, messages: Sequence[Mapping[str, str]], sampling: Mapping[str, Any]) -> Iterator[Piece]:
+    def chat(self, model: str, messages: Sequence[Mapping[str, Any]], sampling: Mapping[str, Any]) -> Iterator[Piece]:
         """Yield the answer to a conversation."""
         body = {"model": model, "messages": list(messages), "stream_options": {"include_usage": True}, **sampling}
         return _ended(chat_piece(event) for event in self.events("/v1/chat/completions", body))

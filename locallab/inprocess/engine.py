@@ -12,7 +12,7 @@ from typing import Any, overload
 from locallab.engine import ModelInfo
 from locallab.engine.request import TokenEvent
 from locallab.inprocess.launch import check, engine_layers, open_pool
-from locallab.inprocess.requests import Answer, Messages, Requests, failure
+from locallab.inprocess.requests import Answer, Image, Messages, Requests, failure
 from locallab.models import Progress, Registry
 from locallab.pool import Loaded
 from locallab.settings import EngineSettings, ServerSettings
@@ -95,31 +95,37 @@ class Engine:
         return answers[0] if single else answers
 
     @overload
-    def chat(self, messages: Messages, **sampling: Any) -> Answer: ...
+    def chat(self, messages: Messages, *, images: Sequence[Image] = (), **sampling: Any) -> Answer: ...
     @overload
     def chat(self, messages: Sequence[Messages], **sampling: Any) -> list[Answer]: ...
-    def chat(self, messages: Messages | Sequence[Messages], **sampling: Any) -> Answer | list[Answer]:
-        """Answer a conversation through the model's chat template; a list of conversations is batched."""
+    def chat(
+        self, messages: Messages | Sequence[Messages], *, images: Sequence[Image] = (), **sampling: Any
+    ) -> Answer | list[Answer]:
+        """Answer a conversation through the model's chat template; a list of conversations is batched. `images`, of a single
+        one, come ahead of the user's last message."""
         conversations, single = _conversations(messages)
-        with Requests(self._model(), conversations, sampling) as requests:
+        with Requests(self._model(), conversations, sampling, images=images) as requests:
             answers = [each.result() for each in requests.answers]
         return answers[0] if single else answers
 
     @overload
-    async def achat(self, messages: Messages, **sampling: Any) -> Answer: ...
+    async def achat(self, messages: Messages, *, images: Sequence[Image] = (), **sampling: Any) -> Answer: ...
     @overload
     async def achat(self, messages: Sequence[Messages], **sampling: Any) -> list[Answer]: ...
-    async def achat(self, messages: Messages | Sequence[Messages], **sampling: Any) -> Answer | list[Answer]:
+    async def achat(
+        self, messages: Messages | Sequence[Messages], *, images: Sequence[Image] = (), **sampling: Any
+    ) -> Answer | list[Answer]:
         """Answer as `chat` without blocking the event loop; cancelling it ends the requests."""
         conversations, single = _conversations(messages)
-        with Requests(await self._amodel(), conversations, sampling) as requests:
+        with Requests(await self._amodel(), conversations, sampling, images=images) as requests:
             answers = await asyncio.gather(*map(asyncio.wrap_future, requests.answers))
         return answers[0] if single else answers
 
-    def stream(self, prompt: str | Messages, **sampling: Any) -> Iterator[str]:
-        """Yield the pieces of the answer to a text or a conversation. Leaving the loop ends the request."""
+    def stream(self, prompt: str | Messages, *, images: Sequence[Image] = (), **sampling: Any) -> Iterator[str]:
+        """Yield the pieces of the answer to a text or a conversation, with `images` as `chat` has them. Leaving the loop
+        ends the request."""
         events: queue.SimpleQueue[TokenEvent] = queue.SimpleQueue()
-        with Requests(self._model(), [prompt], sampling, events.put):
+        with Requests(self._model(), [prompt], sampling, events.put, images):
             while True:
                 event = events.get()
                 if event.text:
@@ -129,7 +135,7 @@ class Engine:
                         raise error
                     return
 
-    async def astream(self, prompt: str | Messages, **sampling: Any) -> AsyncIterator[str]:
+    async def astream(self, prompt: str | Messages, *, images: Sequence[Image] = (), **sampling: Any) -> AsyncIterator[str]:
         """Yield as `stream` without blocking the event loop."""
         loop, events = asyncio.get_running_loop(), asyncio.Queue[TokenEvent]()
 
@@ -137,7 +143,7 @@ class Engine:
             with contextlib.suppress(RuntimeError):  # the loop is closed: no reader is left
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
-        with Requests(await self._amodel(), [prompt], sampling, hear):
+        with Requests(await self._amodel(), [prompt], sampling, hear, images):
             while True:
                 event = await events.get()
                 if event.text:

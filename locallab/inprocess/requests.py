@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any
 
@@ -13,11 +14,21 @@ from locallab.chat.control_tokens import guarded, pieces
 from locallab.chat.messages import with_system
 from locallab.engine.request import SamplingParams, TokenEvent, TokenLogprob, Usage
 from locallab.errors import EngineClosed, EngineFailure, InvalidField
+from locallab.media.intake import Intake
+from locallab.media.marker import placed
 from locallab.pool import Loaded
+from locallab.server.inference.media import markers, shown
 from locallab.server.inference.prompt import tokenize
+from locallab.settings import MediaSettings
 
 Messages = Sequence[Mapping[str, Any]]
 """A conversation in the format of OpenAI's API: [{"role": "user", "content": "Hello!"}]."""
+
+Image = str | Path | bytes
+"""A picture: the path of its file, a data: URL, or the file itself."""
+
+BOUNDS = MediaSettings()
+"""Those of pictures and sounds."""
 
 LONGEST = 512
 """Default `max_tokens` for a plain text. A chat answer runs until the model ends it."""
@@ -47,7 +58,8 @@ class Requests:
     """Submits all prompts, or none on an error; `answers` are the results in the same order. On exit, unfinished requests are
     cancelled.
 
-    Raises InvalidField, ContextLengthExceeded, Overloaded, EngineClosed. `hear` is called with each event, in another thread.
+    `images` belong to the only one of the prompts, a conversation. Raises InvalidField, ContextLengthExceeded, Overloaded,
+    EngineClosed. `hear` is called with each event, in another thread.
     """
 
     def __init__(
@@ -56,13 +68,17 @@ class Requests:
         prompts: Sequence[str | Messages],
         sampling: Mapping[str, Any],
         hear: Callable[[TokenEvent], object] = lambda event: None,
+        images: Sequence[Image] = (),
     ) -> None:
         self._engine = loaded.text_engine
         self._hear = hear
         self._ids: list[int] = []
         self.answers: list[Future[Answer]] = []
         defaults = loaded.engine.info.sampling
-        jobs = [(tokens(loaded, prompt), params(sampling, isinstance(prompt, str), defaults)) for prompt in prompts]
+        if images and (len(prompts) != 1 or isinstance(prompts[0], str)):
+            raise InvalidField("images", "belong to one conversation: send them with that alone")
+        files = [_file(f"images[{index}]", each) for index, each in enumerate(images)]
+        jobs = [(tokens(loaded, prompt, files), params(sampling, isinstance(prompt, str), defaults)) for prompt in prompts]
         try:
             for prompt, how in jobs:
                 self._submit(prompt, how)
@@ -99,12 +115,19 @@ class Requests:
                 self._engine.cancel(request_id)
 
 
-def tokens(loaded: Loaded, prompt: str | Messages) -> list[int]:
-    """Return the tokens of a text, whose control tokens count, or of a conversation, where those in contents are plain text."""
+def tokens(loaded: Loaded, prompt: str | Messages, images: Sequence[str | bytes] = ()) -> list[int]:
+    """Return the tokens of a text, whose control tokens count, or of a conversation, where those in contents are plain text,
+    with `images` ahead of what the user has said last. Raises InvalidField, UnreadableMedia and MediaTooLarge.
+    """
     if isinstance(prompt, str):
         return tokenize(loaded.engine, [prompt])
-    messages = guarded(with_system(normalize(list(prompt)), loaded.system), loaded.markup)
-    return tokenize(loaded.engine, pieces(loaded.template.render(messages)))
+    kinds = loaded.engine.info.modalities - {"text"}
+    intake = Intake(kinds, BOUNDS) if kinds else None
+    said = normalize(list(prompt), media=intake)
+    messages = with_system(shown(said, markers(intake, images)) if images else said, loaded.system)
+    text = loaded.template.render(guarded(messages, loaded.markup))
+    text, media = placed(text, intake.media if intake else {})
+    return tokenize(loaded.engine, pieces(text), media=media)
 
 
 def params(sampling: Mapping[str, Any], plain: bool, defaults: Mapping[str, Any] = MappingProxyType({})) -> SamplingParams:
@@ -134,6 +157,16 @@ def failure(event: TokenEvent) -> Exception | None:
     if event.finish_reason == "cancelled":
         return EngineClosed("the engine was closed before the answer was complete")
     return None
+
+
+def _file(field: str, image: Image) -> str | bytes:
+    """Return a file, or its data: URL. Raises InvalidField for one that cannot be read."""
+    if isinstance(image, bytes) or (isinstance(image, str) and image[:5].lower() == "data:"):
+        return image
+    try:
+        return Path(image).expanduser().read_bytes()
+    except (OSError, ValueError) as error:
+        raise InvalidField(field, f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _frozen(value: Any) -> Any:

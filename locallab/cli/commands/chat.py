@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from locallab.cli import api_client
+from locallab.cli.attachments import begins_with_file, pasted
 from locallab.cli.settings_options import model_names
 from locallab.cli.tables import note
 from locallab.errors import LocalLabError, NoServer
@@ -75,13 +76,24 @@ def _converse(talk: Talk, lines: Lines) -> None:
                 click.echo()
             return
         interrupted = False
-        if message.startswith("/"):
+        if message.startswith("/") and not begins_with_file(message):
             try:
                 obey(talk, message)
             except Leave:
                 return
         elif message.strip():
             interrupted = not _answer(talk, message.strip(), lines.typed)
+
+
+def _attached(talk: Talk, message: str) -> str:
+    """Attach the pictures and sounds whose paths are in a message, if the model takes any; return the rest of it."""
+    text, files = pasted(message)
+    if not files or not talk.takes_files():
+        return message
+    for name in files:
+        talk.attach(name)
+        note(f"{name} goes with this message")
+    return text
 
 
 def _answer(talk: Talk, message: str, typed: bool) -> bool:
@@ -93,7 +105,7 @@ def _answer(talk: Talk, message: str, typed: bool) -> bool:
 
     reason = None
     try:
-        with contextlib.closing(talk.ask(message)) as pieces, writing() as writer:
+        with contextlib.closing(talk.ask(_attached(talk, message))) as pieces, writing() as writer:
             for piece in pieces:
                 writer.think(piece.thought)
                 writer.write(piece.text)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import click
 
 from locallab.cli import api_client
 from locallab.cli.api_client import ApiClient, Piece
+from locallab.cli.attachments import content, data_url, part
 from locallab.cli.settings_options import model_names
 from locallab.errors import ConfigError
 
@@ -28,8 +29,20 @@ TASKS = ("generate", "refactor", "debug", "audit", "document", "chat")
 @click.option("--system", help="system message")
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="INTEGER", help="maximum tokens of the answer")
 @click.option("--temperature", type=click.FloatRange(min=0), metavar="NUMBER", help="sampling temperature; 0 is greedy")
+@click.option(
+    "--image", "images", multiple=True, metavar="FILE", help="picture or sound to send ahead of the prompt; repeatable"
+)
+@click.option("--mmproj", metavar="FILE", help="projector with which a model that is loaded for this answer sees or hears")
 @click.option("--json", "as_json", is_flag=True, help="print an object with the complete answer and its usage")
-def command(model: str | None, prompt: str | None, url: str | None, api_key: str | None, as_json: bool, **options: Any) -> None:
+def command(
+    model: str | None,
+    prompt: str | None,
+    url: str | None,
+    api_key: str | None,
+    mmproj: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Print the answer of MODEL to PROMPT, as it streams.
 
     Standard input is the prompt, or is appended to it: cat x.py | locallab run MODEL --task audit. MODEL defaults to the
@@ -44,15 +57,16 @@ def command(model: str | None, prompt: str | None, url: str | None, api_key: str
     piped = "" if sys.stdin.isatty() else sys.stdin.read()
     if prompt:
         prompt = os.fsencode(prompt).decode(errors="replace")  # an argument may hold bytes that are no UTF-8
-    parts = [part for part in (prompt, piped) if part and part.strip()]
-    if not parts:
+    parts = [text for text in (prompt, piped) if text and text.strip()]
+    if not parts and not options["images"]:
         raise ConfigError("prompt: is missing: pass a model and a prompt, or pipe it in; for conversations use `locallab chat`")
     if options["language"] and not options["task"]:
         raise ConfigError("--language: requires --task")
     if options["system"] and options["task"]:
         raise ConfigError("--system: cannot be combined with --task, which has its own system message")
-    with session(model, url, api_key) as (server, model_id):
-        answer = _ask(server, model_id, "\n\n".join(parts), options)
+    files = [data_url(name) if options["task"] else part(name) for name in options["images"]]  # before a model is loaded
+    with session(model, url, api_key, mmproj) as (server, model_id):
+        answer = _ask(server, model_id, "\n\n".join(parts), files, options)
         if as_json:
             click.echo(json.dumps(_whole(model_id, answer)))
             return
@@ -61,12 +75,13 @@ def command(model: str | None, prompt: str | None, url: str | None, api_key: str
                 writer.write(piece.text)
 
 
-def _ask(server: ApiClient, model: str, prompt: str, options: Mapping[str, Any]) -> Iterator[Piece]:
+def _ask(server: ApiClient, model: str, prompt: str, files: Sequence[Any], options: Mapping[str, Any]) -> Iterator[Piece]:
     sampling = {name: options[name] for name in ("max_tokens", "temperature") if options[name] is not None}
     if options["task"]:
-        return server.assist(options["task"], {"prompt": prompt, "model": model, "language": options["language"], **sampling})
+        body = {"prompt": prompt, "model": model, "language": options["language"], **({"images": files} if files else {})}
+        return server.assist(options["task"], {**body, **sampling})
     system = [{"role": "system", "content": options["system"]}] if options["system"] else []
-    return server.chat(model, [*system, {"role": "user", "content": prompt}], sampling)
+    return server.chat(model, [*system, {"role": "user", "content": content(prompt, files)}], sampling)
 
 
 def _whole(model: str, answer: Iterator[Piece]) -> dict[str, Any]:

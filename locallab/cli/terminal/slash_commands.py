@@ -14,10 +14,11 @@ from locallab.errors import LocalLabError
 if TYPE_CHECKING:
     from locallab.cli.terminal.conversation import Talk
 
-COMMANDS = ("model", "system", "save", "clear", "help", "exit", "quit", "bye")
+COMMANDS = ("model", "system", "image", "save", "clear", "help", "exit", "quit", "bye")
 HELP = '''\
   /model [NAME]   switch to another model, or list the models
   /system [TEXT]  set the system message, or remove it
+  /image FILE     send a picture or a sound with the next message; the path of one in a message does the same
   /save FILE      save the conversation to FILE: JSON if it ends in .json, else Markdown
   /clear          start a new conversation; the system message stays
   /help           show these lines
@@ -46,10 +47,16 @@ def obey(talk: Talk, line: str) -> None:
             case "system":
                 talk.system = argument
                 note("the system message is set" if argument else "the system message is removed")
+            case "image" if argument:
+                talk.attach(argument)
+                note(f"{argument} goes with the next message")
+            case "image":
+                note("/image FILE: the name of the file is missing")
             case "save":
                 _save(talk, argument)
             case "clear":
                 talk.messages.clear()
+                talk.attached.clear()
                 note("started a new conversation")
             case "help":
                 note(HELP)

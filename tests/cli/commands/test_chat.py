@@ -14,8 +14,10 @@ import pytest
 from click.testing import CliRunner
 
 from locallab import cli
+from locallab.media.attachment import digest
 from tests.support.fake_engine import say
 from tests.support.http_server import Serve, Served
+from tests.support.media_files import png
 from tests.support.terminal import ROOT, Terminal, terminal
 from tests.support.wait import PATIENCE
 
@@ -210,3 +212,45 @@ def test_a_model_is_loaded_where_no_server_runs(model_path: Path, nowhere: str) 
 @pytest.mark.parametrize("arguments", [("--max-tokens", "0"), ("--temperature", "-1"), ("a", "b")], ids=" ".join)
 def test_a_wrong_command_line(arguments: tuple[str, ...]) -> None:
     assert CliRunner().invoke(cli.main, ["chat", *arguments]).exit_code == 2
+
+
+def test_a_picture_goes_with_a_message(serve: Serve, tmp_path: Path) -> None:
+    picture = tmp_path / "a b.png"
+    picture.write_bytes(png())
+    seen = f"<image {digest(png())[:8]}>"
+    with serve(engine={"modalities": ("text", "image"), "context": 4096}) as served:
+        served.script(*say("A dot."))
+        with terminal("chat", "--url", served.url) as shown:
+            shown.expect(">>> ")
+            shown.type("/image\r")
+            shown.expect("the name of the file is missing")
+            shown.expect(">>> ")
+            shown.type(f"/image {tmp_path}/none.png\r")
+            shown.expect("No such file")
+            shown.expect(">>> ")
+            shown.type(f"/image {picture}\r")
+            shown.expect("goes with the next message")
+            ask(shown, "What is it?", "A dot.")
+            ask(shown, f"'{picture}' and this?", "A dot.")
+            shown.expect(">>> ")
+            shown.type(f"/save {tmp_path}/talk.md\r")
+            shown.expect("saved")
+            shown.expect(">>> ")
+            shown.type("\x04")
+            assert shown.end() == 0
+        first, second = prompts(served)
+    assert f"user\n{seen}What is it?<|im_end|>" in first
+    assert f"user\n{seen}What is it?<|im_end|>" in second and f"user\n{seen}and this?<|im_end|>" in second
+    assert "[picture]\nWhat is it?" in (tmp_path / "talk.md").read_text()
+
+
+def test_a_path_is_text_for_a_model_of_texts(served: Served, tmp_path: Path) -> None:
+    picture = tmp_path / "a.png"
+    picture.write_bytes(png())
+    served.script(*say("I cannot see."))
+    with terminal("chat", "--url", served.url) as shown:
+        ask(shown, f"{picture} what is it?", "I cannot see.")
+        shown.expect(">>> ")
+        shown.type("\x04")
+        assert shown.end() == 0
+    assert f"{picture} what is it?" in prompts(served)[0]

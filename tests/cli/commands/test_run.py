@@ -11,9 +11,11 @@ from click.testing import CliRunner, Result
 
 from locallab import cli
 from locallab.cli.commands import run
+from locallab.media.attachment import digest
 from locallab.server.dialects.assistant.templates import TASKS
 from tests.support.fake_engine import say
 from tests.support.http_server import Serve, Served
+from tests.support.media_files import png, wav
 from tests.support.terminal import ROOT, terminal
 from tests.support.wait import LONG_PATIENCE
 
@@ -138,3 +140,28 @@ def test_a_model_named_on_the_fly_is_loaded_though_a_server_runs(
     assert f"cannot load {broken}" in done.stderr
     done = CliRunner().invoke(cli.main, ["run", "tiny:1b", "hello"], input="")
     assert done.exit_code == 0
+
+
+SEES = {"modalities": ("text", "image", "audio"), "context": 4096}
+
+
+def test_pictures_go_ahead_of_the_prompt(serve: Serve, tmp_path: Path) -> None:
+    picture, noise = tmp_path / "a.png", tmp_path / "a.wav"
+    picture.write_bytes(png())
+    noise.write_bytes(wav())
+    files = ["--image", str(picture), "--image", str(noise)]
+    with serve(engine=SEES) as served:
+        served.script(*say("A dot."))
+        assert invoke(served, "tiny:1b", "What is it?", *files).stdout == "A dot.\n"
+        assert invoke(served, "tiny:1b", *files[:2]).exit_code == 0
+        assert invoke(served, "tiny:1b", "What?", "--task", "chat", *files[:2]).exit_code == 0
+        asked = [prompt.rpartition("user\n")[2].split("<|im_end|>")[0] for prompt, _ in served.engine.submitted]
+    seen, heard = (f"<{kind} {digest(data)[:8]}>" for kind, data in (("image", png()), ("audio", wav())))
+    assert asked == [f"{seen}{heard}What is it?", seen, f"{seen}What?"]
+
+
+def test_a_picture_that_cannot_be_read(served: Served, tmp_path: Path) -> None:
+    done = invoke(served, "tiny:1b", "x", "--image", str(tmp_path / "none.png"))
+    assert done.exit_code == 2 and "none.png: No such file or directory" in done.stderr
+    done = invoke(served, "tiny:1b", "x", "--mmproj", "x.gguf")
+    assert done.exit_code == 2 and "--mmproj: cannot be combined with --url" in done.stderr
