@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import logging
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,7 +39,8 @@ from locallab.engine.limits import (
     ubatch_of,
 )
 from locallab.engine.limits import limits as limits_of
-from locallab.engine.media.runs import Prompt, Run
+from locallab.engine.media.reader import Reader
+from locallab.engine.media.runs import Prompt, Run, joined
 from locallab.engine.post import Post, call_each
 from locallab.engine.request import Constraint, Listener, SamplingParams
 from locallab.engine.sampling_check import check
@@ -49,6 +51,8 @@ from locallab.engine.state_format import UnknownFormat
 from locallab.engine.token_rules import RuleBook, forbids
 from locallab.engine.worker import Worker
 from locallab.errors import ContextLengthExceeded, EngineFailure, InvalidField, ModelLoadError
+from locallab.media import marker
+from locallab.media.attachment import Attachment
 from locallab.memory_model import STEP
 from locallab.settings import EngineSettings, cache_directory
 
@@ -115,6 +119,39 @@ class TextEngine(Engine):
             self._worker.commands.put(Submit(sequence, overloaded))
         return sequence.id
 
+    def tokenize(
+        self,
+        text: str,
+        *,
+        add_special: bool,
+        parse_special: bool,
+        fits: bool = False,
+        stopped: Callable[[], bool] = lambda: False,
+        media: Seq[Attachment] = (),
+    ) -> list[int]:
+        """Return the token ids of `text` as `Engine.tokenize` does, with the pictures and sounds of its markers: a Prompt.
+
+        Raises besides UnreadableMedia and MediaTooLarge for files that turn out to be damaged, and InvalidField for what the
+        model does not take.
+        """
+        if not media or self._reader is None:
+            return super().tokenize(
+                text, add_special=add_special, parse_special=parse_special, fits=fits, stopped=stopped, media=media
+            )
+        left, found = iter(media), list[Seq[int]]()
+        if add_special and self.info.add_bos:
+            found.append(self._tokenizer.tokenize("", add_special=True, parse_special=False)[:1])
+        for index, part in enumerate(marker.parts(text)):
+            if index % 2:
+                with self._tokenizer.using():
+                    found.append(self._reader.read(next(left)))
+            elif part:
+                found.append(super().tokenize(part, add_special=False, parse_special=parse_special, fits=fits, stopped=stopped))
+        prompt = joined(found)
+        if fits and len(prompt) > self.info.context:
+            raise ContextLengthExceeded(len(prompt), self.info.context)
+        return prompt
+
     def picture(self, width: int, height: int, rgb: bytes, field: str) -> Prompt:
         """Return a picture of [height, width, 3] bytes as part of a prompt; tens of milliseconds. `field` names it in errors.
 
@@ -170,6 +207,7 @@ class TextEngine(Engine):
         self._grammars = Grammars(model)
         native.callback(self._grammars.close)
         self._projector = self._open_projector(model, native, on_gpu)
+        self._reader = Reader(self._projector) if self._projector is not None else None
         longest = self._projector.longest_whole() if self._projector is not None else 0
         if longest > ubatch_of(settings):
             ubatch = -(-longest // UBATCH_STEP) * UBATCH_STEP

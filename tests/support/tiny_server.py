@@ -15,7 +15,7 @@ from locallab.models import FileSource, ModelSpec, Registry, Store
 from locallab.pool import Pool
 from locallab.server.app import create_app
 from locallab.settings import ServerSettings
-from tests.support import tiny_embedding_gguf, tiny_gguf
+from tests.support import tiny_embedding_gguf, tiny_gguf, tiny_projector
 from tests.support.http_server import running
 from tests.support.openapi_check import Described
 
@@ -45,6 +45,14 @@ class Tiny:
         return response.json()
 
 
+def _chat(folder: Path, architecture: str, projector: str | None) -> Path:
+    if projector is None:
+        return tiny_gguf.write(folder / "chat.gguf", architecture)
+    tiny_projector.write(folder / "mmproj.gguf", projector)
+    more = tiny_projector.vocabulary(projector)
+    return tiny_gguf.write(folder / "chat.gguf", tiny_projector.KINDS[projector], more=more)
+
+
 @contextlib.contextmanager
 def tiny_server(
     folder: Path,
@@ -53,12 +61,14 @@ def tiny_server(
     architecture: str = "llama",
     cache_ram_mib: int = 0,
     cache_tokens: int | None = None,
+    projector: str | None = None,
+    context: int | None = None,
     **settings: Any,
 ) -> Iterator[Tiny]:
-    """`architecture` is that of the model "chat"."""
+    """`architecture` is that of the model "chat", unless it has a `projector` of that kind."""
     rank = tiny_embedding_gguf.Pooling.RANK
     paths = {
-        "chat": tiny_gguf.write(folder / "chat.gguf", architecture),
+        "chat": _chat(folder, architecture, projector),
         "embed": tiny_embedding_gguf.bert(folder / "embed.gguf"),
         "decoder": tiny_embedding_gguf.qwen3(folder / "decoder.gguf"),
         "rank": tiny_embedding_gguf.bert(folder / "rank.gguf", rank),
@@ -66,9 +76,10 @@ def tiny_server(
     }
     registry = Registry()
     for name, path in paths.items():
-        registry.add("a test", ModelSpec(id=name, source=FileSource(path=path), description="made"))
+        mmproj = FileSource(path=folder / "mmproj.gguf") if projector and name == "chat" else None
+        registry.add("a test", ModelSpec(id=name, source=FileSource(path=path), description="made", mmproj=mmproj))
     options = ServerSettings(rate_limit=False, on_demand=on_demand, **settings)
-    engine = {**ENGINE, "cache_ram_mib": cache_ram_mib, "cache_tokens": cache_tokens}
+    engine = {**ENGINE, "cache_ram_mib": cache_ram_mib, "cache_tokens": cache_tokens, "context": context}
     pool = Pool(registry, Store(folder / "store"), [("a test", engine)], on_demand=on_demand, grace=0.0)
     pool.load_now(load)
     app = create_app(pool, options, Keyring(options, KeyStore(folder / "keys.json")))

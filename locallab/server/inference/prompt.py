@@ -19,6 +19,7 @@ from locallab.chat.messages import with_system
 from locallab.chat.templates import ChatTemplate
 from locallab.chat.turn import ChatRequest, Turn, plan, upcoming
 from locallab.engine import Engine
+from locallab.engine.media.runs import joined
 from locallab.engine.prefix_tree import NEGLIGIBLE, common_length
 from locallab.engine.request import Constraint, ReasoningBudget, SamplingParams
 from locallab.errors import ContextLengthExceeded, InvalidField, TemplateExceeded
@@ -180,11 +181,6 @@ def tokenize(engine: Tokenizer, pieces: Sequence[str], *, begins: bool = True, m
     parts = [engine.tokenize(head, add_special=not bare, parse_special=True, media=own(head))]
     parts += [engine.tokenize(piece, add_special=False, parse_special=True, media=own(piece)) for piece in rest]
     return joined(parts)
-
-
-def joined(parts: Sequence[Sequence[int]]) -> list[int]:
-    """Return one prompt of several parts."""
-    return [token for part in parts for token in part]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

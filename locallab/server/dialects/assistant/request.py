@@ -14,6 +14,7 @@ from msgspec import Meta
 from locallab.chat import Message, normalize
 from locallab.chat.turn import ChatRequest, ReasoningOptions, Turn
 from locallab.engine import ModelInfo
+from locallab.engine.media.runs import joined
 from locallab.engine.request import Constraint, SamplingParams
 from locallab.errors import InvalidField
 from locallab.media.intake import Intake
@@ -27,7 +28,7 @@ from locallab.server.fields.table import Others, alias
 from locallab.server.inference.aside import LONG, aside
 from locallab.server.inference.generation import Job
 from locallab.server.inference.media import Images, markers, shown, taken_in
-from locallab.server.inference.prompt import gap_prompt, joined, prepare_chat
+from locallab.server.inference.prompt import gap_prompt, prepare_chat
 from locallab.settings import ServerSettings
 
 TEMPERATURE = 0.2
