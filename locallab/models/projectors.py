@@ -36,13 +36,10 @@ def projector_of(spec: ModelSpec, settings: EngineSettings, store: Store) -> Pat
 def modalities(spec: ModelSpec, store: Store) -> frozenset[str]:
     """Return what the prompts of a model that is not loaded may have in them: "text", perhaps "image" and "audio".
 
-    A projector that is not on disk yet counts as one for pictures, if there is one for sure. Reads its header.
+    Reads the header of its projector; without one on disk it is what the entry says.
     """
     path = store.path(spec, "mmproj")
-    if path is None:
-        named = spec.mmproj is not None and not spec.optional("mmproj")
-        return frozenset({"text", "image"} if named else {"text"})
-    return _modalities(path, path.stat().st_mtime_ns)
+    return frozenset(spec.takes) if path is None else _modalities(path, path.stat().st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=256)

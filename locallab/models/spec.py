@@ -121,8 +121,9 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     @property
     def takes(self) -> tuple[Modality, ...]:
-        """What a prompt may hold: the entry's modalities, else text, and images with a projector."""
-        return self.modalities or (("text", "image") if self.mmproj else ("text",))
+        """What a prompt may hold: the entry's modalities, else text, and images where a projector is sure to be there."""
+        sees = self.mmproj is not None and not self.optional("mmproj")
+        return self.modalities or (("text", "image") if sees else ("text",))
 
     @property
     def engine_settings(self) -> dict[str, Any]:

@@ -6,9 +6,9 @@ import dataclasses
 import logging
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast, get_args
 
 from locallab.chat.control_tokens import markup
 from locallab.chat.known_templates import template_source
@@ -18,7 +18,7 @@ from locallab.engine.post import Post
 from locallab.errors import ConfigError, InvalidField, ModelError, ModelLoadError
 from locallab.models.gguf import Header
 from locallab.models.projectors import modalities
-from locallab.models.spec import ModelSpec
+from locallab.models.spec import Modality, ModelSpec
 from locallab.models.store import Store
 from locallab.pool.memory import Memory, MemoryUse, Suited
 from locallab.settings import EngineSettings
@@ -55,14 +55,10 @@ class Loaded:
         return cast(TextEngine, self.engine)
 
 
-Modality = Literal["text", "image", "audio"]
-MODALITIES: Sequence[Modality] = ("text", "image", "audio")
-
-
 def modalities_of(spec: ModelSpec, loaded: Loaded | None, store: Store) -> list[Modality]:
     """Return what the model's prompts may have in them, text first; of one that is not loaded as its projector says."""
     known = loaded.engine.info.modalities if loaded else modalities(spec, store)
-    return [each for each in MODALITIES if each in known]
+    return [each for each in get_args(Modality) if each in known]
 
 
 def open_engine(

@@ -137,3 +137,12 @@ def test_a_model_does_without_if_the_hub_is_gone(
     assert "it is used without pictures and sounds" in caplog.text
     monkeypatch.undo()
     assert store.missing(spec) == ["mmproj"], "it is looked for again the next time"
+
+
+def test_an_entry_says_what_a_model_takes_until_its_projector_is_there(tmp_path: Path) -> None:
+    store, source = Store(tmp_path / "store"), FileSource(model(tmp_path))
+    spec = ModelSpec(
+        id="x", source=source, mmproj=HubSource("a/b", file="p.gguf"), modalities=("text", "audio"), description="d"
+    )
+    assert modalities(spec, store) == {"text", "audio"}
+    assert adhoc.spec(NAME).takes == ("text",), "whether there is a projector is not known before the Hub is asked"

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from locallab.engine.request import Progress, Usage
+from locallab.models.spec import Modality
 
 FinishReason = Annotated[
     Literal["stop", "length"], Meta(description="stop: the answer is complete; length: it reached a limit")
@@ -16,7 +17,7 @@ FinishReason = Annotated[
 ModelName = Annotated[str, Meta(description="the model that answered")]
 Logprob = Annotated[float, Meta(le=0, description="the natural logarithm of a probability")]
 Created = Annotated[int, Meta(description="seconds since the epoch")]
-Modalities = Annotated[list[Literal["text", "image", "audio"]], Meta(description="what its prompts may have in them")]
+Modalities = Annotated[list[Modality], Meta(description="what its prompts may have in them")]
 
 
 class CachedTokens(msgspec.Struct):
