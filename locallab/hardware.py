@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import os
 import platform
 import shutil
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,11 @@ MEMORY_FILES = (
     ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
 """Controller, limit, usage and reclaimable part of a control group's memory, for cgroup v2 and v1."""
+
+READ_BYTES = 128 << 20
+"""Bytes to read to measure the RAM: more than most caches hold."""
+
+READ_TIMES = 3
 
 ROOT = Path("/")
 
@@ -102,6 +110,26 @@ def memory(root: Path = ROOT) -> dict[str, int]:
 def available_memory() -> int:
     """Return the bytes this process could still take without swapping, within the limits of its control groups."""
     return memory()["available_bytes"]
+
+
+def ram_bandwidth() -> int | None:
+    """Return how many bytes of RAM all threads of `threads` together read in a second, measured once for this process (a
+    tenth of a second). None where there is hardly free memory to measure it with."""
+    return _read_rate(threads()) if available_memory() >= 8 * READ_BYTES else None
+
+
+@functools.cache
+def _read_rate(count: int) -> int:
+    import numpy as np
+
+    parts = np.array_split(np.ones(READ_BYTES // 8, np.int64), count)
+    seconds = []
+    with ThreadPoolExecutor(count) as pool:
+        for _ in range(READ_TIMES):
+            began = time.perf_counter()
+            list(pool.map(np.max, parts))
+            seconds.append(time.perf_counter() - began)
+    return int(READ_BYTES / min(seconds))
 
 
 def gpus() -> list[dict[str, Any]]:

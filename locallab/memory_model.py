@@ -10,8 +10,11 @@ from locallab.settings import KvLayout, Layout
 KV_BYTES: Mapping[str, float] = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
 """Bytes of one number in the KV cache, by the setting `kv_type`."""
 
+BLOCKS: Mapping[str, int] = {"q8_0": 32, "q4_0": 32}
+"""Numbers in a block of the types of KV cache that have blocks."""
+
 DEFAULT_CONTEXT = 8192
-"""Context of a model without a configured one that was trained for at least as much."""
+"""Context that a model trained for at least as much should have where none is configured; memory decides about more."""
 
 DEFAULT_POOL = 16384
 """Least default size of the KV cache in tokens, where memory allows and the requests can fill it."""

@@ -17,43 +17,21 @@ import platformdirs
 from msgspec import Meta
 
 from locallab.errors import ConfigError
+from locallab.placement_settings import MOST as MOST
+from locallab.placement_settings import KvLayout as KvLayout
+from locallab.placement_settings import KvType as KvType
+from locallab.placement_settings import PlacementSettings
 
-KvType = Literal["f32", "f16", "bf16", "q8_0", "q4_0"]
 Layout = Literal["streams", "unified"]
 OnDevice = Literal["auto", "on", "off"]
-KvLayout = Literal["auto", "streams", "unified"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 Settings = TypeVar("Settings")
-MOST = 2**31 - 1
-"""Largest number for llama.cpp, which counts in 32 bits."""
-MOST_CONTEXT = 2**24
-"""Largest context: as many cells for each request that may run at once can still be counted."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class LoadSettings:
+class LoadSettings(PlacementSettings):
     """Loading and scheduling of one model."""
 
-    context: Annotated[
-        Annotated[int, Meta(ge=1, le=MOST_CONTEXT)] | None,
-        Meta(description="maximum tokens per request, prompt and answer together; default: from models.yaml"),
-    ] = None
-    kv_tokens: Annotated[
-        Annotated[int, Meta(ge=1, le=MOST)] | None,
-        Meta(description="tokens in the KV cache, for all requests together; default: from the context and the free memory"),
-    ] = None
-    kv_type: Annotated[KvType, Meta(description="data type of the KV cache")] = "f16"
-    kv_layout: Annotated[
-        KvLayout,
-        Meta(
-            description="where requests lie in the KV cache: streams, each in a part of its own as long as the context; "
-            "unified, all in one pool; auto: streams if enough of them fit"
-        ),
-    ] = "auto"
-    gpu_layers: Annotated[int, Meta(ge=-1, le=MOST, description="layers to offload to the GPU; -1: all")] = -1
-    threads: Annotated[
-        Annotated[int, Meta(ge=1, le=512)] | None, Meta(description="CPU threads; default: the number of physical cores")
-    ] = None
     parallel: Annotated[int, Meta(ge=1, le=192, description="maximum requests computed at once")] = 64
     chat_template: Annotated[
         Annotated[str, Meta(min_length=1)] | None,
@@ -311,6 +289,13 @@ def describe(annotated: Any) -> str:
     return next((m.description or "" for m in typing.get_args(annotated)[1:] if isinstance(m, Meta)), "")
 
 
+def each(annotated: Any) -> str | None:
+    """Return the form of one of the comma-separated values of a setting whose flag may be given several times, such as
+    "NAME=FILE"; None for other settings."""
+    extras = ((m.extra or {}).get("each") for m in typing.get_args(annotated)[1:] if isinstance(m, Meta))
+    return next(filter(None, extras), None)
+
+
 def is_secret(annotated: Any) -> bool:
     """Return whether the setting has no flag, because every user of the machine can read a process's arguments."""
     return any((m.extra or {}).get("secret", False) for m in typing.get_args(annotated)[1:] if isinstance(m, Meta))
@@ -343,7 +328,9 @@ def configured(cls: type, *layers: tuple[str, Mapping[str, Any]]) -> dict[str, A
             try:
                 merged[name] = msgspec.convert(value, known[name], strict=False)
             except msgspec.ValidationError as error:
-                raise ConfigError(f"{origin}: {name}: {error}, got {value!r}") from None
+                form = each(known[name])
+                hint = f"; its form is {form}" if form else ""
+                raise ConfigError(f"{origin}: {name}: {error}, got {value!r}{hint}") from None
     return merged
 
 

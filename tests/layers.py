@@ -8,13 +8,14 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-ANYWHERE = frozenset({"", "errors", "settings", "hardware", "units", "version", "private_files"})
+ANYWHERE = frozenset({"", "errors", "settings", "placement_settings", "hardware", "units", "version", "private_files"})
 """Parts that every part may import; "" is the package itself."""
 
 PARTS: Mapping[str, frozenset[str]] = {
     "": frozenset({"inprocess"}),  # the names that Python programs use, imported when they are used first
     "errors": frozenset(),
     "settings": frozenset(),
+    "placement_settings": frozenset(),
     "hardware": frozenset(),
     "units": frozenset(),
     "version": frozenset(),

@@ -277,3 +277,16 @@ def test_no_hint_where_nothing_is_amiss(monkeypatch: pytest.MonkeyPatch) -> None
     assert hardware.cuda_hint(gpu_build=True) is None
     monkeypatch.setitem(sys.modules, "pynvml", types.SimpleNamespace(NVMLError=NVMLError, nvmlInit=refuse))
     assert hardware.cuda_hint(gpu_build=False) is None
+
+
+def test_ram_is_measured_once_and_only_where_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "READ_BYTES", 1 << 20)
+    hardware._read_rate.cache_clear()
+    try:
+        found = hardware.ram_bandwidth()
+        assert found and 10**8 < found < 10**13
+        assert hardware.ram_bandwidth() == found
+        monkeypatch.setattr(hardware, "available_memory", lambda: (8 << 20) - 1)
+        assert hardware.ram_bandwidth() is None
+    finally:
+        hardware._read_rate.cache_clear()

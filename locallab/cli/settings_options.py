@@ -42,9 +42,19 @@ def options(*classes: type, only: Container[str] | None = None) -> Callable[[Com
                 switch += f"/--no-{switch.removeprefix('--')}"
                 default = None if default is None else "on" if default else "off"
             text = settings.describe(annotated) + ("" if default is None else f"  [default: {default}]")
-            metavar = {"integer range": "INTEGER", "float range": "NUMBER"}.get(kind.name)
+            each = settings.each(annotated)
+            metavar = each or {"integer range": "INTEGER", "float range": "NUMBER"}.get(kind.name)
             complete = model_names if name == "model" else None
-            option = click.option(switch, name, type=kind, default=None, help=text, metavar=metavar, shell_complete=complete)
+            option = click.option(
+                *(switch, name),
+                type=kind,
+                default=None,
+                help=text,
+                metavar=metavar,
+                shell_complete=complete,
+                multiple=each is not None,
+                callback=_joined if each else None,
+            )
             command = option(command)
         return command
 
@@ -73,6 +83,11 @@ def unknown(environ: Mapping[str, str], *classes: type) -> list[str]:
     known = {settings.variable(name) for cls in classes for name, _, _ in settings.fields(cls)}
     known |= {settings.variable(name) for name in ("home", "config", "url")}
     return sorted(name for name in environ if name.startswith("LOCALLAB_") and name not in known)
+
+
+def _joined(context: click.Context, parameter: click.Parameter, values: Sequence[str] | None) -> str | None:
+    """Return the values of an option that was given several times as one text."""
+    return ",".join(values or ()) or None
 
 
 def _type(annotated: Any) -> click.ParamType[Any]:

@@ -11,9 +11,11 @@ import numpy.typing as npt
 from locallab.engine import llama_log
 from locallab.engine.batch import AnyBatch
 from locallab.engine.llama import KV_TYPES, Model
+from locallab.engine.placement import fill_positions
 from locallab.engine.state_format import STATE_HEAD, Bytes, Rows, StateFormat, learn
 from locallab.errors import EngineFailure, ModelLoadError
 from locallab.memory_model import STEP
+from locallab.settings import EngineSettings
 
 NO_ROOM = 1
 """Result of llama_decode when it finds no KV slot; nothing has changed then."""
@@ -44,13 +46,15 @@ class Context:
         n_outputs: int = 0,
         threads: int,
         kv_type: str,
+        kv_type_v: str | None = None,
         unified: bool = True,
+        settings: EngineSettings | None = None,
     ) -> None:
         """Allocate `n_ctx` cells (llama_init_from_model): a pool, or without `unified` an equal part for each sequence.
 
         A batch has at most `n_outputs` outputs, by default one for each sequence, and is computed `n_ubatch` tokens at a
-        time. Layers with a sliding window keep no more
-        cells than that needs. Raises ModelLoadError when it fails.
+        time. Values are of `kv_type_v`, by default as the keys. Layers with a sliding window keep no more cells than that
+        needs. Of the `settings` those of positions count. Raises ModelLoadError when it fails.
         """
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = n_ctx
@@ -60,7 +64,9 @@ class Context:
         params.n_outputs_max = self._n_outputs = n_outputs or n_sequences
         params.n_outputs_max_per_seq = 1  # of those with a sampler on the device
         params.n_threads = params.n_threads_batch = threads
-        params.type_k = params.type_v = KV_TYPES[kv_type]
+        params.type_k, params.type_v = KV_TYPES[kv_type], KV_TYPES[kv_type_v or kv_type]
+        if settings is not None:
+            fill_positions(params, settings)
         params.kv_unified = unified
         params.swa_full = False
         params.no_perf = True

@@ -145,7 +145,8 @@ def open_drafter(
         n_sequences=cache.sequences,
         n_outputs=cache.outputs,
         threads=settings.threads or hardware.threads(),
-        kv_type=settings.kv_type,
+        kv_type=settings.kv_types[0],
+        kv_type_v=settings.kv_types[1],
         unified=False,
     )
     native.callback(native_context.close)

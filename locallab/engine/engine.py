@@ -23,11 +23,13 @@ from locallab.engine.caller import Caller, Places
 from locallab.engine.commands import Close
 from locallab.engine.limits import kv_room
 from locallab.engine.llama import Memory
+from locallab.engine.placement import Placement, set_numa
 from locallab.engine.request import EngineStats, FimTokens, Kind
 from locallab.engine.tokenizer import Tokenizer
 from locallab.engine.totals import Totals
 from locallab.errors import EngineClosed, EngineDied, EngineFailure, InvalidField, ModelLoadError, Overloaded
 from locallab.media.attachment import Attachment
+from locallab.placement_settings import overrides
 from locallab.settings import EngineSettings, Layout
 
 logger = logging.getLogger(__name__)
@@ -224,9 +226,10 @@ class Engine(abc.ABC):
         self._tokenizer.close()
 
     def _open_model(self, path: Path, native: contextlib.ExitStack) -> tuple[llama.Model, bool]:
-        """Return the model, which `native` will free, and whether it is on a GPU. Raises ModelLoadError."""
+        """Return the model, which `native` will free, and whether it is on a GPU. Raises ConfigError, ModelLoadError."""
         on_gpu = self._settings.gpu_layers != 0 and llama.supports_gpu()
-        model = self._model = open_weights(path, self._settings.gpu_layers, native)
+        set_numa(self._settings.numa)
+        model = self._model = open_weights(path, Placement.of(self._settings), native)
         self._tokenizer = Tokenizer(model)
         return model, on_gpu
 
@@ -243,21 +246,21 @@ def _close_all() -> None:
             engine.close()
 
 
-def open_weights(path: Path, gpu_layers: int, native: contextlib.ExitStack) -> llama.Model:
-    """Return the model, which `native` will free. Raises ModelLoadError, also for weights that are larger than the free memory:
-    the system would grind to a halt."""
+def open_weights(path: Path, placement: Placement, native: contextlib.ExitStack) -> llama.Model:
+    """Return the model, which `native` will free. Raises ConfigError for a device that is not there, and ModelLoadError, also
+    for weights that are larger than the free memory: the system would grind to a halt."""
     size = path.stat().st_size if path.exists() else 0
-    if not (gpu_layers and llama.supports_gpu()) and size > (free := hardware.available_memory()):
+    if not (placement.gpu_layers and llama.supports_gpu()) and size > (free := hardware.available_memory()):
         reason = f"its weights need {size / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are free"
         raise ModelLoadError(path, reason)
-    model = llama.Model(path, gpu_layers)
+    model = llama.Model(path, placement.gpu_layers, placement=placement)
     native.callback(model.close)
     return model
 
 
 def free_memory(model: llama.Model, settings: EngineSettings, on_gpu: bool) -> int:
     """Return the bytes that the model's KV pool may take, now that its weights are loaded."""
-    gpus = [gpu["free_bytes"] for gpu in hardware.gpus()] if on_gpu else []
+    gpus = [gpu["free_bytes"] for gpu in _gpus(settings)] if on_gpu else []
     return kv_room(hardware.available_memory(), gpus, settings.gpu_layers, model.n_layer)
 
 
@@ -267,8 +270,17 @@ def device(model: llama.Model, settings: EngineSettings, threads: int, on_gpu: b
         return f"CPU ({threads} threads)"
     layers = model.n_layer + 1
     offloaded = layers if settings.gpu_layers < 0 else min(layers, settings.gpu_layers)
-    name = next((str(gpu["name"]) for gpu in hardware.gpus()), "GPU")
-    return f"{name} ({offloaded}/{layers} layers)"
+    name = next((str(gpu["name"]) for gpu in _gpus(settings)), "GPU")
+    experts = model.n_layer if settings.cpu_moe else min(model.n_layer, settings.n_cpu_moe or 0)
+    apart = [f"experts of {experts} in RAM"] if experts else []
+    apart += [f"{pattern} on {device}" for pattern, device in overrides(settings.override_tensor)]
+    return f"{name} ({', '.join([f'{offloaded}/{layers} layers', *apart])})"
+
+
+def _gpus(settings: EngineSettings) -> list[dict[str, Any]]:
+    """Return the GPUs that the model is on."""
+    found = hardware.gpus()
+    return found[settings.main_gpu or 0 :][:1] if settings.split_mode == "none" else found
 
 
 def info_of(model: llama.Model, **facts: Any) -> ModelInfo:

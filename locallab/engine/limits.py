@@ -172,7 +172,7 @@ def limits(model: llama.Model, settings: EngineSettings, free: int, on_gpu: bool
         cache_cells=cache.cells if settings.cache_tokens is None else settings.cache_tokens,
         step_seconds=settings.step_ms / 1000,
         outputs=cache.outputs,
-        tile=TILE if not on_gpu and settings.kv_type in TILED else 0,
+        tile=TILE if not on_gpu and settings.kv_types in TILED else 0,
         heads=max(1, model.n_head),
         threads=settings.threads or hardware.threads(),
         layout=cache.layout,
@@ -214,7 +214,7 @@ def kv_bytes(model: llama.Model, settings: EngineSettings, cache: KvCache) -> in
     layers = windowed_layers(model) or 0
     in_window = layers * cache.window_cells(model.sliding_window, ubatch_of(settings))
     cells = (model.n_layer - layers) * cache.cells + in_window
-    return model.kv_bytes_per_token(settings.kv_type) * cells // model.n_layer
+    return model.kv_bytes_per_token(*settings.kv_types) * cells // model.n_layer
 
 
 def windowed_layers(model: llama.Model) -> int | None:

@@ -20,7 +20,8 @@ openmp.prepare(os.environ.get(openmp.SETTING) or "gnu")
 
 import llama_cpp
 
-from locallab.engine import amx, llama_log
+from locallab.engine import amx, devices, llama_log
+from locallab.engine.placement import Placement
 from locallab.engine.request import FimTokens
 from locallab.errors import EngineFailure, ModelLoadError
 from locallab.memory_model import KV_BYTES
@@ -38,12 +39,13 @@ llama_cpp.llama_backend_init()
 class Model:
     """The weights and the vocabulary of one GGUF file (llama_model, llama_vocab)."""
 
-    def __init__(self, path: Path, gpu_layers: int, *, vocab_only: bool = False) -> None:
-        """Load `path` (llama_model_load_from_file), or only vocabulary and metadata. Raises ModelLoadError with llama.cpp's own
-        reason."""
+    def __init__(self, path: Path, gpu_layers: int, *, vocab_only: bool = False, placement: Placement | None = None) -> None:
+        """Load `path` (llama_model_load_from_file), or only vocabulary and metadata. A `placement` says where all goes,
+        not only how many layers to a GPU. Raises ModelLoadError with llama.cpp's own reason, ConfigError for a device that is
+        not there."""
         check_file(path)
         params = llama_cpp.llama_model_default_params()
-        params.n_gpu_layers = gpu_layers
+        self._kept = (placement or Placement(gpu_layers)).fill(params)
         params.vocab_only = vocab_only
         if compiler := miscompiled_amx():
             logger.info("llama.cpp was built by %s, which miscompiles AMX: AMX is disabled; see `locallab doctor`", compiler)
@@ -197,15 +199,17 @@ class Model:
         n = llama_cpp.llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer))
         return buffer.value.decode("utf-8", "replace") if n >= 0 else None
 
-    def kv_bytes_per_token(self, kv_type: str) -> int:
-        """Return the maximum bytes of KV cache per token, with every layer counted as an attention layer."""
+    def kv_bytes_per_token(self, kv_type: str, kv_type_v: str | None = None) -> int:
+        """Return the maximum bytes of KV cache per token, with every layer counted as an attention layer. Values are of
+        `kv_type_v`, by default as the keys."""
         heads = int(self.meta("{arch}.attention.head_count") or llama_cpp.llama_model_n_head(self._model) or 1)
         default = llama_cpp.llama_model_n_embd(self._model) // max(1, heads)
         key = int(self.meta("{arch}.attention.key_length") or default)
         latent = self.meta("{arch}.attention.key_length_mla")  # one vector for both
         value = 0 if latent else int(self.meta("{arch}.attention.value_length") or default)
         n_head_kv = int(llama_cpp.llama_model_n_head_kv(self._model)) or 1
-        return int(self.n_layer * n_head_kv * (key + value) * KV_BYTES[kv_type])
+        each = key * KV_BYTES[kv_type] + value * KV_BYTES[kv_type_v or kv_type]
+        return int(self.n_layer * n_head_kv * each)
 
     @property
     def vocabulary_type(self) -> int:
@@ -321,5 +325,6 @@ def build_features() -> dict[str, object]:
         "mmap": bool(llama_cpp.llama_supports_mmap()),
         "miscompiled_amx": miscompiled_amx(),
         "system_info": system_info(),
+        "devices": [{"name": each.name, "description": each.description, "kind": each.kind} for each in devices.devices()],
         "openmp": dataclasses.asdict(openmp.runtime()),
     }

@@ -41,6 +41,7 @@ from locallab.engine.limits import (
 from locallab.engine.limits import limits as limits_of
 from locallab.engine.media.reader import Reader
 from locallab.engine.media.runs import Prompt, Run, joined
+from locallab.engine.placement import Placement
 from locallab.engine.post import Post, call_each
 from locallab.engine.request import Constraint, Listener, SamplingParams
 from locallab.engine.sampling_check import check
@@ -215,7 +216,7 @@ class TextEngine(Engine):
         draft = self._open_draft(model, native)
         free = free_memory(model, settings, on_gpu)
         if draft is not None:  # each gets of it what its tokens take
-            own, other = (each.kv_bytes_per_token(settings.kv_type) for each in (model, draft))
+            own, other = (each.kv_bytes_per_token(*settings.kv_types) for each in (model, draft))
             free = free * own // (own + other)
         limits = limits_of(model, settings, free, on_gpu)
         self._most_whole = min(limits.batch, limits.ubatch)
@@ -228,17 +229,20 @@ class TextEngine(Engine):
             n_sequences=limits.slots + limits.shares,
             n_outputs=limits.outputs,
             threads=threads,
-            kv_type=settings.kv_type,
+            kv_type=settings.kv_types[0],
+            kv_type_v=settings.kv_types[1],
             unified=limits.pooled,
+            settings=settings,
         )
         native.callback(context.close)
-        self._samples_on_device = settings.device_sampling == "on" or (settings.device_sampling == "auto" and on_gpu)
+        wanted = settings.device_sampling == "on" or (settings.device_sampling == "auto" and on_gpu)
+        self._samples_on_device = wanted and settings.split_mode != "tensor"  # llama.cpp refuses samplers there
         costs = StepCosts()
         limits = _calibrate(context, costs, model.n_vocab, limits, context_length(model, settings), on_gpu)
         if limits.pooled and settings.cache_tokens is None:
             walk, share = WALK_SECONDS * model.n_layer * model.n_head / threads, WALK_SHARE
             if on_gpu:  # a cell's bytes at the rate at which a step reads the weights
-                walk = model.kv_bytes_per_token(settings.kv_type) * costs.decode(1) / model.size_bytes
+                walk = model.kv_bytes_per_token(*settings.kv_types) * costs.decode(1) / model.size_bytes
                 share = GPU_WALK_SHARE
             limits = dataclasses.replace(limits, cache_cells=idle_cells(limits, costs.per_token(), walk, share))
         self.info = info_of(
@@ -284,7 +288,7 @@ class TextEngine(Engine):
         settings = self._settings
         if not (settings.draft_model and settings.drafts):
             return None
-        draft = open_weights(Path(settings.draft_model), -1 if settings.gpu_layers else 0, native)
+        draft = open_weights(Path(settings.draft_model), Placement.of(settings).of_draft(), native)
         check_pair(draft, target)
         return draft
 
@@ -300,11 +304,12 @@ class TextEngine(Engine):
             weights=model_digest(path, self._digest),
             llama_cpp=str(llama.build_features()["llama_cpp_python"]),
             system=llama.system_info(),
-            kv_type=settings.kv_type,
+            kv_type="/".join(dict.fromkeys(settings.kv_types)),
             gpu_layers=settings.gpu_layers,
             row=context.format.row,
             cuts=limits.cuts,
             streams=1 if limits.cuts or limits.pooled else limits.slots,
+            **settings.unusual,
         )
         return DiskCache(cache_directory(settings.cache_disk), int(settings.cache_disk_gib * 2**30), facts)
 

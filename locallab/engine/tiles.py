@@ -8,8 +8,8 @@ from itertools import pairwise
 TILE = 64
 """Queries in a tile, and the least tokens of a sequence in a batch for which there are tiles (GGML_FA_TILE_Q)."""
 
-TILED = ("f16", "f32")
-"""Types of KV cache for which there are tiles."""
+TILED = (("f16", "f16"), ("f32", "f32"))
+"""Types of keys and values in a KV cache for which there are tiles."""
 
 PIECES = 4
 """Pieces for each thread into which the kernel cuts its rows."""

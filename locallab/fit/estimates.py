@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-from locallab.fit.model_shape import Layer, Shape
-from locallab.memory_model import KV_BYTES, MASK_BYTES, STEP, KvCache, draft_cache, kv_cache, whole_cells
+from locallab.fit.model_shape import Bytes, Layer, Shape
+from locallab.memory_model import MASK_BYTES, STEP, KvCache, draft_cache, kv_cache, whole_cells
 from locallab.settings import KvType, Layout
 
 TOKEN_BYTES, MERGE_BYTES = 160, 150
@@ -23,7 +23,8 @@ FLOAT = 4
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
     """A way to load a model. `gpu_layers` as llama.cpp counts them, the output being one; `kv_tokens`: cells of the KV cache;
-    `parallel`: most requests at once, which fewer streams reduce; `ubatch`: tokens of a step that are computed in one go."""
+    `parallel`: most requests at once, which fewer streams reduce; `ubatch`: tokens of a step that are computed in one go. The
+    experts of the first `n_cpu_moe` layers are in RAM. `kv_type_k` and `kv_type_v` replace `kv_type`."""
 
     gpu_layers: int
     context: int
@@ -33,6 +34,14 @@ class Load:
     kv_layout: Layout
     batch: int = 2048
     ubatch: int = STEP
+    n_cpu_moe: int = 0
+    kv_type_k: KvType | None = None
+    kv_type_v: KvType | None = None
+
+    @property
+    def kv_types(self) -> tuple[KvType, KvType]:
+        """The types of keys and values in the KV cache."""
+        return self.kv_type_k or self.kv_type, self.kv_type_v or self.kv_type
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +87,8 @@ def draft_load(shape: Shape, load: Load) -> Load:
         parallel=cache.parallel,
         kv_layout="streams",
         batch=batch,
+        kv_type_k=load.kv_type_k,
+        kv_type_v=load.kv_type_v,
     )
 
 
@@ -85,16 +96,22 @@ def _estimate(shape: Shape, load: Load, gpus: int) -> Estimate:
     cache, on_gpu = kv_cache_of(shape, load), layers_on_gpu(shape, load.gpu_layers)
     below, above = shape.layers[: len(shape.layers) - on_gpu], shape.layers[len(shape.layers) - on_gpu :]
     gpu, ram = _Sum(), _Sum()
+    carried = 0
+    for layer, (on, inside) in zip(shape.layers, weights_of_layers(shape, load), strict=True):
+        gpu.weights += on.all
+        ram.weights += inside.all
+        if inside.all:
+            carried = max(carried, layer.largest)
     for place, layers in ((ram, below), (gpu, above)):
-        place.weights += sum(layer.weights for layer in layers)
         place.kv += kv_bytes(shape, load, layers)
         place.state += state_bytes(shape, load, layers)
     ram.weights += shape.embeddings
     if load.gpu_layers:
-        gpu.weights += shape.output + shape.rest
-        # A GPU widens a layer's compressed KV cache before the attention over a long prompt.
-        widened = 0 if load.kv_type in ("f16", "bf16") else 2 * max((layer.kv for layer in above), default=0) * cache.cells
-        gpu.compute += gpus * (_graph(shape, load) + widened)
+        gpu.weights += shape.rest + (0 if shape.output_in_ram else shape.output)
+        ram.weights += shape.output if shape.output_in_ram and not shape.tied else 0
+        widened = max((_widened(layer, load.kv_types) for layer in above), default=0) * cache.cells
+        # To compute a prompt, tensors in RAM are carried to a GPU, one at a time: each begins a part of the graph (op_offload).
+        gpu.compute += gpus * (_graph(shape, load) + widened) + carried
         gpu.compute += (gpus - 1) * max((layer.weights for layer in above), default=0)
         inputs = _masks(shape, load) + FLOAT * _tokens(shape, load) * shape.width
         ram.compute += _graph(shape, load) if below else inputs
@@ -116,6 +133,20 @@ def _estimate(shape: Shape, load: Load, gpus: int) -> Estimate:
     )
 
 
+def weights_of_layers(shape: Shape, load: Load) -> Iterator[tuple[Bytes, Bytes]]:
+    """Yield for each layer the bytes of its weights on a GPU and in RAM."""
+    first = len(shape.layers) - layers_on_gpu(shape, load.gpu_layers)
+    for index, layer in enumerate(shape.layers):
+        yield layer.places(index >= first, index < load.n_cpu_moe)
+
+
+def _widened(layer: Layer, types: tuple[KvType, KvType]) -> int:
+    """Return the bytes per token of the KV cache as a GPU widens it, if it is compressed, before the attention over a long
+    prompt."""
+    keys, values = (0 if each in ("f16", "bf16") else 2 for each in types)
+    return keys * (layer.kv - layer.values) + values * layer.values
+
+
 def layers_on_gpu(shape: Shape, gpu_layers: int) -> int:
     """Return how many of the model's own layers are on the GPU; the output is the first to go there."""
     return len(shape.layers) if gpu_layers < 0 else min(len(shape.layers), max(0, gpu_layers - 1))
@@ -130,9 +161,9 @@ def kv_cache_of(shape: Shape, load: Load) -> KvCache:
 
 def kv_bytes(shape: Shape, load: Load, layers: Iterable[Layer] | None = None) -> int:
     """Return the bytes of the KV cache, or of the part that belongs to these layers."""
-    cells = _cells(shape, load)
+    cells, types = _cells(shape, load), load.kv_types
     listed = shape.layers if layers is None else layers
-    return int(sum(layer.kv * cells[layer.sliding] for layer in listed) * KV_BYTES[load.kv_type])
+    return int(sum(layer.kv_bytes(types) * cells[layer.sliding] for layer in listed))
 
 
 def cache_bytes(shape: Shape, load: Load) -> int:

@@ -14,6 +14,7 @@ from locallab.fit.model_shape import Shape, approximate, shape
 from locallab.models import gguf
 from locallab.models.drafts import DraftOf
 from locallab.models.spec import ModelSpec
+from locallab.placement_settings import overrides
 from locallab.settings import EngineSettings, configured, resolve
 
 Layers = Sequence[tuple[str, Mapping[str, Any]]]
@@ -32,17 +33,23 @@ def fit_model(
 
     Raises ModelLoadError for an unreadable file, SourceError if the size is unknown, ConfigError.
     """
-    wishes = Wishes.of(configured(EngineSettings, _entry(spec), *layers), spec.context)
-    return choose(model_shape(spec, file, draft), machine, wishes, approximate=file is None)
+    options = configured(EngineSettings, _entry(spec), *layers)
+    found = model_shape(spec, file, draft, overrides(options.get("override_tensor")))
+    return choose(found, machine.with_gpus(options), Wishes.of(options, spec.context), approximate=file is None)
 
 
-def model_shape(spec: ModelSpec, file: Path | gguf.Header | None, draft: Shape | None = None) -> Shape:
-    """Return the model's shape by its file or the file's header, or the usual shape for its size, with that of its draft model.
-    Raises as `fit_model`."""
+def model_shape(
+    spec: ModelSpec,
+    file: Path | gguf.Header | None,
+    draft: Shape | None = None,
+    moved: Sequence[tuple[str, str]] = (),
+) -> Shape:
+    """Return the model's shape by its file or the file's header, with tensors where the `moved` pairs of a pattern and a device
+    put them, or the usual shape for its size, with that of its draft model. Raises as `fit_model`."""
     if isinstance(file, Path):
         file = gguf.read(file)
     if file is not None:
-        found = shape(file)
+        found = shape(file, moved)
         return found if found.embeds else dataclasses.replace(found, draft=draft)
     if spec.size is None:
         raise SourceError(f"{spec.id}: it is not on disk and the registry does not say its size; fetch it first: locallab pull")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from locallab import hardware
+from locallab.placement_settings import shares
 
 RAM_MARGIN = 256 << 20
 """Bytes of free RAM left unused, or a tenth of it if that is more."""
@@ -24,12 +27,16 @@ class Gpu:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Machine:
-    """Free bytes of RAM, and the GPUs. `gpu_build` says that the installed llama.cpp can use a GPU."""
+    """Free bytes of RAM, and the GPUs. `gpu_build` says that the installed llama.cpp can use a GPU. `ram_bandwidth` is how many
+    bytes of RAM can be read in a second, None if it was not measured; `split` are the shares of the GPUs in a model, if they
+    are not by free memory."""
 
     ram: int
     gpus: tuple[Gpu, ...] = ()
     threads: int = 1
     gpu_build: bool = False
+    ram_bandwidth: int | None = dataclasses.field(default=None, compare=False)
+    split: tuple[float, ...] = ()
 
     @classmethod
     def here(cls, gpu_build: bool, ram: int | None = None, vram: int = 0) -> Machine:
@@ -44,7 +51,14 @@ class Machine:
         )
         if gpu_build and not gpus:
             gpus = (Gpu("GPU", None),)  # of another maker, or integrated: its memory is unknown
-        return cls(hardware.available_memory() if ram is None else ram, gpus, hardware.threads(), gpu_build)
+        free = hardware.available_memory() if ram is None else ram
+        return cls(free, gpus, hardware.threads(), gpu_build, hardware.ram_bandwidth())
+
+    def with_gpus(self, settings: Mapping[str, Any]) -> Machine:
+        """Return the machine with the GPUs that these settings spread a model over, and their shares."""
+        if settings.get("split_mode") == "none":
+            return dataclasses.replace(self, gpus=self.gpus[settings.get("main_gpu", 0) :][:1])
+        return dataclasses.replace(self, split=shares(settings.get("tensor_split")))
 
     @property
     def has_gpu(self) -> bool:
@@ -68,7 +82,16 @@ class Machine:
             return 0
         if self.shared:
             return self.usable_ram
-        return sum(max(0, gpu.free - max(GPU_MARGIN, gpu.free // 20)) for gpu in self.gpus if gpu.free)
+        each = self.usable_each
+        if not any(self.split):
+            return sum(each)
+        whole = sum(self.split)  # the first GPU to be full is the limit
+        return int(min(free * whole / share for free, share in zip(each, self.split, strict=False) if share))
+
+    @property
+    def usable_each(self) -> list[int]:
+        """Bytes of each GPU's own memory that a model may take."""
+        return [max(0, gpu.free - max(GPU_MARGIN, gpu.free // 20)) if gpu.free else 0 for gpu in self.gpus]
 
     def free_for(self, ram: int, vram: int) -> tuple[int, int]:
         """Return the bytes of RAM and of GPU memory that must be free for `ram` and `vram` bytes to fit."""

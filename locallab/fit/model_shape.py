@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from locallab.errors import ModelLoadError
+from locallab.errors import ConfigError, ModelLoadError
 from locallab.memory_model import KV_BYTES, windowed
-from locallab.models.gguf import ENCODERS, Header
+from locallab.models.gguf import ENCODERS, Header, Tensor
+from locallab.placement_settings import EXPERTS
 from locallab.settings import KvType
 
 WINDOWS = {"exaone-moe": 128, "gemma2": 4096, "llama4": 8192}
@@ -19,6 +23,11 @@ BY_THE_LAST = (3, 4)
 """Pooling types that use only the last token of a text: llama.cpp's LAST and RANK."""
 
 MOST_LAYERS = 512
+_EXPERTS = re.compile(EXPERTS)
+
+CROWDED = {"phi3": 39}
+"""Most layers with which llama.cpp can compute with a KV cache in blocks. Beyond, these architectures, whose tensors are few,
+have more nodes in their graph than it makes room for (llama_context::graph_max_nodes), and it ends the process."""
 
 SHARED_KV = {"gemma3n": 20}
 """Default number of layers with a KV cache of their own; the layers above share it."""
@@ -28,15 +37,50 @@ BOTH = frozenset({"falcon-h1"})
 """Architectures with a state in every layer, instead of a KV cache or beside it."""
 
 
+Overrides = Sequence[tuple[re.Pattern[str], str]]
+
+
+class Bytes(NamedTuple):
+    """Bytes of weights: those that every token reads, and those of experts, of which a token reads some."""
+
+    dense: int = 0
+    experts: int = 0
+
+    @property
+    def all(self) -> int:
+        return self.dense + self.experts
+
+
+NOTHING = Bytes()
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Layer:
     """One layer: bytes of its weights, numbers in its KV cache per token, whether its attention has a window, numbers in its
-    state per sequence."""
+    state per sequence. Of the `kv` numbers so many are `values`, of the weights so many `experts`; some are in `ram` or on a
+    `gpu` wherever the layer is. `largest` is its largest tensor, in bytes."""
 
     weights: int
     kv: int
     sliding: bool
     state: int
+    values: int = 0
+    experts: int = 0
+    ram: Bytes = NOTHING
+    gpu: Bytes = NOTHING
+    largest: int = 0
+
+    def kv_bytes(self, types: tuple[KvType, KvType]) -> float:
+        """Return the bytes of its KV cache per token, with keys and values of these types."""
+        return (self.kv - self.values) * KV_BYTES[types[0]] + self.values * KV_BYTES[types[1]]
+
+    def places(self, on_gpu: bool, experts_in_ram: bool) -> tuple[Bytes, Bytes]:
+        """Return the weights that are on the GPU and in RAM, if the layer is on the GPU, with or without its experts."""
+        free = Bytes(
+            self.weights - self.experts - self.ram.dense - self.gpu.dense, self.experts - self.ram.experts - self.gpu.experts
+        )
+        gpu = Bytes(self.gpu.dense + on_gpu * free.dense, self.gpu.experts + (on_gpu and not experts_in_ram) * free.experts)
+        return gpu, Bytes(self.weights - self.experts - gpu.dense, self.experts - gpu.experts)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -44,7 +88,8 @@ class Shape:
     """The figures of a model that determine its memory. `embeddings` and `output` are bytes, one tensor if `tied`; `rest` is
     the bytes of other tensors outside the layers; the other figures are vector widths or counts. `window`: tokens that layers
     with a sliding window see. `compressible`: the KV cache may have a block type. `embeds`: it makes embeddings or scores, no
-    text; `whole`: each text must be computed in one step; `draft` is the model that drafts for it."""
+    text; `whole`: each text must be computed in one step; `draft` is the model that drafts for it. A token uses
+    `experts_used` of `experts` in each layer that has them. `output_in_ram`: wherever the layers are."""
 
     layers: tuple[Layer, ...]
     embeddings: int
@@ -65,6 +110,8 @@ class Shape:
     embeds: bool = False
     whole: bool = False
     draft: Shape | None = None
+    experts: int = 0
+    output_in_ram: bool = False
 
     @property
     def weights(self) -> int:
@@ -76,14 +123,26 @@ class Shape:
         return int(sum(layer.kv for layer in self.layers) * KV_BYTES[kv_type])
 
     @property
+    def has_experts(self) -> bool:
+        """True if layers have experts that can be in RAM while the rest is on a GPU."""
+        return any(layer.experts for layer in self.layers)
+
+    @property
+    def share_of_experts(self) -> float:
+        """The share of its experts that a token uses."""
+        return min(1.0, self.experts_used / self.experts) if self.experts else 1.0
+
+    @property
     def keeps_state(self) -> bool:
         """True if every sequence takes memory for a state of its own."""
         return any(layer.state for layer in self.layers)
 
 
-def shape(header: Header) -> Shape:
-    """Return the shape of a model, with llama.cpp's defaults for missing keys. Raises ModelLoadError for impossible figures."""
-    layers = _layers(header)
+def shape(header: Header, overrides: Sequence[tuple[str, str]] = ()) -> Shape:
+    """Return the shape of a model, with llama.cpp's defaults for missing keys. `overrides` are pairs of a pattern and the
+    device for tensors of that name. Raises ModelLoadError for impossible figures."""
+    compiled = [(compiled_pattern(pattern), device) for pattern, device in overrides]
+    layers = _layers(header, compiled)
     width = header.number("embedding_length") or 0
     by_name = {tensor.name: tensor.size for tensor in header.tensors}
     embeddings, output = by_name.get("token_embd.weight", 0), by_name.get("output.weight", 0)
@@ -106,11 +165,21 @@ def shape(header: Header) -> Shape:
         n_vocab=header.n_vocab,
         n_merges=header.lengths.get("tokenizer.ggml.merges", 0),
         n_ctx_train=header.number("context_length") or 0,
-        compressible=key % 32 == 0 and value % 32 == 0,
+        compressible=key % 32 == 0 and value % 32 == 0 and len(layers) <= CROWDED.get(header.architecture, MOST_LAYERS),
         window=_window(header) if any(layer.sliding for layer in layers) else 0,
         embeds=header.embeds,
         whole=header.embeds and (ahead or header.number("pooling_type") not in BY_THE_LAST),
+        experts=header.number("expert_count") or 0,
+        output_in_ram=_device("output.weight" if output else "token_embd.weight", compiled) == "CPU",
     )
+
+
+def compiled_pattern(pattern: str) -> re.Pattern[str]:
+    """Return the pattern of --override-tensor, to search names of tensors with. Raises ConfigError."""
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"override_tensor: {pattern!r} is not a regular expression: {error}") from None
 
 
 def approximate(size: int, n_ctx_train: int = 0) -> Shape:
@@ -119,7 +188,8 @@ def approximate(size: int, n_ctx_train: int = 0) -> Shape:
     width = max(256, int(4096 * scale**0.35 / 256) * 256)
     layers = max(8, int(32 * scale**0.2))
     embeddings = size // 12
-    each = Layer(weights=(size - embeddings) // layers, kv=int(65536 * scale**0.5 / layers), sliding=False, state=0)
+    kv = int(65536 * scale**0.5 / layers)
+    each = Layer(weights=(size - embeddings) // layers, kv=kv, sliding=False, state=0, values=kv // 2)
     return Shape(
         layers=(each,) * layers,
         embeddings=embeddings,
@@ -139,15 +209,20 @@ def approximate(size: int, n_ctx_train: int = 0) -> Shape:
     )
 
 
-def _layers(header: Header) -> tuple[Layer, ...]:
+def _device(name: str, overrides: Overrides) -> str:
+    """Return the device that a tensor is put on, empty for none."""
+    return next((device for pattern, device in overrides if pattern.search(name)), "")
+
+
+def _layers(header: Header, overrides: Overrides) -> tuple[Layer, ...]:
     # The layers for multi-token prediction (nextn) are not loaded.
     count = max(0, (header.number("block_count") or 0) - (header.number("nextn_predict_layers") or 0))
     if count > MOST_LAYERS:
         raise ModelLoadError(header.path, f"block_count: llama.cpp computes up to {MOST_LAYERS} layers, the file says {count}")
-    weights = dict.fromkeys(range(count), 0)
+    tensors: dict[int | None, list[Tensor]] = {index: [] for index in range(count)}
     for tensor in header.tensors:
-        if tensor.layer in weights:
-            weights[tensor.layer] += tensor.size
+        if tensor.layer in tensors:
+            tensors[tensor.layer].append(tensor)
     heads = header.number("attention.head_count") or 0
     kv_heads = header.each_layer("attention.head_count_kv", count, heads)
     if header.architecture in ENCODERS:
@@ -158,14 +233,41 @@ def _layers(header: Header) -> tuple[Layer, ...]:
     with_kv = SHARED_KV.get(header.architecture, count) if shared is None else count - shared
     state = _state(header)
     return tuple(
-        Layer(
-            weights=weights[index],
-            kv=0 if only_state else kv_heads[index] * sum(_head(header, "_swa" if sliding[index] else "")),
-            sliding=sliding[index],
-            state=state if has_state else 0,
+        _layer(
+            tensors[index],
+            (0, 0) if only_state else _head(header, "_swa" if sliding[index] else ""),
+            kv_heads[index],
+            sliding[index],
+            state if has_state else 0,
+            overrides,
         )
         for index, has_state in enumerate(recurrent)
         for only_state in [(has_state and header.architecture not in BOTH) or index >= with_kv]
+    )
+
+
+def _layer(
+    tensors: Sequence[Tensor],
+    head: tuple[int, int],
+    heads: int,
+    sliding: bool,
+    state: int,
+    overrides: Overrides,
+) -> Layer:
+    sizes = {"": [0, 0], "CPU": [0, 0], "GPU": [0, 0]}
+    for tensor in tensors:
+        device = _device(tensor.name, overrides)
+        sizes["GPU" if device not in sizes else device][_EXPERTS.search(tensor.name) is not None] += tensor.size
+    return Layer(
+        weights=sum(map(sum, sizes.values())),
+        kv=heads * sum(head),
+        sliding=sliding,
+        state=state,
+        values=heads * head[1],
+        experts=sum(experts for _, experts in sizes.values()),
+        ram=Bytes(*sizes["CPU"]),
+        gpu=Bytes(*sizes["GPU"]),
+        largest=max((tensor.size for tensor in tensors), default=0),
     )
 
 

@@ -32,7 +32,8 @@ log = logging.getLogger(__name__)
 @dataclasses.dataclass(frozen=True, slots=True)
 class Loaded:
     """A model ready to answer. `created` is the time of the load in seconds since the epoch, `memory` the measured use,
-    `seconds` the duration of the load; `markup` matches the model's control tokens in a text."""
+    `seconds` the duration of the load; `markup` matches the model's control tokens in a text, `reason` is that of its fit to
+    this machine."""
 
     spec: ModelSpec
     engine: Engine
@@ -41,6 +42,7 @@ class Loaded:
     memory: MemoryUse
     seconds: float
     markup: re.Pattern[str] | None = None
+    reason: str = ""
 
     @property
     def system(self) -> str | None:
@@ -84,7 +86,7 @@ def open_model(spec: ModelSpec, suited: Suited, engine: OpenEngine, memory: Memo
         raise ModelLoadError(path, str(error)) from None
     seconds = time.perf_counter() - began
     use = memory.reading().since(before)
-    return Loaded(spec, made, template, int(time.time()), use, seconds, markup(made.info.control_tokens))
+    return Loaded(spec, made, template, int(time.time()), use, seconds, markup(made.info.control_tokens), suited.reason)
 
 
 def _template(info: ModelInfo, chosen: str | None) -> ChatTemplate:

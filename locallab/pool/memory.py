@@ -14,11 +14,12 @@ import msgspec
 import psutil
 
 from locallab import hardware
+from locallab.engine.devices import devices, gpus
 from locallab.errors import ModelLoadError
-from locallab.fit import Fit, Machine, file_shape, fit_model, fitted
+from locallab.fit import Fit, Machine, check_placement, file_shape, fit_model, fitted
 from locallab.models import gguf
 from locallab.models.spec import ModelSpec
-from locallab.settings import EngineSettings, resolve
+from locallab.settings import EngineSettings, configured, resolve
 
 Layers = Sequence[tuple[str, Mapping[str, Any]]]
 
@@ -146,8 +147,10 @@ class Memory:
         beside = file_shape(draft) if draft else None
         try:
             header = header or gguf.read(path)
+            _check(spec, layers, header)
             fit = fit_model(spec, header, machine, layers, beside)
         except ModelLoadError:  # llama.cpp may accept the file, and explains better what is wrong with it
+            _check(spec, layers, None)
             guess = fit_model(msgspec.structs.replace(spec, size=path.stat().st_size), None, machine, layers, beside)
             suited = Suited(settings_of(spec, layers), _need(path, guess, machine), "its header cannot be read", header)
             return _with_mmproj(_with_draft(suited, draft), mmproj, taken)
@@ -182,6 +185,12 @@ class Memory:
 def settings_of(spec: ModelSpec, layers: Layers) -> EngineSettings:
     """Return the model's settings before any fit to the machine. Raises ConfigError."""
     return resolve(EngineSettings, (f"models.yaml: {spec.id}", spec.engine_settings), *layers)
+
+
+def _check(spec: ModelSpec, layers: Layers, header: gguf.Header | None) -> None:
+    """Raise ConfigError for a setting that this model or this machine cannot have."""
+    options = configured(EngineSettings, (f"models.yaml: {spec.id}", spec.engine_settings), *layers)
+    check_placement(options, header, [each.name for each in devices()], [each.name for each in gpus()])
 
 
 def _with_draft(suited: Suited, draft: Path | None) -> Suited:

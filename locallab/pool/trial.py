@@ -128,7 +128,8 @@ class Trials:
     def _place(self, digest: str, suited: Suited) -> Path:
         facts = build_features()
         on_gpu = suited.settings.gpu_layers != 0
-        key = f"{VERSION} {digest} {facts['llama_cpp_python']} {facts['system_info']} {on_gpu}"
+        placed = suited.settings.unusual or ""
+        key = f"{VERSION} {digest} {facts['llama_cpp_python']} {facts['system_info']} {on_gpu}{placed}"
         return self._folder / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
 
 

@@ -20,6 +20,7 @@ class Sample:
     share: Annotated[float, Meta(ge=0, description="a share")] = 0.5
     size: Annotated[float, Meta(gt=0, le=9, description="a size")] = 1.0
     name: Annotated[str, Meta(description="a name")] = "x"
+    pairs: Annotated[str | None, Meta(description="pairs, comma-separated", extra={"each": "KEY=VALUE"})] = None
 
 
 def run(*arguments: str) -> tuple[dict[str, Any], click.testing.Result]:
@@ -39,13 +40,22 @@ def test_flag() -> None:
 
 def test_unused_options_are_none() -> None:
     assert set(run()[0].values()) == {None}
-    assert list(run()[0]) == ["some_count", "limit", "kind", "quick", "share", "size", "name"]
+    assert list(run()[0]) == ["some_count", "limit", "kind", "quick", "share", "size", "name", "pairs"]
 
 
 def test_options_have_their_types() -> None:
     numbers = ("--some-count", "4", "--limit", "5", "--share", "1", "--size", "2.5")
     seen, _ = run(*numbers, "--kind", "b", "--no-quick", "--name", "y")
-    assert seen == {"some_count": 4, "limit": 5, "kind": "b", "quick": False, "share": 1.0, "size": 2.5, "name": "y"}
+    assert seen == {
+        "some_count": 4,
+        "limit": 5,
+        "kind": "b",
+        "quick": False,
+        "share": 1.0,
+        "size": 2.5,
+        "name": "y",
+        "pairs": None,
+    }
     assert run("--quick")[0]["quick"] is True
 
 
@@ -66,6 +76,12 @@ def test_wrong_values_are_refused(arguments: list[str], reason: str) -> None:
     assert result.exit_code == 2
     assert arguments[0] in result.stderr
     assert reason in result.stderr
+
+
+def test_a_flag_may_be_given_several_times() -> None:
+    assert run("--pairs", "a=1")[0]["pairs"] == "a=1"
+    assert run("--pairs", "a=1", "--pairs", "b=2,c=3")[0]["pairs"] == "a=1,b=2,c=3"
+    assert "--pairs KEY=VALUE pairs, comma-separated" in " ".join(run("--help")[1].output.split())
 
 
 def test_help_has_descriptions_defaults_and_ranges() -> None:

@@ -53,7 +53,7 @@ class FakeModel:
     def sliding_window(self) -> int:
         return 512 if self.memory == "window" else 0
 
-    def kv_bytes_per_token(self, _kv_type: str) -> int:
+    def kv_bytes_per_token(self, _kv_type: str, _kv_type_v: str) -> int:
         return 1000
 
     def meta(self, _key: str) -> None:
@@ -122,6 +122,11 @@ def test_only_full_attention_is_cut_and_shared(memory: llama.Memory) -> None:
 def test_tiles_are_a_cpu_s_with_floats_that_it_computes_with(on_gpu: bool, kv_type: str, tile: int) -> None:
     found = limits_of(on_gpu=on_gpu, kv_type=kv_type, threads=3)
     assert (found.tile, found.heads, found.threads) == (tile, 9, 3)
+
+
+def test_there_are_no_tiles_for_keys_and_values_of_two_types() -> None:
+    assert limits_of(kv_type_k="f32").tile == 0
+    assert limits_of(kv_type="q8_0", kv_type_k="f16", kv_type_v="f16").tile == 64
 
 
 WORK = {  # tile, count, start: work

@@ -74,3 +74,19 @@ def test_what_must_be_free_holds_and_hardly_less_does(ram: int, vram: int, kind:
 
     assert machine(0).holds(ram, vram)
     assert not machine(3).holds(ram, vram)
+
+
+def test_the_gpus_that_settings_choose() -> None:
+    three = Machine(GIB, tuple(Gpu(name, size * GIB) for name, size in (("a", 10), ("b", 20), ("c", 30))), gpu_build=True)
+    assert three.with_gpus({}) == three
+    assert [gpu.name for gpu in three.with_gpus({"split_mode": "none"}).gpus] == ["a"]
+    assert [gpu.name for gpu in three.with_gpus({"split_mode": "none", "main_gpu": 2}).gpus] == ["c"]
+
+
+def test_shares_of_gpus_make_the_first_full_one_the_limit() -> None:
+    two = Machine(GIB, (Gpu("a", 100 * GIB), Gpu("b", 20 * GIB)), gpu_build=True)
+    assert two.usable_vram == 95 * GIB + 19 * GIB
+    assert two.with_gpus({"tensor_split": "1,1"}).usable_vram == 38 * GIB
+    assert two.with_gpus({"tensor_split": "3,1"}).usable_vram == 76 * GIB
+    assert two.with_gpus({"tensor_split": "1,0"}).usable_vram == 95 * GIB
+    assert two.with_gpus({"tensor_split": "0,0"}).usable_vram == two.usable_vram

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 
 from locallab.errors import ModelLoadError
-from locallab.fit import approximate, shape
+from locallab.fit import Load, approximate, estimate, shape
 from locallab.models.gguf import read
+from tests.support import tiny_gguf
+from tests.support.gguf_headers import Made
 
 Step = Callable[[gguf.GGUFWriter], object]
 
@@ -179,3 +182,41 @@ def test_states(path: Path, architecture: str, steps: list[Step], states: list[i
 @pytest.mark.parametrize("size", [1, 10**8, 10**9, 10**10, 10**12])
 def test_a_usual_shape_has_the_size_asked_for(size: int) -> None:
     assert approximate(size).weights == pytest.approx(size, rel=0.01, abs=100)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "ram", "gpu"),
+    [
+        ((), [(0, 0), (0, 0)], [(0, 0), (0, 0)]),
+        (((r"_exps", "CPU"),), [(0, 1), (0, 1)], [(0, 0), (0, 0)]),
+        (((r"blk\.1\.", "CPU"),), [(0, 0), (1, 1)], [(0, 0), (0, 0)]),
+        (((r"blk\.1\.attn", "CUDA1"), (r"blk\.1\.", "CPU")), [(0, 0), (1, 1)], [(0, 0), (1, 0)]),
+        ((("gate", "CPU"), ("_exps", "CUDA0")), [(1, 1), (1, 1)], [(0, 1), (0, 1)]),
+    ],
+    ids=["nothing", "experts", "a layer", "the first match counts", "on a GPU"],
+)
+def test_tensors_that_are_put_elsewhere(
+    tmp_path: Path, overrides: tuple[tuple[str, str], ...], ram: list[tuple[int, int]], gpu: list[tuple[int, int]]
+) -> None:
+    """Of each of the first two layers, whether any dense weights and any experts are pinned to RAM and to a GPU."""
+    header = read(tiny_gguf.write(tmp_path / "mixture.gguf", "gpt-oss"))
+    plain, found = shape(header), shape(header, overrides)
+    assert found.weights == plain.weights and plain.has_experts
+    assert [(int(each.ram.dense > 0), int(each.ram.experts > 0)) for each in found.layers[:2]] == ram
+    assert [(int(each.gpu.dense > 0), int(each.gpu.experts > 0)) for each in found.layers[:2]] == gpu
+    for layer in found.layers:
+        for on_gpu in (False, True):
+            on, inside = layer.places(on_gpu, experts_in_ram=False)
+            assert on.all + inside.all == layer.weights and min(*on, *inside) >= 0
+            assert on.all >= layer.gpu.all and inside.all >= layer.ram.all
+
+
+def test_an_output_that_is_to_be_in_ram(tmp_path: Path) -> None:
+    load = Load(gpu_layers=-1, context=512, kv_tokens=512, kv_type="f16", parallel=1, kv_layout="unified")
+    made = Made(architecture="llama", layers=2, width=64, heads=2, kv_heads=1, feed_forward=64, vocabulary=4096)
+    for tied, name in ((True, "token_embd"), (False, "^output\\.weight")):
+        header = read(dataclasses.replace(made, tied=tied).write(tmp_path / "made.gguf"))
+        usual, moved = shape(header), shape(header, ((name, "CPU"),))
+        before, after = estimate(usual, load), estimate(moved, load)
+        assert before.gpu_weights - after.gpu_weights == usual.output
+        assert after.weights == usual.weights

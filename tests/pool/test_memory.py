@@ -3,6 +3,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 import psutil
 import pytest
 
+import locallab
 from locallab import hardware
-from locallab.errors import ModelLoadError
+from locallab.errors import ConfigError, ModelLoadError
 from locallab.fit.machine import GPU_MARGIN
 from locallab.models import FileSource, ModelSpec, Registry, Store, gguf
 from locallab.pool import Pool
@@ -81,11 +83,11 @@ class Roomy(Memory):
 
 def test_the_engine_gets_what_was_chosen_and_what_is_fixed(tiny: Path) -> None:
     layers = [("--parallel", {"parallel": 3}), ("--step-ms", {"step_ms": 7})]
-    suited = Roomy(2 << 30).suit(spec(context=400, settings={"kv_type": "q8_0"}), tiny, layers)
+    suited = Roomy(2 << 30).suit(spec(context=400, settings={"kv_type": "f32"}), tiny, layers)
     found = suited.settings
-    assert (found.context, found.kv_type, found.parallel, found.step_ms) == (400, "q8_0", 3, 7)
+    assert (found.context, found.kv_type, found.parallel, found.step_ms) == (400, "f32", 3, 7)
     assert found.kv_tokens and found.kv_tokens >= 3 * 400
-    assert suited.reason.startswith("on the CPU, context 400, KV q8_0 in 3 streams, 3 requests at once: takes ")
+    assert suited.reason.startswith("on the CPU, context 400, KV f32 in 3 streams, 3 requests at once: takes ")
 
 
 def test_the_context_that_an_entry_wants_is_lowered_where_it_does_not_fit(tiny: Path) -> None:
@@ -226,3 +228,27 @@ def test_readings(gpu: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) ->
     assert memory.reading().since(before).vram == 2 << 30
     assert Reading(5, own=7).since(Reading(9, own=3)) == MemoryUse(0, 4)
     assert Reading(5, device=7).since(Reading(1, device=9)) == MemoryUse(4, 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"n_cpu_moe": 3}, "n_cpu_moe: tiny.gguf has no experts"),
+        ({"override_tensor": "experts=CPU"}, "override_tensor: 'experts' matches no tensor of tiny.gguf"),
+        ({"override_tensor": "blk=CUDA99"}, "override_tensor: there is no device CUDA99; there are "),
+        ({"kv_type_v": "q8_0"}, "kv_type_v: q8_0 stores 32 numbers in a block, and a head of tiny.gguf has 16"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_what_cannot_be_had_is_refused_before_a_load(tiny: Path, settings: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(reason)):
+        Roomy(2 << 30).suit(spec(settings=settings), tiny, ())
+    with pytest.raises(ConfigError, match=re.escape(reason)):
+        locallab.Engine(str(tiny), **settings)
+
+
+def test_devices_are_checked_for_a_file_without_a_header(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    path.write_bytes(b"GGUF" + bytes(MIB))
+    with pytest.raises(ConfigError, match="there is no device CUDA99"):
+        Roomy(2 << 30).suit(spec(), path, [("flags", {"override_tensor": "blk=CUDA99"})])

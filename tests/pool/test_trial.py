@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -232,3 +234,23 @@ def test_a_folder_that_cannot_be_written_costs_a_trial(
     (tmp_path / "trials").write_text("a file")
     Trials(tmp_path / "trials").run(suited(sound), None)
     assert "cannot be kept" in caplog.text
+
+
+def placed(path: Path, **settings: Any) -> Suited:
+    found = suited(path)
+    return dataclasses.replace(found, settings=dataclasses.replace(found.settings, **settings))
+
+
+def test_another_placement_is_tried_again(sound: Path, tmp_path: Path, trials: Trials, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(tmp_path, monkeypatch, "exit 0")
+    trials.run(suited(sound), None)
+    stand_in(tmp_path, monkeypatch, "kill -SEGV $$")
+    trials.run(placed(sound, mlock=True), None)
+    with pytest.raises(ModelLoadError, match="SIGSEGV"):
+        trials.run(placed(sound, rope_scale=2.0), None)
+
+
+def test_a_trial_places_the_model_as_the_load_does(sound: Path, trials: Trials) -> None:
+    trials.run(placed(sound, override_tensor=r"blk\.(0|1)\.=CPU,output=CPU", kv_type_v="f32", mmap=False), None)
+    with pytest.raises(ModelLoadError, match="there is no device CUDA99; there are"):
+        trials.run(placed(sound, override_tensor="blk=CUDA99"), None)

@@ -318,7 +318,7 @@ class TestScript:
         assert done.returncode == 0
         table = dict(line.strip("| ").split(" | ", 1) for line in done.stdout.split("\n\n")[0].splitlines())
         assert table["llama.cpp"] == "on the CPU, as installed" and "random-tiny.gguf" in table["model"]
-        assert "kv_layout streams" in table["chosen"] and table["why"].startswith("on the CPU, context 8,192")
+        assert "kv_layout streams" in table["chosen"] and table["why"].startswith("on the CPU, context 32,768")
         assert re.match(r"\d+ passed", table["tests marked gpu"])
         assert re.match(r"[0-9.]+ of the C\+\+ server; ", table["short, 2 clients"])
         for sampling in ("greedy", "temperature 1"):

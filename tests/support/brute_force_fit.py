@@ -44,24 +44,27 @@ def logged() -> Iterator[list[str]]:
 
 
 def rehearsed(path: Path, load: Load, cache: KvCache) -> dict[str, float]:
-    """Return the bytes of KV cache with states, compute buffers and logits, from a load that allocates nothing."""
+    """Return the bytes of weights, of KV cache with states, of compute buffers and of logits, from a load that allocates
+    nothing."""
     model_params = llama_cpp.llama_model_default_params()
     model_params.no_alloc = True
     model_params.load_mode = 0  # no mapped file
     params = llama_cpp.llama_context_default_params()
     params.n_ctx, params.n_batch, params.n_ubatch = cache.cells, load.batch, min(load.ubatch, load.batch)
     params.n_seq_max, params.n_outputs_max = cache.sequences, cache.outputs
-    params.type_k = params.type_v = KV_TYPES[load.kv_type]
+    params.type_k, params.type_v = (KV_TYPES[each] for each in load.kv_types)
     params.kv_unified = cache.layout == "unified"
     params.swa_full = False
     with logged() as lines:
         model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_params)
         assert model, lines[-3:]
+        weights = llama_cpp.llama_model_size(model)
         context = llama_cpp.llama_init_from_model(model, params)
         assert context, lines[-3:]
         llama_cpp.llama_free(context)
         llama_cpp.llama_model_free(model)
     return {
+        "weights": weights,
         "memory": _total(lines, r"size = +([\d.]+) MiB \( *\d+ cells"),
         "compute": _total(lines, r" compute buffer size += +([\d.]+) MiB"),
         "logits": _total(lines, r" output buffer size += +([\d.]+) MiB"),

@@ -12,14 +12,15 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-F16, F32, Q4_K, Q8_0 = (gguf.GGMLQuantizationType[name] for name in ("F16", "F32", "Q4_K", "Q8_0"))
+F16, F32, MXFP4, Q4_K, Q8_0 = (gguf.GGMLQuantizationType[name] for name in ("F16", "F32", "MXFP4", "Q4_K", "Q8_0"))
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
 BLOCK = 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Made:
-    """A model to write. `attention` are the layers with attention if not all have it; `window` is the sliding window."""
+    """A model to write. `attention` are the layers with attention if not all have it; `window` is the sliding window; `trained`
+    the trained context; `expert_type` the type of the experts, if it is another one."""
 
     architecture: str
     layers: int
@@ -37,6 +38,8 @@ class Made:
     tied: bool = True
     type: gguf.GGMLQuantizationType = Q4_K
     spelled: bool = False
+    trained: int = 32768
+    expert_type: gguf.GGMLQuantizationType | None = None
 
     def write(self, path: Path) -> Path:
         """Write the model to `path`, and return it."""
@@ -56,16 +59,13 @@ class Made:
         return path
 
     def _facts(self, writer: gguf.GGUFWriter) -> None:
-        writer.add_context_length(32768)
+        writer.add_context_length(self.trained)
         writer.add_embedding_length(self.width)
         writer.add_block_count(self.layers)
         writer.add_layer_norm_rms_eps(1e-5)
         writer.add_feed_forward_length(self.feed_forward)
         writer.add_head_count(self.heads)
-        writer.add_head_count_kv([self.kv_heads if self._attends(i) else 0 for i in range(self.layers)])
-        if self.head:
-            writer.add_key_length(self.head)
-            writer.add_value_length(self.head)
+        self._heads(writer)
         if self.experts:
             count, used, width = self.experts
             writer.add_expert_count(count)
@@ -82,6 +82,12 @@ class Made:
             writer.add_ssm_group_count(groups)
         if self.taps:
             writer.add_shortconv_l_cache(self.taps)
+
+    def _heads(self, writer: gguf.GGUFWriter) -> None:
+        writer.add_head_count_kv([self.kv_heads if self._attends(i) else 0 for i in range(self.layers)])
+        if self.head:
+            writer.add_key_length(self.head)
+            writer.add_value_length(self.head)
 
     def _vocabulary(self, writer: gguf.GGUFWriter) -> None:
         if not self.spelled:
@@ -117,17 +123,22 @@ class Made:
         else:
             yield from self._recurrent()
         if self.experts:
-            count, _, width = self.experts
             yield "ffn_norm.weight", (self.width,)
-            yield "ffn_gate_inp.weight", (count, self.width)
-            yield "ffn_gate_exps.weight", (count, width, self.width)
-            yield "ffn_up_exps.weight", (count, width, self.width)
-            yield "ffn_down_exps.weight", (count, self.width, width)
+            yield from self._mixture(*self.experts)
         elif self.feed_forward:
             yield "ffn_norm.weight", (self.width,)
-            yield "ffn_gate.weight", (self.feed_forward, self.width)
-            yield "ffn_up.weight", (self.feed_forward, self.width)
-            yield "ffn_down.weight", (self.width, self.feed_forward)
+            yield from self._dense("", self.feed_forward)
+
+    def _mixture(self, count: int, used: int, width: int) -> Shapes:
+        yield "ffn_gate_inp.weight", (count, self.width)
+        yield "ffn_gate_exps.weight", (count, width, self.width)
+        yield "ffn_up_exps.weight", (count, width, self.width)
+        yield "ffn_down_exps.weight", (count, self.width, width)
+
+    def _dense(self, kind: str, width: int) -> Shapes:
+        yield f"ffn_gate{kind}.weight", (width, self.width)
+        yield f"ffn_up{kind}.weight", (width, self.width)
+        yield f"ffn_down{kind}.weight", (self.width, width)
 
     def _attention(self) -> Shapes:
         head = self.head or self.width // self.heads
@@ -180,7 +191,8 @@ class Made:
             or "ssm_" in name.replace("ssm_in", "").replace("ssm_out", "")
             or "conv.weight" in name
         )
-        kind = F32 if exact or len(shape) == 1 else self.type
+        usual = self.expert_type if self.expert_type and "_exps" in name else self.type
+        kind = F32 if exact or len(shape) == 1 else usual
         block, size = gguf.GGML_QUANT_SIZES[kind]
         if shape[-1] % block:
             kind = Q8_0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -13,21 +13,22 @@ import click
 
 from locallab import settings
 from locallab.cli.llama_library import loading_llama
-from locallab.cli.settings_options import Layer, layers, options, server_settings
+from locallab.cli.settings_options import layers, options, server_settings
 from locallab.settings import EngineSettings, KvType, ServerSettings
 
 if TYPE_CHECKING:
     from locallab.fit import Fit, Machine, Shape
     from locallab.models import ModelSpec
 
-NAMES = ("context", "gpu_layers", "kv_type", "kv_layout", "parallel")
+NAMES = ("context", "gpu_layers", "n_cpu_moe", "kv_type", "kv_layout", "parallel")
+PLACES = ("cpu_moe", "override_tensor", "split_mode", "tensor_split", "main_gpu", "kv_type_k", "kv_type_v")
 CONTEXTS = (2048, 4096, 8192, 16384, 32768, 65536, 131072)
 KV_TYPES: tuple[KvType, ...] = ("f16", "q8_0", "q4_0")
 
 
 @click.command("fit")
 @click.argument("model")
-@options(EngineSettings, only=(*NAMES, "draft_model"))
+@options(EngineSettings, only=(*NAMES, *PLACES, "draft_model"))
 @options(ServerSettings, only=("registry",))
 @click.option("--json", "as_json", is_flag=True, help="print an object of model, machine, table and chosen")
 def command(model: str, as_json: bool, registry: str | None, **flags: Any) -> int:
@@ -35,9 +36,10 @@ def command(model: str, as_json: bool, registry: str | None, **flags: Any) -> in
 
     A model that is not on disk is estimated from its size, which is less exact. Exit status 1 if it does not fit at all.
     """
-    from locallab.fit import Machine, draft_shape, fit_model, model_shape
+    from locallab.fit import Machine, check_placement, draft_shape, fit_model, model_shape
     from locallab.models import Registry, Store, gguf
     from locallab.models.drafts import draft_of
+    from locallab.placement_settings import overrides
 
     known = Registry.discover(server_settings(registry=registry).registry)
     spec = known.resolve(model)
@@ -46,11 +48,15 @@ def command(model: str, as_json: bool, registry: str | None, **flags: Any) -> in
     draft = draft_of(spec, settings.resolve(EngineSettings, ("", spec.settings), *fixed), known)
     beside = draft_shape(draft, Store().path(draft.spec, draft.part)) if draft else None
     with loading_llama():
+        from locallab.engine import devices
         from locallab.engine.llama import supports_gpu
-    machine = Machine.here(supports_gpu())
+    configured = settings.configured(EngineSettings, ("", spec.settings), *fixed)
+    machine = Machine.here(supports_gpu()).with_gpus(configured)
     header = gguf.read(path) if path else None
-    shape, chosen = model_shape(spec, header, beside), fit_model(spec, header, machine, fixed, beside)
-    report = Report(spec, path, machine, shape, chosen, list(_cells(spec, path, machine, fixed, chosen, shape)))
+    check_placement(configured, header, [each.name for each in devices.devices()], [each.name for each in devices.gpus()])
+    shape = model_shape(spec, header, beside, overrides(configured.get("override_tensor")))
+    chosen = fit_model(spec, header, machine, fixed, beside)
+    report = Report(spec, path, machine, shape, chosen, list(_cells(configured, path, machine, chosen, shape)))
     if as_json:
         click.echo(json.dumps(report.as_dict()))
     else:
@@ -58,17 +64,14 @@ def command(model: str, as_json: bool, registry: str | None, **flags: Any) -> in
     return 0 if chosen.fits else 1
 
 
-def _cells(
-    spec: ModelSpec, path: Path | None, machine: Machine, fixed: Sequence[Layer], chosen: Fit, shape: Shape
-) -> Iterator[Fit]:
+def _cells(configured: Mapping[str, Any], path: Path | None, machine: Machine, chosen: Fit, shape: Shape) -> Iterator[Fit]:
     """Yield the fit for each context and each KV type, in rows of KV_TYPES."""
     from locallab.fit import Wishes, choose
 
     largest = shape.n_ctx_train or max(32768, chosen.load.context)
-    options = settings.configured(EngineSettings, ("", spec.settings), *fixed)
     for context in sorted({*(each for each in CONTEXTS if each <= largest), chosen.load.context}):
         for kv_type in KV_TYPES:
-            wishes = Wishes.of({**options, "context": context, "kv_type": kv_type})
+            wishes = Wishes.of({**configured, "context": context, "kv_type": kv_type, "kv_type_k": None, "kv_type_v": None})
             yield choose(shape, machine, wishes, approximate=path is None)
 
 
@@ -101,7 +104,12 @@ class Report:
             "context_trained": shape.n_ctx_train or None,
             "kv_bytes_per_token": {kv_type: shape.kv_bytes(kv_type) for kv_type in get_args(KvType)},
             "table": [_entry(shape, cell) for cell in self.cells],
-            "chosen": {**_entry(shape, chosen), "cache_ram_mib": chosen.cache_ram_mib, "reason": chosen.reason},
+            "chosen": {
+                **_entry(shape, chosen),
+                "cache_ram_mib": chosen.cache_ram_mib,
+                "speed": None if shape.embeds else dataclasses.asdict(chosen.speed),
+                "reason": chosen.reason,
+            },
         }
 
     def print(self) -> None:
@@ -128,6 +136,8 @@ class Report:
             table.add_row(f"{row[0].load.context:,}", *(_cell(shape, cell) for cell in row))
         console.print(table)
         console.print(f"chosen: {chosen.reason}" if chosen.fits else chosen.reason, markup=False)
+        if not shape.embeds:
+            console.print(f"the speed comes from {chosen.speed.described}", markup=False)
 
 
 def _entry(shape: Shape, fit: Fit) -> dict[str, Any]:

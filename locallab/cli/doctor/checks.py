@@ -172,7 +172,9 @@ def unloadable(status: int, output: str) -> Check:
 def features(facts: Mapping[str, Any], flags: Sequence[str]) -> Check:
     """Check that llama.cpp was built to use the CPU's vector instructions, by a compiler that handles AMX."""
     system = str(facts["system_info"]).strip(" |")
+    found = [f"{each['name']} ({each['description']})" for each in facts.get("devices", ())]
     device = "GPU offload" if facts["gpu_offload"] else "CPU only"
+    device += f", devices {', '.join(found)}" if found else ""
     detail = f"llama-cpp-python {facts['llama_cpp_python']}, {device}; {system}"
     unused = [flag.upper() for flag in ("avx2", "fma", "f16c") if flag in flags and f"{flag.upper()} = 1" not in system]
     if unused and not facts["gpu_offload"]:

@@ -11,8 +11,10 @@ import numpy.typing as npt
 from locallab.engine import llama_log
 from locallab.engine.batch import Batch
 from locallab.engine.llama import KV_TYPES, Model
+from locallab.engine.placement import fill_positions
 from locallab.errors import EngineFailure, ModelLoadError
 from locallab.memory_model import STEP
+from locallab.settings import EngineSettings
 
 Rows = npt.NDArray[np.float32]
 
@@ -58,28 +60,30 @@ def pair_template(model: Model) -> str | None:
 class PooledContext:
     """A llama_context for embeddings. Owned by one thread; keeps no state between calls."""
 
-    def __init__(self, model: Model, *, tokens: int, n_sequences: int, threads: int, kv_type: str) -> None:
-        """Allocate room for `tokens` in `n_sequences` (llama_init_from_model). Raises ModelLoadError when that fails."""
+    def __init__(self, model: Model, *, tokens: int, n_sequences: int, threads: int, settings: EngineSettings) -> None:
+        """Allocate room for `tokens` in `n_sequences` (llama_init_from_model), with the types of KV cache and the positions of
+        the settings. Raises ModelLoadError when that fails."""
         self._model = model
         self._encodes = bool(llama_cpp.llama_model_has_encoder(model.handle))
         self._in_steps = in_steps(model)
-        self._ctx = self._make(tokens, n_sequences, threads, kv_type)
+        self._ctx = self._make(tokens, n_sequences, threads, settings)
         self._memory = llama_cpp.llama_get_memory(self._ctx)
         if self._in_steps and not self._memory:
             self.close()
             self._in_steps = False
-            self._ctx = self._make(tokens, n_sequences, threads, kv_type)
+            self._ctx = self._make(tokens, n_sequences, threads, settings)
         self._batch = Batch(tokens)
         self._width = width(model)
 
-    def _make(self, tokens: int, n_sequences: int, threads: int, kv_type: str) -> int:
+    def _make(self, tokens: int, n_sequences: int, threads: int, settings: EngineSettings) -> int:
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = params.n_batch = tokens
         params.n_ubatch = min(tokens, STEP) if self._in_steps else tokens
         params.n_seq_max = n_sequences
         params.n_outputs_max = n_sequences if self._in_steps else 0
         params.n_threads = params.n_threads_batch = threads
-        params.type_k = params.type_v = KV_TYPES[kv_type]
+        params.type_k, params.type_v = (KV_TYPES[each] for each in settings.kv_types)
+        fill_positions(params, settings)
         params.kv_unified = True
         params.no_perf = True
         params.embeddings = True

@@ -78,9 +78,7 @@ class EmbeddingEngine(Engine):
         model, on_gpu = self._open_model(path, native)
         limits = limits_of(model, settings, free_memory(model, settings, on_gpu), on_gpu)
         threads = settings.threads or hardware.threads()
-        context = PooledContext(
-            model, tokens=limits.cells, n_sequences=limits.sequences, threads=threads, kv_type=settings.kv_type
-        )
+        context = PooledContext(model, tokens=limits.cells, n_sequences=limits.sequences, threads=threads, settings=settings)
         native.callback(context.close)
         finish = _finish(model)
         context.compute([[0]])  # what cannot be computed is not to be found by the first request

@@ -49,7 +49,7 @@ def limits(model: llama.Model, settings: EngineSettings, free: int, on_gpu: bool
 def _cost(model: llama.Model, settings: EngineSettings, tokens: int) -> int:
     """Return the bytes that a sequence of so many tokens takes."""
     if in_steps(model):
-        return tokens * model.kv_bytes_per_token(settings.kv_type)
+        return tokens * model.kv_bytes_per_token(*settings.kv_types)
     return tokens * (_output_bytes(model) + tokens * MASK_BYTES)
 
 

@@ -122,6 +122,27 @@ def test_wishes(gpu: None) -> None:
     assert "GPU 12" in fit("qwen2.5-coder:7b", "--gpu-layers", "12").stdout
 
 
+def test_what_goes_where(path: Path, gpu: None) -> None:
+    mixture = tiny_gguf.write(path.with_name("mixture.gguf"), "gpt-oss")
+    free, apart = (report(str(mixture), *flags)["chosen"] for flags in ((), ("--cpu-moe",)))
+    assert (free["n_cpu_moe"], apart["n_cpu_moe"]) == (0, 4)
+    assert apart["gpu_bytes"] < free["gpu_bytes"] and "the experts of 4 in RAM" in apart["reason"]
+    assert report(str(mixture), "--n-cpu-moe", "2")["chosen"]["n_cpu_moe"] == 2
+    flags = ("--override-tensor", r"blk\.0\.=CPU", "--override-tensor", "blk.1=CPU")
+    assert report(str(path), *flags)["chosen"]["gpu_bytes"] < report(str(path))["chosen"]["gpu_bytes"]
+    assert fit(str(path), "--override-tensor", "blk=CUDA9").exit_code == 2
+    assert "n_cpu_moe: tiny.gguf has no experts" in fit(str(path), "--n-cpu-moe", "2").stderr
+
+
+def test_the_speed_to_expect(path: Path, gpu: None) -> None:
+    found = report(str(path), "--gpu-layers", "3")["chosen"]["speed"]
+    assert found["gpu_bandwidth"] == 360 * 10**9 and found["gpu_known"]
+    assert found["gpu_bytes"] and found["ram_bytes"] and found["tokens_per_second"] > 0
+    shown = fit(str(path), "--gpu-layers", "3").stdout
+    assert "tokens/s for one request, by memory bandwidth" in shown
+    assert "the speed comes from 360 GB/s of the GPU (as its maker states) and " in shown
+
+
 def test_a_layout_of_one_s_own() -> None:
     pooled = report("qwen2.5-coder:7b", "--kv-layout", "unified")
     assert {row["kv_layout"] for row in pooled["table"]} == {"unified"}

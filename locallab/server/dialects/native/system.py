@@ -16,6 +16,7 @@ from starlette.routing import BaseRoute
 
 from locallab import hardware
 from locallab.engine import EngineStats, ModelInfo, build_features
+from locallab.engine.devices import Kind as DeviceKind
 from locallab.engine.llama import Memory
 from locallab.engine.request import MissReason, Tier
 from locallab.pool import Loaded, Pool, PoolStats
@@ -115,6 +116,14 @@ class Machine(msgspec.Struct):
     disk: Disk
 
 
+class Device(msgspec.Struct):
+    """A device that tensors can be on; its name is what --override-tensor takes."""
+
+    name: str
+    description: str
+    kind: DeviceKind
+
+
 class Build(msgspec.Struct):
     """The build of llama.cpp."""
 
@@ -124,6 +133,7 @@ class Build(msgspec.Struct):
     mmap: bool
     miscompiled_amx: Annotated[str | None, Meta(description="the compiler that miscompiled AMX, which is then disabled")]
     system_info: str
+    devices: list[Device]
 
 
 class OpenMP(msgspec.Struct):
@@ -195,6 +205,7 @@ class LoadedModel(msgspec.Struct, kw_only=True):
     memory_kind: MemoryKind = UNSET
     kv_layout: KvLayout = UNSET
     prefix_reuse: PrefixReuse
+    fit: Annotated[str, Meta(description="how it was fitted to this machine, and why")]
     loaded_at: Annotated[int, Meta(description="seconds since the epoch")]
     load_seconds: float
     stats: EngineStats
@@ -254,6 +265,7 @@ def loaded_model(loaded: Loaded) -> LoadedModel:
         kv_tokens=info.kv_tokens,
         memory=MemoryFigures(loaded.memory.ram, loaded.memory.vram),
         **kv_facts(info),
+        fit=loaded.reason,
         loaded_at=loaded.created,
         load_seconds=round(loaded.seconds, 3),
         stats=loaded.engine.stats(),
