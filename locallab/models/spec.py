@@ -81,9 +81,9 @@ Source = HubSource | PypiSource | FileSource
 class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One registry entry. `size` is the bytes of the model, None if unknown, `active` those that one token reads, if they are
     fewer; `memory` the bytes of a GPU or of RAM that it runs well in. `context` is the default tokens of one request, None
-    for the engine's default. `recommended` says for which machines, true for all. `modalities` are what a prompt may hold, ()
-    if the entry does not say. `template` is a file with the chat template to use, `system` the system prompt of conversations
-    without one. A variant shares the files of the model `base`."""
+    for those it was trained for, as far as memory allows. `recommended` says for which machines, true for all. `modalities` are
+    what a prompt may hold, () if the entry does not say. `template` is a file with the chat template to use, `system` the
+    system prompt of conversations without one. A variant shares the files of the model `base`."""
 
     id: ModelId
     source: Source
