@@ -76,7 +76,7 @@ def width(model: Path) -> int:
     from locallab.models import gguf
 
     header = gguf.read(model)
-    found = header.number(f"{header.architecture}.embedding_length")
+    found = header.number("embedding_length")
     if found is None:
         raise ValueError(f"{model}: its header has no embedding length")
     return found

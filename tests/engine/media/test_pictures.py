@@ -13,6 +13,7 @@ import pytest
 from locallab.engine import TextEngine
 from locallab.engine.costs import StepCosts
 from locallab.engine.media.runs import Prompt, joined
+from locallab.engine.mover import Mover
 from locallab.errors import ContextLengthExceeded, InvalidField, ModelLoadError
 from tests.support import tiny_gguf, tiny_projector
 from tests.support.live_engine import TIE, Answer, ask, cancel, running, start
@@ -26,14 +27,29 @@ def restores_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StepCosts, "pays", lambda *_: True)
 
 
-@pytest.fixture(scope="module", params=tiny_projector.KINDS)
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+PAIRS = [
+    *tiny_projector.KINDS.items(),
+    ("qwen2vl_merger", "qwen35"),
+    ("idefics3", "gemma3"),
+    ("gemma3", "llama"),
+    ("idefics3", "lfm2"),
+]
+"""Projectors with the models that they are for, and with models that keep a state or a window besides."""
+
+
+@pytest.fixture(scope="module", params=PAIRS, ids="-".join)
+def pair(request: pytest.FixtureRequest) -> tuple[str, str]:
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def files(kind: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return write(tmp_path_factory.mktemp("models"), kind)
+def kind(pair: tuple[str, str]) -> str:
+    return pair[0]
+
+
+@pytest.fixture(scope="module")
+def files(pair: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return write(tmp_path_factory.mktemp("models"), *pair)
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +59,8 @@ def reference(files: tuple[Path, Path]) -> Iterator[Reference]:
     found.close()
 
 
-def write(folder: Path, kind: str) -> tuple[Path, Path]:
-    architecture = tiny_projector.KINDS[kind]
+def write(folder: Path, kind: str, architecture: str = "") -> tuple[Path, Path]:
+    architecture = architecture or tiny_projector.KINDS[kind]
     model = tiny_gguf.write(folder / f"{architecture}.gguf", architecture, more=tiny_projector.vocabulary(kind))
     return model, tiny_projector.write(folder / "mmproj.gguf", kind)
 
@@ -145,6 +161,25 @@ def test_the_next_turn_finds_the_picture(
         parts = [*parts, [*first.tokens, *words(3, 5)], media(kind, 2, 70, 30), words(4, 4)]
         second = asked(engine, reference, parts)
         assert second.cached == whole
+
+
+@each_layout
+def test_a_picture_comes_back_from_host_ram(
+    kind: str, files: tuple[Path, Path], reference: Reference, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of it is left in the KV cache: others have taken every place."""
+    restored: list[int] = []
+    put_back = Mover._put_back
+    monkeypatch.setattr(Mover, "_put_back", lambda *of: (restored.append(of[3]), put_back(*of))[1])
+    parts: list[Part] = [words(1, 9), media(kind, 1), words(2, 20)]
+    with opened(files, kv_layout=layout, parallel=2, kv_tokens=1024, cache_ram_mib=64) as engine:
+        first = asked(engine, reference, parts)
+        for i in range(4):
+            together = [start(engine, words(50 + 2 * i + j, 200), 40) for j in range(2)]
+            assert {answer.reason for answer in together} == {"length"}
+        again = asked(engine, reference, [*parts, [*first.tokens, *words(3, 5)]])
+        assert again.cached >= len(prompt(engine, parts)) - 1
+        assert restored and again.cached > sum(run.count for run in prompt(engine, parts).runs)
 
 
 @pytest.mark.parametrize("ram", [0, 64])
