@@ -16,7 +16,17 @@ from collections.abc import Sequence as Seq
 
 from locallab.engine.limits import Limits
 from locallab.engine.media.runs import Run, uncut
-from locallab.engine.prefix_tree import NEGLIGIBLE, NO_EDGE, Entry, Key, Node, PrefixTree, common_length, path_of
+from locallab.engine.prefix_tree import (
+    NEGLIGIBLE,
+    Entry,
+    Key,
+    Node,
+    PrefixTree,
+    common_length,
+    first_edge,
+    key_of,
+    path_of,
+)
 from locallab.engine.request import CacheUse, MissReason, Tier
 
 
@@ -161,14 +171,14 @@ class PrefixCache(PrefixTree):
         """Add a running sequence whose first `shared` tokens are cells of another. Raises ValueError for a slot in use."""
         if slot in self._entries:
             raise ValueError(f"slot {slot} is in use")
-        self._entries[slot] = Entry(self._root, 0, shared, owner=owner, edge=0 if owner else NO_EDGE)
+        self._entries[slot] = Entry(self._root, 0, shared, owner=owner, edge=first_edge(owner))
         self.extend(slot, tokens)
         self._cold = None
 
     def take_over(self, slot: int, tokens: list[int], length: int, owner: str = "") -> None:
         """Make a finished sequence a running one with `tokens`, of which it keeps the first `length`."""
         self.remove(slot)
-        self._entries[slot] = Entry(self._root, owner=owner, edge=0 if owner else NO_EDGE)
+        self._entries[slot] = Entry(self._root, owner=owner, edge=first_edge(owner))
         self.extend(slot, tokens)
         self.advance(slot, length)
         self._cold = None
@@ -186,7 +196,7 @@ class PrefixCache(PrefixTree):
                 at, rest = at + n, rest[n:]
                 if rest and at < node.end:
                     node = self._split(node, at)
-            elif child := node.children.get((entry.owner, rest[0]) if at == edge else rest[0]):
+            elif child := node.children.get(key_of(entry.owner, rest[0], at, edge)):
                 node = child
                 self._join(slot, node)
             elif at != edge and self._grows(node, slot):

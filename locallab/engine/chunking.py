@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as Seq
 
 from locallab.engine.costs import StepCosts
 from locallab.engine.cut import LEAST, cut
@@ -45,7 +46,7 @@ class Chunking:
         spare = sum(s.pending for s in decoding) - n_decode
         if spare:
             spare = min(spare, self._budget(n_decode), self.limits.batch - n_decode, room)
-        drafts = self.drafting.chunks(decoding, free) if not spare else {}
+        drafts = self.drafting.chunks(decoding, free) if free > 0 and not spare else {}
         for sequence in decoding:
             if sequence in drafts:
                 yield drafts[sequence]
@@ -54,14 +55,17 @@ class Chunking:
             spare -= count - 1
             yield Chunk.of(sequence, count)
 
-    def prompts(self, prefilling: list[Sequence], answers: list[Chunk], room: int, outputs: int) -> Iterator[Chunk]:
-        """Yield chunks of prompts beside those of `answers`, as long as these tolerate: at most `room` cells, and `outputs` log
-        probabilities beyond the one that each prompt may need."""
+    def prompts(
+        self, prefilling: list[Sequence], answers: list[Chunk], room: int, outputs: int, others: Seq[Sequence] = ()
+    ) -> Iterator[Chunk]:
+        """Yield chunks of prompts beside those of `answers`, as long as these tolerate, and `others`, which read answers that
+        are no part of this step: at most `room` cells, and `outputs` log probabilities beyond the one that each prompt may
+        need."""
         if not prefilling:
             return
         room = min(self.limits.batch - sum(chunk.count for chunk in answers), room)
         left = min(room, STEP)
-        spent, patience = self._answer_seconds(answers), self._patience(answers, prefilling)
+        spent, patience = self._answer_seconds(answers), self._patience(answers, prefilling, others)
         first = True
         for sequence in self.shares.by_debt(self._in_turn([s for s in prefilling if not s.awaits])):
             if left < (1 if first else LEAST) or not (first or spent + self.costs.prompt(LEAST) <= patience):
@@ -79,7 +83,7 @@ class Chunking:
                 continue
             self._ahead = max(0, self._ahead + (count if sequence.urgent else -count))
             chunk = Chunk.of(sequence, count)
-            if chunk.last and not answers:
+            if chunk.last and not answers and not others:
                 patience = BEGUN * self.limits.step_seconds  # now somebody reads
             yield chunk
             first, left, spent = False, left - count, spent + seconds
@@ -98,13 +102,14 @@ class Chunking:
         cells, _ = work(answers, self.limits)
         return self.costs.decode(sum(chunk.count for chunk in answers) + len(lengths), cells + sum(lengths))
 
-    def _patience(self, answers: list[Chunk], prefilling: list[Sequence]) -> float:
+    def _patience(self, answers: list[Chunk], prefilling: list[Sequence], others: Seq[Sequence]) -> float:
         """Return the seconds that a step may take: what the least patient reader tolerates, no more than `step_seconds`. Where
         there are many, prompts get their share of the time, since who reads and who waits for the first token shares it."""
         step = self.limits.step_seconds
-        if not answers:
+        readers = [*(chunk.sequence for chunk in answers), *others]
+        if not readers:
             return ALONE * step
-        tolerated = min(self._tolerated(chunk.sequence) for chunk in answers)
+        tolerated = min(self._tolerated(reader) for reader in readers)
         return max(SHARE * self._answer_seconds(answers, prefilling), min(step, tolerated))
 
     def _tolerated(self, reader: Sequence) -> float:
@@ -172,14 +177,20 @@ def work(chunks: list[Chunk], limits: Limits) -> tuple[int, float]:
     return cells, sum(limits.work(chunk.count, chunk.start) for chunk in chunks if not chunk.is_answer)
 
 
-def learn(costs: StepCosts, chunks: list[Chunk], limits: Limits, seconds: float, waited: bool) -> None:
-    """Show the costs a batch; one with drafts and prompts tells too little of either."""
+def learn(costs: StepCosts, chunks: list[Chunk], limits: Limits, seconds: float, waited: bool, switched: bool) -> None:
+    """Show the costs a batch, which may have been `switched` to other adapters; one with drafts and prompts tells too little of
+    either."""
     n_answers = sum(chunk.count for chunk in chunks if chunk.is_answer)
+    n_prompt = sum(chunk.count for chunk in chunks) - n_answers
     drafts = [len(chunk.draft) for chunk in chunks if chunk.draft]
+    cells, prompts = work(chunks, limits)
+    if switched:
+        if waited and not n_prompt and not drafts:
+            costs.observe_switch(seconds - costs.decode(n_answers, cells))
+        seconds = max(seconds / 10, seconds - costs.switch_seconds)
     if not drafts:
-        n_prompt = sum(chunk.count for chunk in chunks) - n_answers
-        (costs.observe if waited else costs.defer)(n_answers, n_prompt, seconds, *work(chunks, limits))
-    elif all(chunk.is_answer for chunk in chunks):
+        (costs.observe if waited else costs.defer)(n_answers, n_prompt, seconds, cells, prompts)
+    elif not n_prompt:
         costs.observe_drafts(len(chunks), len(drafts), max(drafts), seconds)
 
 

@@ -9,8 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from locallab.engine import llama_log
+from locallab.engine.adapters import AdapterSet
 from locallab.engine.batch import AnyBatch
 from locallab.engine.llama import KV_TYPES, Model
+from locallab.engine.lora import Adapters
 from locallab.engine.placement import fill_positions
 from locallab.engine.state_format import STATE_HEAD, Bytes, Rows, StateFormat, learn
 from locallab.errors import EngineFailure, ModelLoadError
@@ -84,6 +86,7 @@ class Context:
         self.n_ctx: int = llama_cpp.llama_n_ctx(self._ctx)
         self.places = model.places
         self.format = StateFormat()
+        self.adapters: Adapters | None = None
         self._buffer = np.empty(0, np.uint8)
         self._window = 0 if model.keeps_state else model.sliding_window
 
@@ -91,6 +94,10 @@ class Context:
     def handle(self) -> int:
         """The llama_context pointer."""
         return self._ctx  # type: ignore[no-any-return]
+
+    def use(self, adapters: AdapterSet) -> bool:
+        """Let the next batches be computed with a set of the `adapters`. Return whether another one was in use."""
+        return self.adapters is not None and self.adapters.use(self._ctx, adapters)
 
     def decode(self, batch: AnyBatch) -> int:
         """Compute `batch` and wait (llama_decode, llama_synchronize). Returns 0 or NO_ROOM.

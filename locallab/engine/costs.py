@@ -29,11 +29,13 @@ class StepCosts:
     """Estimates that a batch takes what its answers and its prompt tokens take, and each of the two a constant, so much a token
     and so much a cell that attention passes.
 
-    `move_seconds` is the time to save or to restore a token's state.
+    `move_seconds` is the time to save or to restore a token's state, `switch_seconds` what a batch takes longer behind one with
+    other adapters.
     """
 
     def __init__(self) -> None:
         self.move_seconds = 0.0
+        self.switch_seconds = 0.0
         self._begun = (0, 0, 0.0, 0.0, 0.0)  # batches that nobody has waited for: as `observe` has them
         self._context = 0.0
         self._decode = _Fit((_DOUBT, _DOUBT, _DOUBT))
@@ -84,6 +86,10 @@ class StepCosts:
         """Learn from a sequence of `tokens` that was saved or restored in `seconds`."""
         new = seconds / max(1, tokens)
         self.move_seconds += (_WEIGHT if self.move_seconds else 1.0) * (new - self.move_seconds)
+
+    def observe_switch(self, seconds: float) -> None:
+        """Learn that a batch behind one with other adapters took so many seconds longer."""
+        self.switch_seconds = max(0.0, self.switch_seconds + _WEIGHT * (seconds - self.switch_seconds))
 
     def decode(self, n_decode: int, cells: float | None = None) -> float:
         """Return the seconds of a batch of `n_decode` answer tokens that see `cells` cells, by default as many as lately."""

@@ -19,6 +19,7 @@ from typing import Any, Literal, Protocol
 
 from locallab import hardware
 from locallab.engine import llama
+from locallab.engine.adapters import AdapterInfo
 from locallab.engine.caller import Caller, Places
 from locallab.engine.commands import Close
 from locallab.engine.limits import kv_room
@@ -47,7 +48,7 @@ class ModelInfo:
     text is made. `fim` is None for a model without fill-in-the-middle tokens.
     `dimensions` are those of an embedding model's vectors; `parallel` requests are computed at once. `sampling` has
     what SamplingParams are for this model unless a request says otherwise. `modalities` are what a prompt may hold: "text",
-    "image", "audio". Sizes in bytes, lengths in
+    "image", "audio". `adapters` are those that it was loaded with, in the order of their ids. Sizes in bytes, lengths in
     tokens."""
 
     path: Path
@@ -75,6 +76,7 @@ class ModelInfo:
     sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     modalities: frozenset[str] = TEXT_ONLY
     named_templates: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    adapters: tuple[AdapterInfo, ...] = ()
 
 
 class Works(Protocol):

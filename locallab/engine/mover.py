@@ -130,7 +130,7 @@ class Mover:
 
     def _fetch(self, sequence: Sequence, end: int) -> None:
         """Read what is only on disk of a prefix, in another thread; the sequence waits, others do not."""
-        records = self._scheduler.cache.missing(sequence.tokens, end, sequence.caller.owner)
+        records = self._scheduler.cache.missing(sequence.tokens, end, sequence.owner)
         if self._disk is None or not records:
             sequence.fetch = "done"
             return
@@ -172,7 +172,7 @@ class Mover:
         if self._try_restore(move):
             self._scheduler.costs.observe_move(end - start, time.perf_counter() - began)
             self._scheduler.restored(sequence, start, end)
-            record = self._scheduler.cache.record(sequence.tokens, end, sequence.caller.owner)
+            record = self._scheduler.cache.record(sequence.tokens, end, sequence.owner)
             if self._disk is not None and record is not None:
                 self._disk.touch(record)
             return
@@ -182,7 +182,7 @@ class Mover:
     def _try_restore(self, move: Restore) -> bool:
         sequence, start, end = move.sequence, move.start, move.end
         try:
-            snapshot = self._scheduler.cache.snapshot(sequence.tokens, start, end, sequence.caller.owner)
+            snapshot = self._scheduler.cache.snapshot(sequence.tokens, start, end, sequence.owner)
             first, last = sequence.position(start), sequence.position(end - 1)
             return snapshot is not None and self._put_back(sequence.slot, first, last + 1, *snapshot)
         except Exception:

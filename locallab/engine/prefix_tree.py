@@ -5,6 +5,7 @@ a fixed part, which belongs to the node's end alone: only there the prefix can b
 
 Prefixes belong to owners, who see none of each other's. All share what is as long as it begins one of the `public` prompts:
 where a prompt of an owner leaves these, its edge, the tree branches by owner and token. The owner "" has no edge.
+An owner may end with the mark of adapters (`adapters.mark`): each set of them has a tree of its own, so to speak.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Sequence as Seq
 
 import numpy as np
 
+from locallab.engine.adapters import mark, person
 from locallab.engine.record import Record
 from locallab.engine.state_format import Bytes, Rows
 
@@ -26,7 +28,7 @@ FORGET = 1 << 18
 """Tokens of prefixes without any state that the tree remembers, to tell what was evicted from what is new."""
 
 Key = int | tuple[str, int]
-"""What leads to a node: its first token, at an edge with the owner."""
+"""What leads to a node: its first token; at an edge with the owner, at the root with the mark of adapters."""
 
 NO_EDGE = -1
 
@@ -192,13 +194,13 @@ class PrefixTree:
 
     def edge(self, tokens: list[int], owner: str) -> int:
         """Return how many of the first `tokens` begin a public prompt; NO_EDGE for the owner of whom all is public."""
-        return max((common_length(prompt, tokens) for prompt in self.public), default=0) if owner else NO_EDGE
+        return max((common_length(prompt, tokens) for prompt in self.public), default=0) if person(owner) else NO_EDGE
 
     def _descend(self, tokens: list[int], limit: int, owner: str) -> tuple[list[Node], int]:
         """Return the nodes that hold the first tokens, the last perhaps in part, and how many tokens they hold."""
         path: list[Node] = []
         node, at, edge = self._root, 0, self.edge(tokens, owner)
-        while at < limit and (child := node.children.get((owner, tokens[at]) if at == edge else tokens[at])):
+        while at < limit and (child := node.children.get(key_of(owner, tokens[at], at, edge))):
             path.append(child)
             at += common_length(child.tokens, tokens, 0, at, edge if at < edge < limit else limit)
             if at < child.end:
@@ -208,7 +210,7 @@ class PrefixTree:
 
     def _append(self, above: Node, tokens: list[int], edge: int, owner: str) -> Node:
         """Add a node of tokens behind another, which has no such node yet."""
-        key = (owner, tokens[0]) if above.end == edge else tokens[0]
+        key = key_of(owner, tokens[0], above.end, edge)
         child = above.children[key] = Node(above.end, tokens, above, key)
         return child
 
@@ -325,6 +327,19 @@ class PrefixTree:
         self._forget_bare(node)
         assert node.parent is not None
         del node.parent.children[node.key]
+
+
+def first_edge(owner: str) -> int:
+    """Return the edge of an owner's prompt of which no token is known."""
+    return 0 if person(owner) else NO_EDGE
+
+
+def key_of(owner: str, token: int, at: int, edge: int) -> Key:
+    """Return what leads to the node of an owner's token at position `at`: prompts with different adapters part at once."""
+    if at == edge:
+        return owner, token
+    adapters = "" if at else mark(owner)
+    return (adapters, token) if adapters else token
 
 
 def path_of(node: Node | None) -> Iterator[Node]:

@@ -46,7 +46,7 @@ class PromptEvents:
         """Show where a prompt left the known ones: in the log alone, since it is text of a prompt."""
         if use.reason == "diverged" and logger.isEnabledFor(logging.DEBUG):
             before, after = sequence.tokens[max(0, use.at - AROUND) : use.at], sequence.tokens[use.at : use.at + AROUND]
-            known = self._cache.followers(sequence.tokens, use.at, sequence.caller.owner)[:AROUND]
+            known = self._cache.followers(sequence.tokens, use.at, sequence.owner)[:AROUND]
             texts = [self._model.text(token for token in tokens if token >= 0) for tokens in (before, after, known)]
             logger.debug("a prompt diverged at token %d: behind %r it has %r, a known one %r", use.at, *texts)
 

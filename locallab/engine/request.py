@@ -59,7 +59,8 @@ class SamplingParams:
     prompt, which is then computed as a whole. `progress` asks for an event before the first and after each
     step of the prompt. `boundaries` are lengths at which prompts are likely to part from this one, such as the end of the
     system prompt: a model whose memory cannot be cut keeps its state there. `prediction` is what the answer may be like: drafts
-    are taken from it, and the answer is the same without.
+    are taken from it, and the answer is the same without. `lora` names the adapters that are on, by id or by name, with their
+    scales; None: as the engine has it.
     """
 
     temperature: float = 0.8
@@ -109,6 +110,7 @@ class SamplingParams:
     progress: bool = False
     boundaries: tuple[int, ...] = ()
     prediction: tuple[int, ...] = ()
+    lora: tuple[tuple[int | str, float], ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,6 +25,7 @@ from locallab.engine.media.runs import uncut
 from locallab.engine.saving import Saving
 from locallab.engine.sequence import UNPLACED, Sequence
 from locallab.engine.step_plan import FORCED, Chunk, Copy, Fetch, Move, Relocate, Remove, Restore, Save, StepPlan
+from locallab.engine.turns import Turns
 from locallab.engine.waiting import Waiting
 
 WORTH_WAITING = 8
@@ -45,6 +46,7 @@ class Scheduler:
         self.waiting = Waiting()
         self.preemptions = 0
         self.shares = Shares()
+        self._turns = Turns(costs, limits.step_seconds)
         self._chunking = Chunking(limits, costs, self.shares, follower)
         self.cache = PrefixCache(cuts=limits.cuts, shares=limits.shares, capacity=limits.cache_bytes)
         self._free_slots = list(range(limits.slots))[::-1]
@@ -55,7 +57,7 @@ class Scheduler:
 
     def submit(self, sequence: Sequence) -> None:
         """Queue a new sequence. Urgent ones come before all others."""
-        edge = self.cache.edge(sequence.tokens, sequence.caller.owner)  # all others have what is before it
+        edge = self.cache.edge(sequence.tokens, sequence.owner)  # all others have what is before it
         wanted = self.limits.boundaries(sequence.n_prompt, (*sequence.params.boundaries, edge))
         sequence.boundaries = sorted({uncut(sequence.runs, at) for at in wanted} - {0})
         self.shares.enter(sequence.caller)
@@ -101,15 +103,15 @@ class Scheduler:
         while self.cache.cold_cells > self.limits.cache_cells and self._evict_one():
             pass  # not before the admission: what a waiting request shares is live now
         self._relocate()
-        decoding = [s for s in decoding if s.slot != UNPLACED]
-        prefilling = [s for s in self.running if s not in decoding]
+        decoding, prefilling, others = self._turns.split(self.running, [s for s in decoding if s.slot != UNPLACED])
         decoding = self.shares.answers(decoding, prefilling, self.costs, self.limits.step_seconds)
-        room = self._room_for_prompts(len(decoding)) if sum(s.pending for s in self.running) > len(decoding) else 0
+        pending = sum(s.pending for s in self.running)
+        room = self._room_for_prompts(len(decoding) + len(others)) if pending > len(decoding) else 0
         outputs = self.limits.outputs - len(self.running)
-        answers = list(self._chunking.answers(decoding, room, min(outputs, self._free_cells - len(decoding))))
+        answers = list(self._chunking.answers(decoding, room, min(outputs, self._free_cells - len(decoding) - len(others))))
         extra = sum(chunk.count for chunk in answers) - len(decoding)
         room, outputs = max(0, room - extra), max(0, outputs - extra)
-        prompts = list(self._chunking.prompts(prefilling, answers, room, outputs))
+        prompts = list(self._chunking.prompts(prefilling, answers, room, outputs, others))
         moves, self._moves = self._moves, []
         return StepPlan(moves, self._chunking.batches(answers, prompts), self._chunking.read([] if prefilling else decoding))
 
@@ -123,7 +125,7 @@ class Scheduler:
             self._advance(sequence, chunk.known)
             at = sequence.pass_boundaries()
             if at and self.cache.capacity and (self.limits.cuts or at == sequence.computed):
-                saves.append(Save(sequence.slot, sequence.tokens[: sequence.computed], sequence.caller.owner))
+                saves.append(Save(sequence.slot, sequence.tokens[: sequence.computed], sequence.owner))
         return saves
 
     def restored(self, sequence: Sequence, start: int, end: int) -> None:
@@ -132,7 +134,7 @@ class Scheduler:
 
     def unrestored(self, sequence: Sequence, end: int) -> None:
         """Queue a sequence again whose first `end` tokens could not be put back; it is computed without them."""
-        self.cache.drop(sequence.tokens[:end], sequence.caller.owner)
+        self.cache.drop(sequence.tokens[:end], sequence.owner)
         self._put_back(sequence)
 
     def unsaved(self, slot: int) -> None:
@@ -190,9 +192,8 @@ class Scheduler:
 
     def _take_turns(self) -> None:
         """Put back the request whose turn has lasted longest, when others wait and every place is taken."""
-        if not self.waiting or len(self.running) < self.limits.parallel:
-            return
-        if max(s.n_answer - s.turn_began for s in self.running) < TURN // 4:
+        places = self.limits.parallel
+        if not self.waiting or len(self.running) < places or max(s.n_answer - s.turn_began for s in self.running) < TURN // 4:
             return
         first = next(self.waiting.in_turn((), self.shares, held(self.running)))
         longest = longest_turn(first, self.running, TURN)
@@ -218,7 +219,7 @@ class Scheduler:
             self._place(sequence, found)
 
     def _match(self, sequence: Sequence) -> Match:
-        found = NO_MATCH if sequence.unscored else self.cache.match(sequence.tokens, sequence.caller.owner)
+        found = NO_MATCH if sequence.unscored else self.cache.match(sequence.tokens, sequence.owner)
         return found.uncut(sequence.runs, self.limits.cuts)
 
     def _make_way(self, sequence: Sequence, found: Match) -> Match:
@@ -258,7 +259,7 @@ class Scheduler:
         if not (source.savable and self.limits.holds(length)) or (passed and not self.limits.cuts):
             return False
         if computed >= length:
-            self._moves.append(Save(source.slot, source.tokens[:computed], source.caller.owner))
+            self._moves.append(Save(source.slot, source.tokens[:computed], source.owner))
         elif length not in source.boundaries:
             bisect.insort(source.boundaries, length)
         source.waiters.append(sequence)
@@ -280,7 +281,7 @@ class Scheduler:
         self.waiting.remove(sequence)
         if self.limits.shares:
             sequence.slot = self._new_slot(sequence, at_once, keep=found.slot)
-            self.cache.add(sequence.slot, sequence.tokens, at_once, sequence.caller.owner)
+            self.cache.add(sequence.slot, sequence.tokens, at_once, sequence.owner)
             self.cache.use(found.slot)
             if at_once:
                 self._moves.append(Copy(found.slot, sequence.slot, 0, sequence.position(at_once)))
@@ -289,7 +290,7 @@ class Scheduler:
         else:
             at_once = 0
             sequence.slot = self._new_slot(sequence, found.stored if restores else 0)
-            self.cache.add(sequence.slot, sequence.tokens, owner=sequence.caller.owner)
+            self.cache.add(sequence.slot, sequence.tokens, owner=sequence.owner)
         computed = found.stored if restores else at_once
         if restores:
             self._restore(sequence, at_once, found.stored)
@@ -303,7 +304,7 @@ class Scheduler:
         if held > length:
             self._save(slot, held - length)
             self._moves.append(Remove(slot, sequence.position(length)))
-        self.cache.take_over(slot, sequence.tokens, length, sequence.caller.owner)
+        self.cache.take_over(slot, sequence.tokens, length, sequence.owner)
         self.saving.forget(slot)
         sequence.slot = slot
 
@@ -311,7 +312,7 @@ class Scheduler:
         while self._free_cells < end - start and self._evict_one():
             pass
         self._reserved += end - start
-        self.cache.use_stored(sequence.tokens, end, sequence.caller.owner)
+        self.cache.use_stored(sequence.tokens, end, sequence.owner)
         self._moves.append(Restore(sequence, start, end))
 
     def _begin_at(self, sequence: Sequence, computed: int, found: Match) -> None:
@@ -370,8 +371,7 @@ class Scheduler:
         return True
 
     def _evict(self, slot: int) -> None:
-        private = self.cache.private_cells(slot)
-        self._save(slot, private)
+        self._save(slot, self.cache.private_cells(slot))
         self.cache.remove(slot)
         self._release(slot)
 

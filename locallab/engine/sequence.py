@@ -7,6 +7,7 @@ import dataclasses
 import time
 from typing import Literal
 
+from locallab.engine.adapters import BASE, AdapterSet
 from locallab.engine.answer import Answer
 from locallab.engine.caller import LOCAL, Caller
 from locallab.engine.media.runs import Run, position, run_at, until
@@ -23,11 +24,11 @@ RECENT = 0.2
 class Sequence:
     """Known tokens (prompt, then answer) of which the first `computed` have their KV in the llama sequence `slot`.
 
-    `limit` is the length at which the answer ends: by max_tokens or by the context. `caller` is who asked; an `urgent` one goes
-    ahead of others. `order` is its place in the queue, `turn_began` the length of the answer when it last left it. Its state is
-    saved at the `boundaries`, unless it proved not `savable`; the `waiters` wait for what it computes now. `fetch` tells of
-    what it needs from disk: "asked" while it is read, "done" once that has come or failed. `runs` are the pictures and sounds
-    among its tokens.
+    `limit` is the length at which the answer ends: by max_tokens or the context. `caller` is who asked, with `adapters`; an
+    `urgent` one goes first. `order` is its place in the queue, `turn_began` the length of the answer when it last left
+    it. Its state is saved at the `boundaries`, unless it proved not `savable`; the `waiters` wait for what it computes now.
+    `fetch` tells of what it needs from disk: "asked" while it is read, "done" once that has come or failed. `runs` are the
+    pictures and sounds among its tokens.
     `lookup` makes drafts of its answer once that has begun; `accepted` and `rejected` count the tokens of those.
     `cache` is what the prefix cache had of its prompt, once that is placed. `submitted`, `began`, `first_token` and
     `last_token` are the times (time.perf_counter) at which it was made, at which the first step of its prompt began, and at
@@ -42,6 +43,7 @@ class Sequence:
     listener: Listener
     urgent: bool = False
     caller: Caller = LOCAL
+    adapters: AdapterSet = BASE
     computed: int = 0
     slot: int = UNPLACED
     cache: CacheUse | None = None
@@ -67,6 +69,11 @@ class Sequence:
         self.computed = 0
         self.fetch = ""
         self.waiters.clear()
+
+    @property
+    def owner(self) -> str:
+        """The owner of its prefixes: the caller's, with the mark of the adapters that they are computed with."""
+        return self.caller.owner + self.adapters.mark
 
     def look_up(self, tokens: list[int]) -> None:
         """Show the next tokens of the answer to what makes drafts of those behind."""

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import itertools
 import logging
-import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from pathlib import Path
@@ -15,8 +14,9 @@ from typing import TYPE_CHECKING
 from locallab import hardware
 from locallab.cache_files import fingerprint
 from locallab.engine import llama
+from locallab.engine.adapters import BASE, AdapterFile, AdapterSet, Scales, chosen
 from locallab.engine.answer import Answer
-from locallab.engine.batch import Batch
+from locallab.engine.calibration import calibrate, measure_switch
 from locallab.engine.caller import LOCAL, Caller
 from locallab.engine.commands import Cancel, Share, Submit
 from locallab.engine.context import Context
@@ -29,16 +29,15 @@ from locallab.engine.engine import device as device_name
 from locallab.engine.grammar.grammars import Grammars
 from locallab.engine.limits import (
     GPU_WALK_SHARE,
-    LEAST_SPACING,
     WALK_SECONDS,
     WALK_SHARE,
     Limits,
     context_length,
     idle_cells,
-    snapshot_spacing,
     ubatch_of,
 )
 from locallab.engine.limits import limits as limits_of
+from locallab.engine.lora import Adapters
 from locallab.engine.media.reader import Reader
 from locallab.engine.media.runs import Prompt, Run, joined
 from locallab.engine.placement import Placement
@@ -48,22 +47,15 @@ from locallab.engine.sampling_check import check
 from locallab.engine.sampling_defaults import sampling_of
 from locallab.engine.scheduler import Scheduler
 from locallab.engine.sequence import Sequence
-from locallab.engine.state_format import UnknownFormat
 from locallab.engine.token_rules import RuleBook, forbids
 from locallab.engine.worker import Worker
-from locallab.errors import ContextLengthExceeded, EngineFailure, InvalidField, ModelLoadError
+from locallab.errors import ContextLengthExceeded, InvalidField, ModelLoadError
 from locallab.media import marker
 from locallab.media.attachment import Attachment
-from locallab.memory_model import STEP
 from locallab.settings import EngineSettings, cache_directory
 
-CALIBRATION_TOKENS = 64
-CALIBRATION_ANSWERS = (8, 32)
-"""Numbers of answers whose step is measured on a GPU at load, besides one."""
 UBATCH_STEP = 32
 """Tokens by which llama.cpp's batches grow where a picture does not fit into one."""
-CALIBRATION_SECONDS = 1.0
-"""Time beyond which no larger chunk of a prompt is measured."""
 
 if TYPE_CHECKING:
     from locallab.engine.media.projector import Projector
@@ -74,10 +66,20 @@ logger = logging.getLogger(__name__)
 class TextEngine(Engine):
     """An engine that answers prompts, many at once in one KV pool."""
 
-    def __init__(self, path: Path, settings: EngineSettings, post: Post = call_each, digest: str | None = None) -> None:
-        """Load the model (seconds). `digest` is that of the weights, if it is known: prefixes on disk are kept under it.
+    def __init__(
+        self,
+        path: Path,
+        settings: EngineSettings,
+        post: Post = call_each,
+        digest: str | None = None,
+        adapters: Seq[AdapterFile] = (),
+    ) -> None:
+        """Load the model (seconds) with its `adapters`, all of them off at first. `digest` is that of the weights, if known:
+        prefixes on disk are kept under it.
         Raises ModelLoadError."""
         self._digest = digest
+        self._adapter_files = tuple(adapters)
+        self._active = BASE
         self._ids = itertools.count()
         self._post = post
         super().__init__(path, settings)
@@ -108,6 +110,7 @@ class TextEngine(Engine):
         tokens, runs = list(prompt), getattr(prompt, "runs", ())
         self.check(prompt, params)
         limit = self.info.context if params.max_tokens is None else min(self.info.context, len(tokens) + params.max_tokens)
+        adapters = self._active if params.lora is None else chosen(self.info.adapters, params.lora)
         guide = self._grammars.guide(params.constraint, forces=not forbids(params)) if params.constraint else None
         with self._lock:
             overloaded = self._admit(caller)
@@ -115,7 +118,7 @@ class TextEngine(Engine):
             greedy = self._settings.device_sampling == "on"
             plan = device_plan(params, rules, self._model.end_tokens, greedy=greedy) if self._samples_on_device else None
             answer = Answer(params, self._model, guide, rules, plan)
-            sequence = Sequence(next(self._ids), tokens, len(tokens), limit, answer, listener, urgent, caller)
+            sequence = Sequence(next(self._ids), tokens, len(tokens), limit, answer, listener, urgent, caller, adapters)
             sequence.runs = tuple(run.at(run.start) for run in runs)
             self._worker.commands.put(Submit(sequence, overloaded))
         return sequence.id
@@ -175,6 +178,15 @@ class TextEngine(Engine):
         """Samples a second of the sounds that the model takes; 0 if it takes none."""
         return self._projector.rate if self._projector is not None and self._projector.hears else 0
 
+    @property
+    def active(self) -> AdapterSet:
+        """The adapters of requests that choose none."""
+        return self._active
+
+    def activate(self, scales: Scales) -> None:
+        """Let requests that choose no adapters have these from now on. Raises InvalidField."""
+        self._active = chosen(self.info.adapters, scales)
+
     def share(self, prompts: Seq[Seq[int]]) -> None:
         """Let all callers have what begins one of these prompts, even where prefixes are kept apart by owner. Only before the
         first request."""
@@ -185,6 +197,7 @@ class TextEngine(Engine):
         check(params, self.info.n_vocab)
         if not tokens:
             raise InvalidField("prompt", "must have at least one token")
+        chosen(self.info.adapters, params.lora or ())
         runs: tuple[Run, ...] = getattr(tokens, "runs", ())
         self._check_tokens("prompt", [token for token in tokens if token >= 0] if runs else tokens)
         if len(tokens) >= self.info.context:
@@ -205,6 +218,11 @@ class TextEngine(Engine):
         model, on_gpu = self._open_model(path, native)
         if not model.has_decoder:
             raise ModelLoadError(path, "this model cannot generate text")
+        lora = Adapters(model, self._adapter_files) if self._adapter_files else None
+        if lora is not None:
+            native.callback(lora.close)
+            if settings.kv_layout == "auto":  # the streams of a set would have gaps between them
+                settings = dataclasses.replace(settings, kv_layout="unified")
         self._grammars = Grammars(model)
         native.callback(self._grammars.close)
         self._projector = self._open_projector(model, native, on_gpu)
@@ -238,7 +256,12 @@ class TextEngine(Engine):
         wanted = settings.device_sampling == "on" or (settings.device_sampling == "auto" and on_gpu)
         self._samples_on_device = wanted and settings.split_mode != "tensor"  # llama.cpp refuses samplers there
         costs = StepCosts()
-        limits = _calibrate(context, costs, model.n_vocab, limits, context_length(model, settings), on_gpu)
+        limits = calibrate(context, costs, model.n_vocab, limits, context_length(model, settings), on_gpu)
+        if lora is not None:
+            context.adapters = lora
+            costs.switch_seconds = measure_switch(context, lora, model.n_vocab)
+            for id, each in enumerate(lora.infos):
+                logger.info("adapter %d of %s is %s, with a scale of %g by default", id, path.name, each.name, each.scale)
         if limits.pooled and settings.cache_tokens is None:
             walk, share = WALK_SECONDS * model.n_layer * model.n_head / threads, WALK_SHARE
             if on_gpu:  # a cell's bytes at the rate at which a step reads the weights
@@ -257,6 +280,7 @@ class TextEngine(Engine):
             parallel=limits.parallel,
             sampling=sampling_of(model, settings),
             modalities=TEXT_ONLY if self._projector is None else self._projector.modalities,
+            adapters=lora.infos if lora else (),
         )
         self._rules = RuleBook(model, self.info.context)
         drafter, follower = None, None
@@ -270,7 +294,9 @@ class TextEngine(Engine):
         if disk is not None:
             native.callback(disk.close)
         scheduler = Scheduler(limits, costs, follower)
-        return Worker(context, scheduler, model, self._post, self._ended, disk, device, drafter, self._projector)
+        worker = Worker(context, scheduler, model, self._post, self._ended, disk, device, drafter, self._projector)
+        worker.totals.adapter_tokens.update({each.name: 0 for each in self.info.adapters})
+        return worker
 
     def _open_projector(self, model: llama.Model, native: contextlib.ExitStack, on_gpu: bool) -> Projector | None:
         """Return what takes pictures and sounds, if there is a projector. Raises ModelLoadError."""
@@ -312,56 +338,3 @@ class TextEngine(Engine):
             **settings.unusual,
         )
         return DiskCache(cache_directory(settings.cache_disk), int(settings.cache_disk_gib * 2**30), facts)
-
-
-def _calibrate(context: Context, costs: StepCosts, n_vocab: int, limits: Limits, n_ctx: int, on_gpu: bool) -> Limits:
-    """Measure a decode step, a prompt chunk and a move, to cut the first chunks for this machine; this also warms up. Return
-    the limits with what the state of a sequence takes."""
-    count = min(CALIBRATION_TOKENS, limits.batch)
-    if on_gpu:
-        _measure_shapes(context, costs, n_vocab, limits)
-    for n in (1, 1, count):
-        seconds = _decode(context, n_vocab, [n])
-        costs.observe(int(n == 1), n if n > 1 else 0, seconds)
-    try:
-        context.learn_format(count, limits.cuts)
-    except UnknownFormat as error:
-        logger.info("%s: prefixes of this model are kept whole", error)
-        limits = dataclasses.replace(limits, cuts=False)
-    began = time.perf_counter()
-    rows, fixed = context.save(0, 0, count)
-    costs.observe_move(count, time.perf_counter() - began)
-    context.clear()
-    spacing = snapshot_spacing(fixed.nbytes, limits.cache_bytes, n_ctx, LEAST_SPACING * costs.move_seconds, costs.per_token())
-    return dataclasses.replace(limits, row_bytes=rows.shape[1], fixed_bytes=fixed.nbytes, snapshot_every=spacing)
-
-
-def _measure_shapes(context: Context, costs: StepCosts, n_vocab: int, limits: Limits) -> None:
-    """Measure steps with several answers and larger chunks of a prompt: on a GPU they take hardly longer than small ones. Each
-    is computed twice, since the first time includes building its graph and loading its kernels."""
-    for answers in CALIBRATION_ANSWERS:
-        if answers <= min(limits.parallel, limits.slots, limits.outputs, limits.batch):
-            costs.observe(answers, 0, [_decode(context, n_vocab, [1] * answers) for _ in range(2)][-1])
-    least = min(CALIBRATION_TOKENS, limits.batch)
-    most = min(limits.ubatch, limits.batch, limits.cells // (limits.slots if limits.even else 1))
-    seconds, known = _decode(context, n_vocab, [least]), least
-    for tokens in sorted({min(STEP, most), most} - {least}):
-        if tokens < least or seconds * tokens / known > CALIBRATION_SECONDS:
-            break
-        seconds, known = [_decode(context, n_vocab, [tokens]) for _ in range(2)][-1], tokens
-        costs.observe(0, tokens, seconds)
-
-
-def _decode(context: Context, n_vocab: int, counts: Seq[int]) -> float:
-    """Compute so many tokens of the first sequences, after forgetting all; return the seconds."""
-    total = sum(counts)
-    positions = [position for count in counts for position in range(count)]
-    sequences = [sequence for sequence, count in enumerate(counts) for _ in range(count)]
-    outputs = [int(position == count - 1) for count in counts for position in range(count)]
-    batch = Batch(total)
-    batch.fill([i % n_vocab for i in range(total)], positions, sequences, outputs)
-    context.clear()
-    began = time.perf_counter()
-    if context.decode(batch):
-        raise EngineFailure("the KV cache has no room for the first tokens")
-    return time.perf_counter() - began

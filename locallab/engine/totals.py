@@ -54,7 +54,9 @@ class Totals:
     `TextEngine.submit`, `inter_token` from one token of an answer to the next, `step` is the duration of a step.
     `accepted_tokens` and `rejected_tokens` are those of drafts.
     `cache_requests` counts prompts by the reason why the prefix cache had no more of them, `missed_tokens` the tokens that it
-    did not have, and `hit_tokens` those that it had, by where they were. `phases` has the seconds of all steps, by part. All
+    did not have, and `hit_tokens` those that it had, by where they were. `phases` has the seconds of all steps, by part.
+    `adapter_tokens` are tokens of answers by the name of each adapter that they were computed with, and `adapter_switches` the
+    times that one batch had other adapters than the one before. All
     keys are there from the start.
     """
 
@@ -65,6 +67,8 @@ class Totals:
     rejected_tokens: int = 0
     preemptions: int = 0
     steps: int = 0
+    adapter_switches: int = 0
+    adapter_tokens: dict[str, int] = dataclasses.field(default_factory=dict)
     cache_requests: dict[MissReason, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(get_args(MissReason), 0))
     missed_tokens: dict[MissReason, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(get_args(MissReason), 0))
     hit_tokens: dict[Tier, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(TIERS, 0))
@@ -115,6 +119,8 @@ class Totals:
     def tokens(self, sequence: Sequence, count: int, now: float) -> None:
         """Count the next `count` tokens of an answer, all known at `now` (time.perf_counter)."""
         self.completion_tokens += count
+        for name in sequence.adapters.names:
+            self.adapter_tokens[name] += count
         if sequence.last_token is None:
             sequence.first_token = now
             self.time_to_first_token.observe(now - sequence.submitted)
@@ -130,6 +136,6 @@ class Totals:
             if isinstance(mine, Histogram):
                 mine.add(theirs)
             elif isinstance(mine, dict):
-                mine.update({key: count + theirs[key] for key, count in mine.items()})
+                mine.update({key: mine.get(key, 0) + count for key, count in theirs.items()})
             else:
                 setattr(self, field.name, mine + theirs)

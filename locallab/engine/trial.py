@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from locallab.engine.adapters import AdapterFile
 from locallab.engine.embedding.embedder import EmbeddingEngine
 from locallab.engine.engine import Engine
 from locallab.engine.media.runs import Prompt, joined
@@ -34,6 +35,9 @@ MEDIA_CONTEXT = 4096
 """The same with a picture and a sound."""
 SIDE = 64
 """Pixels of the side of the picture."""
+
+ADAPTER = "adapter"
+"""What names an adapter to try with the model, beside the names of settings."""
 
 ANSWER = 4
 """Tokens of an answer."""
@@ -55,8 +59,9 @@ def smallest(settings: EngineSettings) -> dict[str, Any]:
     return {**dataclasses.asdict(settings), **least, "cache_disk": None, "draft_model": None}
 
 
-def attempt(path: Path, settings: Mapping[str, Any], embeds: bool) -> None:
-    """Do with a file what a server does: load it, read its whole vocabulary, tokenize, compute, compile a grammar.
+def attempt(path: Path, settings: Mapping[str, Any], embeds: bool, adapter: Path | None = None) -> None:
+    """Do with a file what a server does: load it, read its whole vocabulary, tokenize, compute, compile a grammar; all of it
+    with an adapter, if there is one.
 
     Raises what makes the file useless: ModelLoadError, or what the first request gets. May end the process.
     """
@@ -67,7 +72,8 @@ def attempt(path: Path, settings: Mapping[str, Any], embeds: bool) -> None:
             tokens = _read(model)
             model.embed([tokens[: model.info.context]]).result()
         return
-    text = TextEngine(path, chosen)
+    adapters = [AdapterFile("tried", adapter)] if adapter else []
+    text = TextEngine(path, chosen, adapters=adapters)
     with contextlib.closing(text):
         tokens = _read(text)
         choice = Constraint("choice", '["a", "b"]')
@@ -78,6 +84,7 @@ def attempt(path: Path, settings: Mapping[str, Any], embeds: bool) -> None:
             constraint = None
         prompt = joined([*_media(text), tokens[: text.info.context // 2]])
         last: queue.SimpleQueue[TokenEvent] = queue.SimpleQueue()
+        text.activate([(each.name, each.scale) for each in adapters])
         text.submit(prompt, SamplingParams(max_tokens=ANSWER, ignore_eos=True, constraint=constraint, logprobs=1), last.put)
         while (event := last.get()).finish_reason is None:
             pass
@@ -102,7 +109,8 @@ def _read(engine: Engine) -> list[int]:
 
 
 def main(arguments: list[str]) -> int:
-    """Try the file. `arguments`: its path, "text" or "embeddings", seconds, settings as NAME=VALUE. Return the exit status."""
+    """Try the file. `arguments`: its path, "text" or "embeddings", seconds, settings as NAME=VALUE, perhaps `adapter=PATH`.
+    Return the exit status."""
     path, kind, seconds, *settings = arguments
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends what is inside llama.cpp too, whether or not anyone waits for it
     signal.alarm(int(seconds))
@@ -111,7 +119,9 @@ def main(arguments: list[str]) -> int:
     with contextlib.suppress(OSError):  # where memory runs out, this process ends first
         Path("/proc/self/oom_score_adj").write_text("1000")
     try:
-        attempt(Path(path), dict(each.split("=", 1) for each in settings), kind == "embeddings")
+        given = dict(each.split("=", 1) for each in settings)
+        adapter = given.pop(ADAPTER, None)
+        attempt(Path(path), given, kind == "embeddings", Path(adapter) if adapter else None)
     except Exception as error:  # whatever is raised in this process would be in the other: it is no harm
         print(error.reason if isinstance(error, ModelLoadError) else str(error) or type(error).__name__)
         return REFUSED

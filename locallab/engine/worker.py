@@ -33,10 +33,8 @@ from locallab.errors import EngineClosed, EngineFailure, InvalidField, engine_fa
 
 logger = logging.getLogger(__name__)
 
-
 READING = 0.05
 """Seconds to wait for another thread while there is nothing to compute before it has read from disk."""
-
 FAILURES = 3
 """Failures in a row after which an engine takes itself for broken."""
 
@@ -251,6 +249,7 @@ class Worker:
                 self.commands.put(Fail(chunk.sequence.id, error))
         self._hand_out()  # the event loop works on these while llama.cpp computes and the interpreter is free
         began = self.totals.lap("post", began)
+        switched = self._context.use(chunks[0].sequence.adapters)
         waits = bool(outputs) or self._alone is not None or not self._scheduler.limits.queues
         if (self._context.decode if waits else self._context.submit)(filled) == NO_ROOM:
             if not self._scheduler.relieve():
@@ -258,7 +257,8 @@ class Worker:
             return False
         self._progress = True
         decoded = self.totals.lap("decode", began)
-        learn(self._scheduler.costs, chunks, self._scheduler.limits, decoded - began, waits)
+        self.totals.adapter_switches += switched
+        learn(self._scheduler.costs, chunks, self._scheduler.limits, decoded - began, waits, switched)
         for save in self._scheduler.commit(chunks):
             self._mover.save(save)
         for chunk in chunks:

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from locallab.engine import saving, scheduler
+from locallab.engine.adapters import BASE, chosen
 from locallab.engine.caller import LOCAL, Caller
 from locallab.engine.media.runs import Prompt, Run, ids, joined
 from locallab.engine.prefix_tree import common_length
 from locallab.engine.request import TokenEvent
 from locallab.errors import EngineFailure
 from locallab.settings import Layout
-from tests.support.fake_llama import FakeGuide, Kind, answer, guided_answer, next_token, poor_guess
+from tests.support.fake_llama import ADAPTERS, FakeGuide, Kind, answer, guided_answer, next_token, poor_guess
 from tests.support.worker_rig import Rig
 
 BASES = [[1, 2, 3, 4] * 30, [5, 6, 7] * 10, [1, 2, 3, 4] * 4 + [9] * 20]
@@ -28,6 +29,8 @@ prompts = st.builds(
     st.integers(0, 120),
     st.lists(st.integers(1, 3), min_size=1, max_size=12),
 )
+SETS = [BASE, *(chosen(ADAPTERS, scales) for scales in (((0, 1.0),), ((0, 0.5),), ((0, 1.0), (1, 1.0))))]
+sets = st.sampled_from([*[BASE] * 4, *SETS])
 callers = st.sampled_from([LOCAL, LOCAL, Caller(id="a"), Caller(id="b", weight=2, owner="b"), Caller(id="c", owner="c")])
 CONSTANTS = {"LOOKAHEAD": scheduler, "WORTH_SAVING": saving, "TURN": scheduler}
 KINDS: tuple[Kind, ...] = ("attention", "window", "recurrent")
@@ -113,20 +116,23 @@ class Traffic(RuleBasedStateMachine):
         tells=st.sampled_from([{}, {}, {"logprobs": 0}, {"logprobs": 2, "prompt_logprobs": True}]),
         boundary=st.integers(0, 130),
         caller=callers,
+        adapters=sets,
     )
-    def arrive(self, prompt, max_tokens, guided, urgent, tells, boundary, caller):
+    def arrive(self, prompt, max_tokens, guided, urgent, tells, boundary, caller, adapters):
         guide = FakeGuide(prompt) if guided else None
-        id = self.rig.submit(prompt, max_tokens, guide=guide, urgent=urgent, boundaries=(boundary,), caller=caller, **tells)
+        who = {"caller": caller, "adapters": adapters}
+        id = self.rig.submit(prompt, max_tokens, guide=guide, urgent=urgent, boundaries=(boundary,), **who, **tells)
         if tells:
             self.telling[id] = "prompt_logprobs" in tells
         if guided:
             self.guided.add(id)
         self.wanted[id] = max_tokens
 
-    @rule(prompt=prompts, count=st.integers(2, 4), urgent=st.booleans(), caller=callers)
-    def arrive_together(self, prompt, count, urgent, caller):
+    @rule(prompt=prompts, count=st.integers(2, 4), urgent=st.booleans(), caller=callers, adapters=sets)
+    def arrive_together(self, prompt, count, urgent, caller, adapters):
         for i in range(count):
-            self.wanted[self.rig.submit(prompt, 5, urgent=urgent and i == count - 1, caller=caller)] = 5
+            id = self.rig.submit(prompt, 5, urgent=urgent and i == count - 1, caller=caller, adapters=adapters)
+            self.wanted[id] = 5
 
     @rule(
         texts=st.lists(prompts.map(lambda prompt: prompt[:20]), min_size=1, max_size=3),
@@ -134,14 +140,16 @@ class Traffic(RuleBasedStateMachine):
         max_tokens=st.integers(0, 30),
         count=st.integers(1, 3),
         caller=callers,
+        adapters=sets,
     )
-    def show(self, texts, picture, max_tokens, count, caller):
+    def show(self, texts, picture, max_tokens, count, caller, adapters):
         """Ask several times about the same picture."""
         key, size, whole = picture
         run = Run(0, size, size, key + bytes([size, whole]), "images[0]", whole)
         shown = [part for text in texts for part in (text, Prompt(ids(run.key, size), [run]))]
         for i in range(count):
-            self.wanted[self.rig.submit(joined([*shown, [i + 1]]), max_tokens, caller=caller)] = max_tokens
+            id = self.rig.submit(joined([*shown, [i + 1]]), max_tokens, caller=caller, adapters=adapters)
+            self.wanted[id] = max_tokens
 
     @precondition(lambda self: self.wanted)
     @rule(
@@ -150,13 +158,14 @@ class Traffic(RuleBasedStateMachine):
         tail=st.lists(st.integers(1, 3), min_size=1, max_size=12),
         count=st.integers(1, 3),
         caller=callers,
+        adapters=sets,
     )
-    def go_on(self, data, kept, tail, count, caller):
+    def go_on(self, data, kept, tail, count, caller, adapters):
         """Go on with an answer as it is so far, or edited, perhaps in several ways at once."""
         id = data.draw(st.sampled_from(sorted(self.wanted)))
         prompt = joined([self.rig.asked[id], self.rig.tokens(id)[:kept], tail])
         for i in range(count if len(prompt) < self.rig.context_length - 10 else 0):
-            self.wanted[self.rig.submit(joined([prompt, [i + 1]]), 8, caller=caller)] = 8
+            self.wanted[self.rig.submit(joined([prompt, [i + 1]]), 8, caller=caller, adapters=adapters)] = 8
 
     @precondition(lambda self: self.rig.worker._sequences)
     @rule(data=st.data())
@@ -221,9 +230,9 @@ class Traffic(RuleBasedStateMachine):
         assert 0 <= last.usage.cached_tokens <= read and last.usage.cached_tokens < len(prompt)
 
     def check_owner(self, id):
-        """Check that a request used no more than what is public and what its owner has asked or got."""
-        rig, prompt, owner = self.rig, self.rig.prompts[id], self.rig.callers[id].owner
-        own = [other for other in self.wanted if other != id and rig.callers[other].owner == owner]
+        """Check that a request used no more than what is public and what its owner has asked or got with its adapters."""
+        rig, prompt, mine = self.rig, self.rig.prompts[id], (self.rig.callers[id].owner, self.rig.adapters[id])
+        own = [o for o in self.wanted if o != id and (rig.callers[o].owner, rig.adapters[o]) == mine]
         texts = [[*rig.prompts[other], *rig.tokens(other)] for other in own]
         assert rig.cached(id) <= max((common_length(prompt, text) for text in (*texts, *rig.cache.public)), default=0)
 

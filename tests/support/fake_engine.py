@@ -13,6 +13,7 @@ from typing import Any
 
 from locallab.chat.known_templates import CHATML
 from locallab.engine import LOCAL, Caller, EngineStats, ModelInfo, Totals
+from locallab.engine.adapters import BASE, AdapterInfo, Scales, chosen
 from locallab.engine.post import Post, call_each
 from locallab.engine.request import (
     CacheUse,
@@ -113,6 +114,7 @@ class FakeEngine:
         fim: FimTokens | None = None,
         control_tokens: Mapping[str, int] | None = None,
         modalities: Iterable[str] = ("text",),
+        adapters: Sequence[str] = (),
     ) -> None:
         if "broken" in path.name:
             raise ModelLoadError(path, "not a GGUF file")
@@ -136,6 +138,7 @@ class FakeEngine:
             fim=fim,
             control_tokens=control_tokens or {},
             modalities=frozenset(modalities),
+            adapters=tuple(AdapterInfo(name, 1.0, "", "", name) for name in adapters),
         )
         self.settings = settings
         self._script = script
@@ -149,6 +152,7 @@ class FakeEngine:
         self._running: dict[int, Running] = {}
         self._seen: dict[int, str] = {}
         self._death: Future[EngineDied] = Future()
+        self.active = BASE
         self._thread = threading.Thread(target=self._work, name="fake engine", daemon=True)
         self._thread.start()
 
@@ -215,6 +219,7 @@ class FakeEngine:
             raise InvalidField("prompt", "must have at least one token")
         if any(token < 0 and token not in self._seen for token in tokens) or max(tokens) >= N_VOCAB:
             raise InvalidField("prompt", f"token ids must be from 0 to {N_VOCAB - 1}")
+        chosen(self.info.adapters, params.lora or ())
         if len(tokens) >= self.info.context:
             raise ContextLengthExceeded(len(tokens), self.info.context)
 
@@ -244,6 +249,9 @@ class FakeEngine:
             self._running[request.id] = request
             self._lock.notify()
         return request.id
+
+    def activate(self, scales: Scales) -> None:
+        self.active = chosen(self.info.adapters, scales)
 
     def share(self, prompts: Sequence[Sequence[int]]) -> None:
         self.shared = [detokenize(prompt) for prompt in prompts]

@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from locallab.engine.adapters import BASE, AdapterInfo, AdapterSet
 from locallab.engine.batch import AnyBatch, Batch
 from locallab.engine.context import NO_ROOM
 from locallab.engine.media.runs import Embeddings, ids
@@ -173,6 +174,8 @@ class FakeContext:
         self._outputs: list[list[int]] = []
         self._last: dict[int, int] = {}  # where the last batch began in each sequence
         self._states: dict[bytes, list[int]] = {}
+        self.adapters = BASE
+        self._made: dict[int, AdapterSet] = {}  # what cells were computed with, but for those that were put back
 
     @property
     def used(self) -> int:
@@ -234,6 +237,10 @@ class FakeContext:
         self.sequences[target] = cells
         return True
 
+    def use(self, adapters: AdapterSet) -> bool:
+        before, self.adapters = self.adapters, adapters
+        return before != adapters
+
     def decode(self, batch: AnyBatch) -> int:
         count = batch.raw.n_tokens
         tokens = batch._tokens[:count] if isinstance(batch, Batch) else tokens_of(batch._embeddings)
@@ -251,7 +258,10 @@ class FakeContext:
         for i, slot in enumerate(slots):
             cells = self._of(slot)
             assert batch._positions[i] == len(cells), "positions must have no gaps"
-            cells[len(cells)] = (next(self._cell), int(tokens[i]))
+            cell = next(self._cell)
+            cells[len(cells)] = (cell, int(tokens[i]))
+            self._made[cell] = self.adapters
+            assert {self._made.get(each, self.adapters) for each, _ in cells.values()} == {self.adapters}, "other adapters"
             if batch._outputs[i]:
                 self._outputs.append(self.tokens(slot))
         return 0
@@ -304,6 +314,10 @@ class FakeEncoder:
             wanted[0].embeddings = embeddings_of(ids(wanted[0].key, wanted[0].count))
 
     def close(self) -> None: ...
+
+
+ADAPTERS = tuple(AdapterInfo(name, 1.0, "", "", f"digest of {name}") for name in ("one", "two"))
+"""Those of a FakeContext."""
 
 
 def tokens_in(cells: Cells) -> list[int]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from locallab.engine import SamplingParams, TextEngine, TokenEvent
+from locallab.engine.adapters import AdapterFile
 from locallab.engine.request import CacheUse, TokenLogprob
 from locallab.settings import EngineSettings
 from tests.support.wait import PATIENCE
@@ -98,21 +99,23 @@ def ask(engine: TextEngine, prompt: Sequence[int], n: int, **params: object) -> 
 
 
 @contextlib.contextmanager
-def running(path: Path, **settings: object) -> Iterator[TextEngine]:
+def running(path: Path, adapters: Sequence[AdapterFile] = (), **settings: object) -> Iterator[TextEngine]:
     """Run an engine with a context of 256 tokens, one CPU thread and no caches, unless `settings` differ."""
     defaults = {"context": 256, "parallel": 4, "threads": 1, "gpu_layers": 0, "cache_tokens": 0, "cache_ram_mib": 0}
-    engine = TextEngine(path, EngineSettings(**{**defaults, **settings}))  # type: ignore[arg-type]
+    engine = TextEngine(path, EngineSettings(**{**defaults, **settings}), adapters=adapters)  # type: ignore[arg-type]
     try:
         yield engine
     finally:
         engine.close()
 
 
-def check(path: Path, prompt: Sequence[int], answer: Sequence[int], **params: object) -> None:
+def check(
+    path: Path, prompt: Sequence[int], answer: Sequence[int], adapters: Sequence[AdapterFile] = (), **params: object
+) -> None:
     """Assert that an idle engine without caches and drafts gives `answer` to a request with `params`, up to ties."""
     done: list[int] = list(prompt)
     left = list(answer)
-    with running(path, drafts=False) as engine:
+    with running(path, adapters, drafts=False) as engine:
         while left:
             expected = ask(engine, done, len(left), **params)
             assert expected.cached == 0

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import heapq
 import itertools
+from collections import Counter
 from collections.abc import Sequence as Seq
 
+from locallab.engine.adapters import BASE, AdapterSet
 from locallab.engine.answer import Answer
 from locallab.engine.chunking import work
 from locallab.engine.costs import StepCosts
@@ -62,21 +64,27 @@ def quantile(values: Seq[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
-def simulate(limits: Limits, clients: Seq[Seq[tuple[int, int]]], machine: Machine | None = None) -> Result:
-    """Let each client send its requests (tokens of prompt and of answer) one after the other, and return what they see."""
-    made = _Simulation(limits, clients, machine or Machine())
+def simulate(
+    limits: Limits,
+    clients: Seq[Seq[tuple[int, int]]],
+    machine: Machine | None = None,
+    adapters: Seq[AdapterSet] = (),
+) -> Result:
+    """Let each client send its requests (tokens of prompt and of answer) one after the other, with its `adapters` if there are
+    any, and return what they see."""
+    made = _Simulation(limits, clients, machine or Machine(), adapters or [BASE] * len(clients))
     while made.receive():
         made.step()
     return made.result
 
 
 class _Simulation:
-    def __init__(self, limits: Limits, clients: Seq[Seq[tuple[int, int]]], machine: Machine) -> None:
+    def __init__(self, limits: Limits, clients: Seq[Seq[tuple[int, int]]], machine: Machine, adapters: Seq[AdapterSet]) -> None:
         self.result = Result()
-        self._limits, self._machine = limits, machine
+        self._limits, self._machine, self._adapters = limits, machine, adapters
         self._costs = calibrated(machine)
         self._scheduler = Scheduler(limits, self._costs)
-        self._totals = Totals()
+        self._totals = Totals(adapter_tokens=Counter())
         self._requests = [iter(requests) for requests in clients]
         self._arrivals = [(i * ARRIVAL, i) for i in range(len(clients))]
         self._clients: dict[int, int] = {}
@@ -116,6 +124,7 @@ class _Simulation:
         id = len(self._clients)
         self._clients[id] = client
         sequence = Sequence(id, prompt, n_prompt, n_prompt + n_answer, answer, lambda event: None, submitted=when)
+        sequence.adapters = self._adapters[client]
         self._scheduler.submit(sequence)
 
     def _answer(self, sequence: Sequence) -> None:

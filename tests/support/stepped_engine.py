@@ -14,6 +14,7 @@ import llama_cpp
 import numpy as np
 
 from locallab.engine import LOCAL, Caller, SamplingParams, TextEngine, TokenEvent, llama, text_engine
+from locallab.engine.adapters import AdapterFile
 from locallab.engine.batch import Batch
 from locallab.engine.context import Context
 from locallab.engine.costs import StepCosts
@@ -112,11 +113,13 @@ class SteppedEngine(TextEngine):
     a hundredth of that, whatever the machine, so that the same requests make the same steps. A state that cannot be cut is
     saved every `snapshot_every` tokens, if there is room for it."""
 
-    def __init__(self, path: Path, *, snapshot_every: int = 64, **settings: object) -> None:
+    def __init__(
+        self, path: Path, *, snapshot_every: int = 64, adapters: Sequence[AdapterFile] = (), **settings: object
+    ) -> None:
         defaults = {"context": 256, "kv_tokens": 256, "parallel": 4, "threads": 1, "gpu_layers": 0, "batch": PIECE}
         self._snapshot_every = snapshot_every
         with mock.patch.multiple(text_engine, Context=self._make_context, Scheduler=self._make_scheduler):
-            super().__init__(path, EngineSettings(**{**defaults, **settings}))
+            super().__init__(path, EngineSettings(**{**defaults, **settings}), adapters=adapters)
         self.context.batches.clear()
 
     @property
@@ -131,6 +134,7 @@ class SteppedEngine(TextEngine):
         *,
         urgent: bool = False,
         scored: bool = False,
+        lora: tuple[tuple[int | str, float], ...] | None = None,
         caller: Caller = LOCAL,
     ) -> Request:
         """Submit a request for exactly `wanted` tokens. `scored`: with the log probabilities of the prompt."""
@@ -142,6 +146,7 @@ class SteppedEngine(TextEngine):
             logprobs=0,
             prompt_logprobs=scored,
             boundaries=tuple(boundaries),
+            lora=lora,
         )
         request.id = self.submit(prompt, params, request.events.append, urgent=urgent, caller=caller)
         return request
@@ -205,7 +210,7 @@ def _steady_costs() -> StepCosts:
     costs = StepCosts()
     costs._decode.coefficients = costs._prompt.coefficients = (0.0, 0.001, 0.0)
     costs.observe_move(1000, 0.01)
-    costs.observe = costs.observe_move = lambda *_: None
+    costs.observe = costs.observe_move = costs.observe_switch = lambda *_: None
     return costs
 
 

@@ -60,14 +60,15 @@ def write(
     weights: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
     facts: Mapping[str, float | list[int]] = MappingProxyType({}),
     template: Template = CHATML,
+    plus: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> Path:
     """Write a model of a kind of ARCHITECTURES to `path`, and return it. The same arguments give the same bytes.
 
     `without` names tensors to leave out; `called` is the architecture to claim in the metadata; `more` are tokens behind the
     N_VOCAB that every such model has; `weights` is the type of the matrices whose rows are made of whole blocks; `facts` are
-    further metadata; `template` is the chat template, or several with their names.
+    further metadata; `template` is the chat template, or several with their names; `plus` is added to matrices of these names.
     """
-    model = _Tiny(path, architecture, seed, frozenset(without), called, more, weights, template)
+    model = _Tiny(path, architecture, seed, frozenset(without), called, more, weights, template, plus)
     model.state(facts)
     model.close()
     return path
@@ -84,6 +85,7 @@ class _Tiny:
         more: Tokens,
         weights: gguf.GGMLQuantizationType,
         template: Template,
+        plus: Mapping[str, np.ndarray],
     ) -> None:
         n_vocab = N_VOCAB + len(more)
         self._more = more
@@ -91,6 +93,7 @@ class _Tiny:
         self._without = without
         self._weights = weights
         self._template = template
+        self._plus = plus
         self._writer = gguf.GGUFWriter(path, called or ARCHITECTURES[architecture])
         self._facts()
         self._vocabulary()
@@ -279,7 +282,7 @@ class _Tiny:
     def _matrix(self, name: str, rows: int, columns: int, scale: float | None = None) -> None:
         """Write random weights of deviation `scale`; by default the output is about as large as the input."""
         deviation = columns**-0.5 if scale is None else scale
-        values = self._random.normal(0, deviation, (rows, columns)).astype(np.float32)
+        values = self._random.normal(0, deviation, (rows, columns)).astype(np.float32) + self._plus.get(name, np.float32(0))
         whole = columns % gguf.GGML_QUANT_SIZES[self._weights][0] == 0
         kind = self._weights if whole else gguf.GGMLQuantizationType.F32
         self._add(name, gguf.quants.quantize(values, kind), kind)

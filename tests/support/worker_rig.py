@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 
 from locallab.engine import layout as layouts
+from locallab.engine.adapters import BASE, AdapterSet
 from locallab.engine.answer import Answer
 from locallab.engine.cache import Node
 from locallab.engine.caller import LOCAL, Caller, Places
@@ -25,6 +26,7 @@ from locallab.engine.worker import Worker
 from locallab.errors import EngineFailure
 from locallab.settings import Layout
 from tests.support.fake_llama import (
+    ADAPTERS,
     FIXED_BYTES,
     ROW_BYTES,
     VOCAB,
@@ -105,12 +107,14 @@ class Rig:
         self.places = Places()
         parts = self.context, self.scheduler, FakeModel(), call_each, self._count, None, None, self.drafter
         self.worker = Worker(*parts)  # type: ignore[arg-type]
+        self.worker.totals.adapter_tokens.update({each.name: 0 for each in ADAPTERS})
         self.worker._encoder = FakeEncoder(encode_steps)  # type: ignore[assignment]
         self.masks = self.worker._masks = FakeMasks()  # type: ignore[assignment]
         self.events: dict[int, list[TokenEvent]] = {}
         self.prompts: dict[int, list[int]] = {}
         self.asked: dict[int, Seq[int]] = {}  # with pictures
         self.callers: dict[int, Caller] = {}
+        self.adapters: dict[int, AdapterSet] = {}
         self.chunks: dict[int, list[range]] = collections.defaultdict(list)
         self.put_back: set[int] = set()
         self._ids = iter(range(1 << 30))
@@ -137,6 +141,7 @@ class Rig:
         guide: FakeGuide | None = None,
         urgent: bool = False,
         caller: Caller = LOCAL,
+        adapters: AdapterSet = BASE,
         **params: object,
     ) -> int:
         id = next(self._ids)
@@ -144,10 +149,11 @@ class Rig:
         self.prompts[id], self.asked[id] = list(prompt), prompt
         runs = tuple(run.at(run.start) for run in getattr(prompt, "runs", ()))
         self.callers[id] = caller
+        self.adapters[id] = adapters
         limit = min(self.context_length, len(prompt) + max_tokens)
         sampling = SamplingParams(temperature=0, **params)  # type: ignore[arg-type]
         answer = Answer(sampling, FakeModel(), guide)  # type: ignore[arg-type]
-        sequence = Sequence(id, list(prompt), len(prompt), limit, answer, self.events[id].append, urgent, caller)
+        sequence = Sequence(id, list(prompt), len(prompt), limit, answer, self.events[id].append, urgent, caller, adapters)
         sequence.runs = runs
         self.places.enter(caller)
         self.worker._carry_out(Submit(sequence))
@@ -334,6 +340,7 @@ class Rig:
                 end = chunk.start + chunk.count
                 assert chunk.run.start <= chunk.start and end <= chunk.run.end
                 assert not chunk.run.whole or (chunk.start, end) == (chunk.run.start, chunk.run.end), "a picture is cut"
+        assert len({chunk.sequence.adapters for chunk in batch}) == 1, "a batch has one set of adapters"
         if self.limits.even and len(batch) > 1:
             assert len({chunk.count for chunk in batch}) == 1, "llama.cpp splits a batch that is not even"
             assert all(chunk.is_answer for chunk in batch)
@@ -351,5 +358,6 @@ def _fixed_costs(step: float, move: float) -> StepCosts:
     costs._prompt.coefficients = (0.0, TOKEN_SECONDS, 0.0)
     costs._decode.coefficients = (step, 0.0, 0.0)
     costs.observe_move(1, move)
-    costs.observe = costs.observe_move = costs.observe_drafts = lambda *_: None  # type: ignore[method-assign]
+    costs.observe = costs.observe_move = lambda *_: None  # type: ignore[method-assign]
+    costs.observe_drafts = costs.observe_switch = lambda *_: None  # type: ignore[method-assign]
     return costs
