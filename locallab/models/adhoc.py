@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
+
+import msgspec
 
 from locallab.errors import ConfigError
 from locallab.models.quants import is_projector
-from locallab.models.spec import FileSource, HubSource, ModelSpec, shards
+from locallab.models.spec import Adapter, FileSource, HubSource, ModelSpec, shards
 
 HUB = "hf:"
 _REPO = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _HUB = re.compile(rf"{HUB}({_REPO})/({_REPO})(?::([A-Za-z0-9][A-Za-z0-9._/+!-]*))?", re.IGNORECASE)
 _ADDRESS = re.compile(r"(?:https?://)?(?:www\.)?(?:hf\.co|huggingface\.co)/", re.IGNORECASE)
+_SCALED = re.compile(r"(.+):([+-]?\d*\.?\d+)")
 _FILE = re.compile(r"/(?:resolve|blob|raw)/main/")
 
 
@@ -83,3 +87,26 @@ def _beside(path: Path) -> FileSource | None:
         return None
     found = [name for name in names if is_projector(name)]
     return FileSource(path.with_name(found[0])) if len(found) == 1 and not is_projector(path.name) else None
+
+
+def adapters(texts: Iterable[str]) -> tuple[Adapter, ...]:
+    """Return the adapters of the setting `lora`, each NAME=FILE or NAME=FILE:SCALE. Raises ConfigError."""
+    return tuple(map(_adapter, texts))
+
+
+def _adapter(text: str) -> Adapter:
+    name, _, rest = text.partition("=")
+    found = _SCALED.fullmatch(rest)
+    file, scale = (found[1], float(found[2])) if found else (rest, 1.0)
+    path = Path(os.path.expanduser(file)).absolute()
+    raw = {"name": name if rest else "", "source": {"kind": "file", "path": str(path)}, "scale": scale}
+    try:
+        adapter = msgspec.convert(raw, Adapter, dec_hook=lambda kind, value: kind(value))
+    except msgspec.ValidationError:
+        raise ConfigError(
+            f"lora: {text!r}: expected NAME=FILE or NAME=FILE:SCALE, with letters, digits, '.', '_' and '-' in the name and a "
+            "scale from -100 to 100"
+        ) from None
+    if not path.is_file():
+        raise ConfigError(f"lora: {name}: there is no file {path}")
+    return adapter

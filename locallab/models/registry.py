@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import msgspec
 
 from locallab.errors import ConfigError, NotServed, UnknownModel
 from locallab.models import adhoc, registry_file
-from locallab.models.spec import FileSource, HubSource, ModelSpec, PypiSource, Source, Variant
+from locallab.models.spec import Adapter, FileSource, HubSource, ModelSpec, PypiSource, Source, Variant
 from locallab.settings import config_home
 from locallab.version import DISTRIBUTION
 
@@ -105,16 +105,39 @@ class Registry:
     def __iter__(self) -> Iterator[ModelSpec]:
         return iter(self._specs)
 
+    @property
+    def with_adapters(self) -> Iterator[ModelSpec]:
+        """The entries, each followed by what it is with one of its adapters."""
+        return (each for spec in self._specs for each in (spec, *spec.adapted))
+
     def __len__(self) -> int:
         return len(self._specs)
 
     def add(self, where: str, spec: ModelSpec) -> None:
-        """Add an entry read at `where`, its place for error messages. Raises ConfigError if one of its names is taken."""
-        for name in spec.names:
-            before, taken = self._names.setdefault(name.lower(), (where, spec))
-            if taken is not spec:
-                raise _taken(where, name, before, taken)
+        """Add an entry read at `where`, its place for error messages, and a name for it with each of its adapters. Raises
+        ConfigError if one of the names is taken."""
+        for each in (spec, *spec.adapted):
+            for name in each.names:
+                before, taken = self._names.setdefault(name.lower(), (where, each))
+                if taken is not each:
+                    raise _taken(where, name, before, taken)
         self._specs.append(spec)
+
+    def adapt(self, spec: ModelSpec, adapters: Sequence[Adapter]) -> ModelSpec:
+        """Give the model of an entry more adapters, and return the new entry. Raises ConfigError for a name that is taken."""
+        if not adapters:
+            return spec
+        old = self.get(spec.loaded_as)
+        new = msgspec.structs.replace(old, adapters=(*old.adapters, *adapters))
+        place = self._specs.index(old)
+        also = [name for name, (_, each) in self._names.items() if each is old and name not in map(str.lower, old.names)]
+        self._names = {name: each for name, each in self._names.items() if each[1].loaded_as != old.id}
+        self.add("lora", new)
+        self._specs[place] = self._specs.pop()
+        for name in also:
+            self._names[name] = ("model", new)
+            self._names |= {f"{name}:{each.adapter.name}".lower(): ("model", each) for each in new.adapted}
+        return self.get(spec.id)
 
 
 def _whole(where: str, spec: ModelSpec | Variant, entries: Mapping[str, tuple[str, ModelSpec | Variant]]) -> ModelSpec:

@@ -15,7 +15,7 @@ import yaml
 
 from locallab import private_files
 from locallab.errors import ConfigError
-from locallab.models.spec import FileSource, HubSource, MemoryClass, Modality, ModelSpec, PypiSource, Variant
+from locallab.models.spec import FileSource, HubSource, MemoryClass, Modality, ModelSpec, PypiSource, Variant, key_of
 from locallab.settings import EngineSettings, resolve
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -99,8 +99,7 @@ class _Entry:
         """Compare keys with each other. Raises ConfigError."""
         for part, source in spec.parts.items():
             if isinstance(source, HubSource) and source.file and source.quantization:
-                key = "source" if part == "model" else part
-                raise self._error((key, "quantization"), "the file is named already: leave out one of the two")
+                raise self._error((key_of(part), "quantization"), "the file is named already: leave out one of the two")
         if spec.size and spec.memory and spec.memory < spec.size:
             raise self._error(("memory",), "must have room for the file, whose size is larger")
         if spec.size and spec.active and spec.active > spec.size:

@@ -12,10 +12,12 @@ from msgspec import Meta
 
 # No slash: an id is one segment of a URL path, and some clients reject slashes.
 ModelId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(:[A-Za-z0-9][A-Za-z0-9._-]*)?$")]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Text = Annotated[str, Meta(min_length=1)]
 Word = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/+!-]*$")]  # never mistaken for a command-line option
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
-Part = Literal["model", "mmproj", "draft"]
+Part = str
+"""What is fetched of a model: "model", "mmproj", "draft", or `Adapter.part` of one of its adapters."""
 Modality = Literal["text", "image", "audio"]
 MemoryClass = Literal["ram-16", "ram-64", "gpu-8", "gpu-16", "gpu-24", "gpu-80"]
 """Machines by their gigabytes of RAM or, with a GPU, of GPU memory."""
@@ -78,12 +80,26 @@ class FileSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fi
 Source = HubSource | PypiSource | FileSource
 
 
+class Adapter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A LoRA adapter of a model, which requests choose as `model:name`, then with this `scale`."""
+
+    name: Name
+    source: Source
+    scale: Annotated[float, Meta(ge=-100, le=100)] = 1.0
+
+    @property
+    def part(self) -> Part:
+        """The part of the model that it is."""
+        return f"lora-{self.name}"
+
+
 class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One registry entry. `size` is the bytes of the model, None if unknown, `active` those that one token reads, if they are
     fewer; `memory` the bytes of a GPU or of RAM that it runs well in. `context` is the default tokens of one request, None
     for those it was trained for, as far as memory allows. `recommended` says for which machines, true for all. `modalities` are
     what a prompt may hold, () if the entry does not say. `template` is a file with the chat template to use, `system` the
-    system prompt of conversations without one. A variant shares the files of the model `base`."""
+    system prompt of conversations without one. A variant shares the files of the model `base`. Requests choose
+    one of its `adapters` by name (`Adapted`)."""
 
     id: ModelId
     source: Source
@@ -98,6 +114,7 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     aliases: tuple[ModelId, ...] = ()
     mmproj: Source | None = None
     draft: Source | None = None
+    adapters: tuple[Adapter, ...] = ()
     settings: Mapping[str, Any] = {}
     template: Path | None = None
     system: Text | None = None
@@ -112,6 +129,7 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     def parts(self) -> dict[Part, Source]:
         """The source of each part of the model, which are fetched together, the model itself first."""
         named: dict[Part, Source | None] = {"model": self.source, "mmproj": self.mmproj, "draft": self.draft}
+        named |= {each.part: each.source for each in self.adapters}
         return {part: source for part, source in named.items() if source is not None}
 
     def optional(self, part: Part) -> bool:
@@ -126,9 +144,45 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         return self.modalities or (("text", "image") if sees else ("text",))
 
     @property
+    def loaded_as(self) -> str:
+        """The id of the model that answers for this one."""
+        return self.id
+
+    @property
+    def adapted(self) -> tuple[Adapted, ...]:
+        """The model with each of its adapters, as requests name it."""
+        fields = {name: getattr(self, name) for name in self.__struct_fields__}
+        return tuple(
+            Adapted(
+                **{
+                    **fields,
+                    "id": f"{self.id}:{each.name}",
+                    "aliases": tuple(f"{alias}:{each.name}" for alias in self.aliases),
+                    "base": self.base or self.id,
+                    "description": f"{self.description}, with the adapter {each.name}",
+                    "recommended": False,
+                },
+                parent=self.id,
+                adapter=each,
+            )
+            for each in self.adapters
+        )
+
+    @property
     def engine_settings(self) -> dict[str, Any]:
         """The entry's values for EngineSettings, as a layer for `settings.resolve`."""
         return {"context": self.context, **self.settings}
+
+
+class Adapted(ModelSpec, frozen=True, kw_only=True):
+    """A model with one of its adapters on: a name for requests. What is fetched and loaded is the model, `parent`."""
+
+    parent: ModelId
+    adapter: Adapter
+
+    @property
+    def loaded_as(self) -> str:
+        return self.parent
 
 
 class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -176,3 +230,8 @@ def unsharded(name: str) -> str:
     """Return the name without the suffix of a split model's file."""
     found = _SHARD.fullmatch(name)
     return found["stem"] + found["suffix"] if found else name
+
+
+def key_of(part: Part) -> str:
+    """Return the key of a registry entry that has the source of this part."""
+    return "adapters" if part.startswith("lora-") else "source" if part == "model" else part

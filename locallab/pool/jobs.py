@@ -7,12 +7,13 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from locallab.engine.adapters import AdapterFile
 from locallab.errors import EngineClosed, SourceError
 from locallab.models.drafts import DraftOf, draft_of
 from locallab.models.projectors import projector_of
 from locallab.models.registry import Registry
 from locallab.models.sources import Progress
-from locallab.models.spec import ModelSpec, Part
+from locallab.models.spec import Adapter, ModelSpec, Part
 from locallab.models.store import Store
 from locallab.pool.loaded import Loaded, OpenEngine, open_model
 from locallab.pool.memory import Layers, Memory, MemoryUse, Suited, settings_of
@@ -76,6 +77,7 @@ class Jobs:
                 beside = self._draft_file(draft, progress) if draft else None
                 mmproj = projector_of(spec, settings, self._store)
                 outcome = self._memory.suit(spec, path, self._layers, held(), draft=beside, mmproj=mmproj)
+                outcome = outcome.with_adapters([self._adapter_file(spec, adapter) for adapter in spec.adapters])
                 if self._trials is not None:
                     for file in outcome.files:
                         self._trials.look(file, self._store.digest(file.subject))
@@ -153,6 +155,10 @@ class Jobs:
         if path is None:
             raise SourceError(f"{spec.id}: the file of its {part} has disappeared from {self._store.root}")
         return path
+
+    def _adapter_file(self, spec: ModelSpec, adapter: Adapter) -> AdapterFile:
+        """Return an adapter's file, which has been fetched with its model."""
+        return AdapterFile(adapter.name, self._part(spec, adapter.part), adapter.scale)
 
     def _check(self) -> None:
         if self._stopped:

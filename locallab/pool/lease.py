@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Callable
 from concurrent.futures import Future
 from types import TracebackType
 from typing import TypeVar
 
 from locallab.engine.request import Kind
+from locallab.models.spec import Adapted
 from locallab.pool.demand import Ticket
 from locallab.pool.loaded import Loaded
 
@@ -29,9 +31,11 @@ class Lease:
     `async with` waits for the model and releases it at the end; `release` may be called at any time.
     """
 
-    def __init__(self, model: Future[Loaded], release: Callable[[], None]) -> None:
+    def __init__(self, model: Future[Loaded], release: Callable[[], None], spec: Adapted | None = None) -> None:
+        """`spec` is what the request has asked for, if that is a model with one of its adapters."""
         self._model = model
         self.release = release
+        self._spec = spec
 
     @property
     def ready(self) -> bool:
@@ -40,9 +44,8 @@ class Lease:
 
     async def wait(self) -> Loaded:
         """Return the model once it is loaded. Raises ModelLoadError, SourceError, ConfigError, EngineClosed."""
-        if self._model.done():
-            return self._model.result()
-        return await shielded(asyncio.wrap_future(self._model))
+        loaded = self._model.result() if self._model.done() else await shielded(asyncio.wrap_future(self._model))
+        return dataclasses.replace(loaded, spec=self._spec) if self._spec else loaded
 
     async def __aenter__(self) -> Loaded:
         try:

@@ -6,25 +6,26 @@ import dataclasses
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast, get_args
 
 from locallab.chat.control_tokens import markup
 from locallab.chat.known_templates import template_source
 from locallab.chat.templates import ChatTemplate
-from locallab.engine import EmbeddingEngine, Engine, ModelInfo, TextEngine
+from locallab.engine import EmbeddingEngine, Engine, ModelInfo, SamplingParams, TextEngine
+from locallab.engine.adapters import AdapterFile, chosen
 from locallab.engine.post import Post
 from locallab.errors import ConfigError, InvalidField, ModelError, ModelLoadError
 from locallab.models.gguf import Header
 from locallab.models.projectors import modalities
-from locallab.models.spec import Modality, ModelSpec
+from locallab.models.spec import Adapted, Modality, ModelSpec
 from locallab.models.store import Store
 from locallab.pool.memory import Memory, MemoryUse, Suited
 from locallab.settings import EngineSettings
 
 EngineFactory = Callable[[Path, EngineSettings, Post], Engine]
-OpenEngine = Callable[[Path, EngineSettings, Header | None], Engine]
+OpenEngine = Callable[[Suited], Engine]
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 class Loaded:
     """A model ready to answer. `created` is the time of the load in seconds since the epoch, `memory` the measured use,
     `seconds` the duration of the load; `markup` matches the model's control tokens in a text, `reason` is that of its fit to
-    this machine."""
+    this machine. As a request has it that chose an adapter by the model's name, `spec` is `Adapted`."""
 
     spec: ModelSpec
     engine: Engine
@@ -56,6 +57,18 @@ class Loaded:
             raise InvalidField("model", "this model makes no text; use one that does")
         return cast(TextEngine, self.engine)
 
+    def adapted(self, params: SamplingParams) -> SamplingParams:
+        """Return the parameters with the adapter that the name of the model chose, unless they choose some themselves."""
+        if params.lora is not None or not isinstance(self.spec, Adapted):
+            return params
+        return dataclasses.replace(params, lora=((self.spec.adapter.name, self.spec.adapter.scale),))
+
+    def name(self, params: SamplingParams) -> str:
+        """Return the name of the model with the adapters that the parameters choose: what usage is counted for. Raises
+        InvalidField."""
+        names = chosen(self.engine.info.adapters, self.adapted(params).lora or ()).names
+        return ":".join([self.spec.loaded_as, *(["+".join(names)] if names else [])])
+
 
 def modalities_of(spec: ModelSpec, loaded: Loaded | None, store: Store) -> list[Modality]:
     """Return what the model's prompts may have in them, text first; of one that is not loaded as its projector says."""
@@ -64,20 +77,25 @@ def modalities_of(spec: ModelSpec, loaded: Loaded | None, store: Store) -> list[
 
 
 def open_engine(
-    path: Path, settings: EngineSettings, post: Post, header: Header | None = None, digest: str | None = None
+    path: Path,
+    settings: EngineSettings,
+    post: Post,
+    header: Header | None = None,
+    digest: str | None = None,
+    adapters: Sequence[AdapterFile] = (),
 ) -> Engine:
     """Load the file, as an EmbeddingEngine if `header` describes an embedding model or a reranker. `digest` is that of the
     weights, if it is known. Raises ModelLoadError."""
     if header and header.embeds:
         return EmbeddingEngine(path, settings)
-    return TextEngine(path, settings, post, digest)
+    return TextEngine(path, settings, post, digest, adapters)
 
 
 def open_model(spec: ModelSpec, suited: Suited, engine: OpenEngine, memory: Memory) -> Loaded:
     """Load the file; blocks for seconds. Raises ModelLoadError."""
     before, began = memory.reading(), time.perf_counter()
     path = suited.need.path
-    made = engine(path, suited.settings, suited.header)
+    made = engine(suited)
     try:
         chosen = suited.settings.chat_template or (str(spec.template) if spec.template else None)
         template = _template(made.info, chosen)

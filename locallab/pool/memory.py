@@ -14,6 +14,7 @@ import msgspec
 import psutil
 
 from locallab import hardware
+from locallab.engine.adapters import AdapterFile
 from locallab.engine.devices import devices, gpus
 from locallab.errors import ModelLoadError
 from locallab.fit import Fit, Machine, check_placement, file_shape, fit_model, fitted
@@ -62,7 +63,7 @@ class Suited:
     """The settings to load a model with, the memory it needs, and the reason for them in a line.
 
     `header` and `fit` are what they come from; `fit` is None where the header could not be used. `draft` is the draft model,
-    which is loaded together with it and counted in its need, as is the projector that its settings name.
+    which is loaded together with it and counted in its need, as are the projector that its settings name and its `adapters`.
     """
 
     settings: EngineSettings
@@ -71,17 +72,32 @@ class Suited:
     header: gguf.Header | None = None
     fit: Fit | None = None
     draft: Suited | None = None
+    adapters: tuple[AdapterFile, ...] = ()
 
     @property
     def files(self) -> tuple[Suited, ...]:
-        """This model alone, with its projector, and its draft model: the files to be loaded, one more each time."""
-        alone = dataclasses.replace(self, settings=dataclasses.replace(self.settings, mmproj=None))
-        return (alone, *([self] if self.settings.mmproj else []), *([self.draft] if self.draft else []))
+        """This model alone, with its projector, with each of its adapters, and its draft model: the files to be loaded, one
+        more each time."""
+        bare = dataclasses.replace(self, adapters=())
+        alone = dataclasses.replace(bare, settings=dataclasses.replace(self.settings, mmproj=None))
+        adapted = (dataclasses.replace(alone, adapters=(each,)) for each in self.adapters)
+        return (alone, *([bare] if self.settings.mmproj else []), *adapted, *([self.draft] if self.draft else []))
 
     @property
     def subject(self) -> Path:
-        """The file that these settings load beyond the model alone, or the model's."""
+        """The file of those in `files` that is loaded beyond the model alone, or the model's."""
+        if self.adapters:
+            return self.adapters[0].path
         return Path(self.settings.mmproj) if self.settings.mmproj else self.need.path
+
+    def with_adapters(self, adapters: Sequence[AdapterFile]) -> Suited:
+        """Return the same with these adapters, which lie where the weights do."""
+        if not adapters:
+            return self
+        size = sum(each.path.stat().st_size for each in adapters)
+        more = MemoryUse(vram=size) if self.need.least.vram else MemoryUse(ram=size)
+        need = dataclasses.replace(self.need, least=self.need.least + more, likely=self.need.likely + more)
+        return dataclasses.replace(self, adapters=tuple(adapters), need=need)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -172,7 +188,9 @@ class Memory:
             return suited
         draft = suited.draft.need.path if suited.draft else None
         mmproj = Path(suited.settings.mmproj) if suited.settings.mmproj else None
-        return self.suit(spec, suited.need.path, layers, header=suited.header, draft=draft, mmproj=mmproj)
+        return self.suit(spec, suited.need.path, layers, header=suited.header, draft=draft, mmproj=mmproj).with_adapters(
+            suited.adapters
+        )
 
     def give_back(self) -> None:
         """Return freed memory to the system; glibc keeps it otherwise."""

@@ -17,10 +17,9 @@ from typing import Literal
 from locallab.engine import Engine, LoopPost, build_features
 from locallab.engine.request import Kind
 from locallab.errors import EngineClosed, EngineDied, ModelNotLoaded, UnknownModel
-from locallab.models.gguf import Header
 from locallab.models.registry import Registry
 from locallab.models.sources import Progress, fetch
-from locallab.models.spec import ModelSpec
+from locallab.models.spec import Adapted, ModelSpec
 from locallab.models.store import Store
 from locallab.pool.demand import Action, Close, Fetch, Granted, Load, Policy, Refused, Resident
 from locallab.pool.failures import Failures
@@ -30,7 +29,6 @@ from locallab.pool.loaded import EngineFactory, Loaded, PoolStats, open_engine
 from locallab.pool.memory import Layers, Memory, MemoryUse, Suited
 from locallab.pool.plan import Plan
 from locallab.pool.set_aside import SetAside
-from locallab.settings import EngineSettings
 from locallab.supervision import BlackBox, Supervision
 
 Status = Literal["ready", "loading", "unloaded", "error"]
@@ -128,11 +126,11 @@ class Pool:
 
     def get(self, model_id: str) -> Loaded | None:
         """Return the model of this id or alias if it is loaded. Raises UnknownModel."""
-        return self._models.get(self.registry.get(model_id).id)
+        return self._models.get(self.registry.get(model_id).loaded_as)
 
     def status(self, model_id: str) -> Status:
         """Return the status of the model of this id or alias. Raises UnknownModel."""
-        id = self.registry.get(model_id).id
+        id = self.registry.get(model_id).loaded_as
         with self._lock:
             if id in self._models:
                 return "ready"
@@ -142,12 +140,12 @@ class Pool:
 
     def error(self, model_id: str) -> str | None:
         """Return why the last load of this model failed, or its engine ended; None if neither did. Raises UnknownModel."""
-        return self.failures.reasons.get(self.registry.get(model_id).id)
+        return self.failures.reasons.get(self.registry.get(model_id).loaded_as)
 
     def seconds_left(self, model_id: str) -> float | None:
         """Return the seconds until the model is unloaded unless requested; None: never, or it is not loaded."""
         with self._lock:
-            resident = self._plan.residents.get(self.registry.get(model_id).id)
+            resident = self._plan.residents.get(self.registry.get(model_id).loaded_as)
             if resident is None or self.keep_alive < 0:
                 return None
             idle = 0.0 if resident.leases else time.monotonic() - resident.used
@@ -173,7 +171,7 @@ class Pool:
                 raise
             spec = None
         with self._changing():
-            chosen = spec.id if spec else self._plan.choose(kind)
+            chosen = spec.loaded_as if spec else self._plan.choose(kind)
             if chosen is None:
                 raise EngineClosed("; ".join([NOTHING, *(f"{id}: {each}" for id, each in self.set_aside.reasons.items())]))
             self.set_aside.refuse(chosen)
@@ -189,7 +187,7 @@ class Pool:
                 self._plan.release(waiter, time.monotonic())
                 self._decide()
 
-        return Lease(waiter.model_future, release)
+        return Lease(waiter.model_future, release, spec if isinstance(spec, Adapted) else None)
 
     async def load(self, model_id: str, *, force: bool = False) -> Loaded:
         """Load as `load_now` without blocking the event loop; cancelling the caller does not stop the load."""
@@ -217,7 +215,7 @@ class Pool:
         """Unload the model once its requests have ended, with `force` after the grace at the latest. A running load is
         awaited first; if the model is not loaded, nothing happens. Cancelling the caller does not stop the unload. Raises
         UnknownModel."""
-        id = self.registry.get(model_id).id
+        id = self.registry.get(model_id).loaded_as
 
         async def unload() -> None:
             with self._changing():
@@ -239,7 +237,7 @@ class Pool:
     def release_idle(self, model_id: str) -> None:
         """Unload the model if it is idle, without waiting for that; the next request reloads it. Raises UnknownModel."""
         with contextlib.suppress(EngineClosed), self._changing():
-            self._plan.release_idle(self.registry.get(model_id).id)
+            self._plan.release_idle(self.registry.get(model_id).loaded_as)
 
     def close(self, grace: float = 0.0) -> None:
         """End running requests after `grace` seconds and free all models for good. Blocks; may be called again."""
@@ -260,7 +258,7 @@ class Pool:
         self._jobs.shutdown()
 
     def _load_explicitly(self, model_id: str, progress: Progress | None, force: bool) -> Future[Loaded]:
-        id = self.registry.get(model_id).id
+        id = self.registry.get(model_id).loaded_as
         waiter = Waiter(leases=False)
         with self._changing():
             self.set_aside.check(id)
@@ -320,10 +318,11 @@ class Pool:
 
     # ---- called by the jobs, in their threads
 
-    def _open_engine(self, path: Path, settings: EngineSettings, header: Header | None) -> Engine:
+    def _open_engine(self, suited: Suited) -> Engine:
+        path = suited.need.path
         if self._engine is not None:
-            return self._engine(path, settings, self._post)
-        return open_engine(path, settings, self._post, header, self.store.digest(path))
+            return self._engine(path, suited.settings, self._post)
+        return open_engine(path, suited.settings, self._post, suited.header, self.store.digest(path), suited.adapters)
 
     def _report(self, id: str, done: int, total: int | None) -> None:
         if watcher := self._watching.get(id):

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -26,9 +26,9 @@ import psutil
 from locallab import hardware
 from locallab.engine.disk_cache import model_digest
 from locallab.engine.llama import build_features
-from locallab.engine.trial import REFUSED, smallest
+from locallab.engine.trial import ADAPTER, REFUSED, smallest
 from locallab.errors import EngineClosed, ModelLoadError
-from locallab.models import header_rules
+from locallab.models import adapter_rules, gguf, header_rules
 from locallab.models.registry import shipped_digests
 from locallab.pool.memory import Suited
 from locallab.units import binary_bytes
@@ -86,6 +86,8 @@ class Trials:
             return
         if suited.header is not None:
             header_rules.check(suited.header)
+            for adapter in suited.adapters:
+                adapter_rules.check(gguf.read(adapter.path), suited.header)
         verdict = self._recall(digest, suited)
         if verdict is not None and verdict.reason is not None:
             raise ModelLoadError(suited.subject, verdict.reason)
@@ -143,6 +145,7 @@ class _Trial:
         self._bytes = min(2 * suited.need.likely.ram + SPARE, hardware.available_memory())
         kind = "embeddings" if suited.header is not None and suited.header.embeds else "text"
         settings = [f"{name}={value}" for name, value in smallest(suited.settings).items() if value is not None]
+        settings += [f"{ADAPTER}={adapter.path}" for adapter in suited.adapters]
         # With the search path of this process, wherever it found the package.
         code = f"import sys; sys.path[:] = {sys.path!r}; from locallab.engine.trial import main; sys.exit(main(sys.argv[1:]))"
         self._command = [sys.executable, "-c", code, str(path), kind, str(self._seconds), *settings]
@@ -227,20 +230,27 @@ def _text(file: IO[bytes]) -> str:
 
 def _digest(suited: Suited, sha256: str | None) -> str:
     """Return a digest of the file that is to be tried, for a large one without a known digest a cheap one; that of a projector
-    goes with its model's. Raises ModelLoadError."""
+    or an adapter goes with its model's. Raises ModelLoadError."""
     path = suited.subject
     try:
         parts = (path,) if suited.header is None or path != suited.need.path else suited.header.parts
-        if sha256 is not None or sum(part.stat().st_size for part in parts) > HASHED:
-            return model_digest(path, sha256)
-        digests = []
-        for part in parts:
-            with part.open("rb") as file:
-                digest = hashlib.sha256()
-                while chunk := file.read(1 << 20):
-                    digest.update(chunk)
-                digests.append(digest.hexdigest())
-        of = model_digest(suited.need.path) if path != suited.need.path else None
-        return "-".join([*digests, f"for {of}"] if of else digests)
+        own = sha256 or _digest_of(parts)
+        if path == suited.need.path or (sha256 and not suited.adapters):
+            return own
+        return f"{own}-for {model_digest(suited.need.path)}"
     except OSError as error:
         raise ModelLoadError(path, error.strerror or str(error)) from None
+
+
+def _digest_of(parts: Sequence[Path]) -> str:
+    """Return a digest of the files of a model, of large ones a cheap one. Raises OSError."""
+    if sum(part.stat().st_size for part in parts) > HASHED:
+        return model_digest(parts[0])
+    digests = []
+    for part in parts:
+        with part.open("rb") as file:
+            digest = hashlib.sha256()
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+            digests.append(digest.hexdigest())
+    return "-".join(digests)

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from locallab.errors import ConfigError, NotServed, UnknownModel
-from locallab.models import FileSource, HubSource, Registry, default_path
+from locallab.models import FileSource, HubSource, Registry, adhoc, default_path
 from locallab.models import registry as module
 from locallab.models.spec import ModelId
 from locallab.models.store import Store
@@ -428,3 +428,94 @@ def test_a_variant_of_a_variant_may_come_first(tmp_path: Path) -> None:
 def test_a_wrong_variant(tmp_path: Path, entries: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(reason)):
         load(tmp_path, entries)
+
+
+ADAPTERS = "    adapters:\n      - {name: pirate, source: {kind: file, path: pirate.gguf}, scale: 0.5}\n"
+
+
+def test_an_entry_with_an_adapter_has_a_name_with_it(tmp_path: Path) -> None:
+    more = ENTRY.replace("tiny:1m", "big") + ADAPTERS.replace("pirate", "Poet") + "    aliases: [large]\n"
+    registry = load(tmp_path, ENTRY + ADAPTERS + more)
+    assert [spec.id for spec in registry] == ["tiny:1m", "big"]
+    assert [spec.id for spec in registry.with_adapters] == ["tiny:1m", "tiny:1m:pirate", "big", "big:Poet"]
+    found = registry.get("Tiny:1M:Pirate")
+    assert (found.loaded_as, registry.get("LARGE:poet").loaded_as) == ("tiny:1m", "big")
+    assert found.parts["lora-pirate"] == FileSource(tmp_path / "pirate.gguf") and found.adapters[0].scale == 0.5
+    assert Store(tmp_path).folder(found) == Store(tmp_path).folder(registry.get("tiny:1m"))
+    with pytest.raises(UnknownModel, match="tiny:1m:pirate"):
+        registry.get("tiny:1m:pirat")
+
+
+def test_a_variant_has_the_adapters_of_its_base(tmp_path: Path) -> None:
+    registry = load(tmp_path, ENTRY + ADAPTERS + "  - {id: 'tutor', base: 'tiny:1m', system: Explain.}\n")
+    found = registry.get("tutor:pirate")
+    assert (found.loaded_as, found.base, found.system) == ("tutor", "tiny:1m", "Explain.")
+
+
+TWICE = ADAPTERS + ADAPTERS.partition("\n")[2].replace("pirate,", "PIRATE,")
+WRONG_ADAPTERS = {
+    "name": (ADAPTERS.replace("name: pirate", "name: a:b"), r"tiny:1m: adapters\[0\].name: Expected `str` matching regex"),
+    "scale": (ADAPTERS.replace("0.5", "1000"), r"tiny:1m: adapters\[0\].scale: Expected `float` <= 100"),
+    "key": (ADAPTERS.replace("scale", "weight"), r"tiny:1m: adapters\[0\].weight: unknown key"),
+    "no source": (ADAPTERS.replace("source: {kind: file, path: pirate.gguf}, ", ""), r"adapters\[0\].source: is missing"),
+    "twice": (TWICE, "the name 'tiny:1m:PIRATE' is taken already by tiny:1m:pirate"),
+    "a file and a quantization": (
+        ADAPTERS.replace("kind: file, path: pirate.gguf", "kind: hub, repo: a/b, file: x.gguf, quantization: F16"),
+        "tiny:1m: adapters.quantization: the file is named already",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "reason"), WRONG_ADAPTERS.values(), ids=WRONG_ADAPTERS)
+def test_a_wrong_adapter_fails_by_name(tmp_path: Path, text: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        load(tmp_path, ENTRY + text)
+
+
+def test_no_entry_has_the_name_of_another_with_an_adapter(tmp_path: Path) -> None:
+    other = ENTRY.replace("tiny:1m", "tiny:pirate")
+    with pytest.raises(ConfigError, match="the name 'tiny:pirate' is taken already by tiny:pirate"):
+        load(tmp_path, ENTRY.replace("tiny:1m", "tiny") + ADAPTERS + other)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "file", "scale"),
+    [
+        ("pirate={}/a.gguf", "pirate", "a.gguf", 1.0),
+        ("pirate={}/a.gguf:0.5", "pirate", "a.gguf", 0.5),
+        ("p.1={}/a:b.gguf:-2", "p.1", "a:b.gguf", -2.0),
+        ("pirate={}/a:b.gguf", "pirate", "a:b.gguf", 1.0),
+    ],
+)
+def test_an_adapter_from_a_flag(tmp_path: Path, text: str, name: str, file: str, scale: float) -> None:
+    (tmp_path / file).write_bytes(b"GGUF")
+    [found] = adhoc.adapters([text.format(tmp_path)])
+    assert (found.name, found.source, found.scale) == (name, FileSource(tmp_path / file), scale)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a.gguf", "lora: 'a.gguf': expected NAME=FILE or NAME=FILE:SCALE"),
+        ("pirate=", "lora: 'pirate=': expected NAME=FILE"),
+        ("=a.gguf", "lora: '=a.gguf': expected NAME=FILE"),
+        ("a:b=c.gguf", "expected NAME=FILE"),
+        ("pirate=c.gguf:101", "a scale from -100 to 100"),
+        ("pirate=/no/such.gguf", "lora: pirate: there is no file /no/such.gguf"),
+    ],
+)
+def test_a_wrong_adapter_from_a_flag_fails_by_name(text: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(reason)):
+        adhoc.adapters([text])
+
+
+def test_the_spelling_by_which_a_model_was_named_has_its_adapters_too(tmp_path: Path) -> None:
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    registry = load(tmp_path, ENTRY)
+    spec = registry.resolve("hf:acme/other:Q8_0")
+    new = registry.adapt(spec, adhoc.adapters([f"pirate={tmp_path}/a.gguf"]))
+    assert registry.get("HF:acme/other:q8_0:pirate").loaded_as == new.id == spec.id
+    assert registry.get(f"{spec.id}:pirate").loaded_as == spec.id
+    assert registry.adapt(new, ()) is new
+    with pytest.raises(ConfigError, match=r"lora: the name '.*:pirate' is taken already"):
+        registry.adapt(new, adhoc.adapters([f"pirate={tmp_path}/a.gguf"]))

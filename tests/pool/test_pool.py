@@ -15,6 +15,7 @@ from locallab.engine.request import SamplingParams, TokenEvent
 from locallab.errors import ConfigError, EngineClosed, ModelLoadError, ModelNotLoaded, SourceError, UnknownModel
 from locallab.pool import Lease, MemoryUse, Pool, PoolStats
 from locallab.pool.demand import Policy
+from locallab.pool.memory import Suited
 from locallab.settings import EngineSettings
 from tests.support.fake_engine import FakeEngine
 from tests.support.fake_pool import Made, making, name_of, soon
@@ -606,10 +607,10 @@ def test_any_crowd(tmp_path: Path, policy: str, room: int, seed: int) -> None:
     options: dict[str, Any] = {"names": names, "room": room, "on_demand": policy, "keep_alive": dice.choice([-1, 0])}
     with making(tmp_path, **options) as made:
 
-        def make(path: Path, settings: EngineSettings, header: Any) -> Any:
+        def make(suited: Suited) -> Any:
             assert made.loading.acquire(blocking=False), "two loads at once"
             try:
-                made.engines.append(Watched(path, settings, made.pool._post))
+                made.engines.append(Watched(suited.need.path, suited.settings, made.pool._post))
                 return made.engines[-1]
             finally:
                 made.loading.release()

