@@ -188,6 +188,14 @@ class ServerSettings(MediaSettings):
             "recommended one that fits"
         ),
     ] = None
+    lora: Annotated[
+        str | None,
+        Meta(
+            description="comma-separated LoRA adapters of the model, each NAME=FILE or NAME=FILE:SCALE; requests choose them "
+            "by the name MODEL:NAME or the field lora; the flag may be repeated",
+            extra={"each": "NAME=FILE[:SCALE]"},
+        ),
+    ] = None
     registry: Annotated[
         str | None, Meta(description="comma-separated files like models.yaml that add models or override known ones")
     ] = None

@@ -114,6 +114,6 @@ def model_names(context: click.Context, parameter: click.Parameter, incomplete: 
     found: list[CompletionItem] = []
     with contextlib.suppress(LocalLabError):  # the command reports a broken registry; a completion must not
         registry = Registry.discover(server_settings().registry)
-        specs = [spec for spec in registry if spec.id.lower().startswith(incomplete.lower())]
+        specs = [spec for spec in registry.with_adapters if spec.id.lower().startswith(incomplete.lower())]
         found = [CompletionItem(spec.id, help=spec.description) for spec in specs]
     return found or [CompletionItem(incomplete, type="file")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import queue
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from types import TracebackType
@@ -13,9 +14,9 @@ from locallab.engine import ModelInfo
 from locallab.engine.request import TokenEvent
 from locallab.inprocess.launch import check, engine_layers, open_pool
 from locallab.inprocess.requests import Answer, Image, Messages, Requests, failure
-from locallab.models import Progress, Registry
+from locallab.models import Progress, Registry, adhoc
 from locallab.pool import Loaded
-from locallab.settings import EngineSettings, ServerSettings
+from locallab.settings import EngineSettings, ServerSettings, environment
 
 WHERE = "Engine()"
 ANY_NUMBER = 1_000_000
@@ -33,17 +34,21 @@ class Engine:
         model: str = "smollm2:135m",
         *,
         registry: str | None = None,
+        lora: Sequence[str] | None = None,
         progress: Progress | None = None,
         **options: Any,
     ) -> None:
-        """Fetch and load `model`: an id of the registry, hf:owner/repo:Q4_K_M or the path of a .gguf file. `options` are
-        EngineSettings. Raises ConfigError, UnknownModel, SourceError, ModelLoadError."""
+        """Fetch and load `model`: an id of the registry, perhaps with an adapter of it, hf:owner/repo:Q4_K_M or the path
+        of a .gguf file. `lora` has more adapters for it, each NAME=FILE or NAME=FILE:SCALE, by default those of LOCALLAB_LORA;
+        requests choose them by the keyword `lora`, such as {"NAME": 0.5}. `options` are EngineSettings. Raises ConfigError,
+        UnknownModel, SourceError, ModelLoadError."""
         check(WHERE, options, EngineSettings)
         known = Registry.discover(registry)
-        spec = known.resolve(model)
+        more = environment(ServerSettings).get("lora") if lora is None else lora
+        self._spec = known.adapt(known.resolve(model), adhoc.adapters(more))
         self._pool = open_pool(known, ServerSettings(), engine_layers(WHERE, options, {"queue": ANY_NUMBER}))
         try:
-            self._loaded = self._pool.load_now(spec.id, progress)
+            self._loaded = self._load(progress)
         except BaseException:
             self._pool.close()
             raise
@@ -63,10 +68,14 @@ class Engine:
         """End running requests and free the memory. May be called again."""
         self._pool.close()
 
+    def _load(self, progress: Progress | None = None) -> Loaded:
+        loaded = self._pool.load_now(self._spec.id, progress)
+        return dataclasses.replace(loaded, spec=self._spec)
+
     def _model(self) -> Loaded:
         """Return the model; load it again if its engine has ended by an error. Raises EngineClosed, ModelLoadError."""
         if self._pool.failures.reasons:
-            self._loaded = self._pool.load_now(self._loaded.spec.id)
+            self._loaded = self._load()
         return self._loaded
 
     async def _amodel(self) -> Loaded:

@@ -15,7 +15,7 @@ from locallab.engine.llama import supports_gpu
 from locallab.errors import ConfigError
 from locallab.fit import Machine, unnamed
 from locallab.keys import Keyring
-from locallab.models import ModelSpec, Registry, Store
+from locallab.models import ModelSpec, Registry, Store, adhoc
 from locallab.pool import Pool
 from locallab.server.app import create_app
 from locallab.settings import EngineSettings, ServerSettings
@@ -53,12 +53,14 @@ def open_app(
 ) -> Iterator[tuple[Pool, Starlette, ModelSpec]]:
     """Yield a server's pool, its app and the model to load into the pool, which is closed at the end.
 
-    Nothing is loaded before the app is made, because that checks the settings. Raises ConfigError, UnknownModel.
+    Nothing is loaded before the app is made, because that checks the settings. The model gets the configured adapters. Raises
+    ConfigError, UnknownModel.
     """
+    adapters = adhoc.adapters(server.lora)
     with contextlib.closing(open_pool(registry, server, layers, supervision)) as pool:
         app = create_app(pool, server, keyring, tunnel)
         warn_of_idle_gpu()
-        yield pool, app, choose(registry, server.model, layers, supervision and supervision.ram)
+        yield pool, app, registry.adapt(choose(registry, server.model, layers, supervision and supervision.ram), adapters)
 
 
 def choose(registry: Registry, name: str | None, layers: Layers, limit: int | None = None) -> ModelSpec:

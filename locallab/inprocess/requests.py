@@ -78,7 +78,8 @@ class Requests:
         if images and (len(prompts) != 1 or isinstance(prompts[0], str)):
             raise InvalidField("images", "belong to one conversation: send them with that alone")
         files = [_file(f"images[{index}]", each) for index, each in enumerate(images)]
-        jobs = [(tokens(loaded, prompt, files), params(sampling, isinstance(prompt, str), defaults)) for prompt in prompts]
+        made = [(tokens(loaded, prompt, files), params(sampling, isinstance(prompt, str), defaults)) for prompt in prompts]
+        jobs = [(prompt, loaded.adapted(how)) for prompt, how in made]
         try:
             for prompt, how in jobs:
                 self._submit(prompt, how)

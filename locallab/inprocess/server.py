@@ -16,7 +16,7 @@ from locallab.errors import ConfigError, LocalLabError, TunnelError
 from locallab.inprocess.launch import check, engine_layers, layers, open_app
 from locallab.inprocess.status import Status
 from locallab.keys import Keyring, KeyStore, new_secret, with_key_file
-from locallab.models import Progress, Registry
+from locallab.models import Progress, Registry, adhoc
 from locallab.server import runner
 from locallab.settings import EngineSettings, ServerSettings
 from locallab.tunnel import announcement, configured_tunnel
@@ -67,6 +67,7 @@ class Server:
         registry = Registry.discover(server.registry)
         if server.model:
             registry.resolve(server.model)  # a wrong name fails first
+        adhoc.adapters(server.lora)  # and a wrong file
 
         def announce(url: str) -> None:
             log.warning("the public address is %s", url)

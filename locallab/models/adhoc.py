@@ -89,9 +89,10 @@ def _beside(path: Path) -> FileSource | None:
     return FileSource(path.with_name(found[0])) if len(found) == 1 and not is_projector(path.name) else None
 
 
-def adapters(texts: Iterable[str]) -> tuple[Adapter, ...]:
-    """Return the adapters of the setting `lora`, each NAME=FILE or NAME=FILE:SCALE. Raises ConfigError."""
-    return tuple(map(_adapter, texts))
+def adapters(texts: str | Iterable[str] | None) -> tuple[Adapter, ...]:
+    """Return the adapters of the setting `lora`, comma-separated or a list, each NAME=FILE or NAME=FILE:SCALE. Raises
+    ConfigError."""
+    return tuple(map(_adapter, texts.split(",") if isinstance(texts, str) else texts or ()))
 
 
 def _adapter(text: str) -> Adapter:

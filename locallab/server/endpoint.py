@@ -23,7 +23,7 @@ ADMIN = "Where keys are required, it takes one with the role admin."
 class Contract:
     """Input and output of one endpoint.
 
-    `body` is a msgspec struct, and `answer` one, or a list or union of them; with `plain`, some clients get a text instead of
+    `body` is a msgspec struct or a list of them, `answer` that or a union; with `plain`, some clients get a text instead of
     the answer. With `streams`, the body's `stream` turns the answer into a stream of the media type `stream_type`. `errors` are
     statuses of failures besides those of every route. `summary` and `description` are the first line and the rest of the
     handler's docstring. With `admin` it asks for a key with that role, where keys are required.

@@ -35,6 +35,7 @@ NOT_RUN = {
     "locallab pull": "needs the Hub",
     "locallab serve --model qwen2.5-coder:7b": "needs the Hub",
     "locallab serve --model hf:": "needs the Hub",
+    "locallab serve --model smollm2:135m --lora": "needs adapters; tests/inprocess/test_adapters.py runs such a server",
     "NGROK_AUTHTOKEN=": "needs an ngrok account",
     "PICTURE=": "needs a model that sees; tests/server/dialects/test_media.py sends such requests",
     "locallab doctor --clients": "tests/cli/doctor/replay/test_live.py runs it",

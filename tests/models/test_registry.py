@@ -489,7 +489,8 @@ def test_no_entry_has_the_name_of_another_with_an_adapter(tmp_path: Path) -> Non
 )
 def test_an_adapter_from_a_flag(tmp_path: Path, text: str, name: str, file: str, scale: float) -> None:
     (tmp_path / file).write_bytes(b"GGUF")
-    [found] = adhoc.adapters([text.format(tmp_path)])
+    [found] = adhoc.adapters(text.format(tmp_path))
+    assert adhoc.adapters(f"{text},{text}".format(tmp_path, tmp_path)) == (found, found) and adhoc.adapters(None) == ()
     assert (found.name, found.source, found.scale) == (name, FileSource(tmp_path / file), scale)
 
 

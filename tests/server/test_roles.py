@@ -35,6 +35,7 @@ ASKED: dict[str, tuple[str, dict[str, Any]]] = {
     "load, spelled otherwise": ("//v1/models/load/", {"model_id": "other:2b"}),
     "unload": ("/models/unload", {"model_id": "tiny:1b"}),
     "unload whatever is loaded": ("/models/unload", {}),
+    "scales of adapters": ("/lora-adapters", []),
     "pull": ("/api/pull", {"model": "tiny:1b"}),
     "pull, spelled otherwise": ("/v1/api/pull", {"model": "tiny:1b", "stream": False}),
     "load by a chat without messages": ("/api/chat", {"model": "other:2b"}),
@@ -125,6 +126,6 @@ def test_keep_alive_of_a_use_key_unloads_nothing(serve: Serve, use: dict[str, st
 def test_the_description_says_which_routes_ask_for_an_admin(served: Served) -> None:
     app = create_app(served.pool, ServerSettings())
     asking = {route.path for route in app.routes if isinstance(route, Endpoint) and route.contract.admin}
-    assert asking == {"/models/load", "/models/unload", "/api/pull"}
+    assert asking == {"/models/load", "/models/unload", "/api/pull", "/lora-adapters"}
     described = served.http.get("/openapi.json").json()["paths"]
     assert {path for path, methods in described.items() if "role admin" in str(methods)} == {*asking, "/api/v1/usage"}

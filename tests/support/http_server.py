@@ -15,6 +15,7 @@ import uvicorn
 from starlette.routing import BaseRoute
 
 from locallab.keys import Keyring, KeyStore
+from locallab.models.spec import Adapter, FileSource
 from locallab.models.store import Store
 from locallab.pool import Pool
 from locallab.server.app import create_app
@@ -84,12 +85,14 @@ def start_in(folder: Path) -> Serve:
         tunnel: Any = None,
         room: int = 10,
         pool: dict[str, Any] | None = None,
+        adapters: Sequence[str] = (),
         **settings: Any,
     ) -> Iterator[Served]:
         engines: list[FakeEngine] = []
 
         def make(path: Path, settings: EngineSettings, post: Any) -> Any:
-            engines.append(FakeEngine(path, settings, post, **(engine or {})))
+            more = {"adapters": adapters} if path.stem.startswith("tiny") else {}
+            engines.append(FakeEngine(path, settings, post, **{**(engine or {}), **more}))
             return engines[-1]
 
         served = ServerSettings(**{"rate_limit": False, **settings})  # a test is no slow client
@@ -97,6 +100,7 @@ def start_in(folder: Path) -> Serve:
         fixed = {"on_demand": served.on_demand, "keep_alive": served.keep_alive, "memory": memory}
         options: dict[str, Any] = {**fixed, **(pool or {})}
         models = Pool(registry(folder), Store(folder / "store"), engine=make, grace=0.0, **options)
+        models.registry.adapt(models.registry.get("tiny:1b"), [_adapter(folder, name) for name in adapters])
         if load:
             models.load_now(load)
         keyring = Keyring(served, KeyStore(folder / "keys.json"), public)
@@ -111,3 +115,10 @@ def start_in(folder: Path) -> Serve:
 def only_prompt(served: Served) -> str:
     [(prompt, _)] = served.engine.submitted
     return prompt
+
+
+def _adapter(folder: Path, name: str) -> Adapter:
+    """Return an adapter of tiny:1b; its scale is 0.5."""
+    path = folder / f"{name}.lora.gguf"
+    path.write_bytes(b"GGUF")
+    return Adapter(name=name, source=FileSource(path), scale=0.5)

@@ -32,7 +32,9 @@ class Described:
         return self.api["paths"][path][verb]
 
     def body(self, operation: dict[str, Any]) -> dict[str, Any]:
-        return self.resolve(operation["requestBody"]["content"]["application/json"]["schema"])
+        """Return the schema of the body's object, or of the objects in its list."""
+        schema = self.resolve(operation["requestBody"]["content"]["application/json"]["schema"])
+        return self.resolve(schema["items"]) if schema.get("type") == "array" else schema
 
     def examples(self) -> Iterator[tuple[dict[str, Any], Any]]:
         """Yield (schema, example) for each example."""

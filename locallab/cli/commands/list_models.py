@@ -44,7 +44,7 @@ def command(as_json: bool, check: bool) -> int:
 
 
 def _listed(registry: Registry, store: Store) -> Iterator[tuple[str, ModelSpec]]:
-    yield from ((spec.id, spec) for spec in registry)
+    yield from ((spec.id, spec) for spec in registry.with_adapters)
     yield from fetched(registry, store)
 
 

@@ -22,6 +22,8 @@ def command(model: str, yes: bool) -> None:
     from locallab.units import decimal_bytes
 
     spec = Registry.discover(server_settings().registry).resolve(model)
+    if spec.loaded_as != spec.id:
+        raise ConfigError(f"{spec.id} is {spec.loaded_as} with an adapter; both are removed with {spec.loaded_as}")
     store = Store()
     if isinstance(spec.source, FileSource):
         raise ConfigError(f"{spec.id} is the file {spec.source.path}, which LocalLab did not fetch: delete it yourself")

@@ -55,12 +55,13 @@ def command(**flags: Any) -> int:
 
 
 def _serve(server: ServerSettings, engine: Sequence[Layer], child: Child) -> int:
-    from locallab.models import Registry
+    from locallab.models import Registry, adhoc
     from locallab.server import runner
 
     registry = Registry.discover(server.registry)
     if server.model:
         registry.resolve(server.model)  # reports a wrong name at once
+    adhoc.adapters(server.lora)  # and a wrong file
     with contextlib.ExitStack() as running:
         sock = running.enter_context(contextlib.closing(child.listener or runner.bind(server.host, server.port)))
         child.bound(sock, server.max_deaths, server.log_format)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, get_origin
 
 import msgspec
 from starlette.routing import BaseRoute
@@ -52,7 +52,7 @@ class _Schemas:
         ]
         references, self.components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
         self._references = dict(zip(types, references, strict=True))
-        for body in {body for body in bodies if body is not None}:
+        for body in {body for body in bodies if body is not None and get_origin(body) is None}:
             for kind in (body, *nested(body).values()):
                 schema = self.components[kind.__name__]
                 _tighten(schema, {**DEFAULTS, **getattr(body, "DEFAULTS", {})})
@@ -165,7 +165,7 @@ def _operation(endpoint: Endpoint, schemas: _Schemas) -> Schema:
             for name in endpoint.param_convertors
         ]
     if contract.body:
-        needed = bool(schemas.of(contract.body)["required"])
+        needed = get_origin(contract.body) is list or bool(schemas.of(contract.body)["required"])
         content = _json(endpoint, schemas.reference(contract.body), "request")
         if getattr(contract.body, "FORM", False):
             content[FORM] = {"schema": schemas.reference(contract.body)}

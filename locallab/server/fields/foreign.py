@@ -40,7 +40,6 @@ LLAMA_CPP: Others = {
     "t_max_prompt_ms": unused("prompts are computed as a whole"),
     "backend_sampling": unused("an answer is the same wherever it is sampled"),
     "verbose": unused("settings are not returned with the answer"),
-    "lora": refused("models are served without adapters"),
     "penalize_nl": refused("use dry_sequence_breakers, or a logit_bias of the newline's token"),
     "tfs_z": refused("use min_p or typical_p", off=(1, *EMPTY)),
 }

@@ -46,6 +46,13 @@ SAME = (
 """Fields that SamplingParams has under the same name, with the same meaning."""
 
 
+class LoraScale(msgspec.Struct):
+    """An adapter, by its id in /lora-adapters, and its scale; 0, as that of adapters that are not named, is off."""
+
+    id: Annotated[int, Meta(description="its place in the order of the load")]
+    scale: Annotated[float, Meta(description="how strong it is, from -100 to 100")] = 0.0
+
+
 class Sampling(msgspec.Struct, kw_only=True):
     """The sampling fields and limits that every generating route takes."""
 
@@ -124,6 +131,9 @@ class Sampling(msgspec.Struct, kw_only=True):
     t_max_predict_ms: Annotated[
         int | None, Meta(description="end the answer with its first line that ends this late after its first token; 0: never")
     ] = None
+    lora: Annotated[
+        list[LoraScale] | None, Meta(description="the LoRA adapters that are on: their ids in /lora-adapters, and their scales")
+    ] = None
 
     LIMITS: ClassVar[tuple[str, ...]] = ("max_tokens",)
     """Fields that limit the answer's tokens; the first that is set counts. -1 is no limit."""
@@ -161,6 +171,7 @@ class Sampling(msgspec.Struct, kw_only=True):
             "stop_token_ids": tuple(self.stop_token_ids or ()),
             "include_stop": self.include_stop_str_in_output,
             "max_tokens": None if limit == -1 else limit,
+            "lora": tuple((each.id, each.scale) for each in self.lora) if self.lora else None,
             "line_after_ms": None if self.t_max_predict_ms is None else max(0, self.t_max_predict_ms),
             **({"temperature": 0.0} if self.do_sample is False else {}),
             **more,

@@ -60,7 +60,8 @@ async def whole_answer(
 
 
 async def _generation(request: Request, loaded: Loaded, jobs: Sequence[Job], urgent: bool, seconds: float | None) -> Generation:
+    jobs = [(prompt, loaded.adapted(params)) for prompt, params in jobs]
     await prepare_texts(loaded, jobs)
-    spent = functools.partial(request.state.spend, loaded.spec.id)
+    spent = functools.partial(request.state.spend, loaded.name(jobs[0][1]))  # the jobs of a request have the same adapters
     caller = request.state.caller
     return Generation(loaded.text_engine, jobs, caller=caller, urgent=urgent, seconds=seconds, spent=spent)

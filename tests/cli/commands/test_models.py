@@ -171,6 +171,17 @@ def test_rm_asks(tmp_path: Path) -> None:
     assert not path.exists()
 
 
+def test_a_model_with_an_adapter_is_listed_and_goes_with_the_model(registry: Path) -> None:
+    registry.write_text(f"{OWN}    adapters: [{{name: pirate, source: {{kind: hub, repo: acme/loras, file: pirate.gguf}}}}]\n")
+    assert entry("own:1b:pirate")["aliases"] == ["mine:pirate"] and not entry("own:1b:pirate")["on_disk"]
+    keep(own(), b"x" * 20)
+    assert not entry("own:1b")["on_disk"], "the adapter is missing"
+    refused = run("rm", "mine:pirate", "--yes")
+    assert refused.exit_code == 2 and "own:1b:pirate is own:1b with an adapter; both are removed with own:1b" in refused.stderr
+    held = Store().held(own())
+    assert run("rm", "own:1b", "--yes").stdout == f"removed own:1b: {held:,} bytes freed\n" and held >= 20
+
+
 def test_rm_of_what_is_not_there_or_not_ours(registry: Path, tmp_path: Path) -> None:
     done = run("rm", "own:1b", "--yes")
     assert (done.exit_code, done.stderr) == (1, "locallab: own:1b is not on disk: nothing to remove\n")

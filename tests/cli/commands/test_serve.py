@@ -92,13 +92,25 @@ def test_a_port_in_use_fails_before_anything_is_loaded() -> None:
     [
         (["--model", "smollm2:135"], "unknown model 'smollm2:135'; did you mean smollm2:135m"),
         (["--model", "nowhere.gguf"], "nowhere.gguf"),
+        (["--lora", "x=nowhere.gguf"], "lora: x: there is no file"),
+        (["--lora", "nowhere.gguf"], "lora: 'nowhere.gguf': expected NAME=FILE or NAME=FILE:SCALE"),
         (["--host", "no.such.host.invalid"], "host: 'no.such.host.invalid' is not an address of this machine"),
         (["--cache-disk", "setup.cfg"], "cache_disk: setup.cfg cannot be used: it is no directory; name a writable directory"),
         (["--cache-disk", "/proc/x"], "cache_disk: /proc/x cannot be used: No such file or directory"),
         (["--cache-disk-gib", "10GB"], "'--cache-disk-gib': '10GB' is not a valid"),
         (["--openmp", "/proc/x"], "LOCALLAB_OPENMP: this OpenMP runtime cannot be used: /proc/x: cannot open"),
     ],
-    ids=["unknown model", "missing file", "bad host", "no directory", "bad directory", "bad size", "no library"],
+    ids=[
+        "unknown model",
+        "missing file",
+        "missing adapter",
+        "bad adapter",
+        "bad host",
+        "no directory",
+        "bad directory",
+        "bad size",
+        "no library",
+    ],
 )
 def test_what_cannot_work_is_one_line_and_status_2(arguments: list[str], reason: str) -> None:
     status, err = failed(*arguments)

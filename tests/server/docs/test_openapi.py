@@ -120,7 +120,8 @@ def test_examples_are_true(described: Described) -> None:
         described.check(example, schema)
 
 
-BODIES: dict[str, dict[str, Any]] = {
+BODIES: dict[str, Any] = {
+    "/lora-adapters": [],
     "/generate": {"prompt": "hi"},
     "/generate/batch": {"prompts": ["hi", "ho"]},
     "/chat": {"messages": USER},

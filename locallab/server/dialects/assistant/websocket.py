@@ -225,13 +225,14 @@ class Conversation:
             require(loaded, "text")
             prepared = await prepare_question(running.question, loaded, self._templates, self._settings)
             reader = AnswerReader(prepared)
-            await prepare_texts(loaded, [prepared.job])
+            prompt, params = prepared.job[0], loaded.adapted(prepared.job[1])
+            await prepare_texts(loaded, [(prompt, params)])
             generation = Generation(
                 loaded.text_engine,
-                [prepared.job],
+                [(prompt, params)],
                 caller=self._state["caller"],
                 urgent=prepared.urgent,
-                spent=functools.partial(self._spend, loaded.spec.id),
+                spent=functools.partial(self._spend, loaded.name(params)),
             )
             with generation as running.generation:
                 async for items in generation:

@@ -81,7 +81,7 @@ class PropsRoutes:
 
     async def props(self, request: Request) -> Response:
         """Show the properties of the server and its current model, or of the loaded one that `?model=` names."""
-        loaded = self._named(request)
+        loaded = named(self._pool, request)
         info = loaded.engine.info if loaded else None
         settings = settings_body(SamplingParams(**info.sampling), info) if info else {}
         name = loaded.spec.id if loaded else NOT_LOADED
@@ -108,22 +108,23 @@ class PropsRoutes:
 
         With `?fail_on_no_slot=1` the answer is 503 while none is free.
         """
-        named = request.query_params.get("model")
+        name = request.query_params.get("model")
         found: list[Slot] = []
-        loaded = self._named(request)
-        for each in [loaded] if named and loaded else self._pool.loaded:
+        loaded = named(self._pool, request)
+        for each in [loaded] if name and loaded else self._pool.loaded:
             info, running, first = each.engine.info, each.engine.stats().running, len(found)
             found += [Slot(first + place, info.context, False, place < running, each.spec.id) for place in range(info.parallel)]
         if request.query_params.get("fail_on_no_slot") and all(slot.is_processing for slot in found):
             raise Overloaded(0, retry_after=1)
         return reply(found)
 
-    def _named(self, request: Request) -> Loaded | None:
-        """Return the model that the query names, or the current one if one is loaded. Raises UnknownModel, ModelNotLoaded."""
-        name = request.query_params.get("model")
-        if not name:
-            return self._pool.current
-        loaded = self._pool.get(name)
-        if loaded is None:
-            raise ModelNotLoaded(self._pool.registry.get(name).id)
-        return loaded
+
+def named(pool: Pool, request: Request) -> Loaded | None:
+    """Return the model that the query names, or the current one if one is loaded. Raises UnknownModel, ModelNotLoaded."""
+    name = request.query_params.get("model")
+    if not name:
+        return pool.current
+    loaded = pool.get(name)
+    if loaded is None:
+        raise ModelNotLoaded(pool.registry.get(name).id)
+    return loaded

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp
 
 from locallab.pool import Pool
 from locallab.server.dialects.dialect import Dialect, Services
+from locallab.server.dialects.llamacpp.adapters import AdapterRoutes
 from locallab.server.dialects.llamacpp.props import PropsRoutes
 from locallab.server.dialects.llamacpp.request import InfillBody, LlamaCompletionBody
 from locallab.server.dialects.llamacpp.settings import settings_body
@@ -49,7 +50,7 @@ class LlamaCpp:
     async def _answer(self, request: Request, body: InfillBody | LlamaCompletionBody, urgent: bool) -> ASGIApp:
         loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
         notes: list[str] = []
-        params = body.sampling(loaded.engine.info, self._settings.completion_tokens, notes)
+        params = loaded.adapted(body.sampling(loaded.engine.info, self._settings.completion_tokens, notes))
         await compile_constraint(loaded, params.constraint)
         prompts, n = await body.tokens(loaded, notes), body.n_cmpl or 1
         for prompt in prompts:
@@ -85,13 +86,19 @@ class Embedding:
 
 def routes(services: Services) -> list[BaseRoute]:
     pool, settings = services.pool, services.settings
-    groups = (LlamaCpp(pool, settings), Embedding(pool, settings), PropsRoutes(pool), TokenRoutes(pool, settings))
+    groups = (
+        LlamaCpp(pool, settings),
+        Embedding(pool, settings),
+        PropsRoutes(pool),
+        AdapterRoutes(pool),
+        TokenRoutes(pool, settings),
+    )
     return [route for group in groups for route in group.routes()]
 
 
 LLAMACPP = Dialect(
     name="llamacpp",
-    prefixes=("/infill", "/completion", "/embedding", "/props", "/slots"),
+    prefixes=("/infill", "/completion", "/embedding", "/props", "/slots", "/lora-adapters"),
     error_body=openai_body,
     problem=OpenAIProblem,
     routes=routes,

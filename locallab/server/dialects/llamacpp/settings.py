@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from locallab.engine import ModelInfo
+from locallab.engine.adapters import chosen
 from locallab.engine.request import SamplingParams
 
 SAME = (
@@ -42,7 +43,8 @@ RANDOM = 0xFFFFFFFF
 
 
 def settings_body(params: SamplingParams, info: ModelInfo, *, stream: bool = False) -> dict[str, Any]:
-    """Return llama.cpp's `generation_settings`; -1 is no limit. That the end is ignored shows as a bias, too."""
+    """Return llama.cpp's `generation_settings`; -1 is no limit. That the end is ignored shows as a bias, too. Raises
+    InvalidField for an adapter that the model does not have."""
     limit = -1 if params.max_tokens is None else params.max_tokens
     constraint = params.constraint
     biases = list(params.logit_bias)
@@ -60,5 +62,6 @@ def settings_body(params: SamplingParams, info: ModelInfo, *, stream: bool = Fal
         "n_probs": params.logprobs or 0,
         "logit_bias": [{"bias": None if bias == -INFINITY else bias, "token": of} for of, bias in biases],
         "grammar": constraint.source if constraint and constraint.kind == "gbnf" else "",
+        "lora": [{"id": id, "scale": scale} for id, scale in chosen(info.adapters, params.lora or ()).scales],
         "stream": stream,
     }

@@ -43,6 +43,7 @@ EVER: Mapping[str, tuple[str, Callable[[Totals], int]]] = {
     "draft_accepted_tokens": ("Drafted tokens that are part of answers.", lambda totals: totals.accepted_tokens),
     "draft_rejected_tokens": ("Drafted tokens that are not.", lambda totals: totals.rejected_tokens),
     "preemptions": ("Requests put back into the queue because the KV pool was full.", lambda totals: totals.preemptions),
+    "adapter_switches": ("Times that other LoRA adapters had a turn.", lambda totals: totals.adapter_switches),
 }
 
 BY_LABEL: Mapping[str, tuple[str, str, Callable[[Totals], Mapping[Any, int]]]] = {
@@ -60,6 +61,11 @@ BY_LABEL: Mapping[str, tuple[str, str, Callable[[Totals], Mapping[Any, int]]]] =
         "Tokens of prompts that the prefix cache had, by where they were.",
         "tier",
         lambda totals: totals.hit_tokens,
+    ),
+    "adapter_completion_tokens": (
+        "Tokens of answers by the LoRA adapters that they were computed with.",
+        "adapter",
+        lambda totals: totals.adapter_tokens,
     ),
 }
 

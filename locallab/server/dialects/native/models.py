@@ -12,7 +12,7 @@ from starlette.routing import BaseRoute
 
 from locallab.engine import Kind
 from locallab.errors import InvalidField
-from locallab.models.spec import ModelSpec
+from locallab.models.spec import Adapted, ModelSpec
 from locallab.pool import Pool, Status
 from locallab.pool.loaded import modalities_of
 from locallab.server.dialects.answer_fields import Modalities
@@ -63,8 +63,8 @@ class Models:
         return reply(current(self._pool))
 
     async def available(self, request: Request) -> Response:
-        """List all registered models with their status."""
-        return reply(AvailableModels([available(self._pool, spec) for spec in self._pool.registry]))
+        """List all registered models with their status, also with each of their adapters."""
+        return reply(AvailableModels([available(self._pool, spec) for spec in self._pool.registry.with_adapters]))
 
     async def status(self, request: Request) -> Response:
         """Show one registered model with its status."""
@@ -118,6 +118,7 @@ class AvailableModel(msgspec.Struct, kw_only=True):
     status: Standing | UnsetType = UNSET
     error: Annotated[str | UnsetType, Meta(description="why the last load failed")] = UNSET
     modalities: Modalities | UnsetType = UNSET
+    parent: Annotated[str | UnsetType, Meta(description="of a model with an adapter: the model alone")] = UNSET
 
 
 class AvailableModels(msgspec.Struct):
@@ -139,6 +140,7 @@ class ModelStatus(msgspec.Struct, kw_only=True):
     usage_of: Annotated[Literal["vram", "ram"] | UnsetType, Meta(description="the memory that vram_usage refers to")] = UNSET
     usage_bytes: Annotated[int | UnsetType, Meta(description="vram_usage in bytes")] = UNSET
     error: Annotated[str | UnsetType, Meta(description="why the last load failed")] = UNSET
+    parent: Annotated[str | UnsetType, Meta(description="of a model with an adapter: the model alone")] = UNSET
     size_bytes: int | UnsetType | None = UNSET
     on_disk: bool | UnsetType = UNSET
     context: Annotated[int | UnsetType | None, Meta(description="tokens one request may use")] = UNSET
@@ -181,6 +183,7 @@ def available(pool: Pool, spec: ModelSpec) -> AvailableModel:
         status=pool.status(spec.id),
         error=pool.error(spec.id) or UNSET,
         modalities=modalities_of(spec, loaded, pool.store),
+        parent=spec.parent if isinstance(spec, Adapted) else UNSET,
     )
 
 

@@ -26,7 +26,7 @@ from locallab.errors import InvalidField, ModelLoadError, UnknownModel
 from locallab.models import gguf
 from locallab.models.quants import label
 from locallab.models.registry import Registry
-from locallab.models.spec import ModelSpec
+from locallab.models.spec import Adapted, ModelSpec
 from locallab.pool import Loaded, Pool
 from locallab.pool.loaded import modalities_of
 from locallab.server.dialects.ollama.fields import PULL, SHOW
@@ -95,7 +95,7 @@ class Shown(msgspec.Struct, kw_only=True):
 def on_disk(pool: Pool) -> Cards:
     """List the models that are on disk or loaded. Reads files."""
     cards = []
-    for spec in pool.registry:
+    for spec in pool.registry.with_adapters:
         if pool.store.has(spec) or pool.get(spec.id):
             path = pool.store.path(spec)
             card = Card(
@@ -186,6 +186,7 @@ def _details(pool: Pool, spec: ModelSpec) -> Details:
     facts = _facts(path)
     family = _family(loaded, facts)
     return Details(
+        parent_model=spec.parent if isinstance(spec, Adapted) else "",
         family=family,
         families=[family] if family else [],
         parameter_size=compact_count(_parameters(loaded, facts)),
@@ -218,7 +219,8 @@ def digest(pool: Pool, spec: ModelSpec) -> str:
     known = record.files[0].sha256 if record and len(record.files) == 1 else getattr(spec.source, "sha256", None)
     path = pool.store.path(spec)
     identity = (spec.id, pool.store.size(spec), path.stat().st_mtime if path else None)
-    return known or hashlib.sha256(repr(identity).encode()).hexdigest()
+    own = None if isinstance(spec, Adapted) else known
+    return own or hashlib.sha256(repr(identity).encode()).hexdigest()
 
 
 def _facts(path: Path | None) -> Mapping[str, Any]:

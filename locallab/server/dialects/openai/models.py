@@ -8,17 +8,26 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from locallab.models.spec import ModelSpec
 from locallab.pool import Pool
 from locallab.pool.loaded import modalities_of
 from locallab.server.dialects.answer_fields import Created, Modalities
 
 
 def model_cards(pool: Pool) -> Iterator[ModelCard]:
-    """Yield the loaded models, last used first; then those on disk that a request would load, in the registry's order."""
+    """Yield the loaded models, last used first; then those on disk that a request would load, in the registry's order. Each is
+    followed by what it is with one of its adapters."""
+    for card, spec in _model_cards(pool):
+        yield card
+        for each in spec.adapted:
+            yield msgspec.structs.replace(card, id=each.id, name=each.id, parent=spec.id)
+
+
+def _model_cards(pool: Pool) -> Iterator[tuple[ModelCard, ModelSpec]]:
     loaded = pool.loaded
     for each in loaded:
         info = each.engine.info
-        yield ModelCard(
+        card = ModelCard(
             id=each.spec.id,
             name=each.spec.id,
             object="model",
@@ -30,12 +39,13 @@ def model_cards(pool: Pool) -> Iterator[ModelCard]:
             modalities=modalities_of(each.spec, each, pool.store),
             meta=CardMeta(info.context, info.n_ctx_train, info.n_vocab, info.n_params, info.size_bytes),
         )
+        yield card, each.spec
     known = {each.spec.id for each in loaded}
     for spec in pool.registry if pool.on_demand != "refuse" else ():
         if spec.id not in known and pool.store.has(spec):
             path = pool.store.path(spec)
             context = UNSET if spec.context is None else spec.context
-            yield ModelCard(
+            card = ModelCard(
                 id=spec.id,
                 name=spec.id,
                 object="model",
@@ -46,6 +56,7 @@ def model_cards(pool: Pool) -> Iterator[ModelCard]:
                 max_model_len=context,
                 modalities=modalities_of(spec, None, pool.store),
             )
+            yield card, spec
 
 
 class CardMeta(msgspec.Struct):
@@ -71,6 +82,7 @@ class ModelCard(msgspec.Struct, kw_only=True):
     max_model_len: int | UnsetType = UNSET
     modalities: Modalities
     meta: CardMeta | UnsetType = UNSET
+    parent: Annotated[str | UnsetType, Meta(description="of a model with an adapter: the model alone")] = UNSET
 
 
 class ModelList(msgspec.Struct):
