@@ -188,7 +188,8 @@ class Planner:
             decoders = [self._lane(decoder, "", f"{key} decoder {lane}") for lane in range(workload.decoders)]
             return Script(decoders, self._lane(workload, "", f"{key} {name}"))
         system = _text(workload.system_words, f"{key} system")  # no workload's name: shared-warm repeats shared's
-        return Script([self._lane(workload, system, f"{key} {name} {lane}") for lane in range(clients)], [])
+        shared = f"{key} picture" if workload.same_picture else ""
+        return Script([self._lane(workload, system, f"{key} {name} {lane}", shared) for lane in range(clients)], [])
 
     def workload(self, name: str, clients: int) -> Workload:
         """The workload with the lengths and numbers of this run."""
@@ -200,7 +201,8 @@ class Planner:
             return replace(workload, requests=-(-conversations // clients))
         return replace(workload, requests=1) if clients >= MANY or self.quick else workload
 
-    def _lane(self, workload: Workload, system: str, key: str) -> list[Prompt]:
+    def _lane(self, workload: Workload, system: str, key: str, shared: str = "") -> list[Prompt]:
+        """The prompts of one client; `shared` is the key of a picture that all of them show."""
         tokens, keys = workload.max_tokens, [f"{key} {number}" for number in range(workload.requests)]
         if workload.lines:
             return [_edit(workload, each) for each in keys]
@@ -210,9 +212,8 @@ class Planner:
             return [Prompt(system, text + task, tokens, people=workload.people) for text in texts]
         first = [Prompt(system, text + TASK, tokens, n=workload.n) for text in texts]
         if workload.picture:
-            shown = ["same" if workload.same_picture else each for each in keys]
-            keyed = zip(first, shown, strict=True)
-            first = [replace(prompt, picture=data_url(workload.picture, f"{self.seed} {each}")) for prompt, each in keyed]
+            keyed = zip(first, keys, strict=True)
+            first = [replace(prompt, picture=data_url(workload.picture, shared or each)) for prompt, each in keyed]
         return first + [
             self._next(prompt, turn, f"{key} {number}")
             for turn in range(1, workload.turns)

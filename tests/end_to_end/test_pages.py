@@ -28,6 +28,7 @@ NOT_RUN = {
     "pip install": "installs packages; test_install.py installs the wheel",
     "python -m pytest": "runs these tests",
     "scripts/bench --model": "needs llama.cpp's C++ server",
+    "(cd scripts && python -m benchlib.random_projector": "writes 180 MB; tests/scripts/test_bench.py makes a small one",
     "scripts/bench --report": "changes the checkout; tests/scripts/test_bench.py compares the page and the figure",
     "scripts/soak --model": "takes minutes; tests/scripts/test_soak.py runs it on scripted servers",
     "scripts/gpu-check": "needs a GPU and ten minutes; tests/scripts/test_gpu_check.py runs it on a CPU",

@@ -25,7 +25,7 @@ from PIL import Image
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-from benchlib import busy, cpu, figure, flags, goals, report, rivals, source, summary  # noqa: E402
+from benchlib import busy, cpu, figure, flags, goals, random_projector, report, rivals, source, summary  # noqa: E402
 from benchlib.pictures import png  # noqa: E402
 from benchlib.prompts import WORKLOADS, Planner  # noqa: E402
 from benchlib.results import Results, Run  # noqa: E402
@@ -35,6 +35,8 @@ from benchlib.table import table  # noqa: E402
 
 from locallab.load.client import Answer  # noqa: E402
 from locallab.load.generator import Outcome  # noqa: E402
+from tests.support import tiny_gguf  # noqa: E402
+from tests.support.live_engine import running  # noqa: E402
 from tests.support.wait import until  # noqa: E402
 
 SERVER = SCRIPTS.parent / "tests/support/sse_server.py"
@@ -464,6 +466,16 @@ class TestPictures:
         assert [[part["type"] for part in content] for content in contents] == [["image_url", "text"]] * 3
         assert len({content[0]["image_url"]["url"] for content in contents}) == different
         assert len({content[1]["text"] for content in contents}) == 3
+
+    def test_a_random_projector_fits_its_model(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        small = {"SIDE": 64, "WIDTH": 32, "HEADS": 2, "FEED_FORWARD": 32, "LAYERS": 1}
+        for name, value in small.items():
+            monkeypatch.setattr(random_projector, name, value)
+        model = tiny_gguf.write(tmp_path / "model.gguf", "llama")
+        random_projector.write(tmp_path / "mmproj.gguf", random_projector.width(model))
+        with running(model, mmproj=str(tmp_path / "mmproj.gguf")) as engine:
+            assert engine.info.modalities == {"text", "image"}
+            assert len(engine.picture(20, 20, bytes(1200), "images[0]")) > 1
 
     def test_need_a_projector(self, script: Any, tmp_path: Path) -> None:
         model = tmp_path / "m.gguf"
