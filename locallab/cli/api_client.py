@@ -55,15 +55,17 @@ def default_url() -> str:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Piece:
-    """A piece of a streamed answer; `thought` is reasoning.
+    """A piece of a streamed answer; `thought` is reasoning, `calls` are pieces of tool calls in OpenAI's shape.
 
-    The last pieces have the finish reason and `whole`: the usage, or the complete answer of an assistant task.
+    The last pieces have the finish reason, the timings, and `whole`: the usage, or the complete answer of an assistant task.
     """
 
     text: str = ""
     thought: str = ""
     finish_reason: str | None = None
     whole: Mapping[str, Any] | None = None
+    calls: Sequence[Mapping[str, Any]] = ()
+    timings: Mapping[str, Any] | None = None
 
 
 class ApiClient:
@@ -262,8 +264,9 @@ def chat_piece(event: Mapping[str, Any]) -> Piece:
     for choice in event["choices"]:
         delta = choice["delta"]
         thought = delta.get("reasoning_content") or delta.get("reasoning") or ""
-        return Piece(delta.get("content") or "", thought, choice["finish_reason"], usage)
-    return Piece(whole=usage)
+        calls = delta.get("tool_calls") or ()
+        return Piece(delta.get("content") or "", thought, choice["finish_reason"], usage, calls, event.get("timings"))
+    return Piece(whole=usage, timings=event.get("timings"))
 
 
 def _ended(pieces: Iterator[Piece]) -> Iterator[Piece]:

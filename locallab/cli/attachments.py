@@ -55,11 +55,11 @@ def content(text: str, parts: Sequence[Part]) -> Content:
     return [*parts, *([{"type": "text", "text": text}] if text else [])] if parts else text
 
 
-def readable(content: Content) -> str:
+def readable(content: Content | None) -> str:
     """Return the text of a message's content, in which a line stands for each file."""
-    if isinstance(content, str):
-        return content
-    return "\n".join(each["text"] if each["type"] == "text" else NAMES[each["type"]] for each in content)
+    if content is None or isinstance(content, str):
+        return content or ""
+    return "\n".join(each.get("text", "") if each["type"] == "text" else NAMES[each["type"]] for each in content)
 
 
 def pasted(text: str) -> tuple[str, list[str]]:

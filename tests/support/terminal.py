@@ -43,6 +43,11 @@ class Terminal:
     def text(self) -> str:
         return CODES.sub("", self.raw.decode(errors="replace"))
 
+    @property
+    def echoes(self) -> bool:
+        """Whether the terminal shows keys by itself."""
+        return bool(termios.tcgetattr(self._master)[3] & termios.ECHO)
+
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
 

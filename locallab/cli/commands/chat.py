@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,6 +13,7 @@ from locallab.cli.tables import note
 from locallab.errors import LocalLabError, NoServer
 
 if TYPE_CHECKING:
+    from locallab.cli.terminal.answer_view import View
     from locallab.cli.terminal.conversation import Talk
     from locallab.cli.terminal.line_input import Lines
 
@@ -34,6 +33,7 @@ def command(model: str | None, url: str | None, api_key: str | None, system: str
     from locallab.cli.server_session import session
     from locallab.cli.terminal.conversation import Talk
     from locallab.cli.terminal.line_input import Lines
+    from locallab.cli.terminal.slash_commands import completions
 
     options = {name: value for name, value in sampling.items() if value is not None}
     with session(model, url, api_key) as (server, model_id):
@@ -44,21 +44,12 @@ def command(model: str | None, url: str | None, api_key: str | None, system: str
         _converse(talk, lines)
 
 
-def completions(talk: Talk, line: str) -> Sequence[str]:
-    """Return the completions of a line: commands, and model names after /model."""
-    from locallab.cli.terminal.slash_commands import COMMANDS
-
-    if line.startswith("/model "):
-        with contextlib.suppress(LocalLabError):
-            return [whole for model in talk.known if (whole := f"/model {model}").lower().startswith(line.lower())]
-        return ()
-    return [whole for name in COMMANDS if line.startswith("/") and (whole := f"/{name}").startswith(line)]
-
-
 def _converse(talk: Talk, lines: Lines) -> None:
     """Answer messages until the user exits, also by pressing Ctrl-C twice on empty lines."""
-    from locallab.cli.terminal.slash_commands import Leave, obey
+    from locallab.cli.terminal.answer_view import View
+    from locallab.cli.terminal.slash_commands import Leave
 
+    view = View()
     interrupted = False
     while True:
         try:
@@ -75,14 +66,36 @@ def _converse(talk: Talk, lines: Lines) -> None:
             if lines.typed:
                 click.echo()
             return
-        interrupted = False
+        try:
+            interrupted = not _respond(talk, view, message, lines.typed)
+        except Leave:
+            return
+
+
+def _respond(talk: Talk, view: View, message: str, typed: bool) -> bool:
+    """Obey a command, or print the answer to a message; return whether it ended without Ctrl-C.
+
+    Errors are printed, but raised if the server is gone or if nobody types (`typed` is False). Raises Leave.
+    """
+    from locallab.cli.terminal.answer_view import show
+    from locallab.cli.terminal.markdown_view import harmless
+    from locallab.cli.terminal.slash_commands import obey
+
+    try:
         if message.startswith("/") and not begins_with_file(message):
-            try:
-                obey(talk, message)
-            except Leave:
-                return
-        elif message.strip():
-            interrupted = not _answer(talk, message.strip(), lines.typed)
+            answer = obey(talk, view, message)
+        else:
+            answer = talk.ask(_attached(talk, message.strip())) if message.strip() else None
+        if answer is not None:
+            show(talk, answer, view, typed)
+    except KeyboardInterrupt:
+        note("(stopped)")
+        return False
+    except LocalLabError as error:
+        if isinstance(error, NoServer) or not typed:
+            raise
+        click.echo(f"locallab: {harmless(str(error))}\n", err=True)
+    return True
 
 
 def _attached(talk: Talk, message: str) -> str:
@@ -94,31 +107,3 @@ def _attached(talk: Talk, message: str) -> str:
         talk.attach(name)
         note(f"{name} goes with this message")
     return text
-
-
-def _answer(talk: Talk, message: str, typed: bool) -> bool:
-    """Print the answer, and return whether it ended without Ctrl-C.
-
-    Errors are printed, but raised if the server is gone or if nobody types (`typed` is False).
-    """
-    from locallab.cli.terminal.markdown_view import writing
-
-    reason = None
-    try:
-        with contextlib.closing(talk.ask(_attached(talk, message))) as pieces, writing() as writer:
-            for piece in pieces:
-                writer.think(piece.thought)
-                writer.write(piece.text)
-                reason = piece.finish_reason or reason
-    except KeyboardInterrupt:
-        note("(stopped)")
-        return False
-    except LocalLabError as error:
-        if isinstance(error, NoServer) or not typed:
-            raise
-        click.echo(f"locallab: {error}", err=True)
-    if reason == "length":
-        note("(truncated: --max-tokens or the context is used up)")
-    if typed:
-        click.echo()
-    return True

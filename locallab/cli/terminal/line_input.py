@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 from collections.abc import Callable, Sequence
 
 QUOTES = '"""'
 FIRST, NEXT = ">>> ", "... "
+
+
+def is_typed() -> bool:
+    """Return whether a person types at a terminal."""
+    return sys.stdin.isatty() and sys.stdout.isatty()
 
 
 class MessageBuffer:
@@ -57,13 +63,18 @@ class Lines:
     """
 
     def __init__(self, complete: Callable[[str], Sequence[str]]) -> None:
-        self.typed = sys.stdin.isatty() and sys.stdout.isatty()
+        self.typed = is_typed()
         """True if a person types the messages."""
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="replace")  # else bytes that are no UTF-8 would end the conversation
         if not self.typed:
             return
+        found: Sequence[str] = ()
 
         def match(text: str, state: int) -> str | None:
-            found = complete(text)
+            nonlocal found
+            if state == 0:
+                found = complete(text)
             return found[state] if state < len(found) else None
 
         with contextlib.suppress(ImportError):  # without readline the terminal edits the line

@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
+import termios
 import threading
+import time
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import click
+
+from locallab import units
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -22,7 +26,12 @@ EVERY = 1 / 12
 MARGIN = 2
 """Lines of the terminal that an unfinished block leaves free."""
 
-_CONTROLS = dict.fromkeys({*range(32), *range(127, 160)} - {ord("\n"), ord("\t")})
+Reasoning = Literal["show", "fold", "hide"]
+"""How reasoning is shown: whole, as one line with its length and time, or not at all."""
+
+_CONTROLS = dict.fromkeys(
+    {*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)} - {ord("\n"), ord("\t")}
+)
 
 
 class Writer(Protocol):
@@ -36,18 +45,34 @@ class Writer(Protocol):
 
 
 @contextlib.contextmanager
-def writing() -> Iterator[Writer]:
-    """Yield a Writer on stdout. On exit, also by an exception, everything received is shown."""
+def writing(reasoning: Reasoning = "show") -> Iterator[Writer]:
+    """Yield a Writer on stdout. On exit, also by an exception, everything received is shown, reasoning as `reasoning` says."""
     if sys.stdout.isatty():
         from rich.console import Console
 
         console = Console(highlight=False)
         if not console.is_dumb_terminal:
-            with _Formatted(console) as formatted:
+            with _without_echo(), _Formatted(console, reasoning) as formatted:
                 yield formatted
             return
     with plain() as writer:
         yield writer
+
+
+@contextlib.contextmanager
+def _without_echo() -> Iterator[None]:
+    """Do not show keys meanwhile, Ctrl-C as ^C among them: they would move the cursor, below lines that are drawn anew."""
+    try:
+        before = termios.tcgetattr(sys.stdin)
+    except (OSError, ValueError, termios.error):  # no terminal
+        yield
+        return
+    silent = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
+    termios.tcsetattr(sys.stdin, termios.TCSANOW, silent)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
 
 
 @contextlib.contextmanager
@@ -61,7 +86,8 @@ def plain() -> Iterator[Writer]:
 
 
 def harmless(text: str) -> str:
-    """Return the text without control characters, so that a model cannot control the terminal."""
+    """Return the text without control characters, so that a model cannot control the terminal, and without those that change
+    the direction of writing, so that it cannot show another order than there is."""
     return text.translate(_CONTROLS)
 
 
@@ -107,13 +133,15 @@ class _Formatted:
     `_lock` guards the terminal: rich's refresh and print can otherwise interleave.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, reasoning: Reasoning = "show") -> None:
         from rich.live import Live
         from rich.spinner import Spinner
 
         self._console = console
         self._lock = threading.RLock()
         self._thought = self._text = ""
+        self._reasoning = reasoning
+        self._began = self._ended = 0.0  # when the first and the last piece of the reasoning came
         self._apart = False  # True if an empty line precedes the next block
         self._waiting = Spinner("dots", style="dim")
         self._live = Live(console=console, transient=True, auto_refresh=False, get_renderable=self._growing)
@@ -132,7 +160,11 @@ class _Formatted:
         self._settle(len(self._text))
 
     def think(self, text: str) -> None:
+        if not text or self._reasoning == "hide":
+            return
         with self._lock:
+            self._ended = time.monotonic()
+            self._began = self._began if self._thought else self._ended
             self._thought += harmless(text)
 
     def write(self, text: str) -> None:
@@ -151,19 +183,33 @@ class _Formatted:
         from rich.segment import SegmentLines
 
         with self._lock:
-            blocks = _blocks(self._thought, self._text[:length])
+            blocks = [*self._thoughts(), *_blocks(self._text[:length])]
             self._thought, self._text = "", self._text[length:]
             for block in blocks:
                 self._console.print(SegmentLines([*self._gap(), *self._lines(block)], new_lines=True), end="")
                 self._apart = True
             self._live.refresh()
 
+    def _thoughts(self) -> list[RenderableType]:
+        """Return the renderable of the reasoning, if there is any."""
+        from rich.text import Text
+
+        text = self._thought.strip()
+        if text and self._reasoning == "fold":
+            text = f"thought for {units.duration(self._ended - self._began)}, {len(text):,} characters; /reasoning shows them"
+        return [Text(text, style="dim italic")] if text else []
+
     def _gap(self) -> list[list[Segment]]:
         return [[]] if self._apart else []
 
     def _lines(self, block: RenderableType) -> list[list[Segment]]:
-        """Render a block without the empty lines that rich puts around some blocks only."""
-        lines = self._console.render_lines(block, pad=False)
+        """Render a block without the empty lines that rich puts around some blocks only, and without what an entity such as
+        &#8238; has become."""
+        from rich.segment import Segment
+
+        lines = [
+            [Segment(harmless(each.text), each.style) for each in line] for line in self._console.render_lines(block, pad=False)
+        ]
         full = [
             index
             for index, line in enumerate(lines)
@@ -176,7 +222,7 @@ class _Formatted:
         from rich.segment import SegmentLines
 
         with self._lock:
-            blocks = _blocks(self._thought, self._text)
+            blocks = [*self._thoughts(), *_blocks(self._text)]
         if not blocks:
             return self._waiting
         lines: list[list[Segment]] = []
@@ -185,10 +231,8 @@ class _Formatted:
         return SegmentLines(lines[-max(1, self._console.height - MARGIN) :], new_lines=True)
 
 
-def _blocks(thought: str, text: str) -> list[RenderableType]:
-    """Return the renderables of reasoning and answer."""
+def _blocks(text: str) -> list[RenderableType]:
+    """Return the renderables of an answer."""
     from rich.markdown import Markdown
-    from rich.text import Text
 
-    thoughts: list[RenderableType] = [Text(thought.strip(), style="dim italic")] if thought.strip() else []
-    return [*thoughts, *(Markdown(part) for part in parts(text) if part.strip())]
+    return [Markdown(part) for part in parts(text) if part.strip()]

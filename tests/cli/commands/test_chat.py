@@ -184,6 +184,14 @@ def test_piped_lines_are_answered_as_they_are(served: Served) -> None:
     assert "two \nmore" in prompts(served)[-1]
 
 
+def test_piped_bytes_that_are_no_text(served: Served) -> None:
+    served.script(*say("Yes."))
+    command = [sys.executable, "-m", "locallab", "chat", "--url", served.url]
+    done = subprocess.run(command, cwd=ROOT, input=b"caf\xe9\n", capture_output=True, timeout=PATIENCE)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"Yes.\n", b"")
+    assert "caf\ufffd" in prompts(served)[0]
+
+
 def test_a_failure_ends_what_nobody_types(served: Served) -> None:
     served.engine.full = True
     done = piped(served.url, "one\ntwo\n")

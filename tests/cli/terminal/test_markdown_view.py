@@ -74,6 +74,18 @@ def test_thoughts_come_first_and_are_dim() -> None:
     assert "\x1b[2;3m" in raw
 
 
+def test_folded_thoughts_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([100.0, 103.4])
+    monkeypatch.setattr(markdown_view.time, "monotonic", lambda: next(clock))
+    raw, screen = drawn([], thoughts=["let me ", "", "see\nit"], then=["So it is."], reasoning="fold")
+    assert screen == "thought for 3 s, 13 characters; /reasoning shows them\n\nSo it is."
+    assert "\x1b[2;3m" in raw and "let me" not in raw
+
+
+def test_hidden_thoughts_are_not_shown() -> None:
+    assert drawn([], thoughts=["let me see"], then=["So it is."], reasoning="hide")[1] == "So it is."
+
+
 def test_an_answer_longer_than_the_terminal_is_shown_whole() -> None:
     lines = "\n".join(f"- item {number}" for number in range(100))
     screen = show([f"{line}\n" for line in lines.split("\n")])
@@ -88,15 +100,36 @@ def test_control_characters_are_taken_out() -> None:
     assert harmless("a\x1b[2Jb\x07\x9b\r\n\tc\x7f") == "a[2Jb\n\tc"
 
 
+def test_the_direction_of_writing_cannot_be_changed() -> None:
+    assert harmless("a\u202eb\u2066c\u2069d\u200fe") == "abcd\u200fe"
+
+
+@pytest.mark.parametrize(
+    "text", ["a &#27;[2Jb &#x9b;c &#8238;d", "`a &#27;`\n\n    &#27;\n", "[a](<b&#27;&#7;> '&#27;')", "|&#27;|\n|-|\n"]
+)
+def test_entities_send_nothing_to_the_terminal(text: str) -> None:
+    raw, _ = drawn([text])
+    assert not re.search(
+        "[\x00-\x08\x0b-\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f\u202e]",
+        re.sub(r"\x1b(\[[0-9;?]*[A-Za-z]|\]8;[^\x1b]*\x1b\\\\)", "", raw),
+    )
+    assert "\x1b[2J" not in raw
+
+
 def show(pieces: list[str]) -> str:
     return drawn(pieces)[1]
 
 
-def drawn(pieces: list[str], thoughts: list[str] | None = None, then: list[str] | None = None) -> tuple[str, str]:
+def drawn(
+    pieces: list[str],
+    thoughts: list[str] | None = None,
+    then: list[str] | None = None,
+    reasoning: markdown_view.Reasoning = "show",
+) -> tuple[str, str]:
     """Return the output to a terminal, and the final screen."""
     file = io.StringIO()
     console = Console(file=file, force_terminal=True, width=60, height=10, color_system="standard", legacy_windows=False)
-    with markdown_view._Formatted(console) as writer:
+    with markdown_view._Formatted(console, reasoning) as writer:
         for piece in thoughts or []:
             writer.think(piece)
         for piece in [*pieces, *(then or [])]:
