@@ -81,7 +81,7 @@ def server_settings(**flags: Any) -> ServerSettings:
 def unknown(environ: Mapping[str, str], *classes: type) -> list[str]:
     """Return the LOCALLAB_* variables that set nothing, most likely misspelled."""
     known = {settings.variable(name) for cls in classes for name, _, _ in settings.fields(cls)}
-    known |= {settings.variable(name) for name in ("home", "config", "url")}
+    known |= {settings.variable(name) for name in ("home", "config", "url", "chat_history")}
     return sorted(name for name in environ if name.startswith("LOCALLAB_") and name not in known)
 
 

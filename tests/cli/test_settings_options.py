@@ -103,7 +103,9 @@ def test_layers_put_flags_after_the_environment(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_variables_that_set_nothing() -> None:
-    environ = dict.fromkeys(("LOCALLAB_SOME_COUNT", "LOCALLAB_HOME", "LOCALLAB_URL", "LOCALLAB_SOMECOUNT", "PATH"), "1")
+    environ = dict.fromkeys(
+        ("LOCALLAB_SOME_COUNT", "LOCALLAB_HOME", "LOCALLAB_URL", "LOCALLAB_CHAT_HISTORY", "LOCALLAB_SOMECOUNT", "PATH"), "1"
+    )
     assert unknown(environ, Sample) == ["LOCALLAB_SOMECOUNT"]
 
 

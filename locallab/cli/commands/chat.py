@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from locallab import settings
 from locallab.cli import api_client
 from locallab.cli.attachments import begins_with_file, pasted
 from locallab.cli.settings_options import model_names
@@ -15,6 +16,7 @@ from locallab.errors import LocalLabError, NoServer
 if TYPE_CHECKING:
     from locallab.cli.terminal.answer_view import View
     from locallab.cli.terminal.conversation import Talk
+    from locallab.cli.terminal.input_history import InputHistory
     from locallab.cli.terminal.line_input import Lines
 
 
@@ -24,7 +26,13 @@ if TYPE_CHECKING:
 @click.option("--system", default="", help="system message")
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="INTEGER", help="maximum tokens per answer")
 @click.option("--temperature", type=click.FloatRange(min=0), metavar="NUMBER", help="sampling temperature; 0 is greedy")
-def command(model: str | None, url: str | None, api_key: str | None, system: str, **sampling: Any) -> None:
+@click.option(
+    "--history/--no-history",
+    default=True,
+    envvar=settings.variable("chat_history"),
+    help="keep the lines you type for later chats, in a file that only you may read (LOCALLAB_CHAT_HISTORY)  [default: on]",
+)
+def command(model: str | None, url: str | None, api_key: str | None, system: str, history: bool, **sampling: Any) -> None:
     """Chat with MODEL, or with the server's loaded model.
 
     Loads the model in this process if no server runs. /help lists the commands of a chat; Ctrl-C stops an answer, Ctrl-D
@@ -32,16 +40,29 @@ def command(model: str | None, url: str | None, api_key: str | None, system: str
     """
     from locallab.cli.server_session import session
     from locallab.cli.terminal.conversation import Talk
-    from locallab.cli.terminal.line_input import Lines
+    from locallab.cli.terminal.line_input import Lines, is_typed
     from locallab.cli.terminal.slash_commands import completions
 
     options = {name: value for name, value in sampling.items() if value is not None}
     with session(model, url, api_key) as (server, model_id):
         talk = Talk(server, model_id, system, options)
-        lines = Lines(lambda text: completions(talk, text))
+        lines = Lines(lambda text: completions(talk, text), _history(api_key) if history and is_typed() else None)
         if lines.typed:
             note(f"{model_id} at {server.url}; /help lists the commands, Ctrl-D exits")
         _converse(talk, lines)
+
+
+def _history(key: str | None) -> InputHistory | None:
+    """Return the lines of earlier chats; None, with a word why, where they cannot be kept."""
+    from locallab.cli.terminal.input_history import InputHistory
+
+    path = None
+    try:
+        path = settings.home() / "chat-history"
+        return InputHistory(path, key)
+    except (LocalLabError, OSError) as error:
+        note(f"the lines you type are not kept: {f'{path}: {error.strerror}' if isinstance(error, OSError) else error}")
+        return None
 
 
 def _converse(talk: Talk, lines: Lines) -> None:

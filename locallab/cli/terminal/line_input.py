@@ -6,6 +6,10 @@ import contextlib
 import io
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from locallab.cli.terminal.input_history import InputHistory
 
 QUOTES = '"""'
 FIRST, NEXT = ">>> ", "... "
@@ -57,14 +61,16 @@ class MessageBuffer:
 
 
 class Lines:
-    """Messages from stdin. On a terminal readline edits them, recalls earlier ones, and completes on Tab.
+    """Messages from stdin. On a terminal readline edits them, recalls earlier ones, also of `history`, and completes on Tab.
 
     `complete` receives the line up to the cursor, and returns complete lines.
     """
 
-    def __init__(self, complete: Callable[[str], Sequence[str]]) -> None:
+    def __init__(self, complete: Callable[[str], Sequence[str]], history: InputHistory | None = None) -> None:
         self.typed = is_typed()
         """True if a person types the messages."""
+        self._history = history
+        self._previous = ""
         if isinstance(sys.stdin, io.TextIOWrapper):
             sys.stdin.reconfigure(errors="replace")  # else bytes that are no UTF-8 would end the conversation
         if not self.typed:
@@ -83,6 +89,9 @@ class Lines:
             readline.set_completer(match)
             readline.set_completer_delims("")
             readline.parse_and_bind("tab: complete")
+            readline.set_auto_history(False)
+            for line in history.lines if history else ():
+                readline.add_history(line)
 
     def read(self) -> str | None:
         """Return the next message, None at the end of input. Raises KeyboardInterrupt."""
@@ -92,9 +101,23 @@ class Lines:
                 line = input((NEXT if buffer.begun else FIRST) if self.typed else "")
             except EOFError:
                 return None if self.typed or not buffer.begun else buffer.text
+            if self.typed:
+                self._remember(line)
             message = buffer.feed(line)
             if message is not None:
                 return message
+
+    def _remember(self, line: str) -> None:
+        """Keep a line for recall, once if it is typed several times in a row."""
+        if not line.strip() or line == self._previous:
+            return
+        self._previous = line
+        with contextlib.suppress(ImportError):
+            import readline
+
+            readline.add_history(line)
+        if self._history is not None:
+            self._history.add(line)
 
     @property
     def left(self) -> str:

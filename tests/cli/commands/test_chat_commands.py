@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import stat
 import sys
 import threading
 from pathlib import Path
 
 import pytest
 
+from locallab import settings
 from tests.support.dialect_requests import ARGUMENTS, CALL, PARAMETERS, THOUGHT
 from tests.support.fake_engine import say
 from tests.support.http_server import Served
@@ -250,3 +252,49 @@ def test_tab_completes_commands_their_arguments_and_models(served: Served) -> No
         shown.type("/mod\tti\t\r")
         shown.expect("tiny:1b answers from now on")
         leave(shown)
+
+
+def history() -> Path:
+    return settings.home() / "chat-history"
+
+
+def test_what_was_typed_comes_back_in_the_next_run(served: Served) -> None:
+    served.script(*say("Yes."))
+    with terminal("chat", "--url", served.url) as shown:
+        ask(shown, "do you remember", "Yes.")
+        ask(shown, "/stats on", "answer are on")
+        leave(shown)
+    assert stat.S_IMODE(history().stat().st_mode) == 0o600
+    with terminal("chat", "--url", served.url) as shown:
+        shown.expect(">>> ")
+        shown.type("\x1b[A\x1b[A\r")
+        shown.expect("Yes.")
+        leave(shown)
+    assert len(prompts(served)) == 2 and "do you remember" in prompts(served)[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "environ"), [(["--no-history"], {}), ([], {"LOCALLAB_CHAT_HISTORY": "off"})], ids=["flag", "variable"]
+)
+def test_without_a_history_nothing_is_kept(served: Served, options: list[str], environ: dict[str, str]) -> None:
+    served.script(*say("Yes."))
+    with terminal("chat", "--url", served.url, *options, **environ) as shown:
+        ask(shown, "forget this", "Yes.")
+        leave(shown)
+    assert not history().exists()
+
+
+def test_the_key_is_not_kept(served: Served) -> None:
+    with terminal("chat", "--url", served.url, "--api-key", "ll-secret") as shown:
+        ask(shown, "/system ll-secret is my key", "the system message is set")
+        ask(shown, "/system", "the system message is removed")
+        leave(shown)
+    assert history().read_text() == '"/system"\n'
+
+
+def test_a_history_that_cannot_be_kept_is_said(served: Served) -> None:
+    history().mkdir()
+    with terminal("chat", "--url", served.url) as shown:
+        assert "the lines you type are not kept" in shown.expect(">>> ")
+        shown.type("\x04")
+        assert shown.end() == 0
