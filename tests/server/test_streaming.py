@@ -207,7 +207,9 @@ PLAIN = Turn("", None, (), None, (), None, False)
 
 async def answered(engine: Held, wire: Wire, formatter: Any, jobs: list[Any], stream: bool) -> None:
     request = SimpleNamespace(receive=wire.receive, state=SimpleNamespace(caller=LOCAL, spend=lambda model, usage: None))
-    loaded = SimpleNamespace(text_engine=engine, spec=SimpleNamespace(id="m"), name=lambda params: "m", adapted=lambda params: params)
+    loaded = SimpleNamespace(
+        text_engine=engine, spec=SimpleNamespace(id="m"), name=lambda params: "m", adapted=lambda params: params
+    )
     response = await answer(request, loaded, jobs, formatter, stream=stream)  # type: ignore[arg-type]
     await response({"type": "http", "method": "POST", "path": "/"}, wire.receive, wire.send)  # type: ignore[arg-type]
 
