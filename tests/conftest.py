@@ -131,7 +131,7 @@ def thinking(thinking_server: Served) -> Served:
 @pytest.fixture(scope="session")
 def live(model_path: Path) -> Iterator[Process]:
     """`locallab serve` with the embedded model."""
-    with serving(model_path, "--context", "4096") as process:
+    with serving(model_path, "--context", "4096", "--native-rate", "1000/second") as process:
         yield process
 
 
