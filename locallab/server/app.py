@@ -47,6 +47,7 @@ from locallab.server.middleware import (
 from locallab.server.middleware.hosts import Hosts
 from locallab.server.middleware.origins import Origins
 from locallab.server.middleware.rate_limit import RateLimits
+from locallab.server.page.routes import Page
 from locallab.server.usage import UsageFile, UsageLog
 from locallab.settings import ServerSettings
 from locallab.tunnel import Tunnel
@@ -127,7 +128,8 @@ def create_app(pool: Pool, settings: ServerSettings, keyring: Keyring | None = N
     services = Services(pool=pool, settings=settings, keyring=keyring, traffic=Traffic(), usage=usage, tunnel=tunnel)
     if settings.shared_prompts:
         pool.on_loaded(functools.partial(share, read_prompts(settings.shared_prompts)))
-    routes = [route for dialect in DIALECTS for route in dialect.routes(services)]
+    routes = Page(keyring).routes() if settings.page else []
+    routes += [route for dialect in DIALECTS for route in dialect.routes(services)]
     routes += Docs(routes).routes()
     return Starlette(
         routes=routes,

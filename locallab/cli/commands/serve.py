@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, TimeoutError
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,8 @@ log = logging.getLogger(__name__)
 
 @click.command("serve")
 @options(ServerSettings, EngineSettings)
-def command(**flags: Any) -> int:
+@click.option("--open", "opens", is_flag=True, help="Open the page in a browser once the server is up.")
+def command(opens: bool, **flags: Any) -> int:
     """Serve a model over HTTP.
 
     --model also takes hf:owner/repo:Q4_K_M and the path of a .gguf file. Every option is also an environment variable:
@@ -51,10 +53,12 @@ def command(**flags: Any) -> int:
     with logs.configured(server.log_level, server.log_format), _stoppable(child.supervised):
         for name in unknown(os.environ, ServerSettings, EngineSettings):
             log.warning("the environment variable %s is not a setting", name)
-        return _serve(server, engine, child)
+        if opens and not server.page:
+            raise click.UsageError("--open: --no-page leaves out the page that it would open")
+        return _serve(server, engine, child, opens)
 
 
-def _serve(server: ServerSettings, engine: Sequence[Layer], child: Child) -> int:
+def _serve(server: ServerSettings, engine: Sequence[Layer], child: Child, opens: bool) -> int:
     from locallab.models import Registry, adhoc
     from locallab.server import runner
 
@@ -83,12 +87,14 @@ def _serve(server: ServerSettings, engine: Sequence[Layer], child: Child) -> int
             if told.announced:
                 log.warning("restarted: LocalLab listens on %s again", url)
             elif loaded:
-                click.echo(banner(loaded, url, new_key, keyring.required, names))
+                click.echo(banner(loaded, url, new_key, keyring.required, names, server.page))
             else:
                 click.echo(empty_banner(url, pool.error(spec.id)))
             if tunnel is not None:
                 tunnel.start()
             child.ready()
+            if opens and not told.restarts:
+                threading.Thread(target=open_page, args=(url,), name="browser", daemon=True).start()  # some browsers block
 
         url, told = runner.url(sock), child.supervision
         tunnel = configured_tunnel(server, url, announce, lambda error: log.error("no public address: %s", error))
@@ -137,13 +143,28 @@ def _stoppable(supervised: bool) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def open_page(url: str) -> None:
+    """Open the page in the user's browser (BROWSER names one); log where it is if there is none."""
+    import webbrowser
+
+    if not webbrowser.open(url):
+        log.warning("no browser could be opened: the page is at %s", url)
+
+
 def empty_banner(base: str, reason: str | None) -> str:
     """Return what is printed instead of the banner if no model is loaded."""
     return f"LocalLab {__version__} listens on {base}\n  model    none{f': {reason}' if reason else ' yet'}\n"
 
 
-def banner(loaded: Loaded, base: str, new_key: str | None = None, needs_key: bool = False, names: Sequence[str] = ()) -> str:
-    """Return the text printed once the server is up: the model, and two ways to try it.
+def banner(
+    loaded: Loaded,
+    base: str,
+    new_key: str | None = None,
+    needs_key: bool = False,
+    names: Sequence[str] = (),
+    page: bool = True,
+) -> str:
+    """Return the text printed once the server is up: the model, and three ways to try it, two without the `page`.
 
     `new_key` was just created and is shown once; `needs_key` tells that requests need a key, that or another. `names` are the
     only host names that the server answers to, besides addresses.
@@ -155,13 +176,14 @@ def banner(loaded: Loaded, base: str, new_key: str | None = None, needs_key: boo
     only = f"\n  names    any address, {', '.join(names)} (--allowed-hosts adds others)" if names else ""
     key = new_key or ("YOUR_KEY" if needs_key else "none")
     header = f" -H 'Authorization: Bearer {key}'" if needs_key else ""
+    trying = f"Try it in a browser: {base}\nor with curl:" if page else "Try it:"
     return f"""\
 LocalLab {__version__} listens on {base}
   model    {model} ({info.description})
   device   {info.device}
   context  {info.context:,} tokens per request; the KV cache holds {info.kv_tokens:,}{key_line}{only}
 
-Try it:
+{trying}
   curl {base}/v1/chat/completions{header} -H 'Content-Type: application/json' -d '{body}'
 or in Python:
   from openai import OpenAI

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import types
+import webbrowser
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,7 @@ def test_a_port_in_use_fails_before_anything_is_loaded() -> None:
         (["--cache-disk", "setup.cfg"], "cache_disk: setup.cfg cannot be used: it is no directory; name a writable directory"),
         (["--cache-disk", "/proc/x"], "cache_disk: /proc/x cannot be used: No such file or directory"),
         (["--cache-disk-gib", "10GB"], "'--cache-disk-gib': '10GB' is not a valid"),
+        (["--open", "--no-page"], "--open: --no-page leaves out the page that it would open"),
         (["--openmp", "/proc/x"], "LOCALLAB_OPENMP: this OpenMP runtime cannot be used: /proc/x: cannot open"),
     ],
     ids=[
@@ -109,6 +111,7 @@ def test_a_port_in_use_fails_before_anything_is_loaded() -> None:
         "no directory",
         "bad directory",
         "bad size",
+        "no page to open",
         "no library",
     ],
 )
@@ -214,11 +217,25 @@ def test_a_broken_llama_library_is_named() -> None:
     assert done.stderr.count("\n") == 1
 
 
+def test_the_page_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    opened, browser = tmp_path / "opened", tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\nprintf %s "$1" > {opened}.part && mv {opened}.part {opened}\n')
+    browser.chmod(0o755)
+    monkeypatch.setenv("BROWSER", str(browser))
+    with serving("--model", "smollm2:135m", "--port", "0", "--context", "512", "--open") as (_, base, _banner):
+        until(opened.exists)
+        assert opened.read_text() == base
+    monkeypatch.setattr(webbrowser, "open", lambda url: False)
+    serve.open_page("http://127.0.0.1:1")
+    assert "the page is at http://127.0.0.1:1" in caplog.text
+
+
 def test_banner() -> None:
     info = types.SimpleNamespace(description="llama 135M Q4_1", device="CPU (2 threads)", context=8192, kv_tokens=16384)
     loaded: Any = types.SimpleNamespace(engine=types.SimpleNamespace(info=info), spec=types.SimpleNamespace(id="smollm2:135m"))
     text = serve.banner(loaded, "http://127.0.0.1:8000")
     assert "listens on http://127.0.0.1:8000\n" in text
+    assert "in a browser: http://127.0.0.1:8000\n" in text
     assert "smollm2:135m (llama 135M Q4_1)" in text
     assert "CPU (2 threads)" in text
     assert "8,192 tokens per request; the KV cache holds 16,384" in text

@@ -15,6 +15,7 @@ from starlette.routing import WebSocketRoute
 from locallab.server.app import create_app
 from locallab.server.docs.openapi import document, method
 from locallab.server.endpoint import Endpoint
+from locallab.server.page.routes import PageFile
 from locallab.settings import ServerSettings
 from tests.support.http_server import Serve, Served
 from tests.support.openapi_check import Described
@@ -44,7 +45,7 @@ def test_every_reference_leads_somewhere(described: Described) -> None:
 def test_every_route_is_described_and_nothing_else(served: Served, described: Described) -> None:
     routes = create_app(served.pool, ServerSettings(rate_limit=False)).routes
     assert {type(route) for route in routes} - {WebSocketRoute} and all(
-        isinstance(route, (Endpoint, WebSocketRoute)) for route in routes
+        isinstance(route, (Endpoint, WebSocketRoute, PageFile)) for route in routes
     )
     real = {(method(route), route.path_format) for route in routes if isinstance(route, Endpoint)}
     documented = {(name.upper(), path) for path, methods in described.api["paths"].items() for name in methods}

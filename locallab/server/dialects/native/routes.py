@@ -37,6 +37,7 @@ NATIVE = Dialect(
         "/": "open",
         "/health": "open",
         "/docs": "open",
+        "/page": "open",
         "/openapi.json": "open",
         "/metrics": "uncounted",  # it shows the activity of others, so it needs a key where keys are required
         "/generate": "native",
