@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 @click.command("serve")
 @options(ServerSettings, EngineSettings)
 @click.option("--open", "opens", is_flag=True, help="Open the page in a browser once the server is up.")
-def command(opens: bool, **flags: Any) -> int:
+def command(opens: bool = False, **flags: Any) -> int:
     """Serve a model over HTTP.
 
     --model also takes hf:owner/repo:Q4_K_M and the path of a .gguf file. Every option is also an environment variable:
