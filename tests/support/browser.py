@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 FLAGS = (
     "--no-sandbox",
@@ -27,6 +27,11 @@ FLAGS = (
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 REQUIRED = "LOCALLAB_TEST_BROWSER"
 """Where this is set, a machine without Chromium fails the tests; elsewhere it skips them."""
+
+PATIENCE = 20_000
+"""Milliseconds that the page has for what is expected of it, on a busy machine."""
+
+expect.set_options(timeout=PATIENCE)
 
 WANTED = bool(os.environ.get(REQUIRED))
 
@@ -60,7 +65,7 @@ class Tab:
     def open(self, path: str = "") -> Page:
         """Go to a view, such as "#/models", and wait until it is shown."""
         self.page.goto(f"{self.url}/{path}")
-        self.page.wait_for_selector("main .view > *")
+        self.page.wait_for_selector("main .view > *", state="attached")
         return self.page
 
     def check(self) -> None:
@@ -79,7 +84,7 @@ class Tab:
 def tab(browser: Browser, url: str, **options: Any) -> Iterator[Tab]:
     """Open a tab; `options` are those of playwright's new_context."""
     context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options})
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(PATIENCE)
     found = Tab(context.new_page(), url)
     watch(found)
     yield found

@@ -117,6 +117,17 @@ export function dialog(title, content, buttons, opened, closing = "Close") {
   });
 }
 
+/** Return a menu: a button that shows `content` below it until something else is chosen. */
+export function menu(label, content, properties) {
+  const closed = (event) => {
+    if (event.type === "keydown" ? event.key === "Escape" : !element.contains(event.relatedTarget)) element.open = false;
+    if (event.type === "keydown" && event.key === "Escape") element.firstChild.focus();
+  };
+  const items = h("div", { class: "items", onclick: () => (element.open = false) }, content);
+  const element = h("details", { class: "menu", onkeydown: closed, onfocusout: closed, ...properties }, h("summary", {}, label), items);
+  return element;
+}
+
 export const format = {
   bytes(count) {
     if (!Number.isFinite(count)) return "";

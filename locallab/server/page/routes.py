@@ -21,7 +21,7 @@ from locallab.server.reply import reply
 FOLDER = Path(__file__).parent
 
 POLICY = (
-    "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; object-src 'none'; base-uri 'none'; "
+    "default-src 'self'; img-src 'self' data:; media-src 'self' data:; object-src 'none'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
 )
 """Content-Security-Policy of the page: nothing from another origin, no inline script or style, and no text becomes markup."""
