@@ -47,11 +47,13 @@ def test_the_address_the_key_and_the_snippet_that_is_printed_work(ngrok: FakeNgr
         assert snippet
         answer = subprocess.run(snippet[1], shell=True, capture_output=True, text=True, timeout=LONG_PATIENCE).stdout
         without = httpx.get(f"{public[1]}/v1/models", timeout=LONG_PATIENCE).status_code
+        page = httpx.get(public[1], headers={"accept": "text/html,*/*;q=0.8"}, timeout=LONG_PATIENCE)  # what the QR code opens
         everything = " ".join(word for each in psutil.Process(process.pid).children(recursive=True) for word in each.cmdline())
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=LONG_PATIENCE)
     assert '"finish_reason"' in answer
     assert without == 401
+    assert page.headers["content-type"].startswith("text/html") and "page/app.js" in page.text
     assert process.returncode == 0
     assert TOKEN not in everything + text + err
     assert (len(ngrok.pids), ngrok.running) == (1, [])
