@@ -105,7 +105,11 @@ export class MessageView {
     };
     const form = h("form", { class: "editing", onsubmit }, area, h("p", { class: "hint" }, text.editing),
       h("div", { class: "buttons" }, h("button", { class: "main" }, text.send), button(text.cancel, done)));
-    area.addEventListener("keydown", (event) => event.key === "Escape" && done());
+    area.addEventListener("keydown", (event) => {
+      if (event.key !== "Escape") return;
+      event.stopPropagation();
+      done();
+    });
     this.body.replaceWith(form);
     this.bar.hidden = true;
     area.focus();

@@ -21,11 +21,14 @@ let current = null;
 
 const draft = (id) => `locallab-draft-${id}`;
 
+let saidUnstored = false;
+
 async function stored(conversation, messages) {
   try {
     await store.save(conversation, messages);
   } catch (error) {
-    announce(text.unstored(error.message), { bad: true });
+    if (!saidUnstored) announce(text.unstored(error.message), { bad: true });
+    saidUnstored = true;
   }
 }
 
@@ -64,7 +67,7 @@ addEventListener("pagehide", () => {
 /** Return a conversation whose answers that nobody computes any more are marked as interrupted, with all that came. */
 async function loaded(id) {
   if (answered.has(id)) return answered.get(id);
-  const conversation = await store.load(id);
+  const conversation = await store.load(id).catch(() => null);
   if (!conversation) return null;
   const unended = [...conversation.messages.values()].filter((message) => message.status === "streaming");
   const live = await Promise.all(unended.map((message) => store.isLive(message.id)));
@@ -110,7 +113,9 @@ class Chat {
     this.thread = new Thread(this.scroller, (item) => this.#element(item), text.title);
     this.panel = h("aside", { class: "panel", "aria-label": text.settings });
     this.form = new SettingsForm(this.panel, this.models, () => this.#settingsChanged());
-    add(root, this.side,
+    this.said = h("p", { class: "unseen", role: "status" });
+    root.addEventListener("keydown", (event) => event.key === "Escape" && this.#stop());
+    add(root, this.side, this.said,
       h("section", { class: "talk", "aria-label": text.title },
         h("header", {}, toggle(text.list, "with-list"), this.title, this.menu, toggle(text.settings, "with-panel")),
         this.scroller, this.#composer()),
@@ -132,7 +137,6 @@ class Chat {
       sessionStorage.setItem(draft(this.conversation.id), this.input.value);
     });
     this.input.addEventListener("keydown", (event) => {
-      if (event.key === "Escape") this.#stop();
       if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
       event.preventDefault();
       this.#send();
@@ -369,6 +373,7 @@ class Chat {
 
   #answer(parent, fresh = []) {
     const { conversation } = this;
+    this.said.textContent = "";
     const asked = conversation.path(parent);
     const { settings } = conversation;
     const make = (chosen) => conversation.append(parent, { role: "assistant", status: "streaming", ...(chosen.model ? { model: chosen.model } : {}) });
@@ -413,6 +418,7 @@ class Chat {
   ended(conversation, message, lost) {
     if (conversation === this.conversation) {
       this.#draw();
+      this.said.textContent = message.status === "done" ? text.answered : "";
       if (message.status === "interrupted" && !lost) announce(message.content ? text.interrupted(message.error) : message.error, { bad: true });
     }
     this.drawList();

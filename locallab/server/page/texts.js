@@ -60,6 +60,7 @@ export const chat = {
   earlier: "Earlier branch",
   later: "Later branch",
   branch: (at, count) => `${at} of ${count}`,
+  answered: "The answer is complete.",
   thinking: "Thinking…",
   thought: "Thoughts",
   reading: (share) => `Reading the prompt: ${share} %`,
