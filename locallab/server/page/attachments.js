@@ -52,12 +52,9 @@ export class Attachments {
     }
   }
 
-  /** Return the files and forget them. */
-  take() {
-    const { files } = this;
+  clear() {
     this.files = [];
     this.#draw();
-    return files;
   }
 
   #draw() {

@@ -20,7 +20,7 @@ export class Thread {
     this.make = make;
     this.top = h("div", { class: "spacer" });
     this.bottom = h("div", { class: "spacer" });
-    this.list = h("div", { class: "messages", role: "feed", "aria-label": label });
+    this.list = h("div", { class: "messages", role: "feed", "aria-label": label, hidden: true });
     this.pinned = true;
     scroller.append(this.top, this.list, this.bottom);
     scroller.addEventListener("scroll", this.#scrolled, { passive: true });
@@ -41,6 +41,7 @@ export class Thread {
     const ids = new Set(items.map((item) => item.id));
     for (const id of this.#elements.keys()) if (!ids.has(id)) this.#forget(id);
     this.#items = items;
+    this.list.hidden = !items.length;
     if (toEnd) this.pinned = true;
     this.#draw();
     this.#settle();
