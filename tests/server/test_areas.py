@@ -32,6 +32,8 @@ AREAS = {
     "/openapi.json": "open",
     "/api/hello": "open",
     "/metrics": "uncounted",
+    "/api/v1/me": "uncounted",
+    "/api/v1/render": "uncounted",
 }
 
 

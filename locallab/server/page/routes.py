@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +18,9 @@ from starlette.types import Scope
 
 from locallab.keys import Keyring, Role, Tier
 from locallab.server.endpoint import Endpoint
+from locallab.server.fields.body import read
+from locallab.server.inference.generation import unless_gone
+from locallab.server.page.render import RenderBody, Rendering, render
 from locallab.server.reply import reply
 
 FOLDER = Path(__file__).parent
@@ -34,6 +39,9 @@ HEADERS = {
 }
 
 HTML = "text/html"
+
+_RENDERING = ThreadPoolExecutor(1, "rendering")
+"""One thread, so that no client takes more of the machine than a core for it."""
 
 
 class Access(msgspec.Struct):
@@ -78,6 +86,7 @@ class Page:
             ForBrowsers("/", self.index),
             PageFile("/page/{file}", self.file),
             Endpoint("/api/v1/me", self.me, tag="system", answer=Access),
+            Endpoint("/api/v1/render", self.render, tag="system", method="POST", body=RenderBody, answer=Rendering),
         ]
 
     async def index(self, request: Request) -> Response:
@@ -95,7 +104,25 @@ class Page:
         key, required = request.state.key, self._keyring.required
         return reply(Access(required, request.state.role, key.name if key else None, key.tier if key else None))
 
+    async def render(self, request: Request) -> Response:
+        """Render Markdown, or code, as trees of elements.
+
+        No HTML text is in the answer: the client makes the elements, of tags that it knows. Links are http, https or mailto;
+        pictures are links too. Of a text that grows, only the end need be sent again: where a text ends in LF, all of its
+        blocks but the last one stay as they are, whatever follows, and in the middle of a line all but the last two.
+        """
+        body = await read(request, RenderBody)
+
+        async def rendered() -> bytes:
+            return await asyncio.get_running_loop().run_in_executor(_RENDERING, _render, body)
+
+        return Response(await unless_gone(rendered(), request.receive), media_type="application/json")
+
     async def _get(self, name: str, request: Request, headers: dict[str, str] | None = None) -> Response:
         response = await self._files.get_response(name, request.scope)
         response.headers.update(HEADERS | (headers or {}))
         return response
+
+
+def _render(body: RenderBody) -> bytes:
+    return msgspec.json.encode(render(body.text, body.language))

@@ -16,6 +16,8 @@ export const app = {
   again: "Try again",
 };
 
+export const markdown = { copy: "Copy", copied: "The code is copied." };
+
 export const chat = {
   title: "Chat",
   conversations: "Conversations",

@@ -151,6 +151,7 @@ BODIES: dict[str, Any] = {
     "/api/generate": {"model": "tiny:1b", "prompt": "hi", "stream": False},
     "/api/chat": {"model": "tiny:1b", "messages": USER, "stream": False},
     "/api/show": {"model": "tiny:1b"},
+    "/api/v1/render": {"text": "hi"},
     "/api/pull": {"model": "tiny:1b", "stream": False},
     **{
         f"/api/v1/assistant/{task}": {"prompt": "x = 1", "task": task}

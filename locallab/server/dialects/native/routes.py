@@ -24,7 +24,16 @@ def routes(services: Services) -> list[BaseRoute]:
 
 NATIVE = Dialect(
     name="native",
-    prefixes=("", "/models/current", "/models/available", "/models/load", "/models/unload", "/models/status"),
+    prefixes=(
+        "",
+        "/models/current",
+        "/models/available",
+        "/models/load",
+        "/models/unload",
+        "/models/status",
+        "/api/v1/me",
+        "/api/v1/render",
+    ),
     error_body=detail_body,
     problem=Problem,
     routes=routes,
@@ -40,6 +49,8 @@ NATIVE = Dialect(
         "/page": "open",
         "/openapi.json": "open",
         "/metrics": "uncounted",  # it shows the activity of others, so it needs a key where keys are required
+        "/api/v1/me": "uncounted",  # the page asks for these: the second many times for each answer
+        "/api/v1/render": "uncounted",
         "/generate": "native",
         "/chat": "native",
         "/models": "native",

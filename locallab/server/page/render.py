@@ -1,0 +1,216 @@
+"""Texts as trees of elements, which the page builds from the tags it knows: nothing here is HTML text.
+
+Markdown is CommonMark with tables and strikethrough, without raw HTML, and without link reference definitions: a block depends
+on its own lines only, so a text that grows is rendered again from where one of its last blocks began (see `markdown`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Annotated
+
+import msgspec
+from markdown_it import MarkdownIt
+from markdown_it.rules_block import StateBlock, table
+from markdown_it.token import Token
+from msgspec import Meta
+
+from locallab.errors import InvalidField
+from locallab.server.page.highlight import highlighted, spelled_out
+
+LONGEST = 32_768
+"""Characters of a text. The slowest that are known take about half a second."""
+
+NESTING = 24
+"""Depth of quotes and lists. A block that goes deeper is shown as it was written."""
+
+DEPTH = 60
+"""Depth of elements; deeper emphasis has none."""
+
+_LINKED = re.compile(r"(https?://|mailto:)[^\s]", re.IGNORECASE)
+_BARE = re.compile(r"\bhttps?://[^\s<>\"`\\]+", re.IGNORECASE)
+_TAGS = {"paragraph": "p", "bullet_list": "ul", "ordered_list": "ol", "list_item": "li", "link": "a"}
+_BREAKS = ("softbreak", "hardbreak")
+
+
+class Node(msgspec.Struct, omit_defaults=True):
+    """An element. A text is a child by itself."""
+
+    tag: str
+    kind: Annotated[str | None, Meta(description="class, such as that of a token of code")] = msgspec.field(
+        name="class", default=None
+    )
+    href: Annotated[str | None, Meta(description="of a link: http, https or mailto")] = None
+    start: Annotated[int | None, Meta(description="first number of a list, if not 1")] = None
+    language: Annotated[str | None, Meta(description="of a block of code, as the text names it")] = None
+    children: list[Node | str] = []
+
+
+class Block(msgspec.Struct):
+    """A block of the text."""
+
+    line: Annotated[int, Meta(description="where it begins; lines end in LF, the first is 0", ge=0)]
+    nodes: list[Node | str]
+
+
+class RenderBody(msgspec.Struct):
+    """What to render."""
+
+    text: Annotated[
+        str, Meta(description=f"Markdown, at most {LONGEST:,} characters", extra_json_schema={"maxLength": LONGEST})
+    ]
+    language: Annotated[str | None, Meta(description="the text is code in this language, and no Markdown")] = None
+
+
+class Rendering(msgspec.Struct):
+    """The blocks of the text, in order. Text between them is blank."""
+
+    blocks: list[Block]
+
+
+def render(text: str, language: str | None = None) -> Rendering:
+    """Return the blocks of a text. Raises InvalidField for one that is too long."""
+    if len(text) > LONGEST:
+        raise InvalidField("text", f"has {len(text):,} characters, and at most {LONGEST:,} are rendered at once")
+    return Rendering(markdown(text) if language is None else [Block(0, [_code(text.replace("\r\n", "\n"), language)])])
+
+
+def markdown(text: str) -> list[Block]:
+    """Return the top-level blocks of Markdown.
+
+    Where a text ends in LF, all of its blocks but the last one stay as they are, whatever follows, and so does the line where
+    the last one begins; in the middle of a line, that holds for all but the last two.
+    """
+    text = text.replace("\r\n", "\n").replace("\0", "\ufffd")
+    tokens = _PARSER.parse(text)
+    starts = [index for index, token in enumerate(tokens) if token.level == 0 and token.nesting >= 0]
+    return [_block(tokens[first:end], text) for first, end in pairwise([*starts, len(tokens)])]
+
+
+def _block(tokens: Sequence[Token], text: str) -> Block:
+    assert tokens[0].map is not None
+    line, end = tokens[0].map
+    if any(token.nesting > 0 and token.level + 1 >= NESTING for token in tokens):  # the parser leaves out what is deeper
+        written = "\n".join(text.split("\n")[line:end])
+        return Block(line, [Node("p", "written", children=[written])])
+    return Block(line, _tree(tokens))
+
+
+def _bounded_table(state: StateBlock, start: int, end: int, silent: bool) -> bool:
+    """The rule for tables, which adds to each row the cells that it lacks: no more of them than the table has characters."""
+    if silent or not table(state, start, end, True):
+        return table(state, start, end, silent) if silent else False
+    columns, missing, characters = state.getLines(start + 1, start + 2, 0, False).count("|") + 1, 0, 0
+    for line in range(start, end):
+        found = state.getLines(line, line + 1, 0, False)
+        missing += max(0, columns - found.count("|") - 1)
+        characters += len(found) + 1
+        if missing > characters:
+            end = max(line, start + 2)
+            break
+        if not found.strip():
+            break
+    return table(state, start, end, False)
+
+
+def _parser() -> MarkdownIt:
+    parser = MarkdownIt("commonmark", {"html": False, "maxNesting": NESTING})
+    parser.enable(["table", "strikethrough"]).disable(["reference", "normalize", "html_block", "html_inline"])
+    parser.block.ruler.at("table", _bounded_table, {"alt": ["paragraph", "reference"]})
+    parser.validateLink = lambda url: _LINKED.match(url) is not None  # type: ignore[method-assign]
+    return parser
+
+
+_PARSER = _parser()
+
+
+def _tree(tokens: Sequence[Token], linked: bool = False) -> list[Node | str]:
+    """Return the elements of the tokens. `linked`: they are in a link, where there are no others."""
+    top: list[Node | str] = []
+    stack = [top]
+    links = [linked]
+    for token in tokens:
+        if token.nesting < 0:
+            stack.pop()
+            links.pop()
+            continue
+        is_link = token.type == "link_open"
+        if token.nesting == 0:
+            stack[-1].extend(_leaf(token, links[-1]))
+        elif token.hidden or len(stack) > DEPTH or (is_link and links[-1]):
+            stack.append(stack[-1])
+        else:
+            node = _element(token)
+            stack[-1].append(node)
+            stack.append(node.children)
+        if token.nesting > 0:
+            links.append(links[-1] or is_link)
+    return top
+
+
+def _element(token: Token) -> Node:
+    name = token.type.removesuffix("_open")
+    node = Node(_TAGS.get(name, token.tag))
+    if name == "heading":  # all of one level: they need not follow from those of the page
+        node.tag, node.kind = "h2", f"level-{token.tag[1:]}"
+    elif name == "link":
+        node.href = str(token.attrs["href"])
+    elif "start" in token.attrs:
+        node.start = int(token.attrs["start"])
+    elif "style" in token.attrs:
+        node.kind = str(token.attrs["style"]).removeprefix("text-align:")
+    return node
+
+
+def _leaf(token: Token, linked: bool) -> Iterator[Node | str]:
+    match token.type:
+        case "inline":
+            yield from _tree(token.children or (), linked)
+        case "text":
+            yield from [token.content] if linked else _with_links(token.content)
+        case "code_inline":
+            yield Node("code", children=_spelled(token.content))
+        case "fence" | "code_block":
+            yield _code(token.content, next(iter(token.info.split()), ""))
+        case "image":
+            words = _tree(token.children or (), True) or [str(token.attrs["src"])]
+            yield from words if linked else [Node("a", href=str(token.attrs["src"]), children=words)]
+        case "hr":
+            yield Node("hr")
+        case name if name in _BREAKS:
+            yield Node("br")
+        case _:
+            yield token.content
+
+
+def _with_links(text: str) -> Iterator[Node | str]:
+    """Yield the text with its http addresses as links."""
+    done = 0
+    for found in _BARE.finditer(text):
+        url = found[0].rstrip(".,;:!?'*_~")
+        if url.endswith(")") and url.count("(") < url.count(")"):
+            url = url.rstrip(")")
+        href = _PARSER.normalizeLink(url)
+        if _PARSER.validateLink(href):
+            yield from filter(None, [text[done : found.start()]])
+            yield Node("a", href=href, children=[url])
+            done = found.start() + len(url)
+    yield from filter(None, [text[done:]])
+
+
+def _code(text: str, language: str) -> Node:
+    children: list[Node | str] = []
+    for kind, piece in highlighted(text, language):
+        parts = _spelled(piece)
+        children += [Node("span", kind, children=parts)] if kind else parts
+    return Node("pre", language=language or None, children=[Node("code", children=children)])
+
+
+def _spelled(text: str) -> list[Node | str]:
+    """Return the text with its hidden characters as elements that show their numbers."""
+    parts = spelled_out(text)
+    return [
+        Node("span", "hidden-character", children=[part]) if index % 2 else part for index, part in enumerate(parts) if part
+    ]
