@@ -18,6 +18,7 @@ def chat(page: Page) -> None:
     page.get_by_role("textbox", name="Message").fill(QUESTION)
     page.keyboard.press("Enter")
     expect(page.locator("article.message.assistant .stats")).to_contain_text("tokens")
+    expect(page.locator(".tail")).to_have_count(0)  # what the server has not rendered yet
 
 
 TOUR: Mapping[str, Callable[[Page], None]] = {"chat": chat}

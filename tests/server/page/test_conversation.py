@@ -87,7 +87,8 @@ def test_a_file_gives_back_what_was_exported_with_new_ids(run: Run) -> None:
         c.append(a.id, { role: "assistant", content: "second", status: "done" });
         c.choose(c.siblings(c.path().at(-1).id)[0]);
         const [read] = m.fromJson(m.toJson([c]));
-        return [read.id !== c.id, read.path().map((each) => each.content), read.settings, read.messages.size, m.toMarkdown(read)];"""
+        const texts = read.path().map((each) => each.content);
+        return [read.id !== c.id, texts, read.settings, read.messages.size, m.toMarkdown(read)];"""
     )
     assert found[:4] == [True, ["one", "first"], {"temperature": 0.5}, 3]
     assert found[4] == "# one\n\n## You\n\none\n\n## Assistant\n\nfirst\n"
