@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
 
 from locallab.engine.limits import Limits
@@ -116,6 +116,10 @@ class PrefixCache(PrefixTree):
     def finished(self) -> Iterator[int]:
         """The slots of finished sequences, least recently used first."""
         return iter(self._finished)
+
+    def residents(self) -> Iterable[tuple[int, Entry]]:
+        """Return the resident sequences by their slots, running or finished, in the order in which they were placed."""
+        return self._entries.items()
 
     @property
     def cold_cells(self) -> int:

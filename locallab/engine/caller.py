@@ -11,12 +11,13 @@ class Caller:
     """One client, whatever it asks: `id` is "key:ID" or "address:IP", and stays the same between requests and restarts.
 
     Callers share the engine's time in the ratio of their `weight`. A caller uses the prefixes of its `owner` alone, "" being
-    the one that all share.
+    the one that all share. Its `name` is for people who watch.
     """
 
     id: str = ""
     weight: int = 1
     owner: str = ""
+    name: str = dataclasses.field(default="", compare=False)
 
 
 LOCAL = Caller()

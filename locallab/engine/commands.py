@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import Future
 
 from locallab.engine.media.encoder import Encoded
 from locallab.engine.mover import Result
 from locallab.engine.sequence import Sequence
+from locallab.engine.view import EngineView
 from locallab.errors import Overloaded
 
 
@@ -31,6 +33,13 @@ class Share:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Look:
+    """Show what the engine does."""
+
+    answer: Future[EngineView]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Fail:
     """End a sequence by an error of its own, after the step at hand."""
 
@@ -45,4 +54,4 @@ class Close:
     deadline: float
 
 
-Command = Submit | Cancel | Share | Fail | Close | Encoded | Result
+Command = Submit | Cancel | Share | Look | Fail | Close | Encoded | Result

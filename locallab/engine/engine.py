@@ -21,13 +21,14 @@ from locallab import hardware
 from locallab.engine import llama
 from locallab.engine.adapters import AdapterInfo
 from locallab.engine.caller import Caller, Places
-from locallab.engine.commands import Close
+from locallab.engine.commands import Close, Look
 from locallab.engine.limits import kv_room
 from locallab.engine.llama import Memory
 from locallab.engine.placement import Placement, set_numa
 from locallab.engine.request import EngineStats, FimTokens, Kind
 from locallab.engine.tokenizer import Tokenizer
 from locallab.engine.totals import Totals
+from locallab.engine.view import EngineView
 from locallab.errors import EngineClosed, EngineDied, EngineFailure, InvalidField, ModelLoadError, Overloaded
 from locallab.media.attachment import Attachment
 from locallab.placement_settings import overrides
@@ -149,6 +150,12 @@ class Engine(abc.ABC):
 
     def stats(self) -> EngineStats:
         return self._worker.stats()
+
+    def view(self) -> Future[EngineView]:
+        """Ask what the engine does now. Its own thread answers between two steps; once it has ended, nobody does."""
+        answer: Future[EngineView] = Future()
+        self._worker.commands.put(Look(answer))
+        return answer
 
     @property
     def totals(self) -> Totals:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from locallab.engine.batches import Batches
 from locallab.engine.caller import Caller
 from locallab.engine.chunking import learn
-from locallab.engine.commands import Cancel, Close, Command, Fail, Share, Submit
+from locallab.engine.commands import Cancel, Close, Command, Fail, Look, Share, Submit
 from locallab.engine.context import NO_ROOM, Context, InvalidBatch
 from locallab.engine.device_sampling import DeviceSamplers
 from locallab.engine.disk_cache import DiskCache
@@ -29,6 +29,7 @@ from locallab.engine.scheduler import Scheduler
 from locallab.engine.sequence import UNPLACED, Sequence
 from locallab.engine.step_plan import Chunk, device_plans
 from locallab.engine.totals import Totals
+from locallab.engine.view import show
 from locallab.errors import EngineClosed, EngineFailure, InvalidField, engine_failure
 
 logger = logging.getLogger(__name__)
@@ -137,8 +138,7 @@ class Worker:
 
     def _save_idle(self) -> bool:
         """Save a finished sequence while nobody waits; return False when there is none to save."""
-        save = self._scheduler.saving.next()
-        if save is not None:
+        if (save := self._scheduler.saving.next()) is not None:
             self._mover.save(save)
         return save is not None
 
@@ -154,6 +154,8 @@ class Worker:
                     self._end(self._sequences[id], "cancelled")
             case Share(prompts):
                 self._mover.share(prompts)
+            case Look(answer):
+                show(answer, self._scheduler, self.totals)
             case Fail(id, error):
                 if id in self._sequences:
                     self._end(self._sequences[id], "error", error=engine_failure(error))
@@ -188,10 +190,8 @@ class Worker:
     def _start_over(self, error: Exception) -> None:
         """Compute again what the context holds, without the sequence that failed alone if there is one. Raises `error` when
         that has not helped before."""
-        if isinstance(error, EngineFailure):
-            logger.error("%s; what runs is computed again", error)
-        else:
-            logger.error("a step failed; what runs is computed again", exc_info=error)
+        expected = isinstance(error, EngineFailure)
+        logger.error("a step failed (%s); what runs is computed again", error, exc_info=None if expected else error)
         alone = self._alone
         if alone is not None and self._progress:
             self._failures = 0  # the context works: it is this sequence

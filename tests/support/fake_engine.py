@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from locallab.chat.known_templates import CHATML
 from locallab.engine import LOCAL, Caller, EngineStats, ModelInfo, Totals
 from locallab.engine.adapters import BASE, AdapterInfo, Scales, chosen
+from locallab.engine.kv_map import KvMap
 from locallab.engine.post import Post, call_each
 from locallab.engine.request import (
     CacheUse,
@@ -29,6 +31,7 @@ from locallab.engine.request import (
     Usage,
 )
 from locallab.engine.text_stream import TextStream
+from locallab.engine.view import EngineView, RequestView
 from locallab.errors import ContextLengthExceeded, EngineClosed, EngineDied, InvalidField, ModelLoadError, Overloaded
 from locallab.media import marker
 from locallab.media.attachment import Attachment
@@ -74,6 +77,8 @@ class Running:
     listener: Listener
     steps: list[Step]
     text: TextStream
+    caller: Caller = LOCAL
+    submitted: float = dataclasses.field(default_factory=time.perf_counter)
     use: CacheUse | None = None
     said: int = 0
     scored: bool = False
@@ -167,6 +172,7 @@ class FakeEngine:
         self.callers: list[Caller] = []
         self.prepared: list[Constraint] = []
         self.cancelled: list[int] = []
+        self.looks = 0
 
     def tokenize(
         self,
@@ -241,7 +247,13 @@ class FakeEngine:
                 raise Overloaded(3, retry_after=7)
             steps = list(self.script(tokens, params))
             request = Running(
-                next(self._ids), tokens, params, listener, steps, TextStream(params.stop, include_stop=params.include_stop)
+                next(self._ids),
+                tokens,
+                params,
+                listener,
+                steps,
+                TextStream(params.stop, include_stop=params.include_stop),
+                caller,
             )
             self.submitted.append((self._text(tokens), params))
             self.urgent.append(urgent)
@@ -266,6 +278,54 @@ class FakeEngine:
     def stats(self) -> EngineStats:
         counts = {field.name: getattr(self.totals, field.name, 0) for field in dataclasses.fields(EngineStats)}
         return EngineStats(**{**counts, "running": len(self._running)})
+
+    def view(self) -> Future[EngineView]:
+        """Answer at once; `looks` counts these."""
+        self.looks += 1
+        answer: Future[EngineView] = Future()
+        with self._lock:
+            answer.set_result(self._view())
+        return answer
+
+    def _view(self) -> EngineView:
+        now, totals, cells = time.perf_counter(), self.totals, self.info.kv_tokens
+        live = min(cells, sum(len(each.prompt) + each.said for each in self._running.values()))
+        return EngineView(
+            at=now,
+            running=len(self._running),
+            waiting=0,
+            requests=tuple(
+                RequestView(
+                    id=each.id,
+                    caller=each.caller,
+                    state="decode" if each.said else "prefill",
+                    prompt_tokens=len(each.prompt),
+                    cached_tokens=each.use.hit if each.use else 0,
+                    computed_tokens=len(each.prompt) + each.said,
+                    answer_tokens=each.said,
+                    age_seconds=now - each.submitted,
+                    ttft_seconds=0.25 if each.said else None,
+                )
+                for each in self._running.values()
+            ),
+            prompt_tokens=totals.prompt_tokens,
+            answer_tokens=totals.completion_tokens,
+            steps=totals.steps,
+            step_seconds=totals.step.sum,
+            stored_bytes=1 << 20,
+            stored_limit=4 << 20,
+            kv=KvMap(
+                layout="unified",
+                cells=cells,
+                live=live,
+                shared=0,
+                idle=0,
+                free=cells - live,
+                streams=1,
+                bucket_cells=cells,
+                buckets=((live, 0, 0),),
+            ),
+        )
 
     def on_death(self, callback: Callable[[EngineDied], None]) -> None:
         self._death.add_done_callback(lambda death: callback(death.result()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 
 from locallab.engine import layout as layouts
@@ -15,6 +15,7 @@ from locallab.engine.commands import Cancel, Submit
 from locallab.engine.costs import StepCosts
 from locallab.engine.draft_model import Drafter
 from locallab.engine.follower import Follower
+from locallab.engine.kv_map import BUCKETS, kv_map
 from locallab.engine.limits import Limits
 from locallab.engine.post import call_each
 from locallab.engine.request import SamplingParams, TokenEvent
@@ -275,6 +276,23 @@ class Rig:
         assert held == indexed, "the index is not what the cells hold"
         physical = {cell for each in cells.values() for cell, _ in each.values()}
         assert self.cache.used == len(physical), "cells were leaked or counted twice"
+        self._check_map(cells)
+
+    def _check_map(self, cells: Mapping[int, Mapping[int, tuple[int, object]]]) -> None:
+        """Check the map of the cells against who holds each of them."""
+        live = {s.slot for s in self.scheduler.running}
+        holders: dict[int, list[bool]] = collections.defaultdict(list)
+        for slot, each in cells.items():
+            for cell, _ in each.values():
+                holders[cell].append(slot in live)
+        kinds = collections.Counter(
+            "idle" if not any(held) else "shared" if len(held) > 1 else "live" for held in holders.values()
+        )
+        found = kv_map(self.cache, self.limits)
+        assert (found.live, found.shared, found.idle) == (kinds["live"], kinds["shared"], kinds["idle"])
+        assert found.free == self.limits.cells - len(holders)
+        assert tuple(map(sum, zip(*found.buckets, strict=True))) == (found.live, found.shared, found.idle)
+        assert len(found.buckets) <= BUCKETS
 
     def _check_host_ram(self) -> None:
         assert self.cache.size <= self.limits.cache_bytes

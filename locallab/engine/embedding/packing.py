@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import time
 from collections import deque
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
@@ -20,7 +22,7 @@ Rows = npt.NDArray[np.float32]
 class EmbedJob:
     """One request for a row for each of its sequences. It has ended when its future is done, by cancellation too.
 
-    `taken` counts the sequences that are in a batch, or were.
+    `taken` counts the sequences that are in a batch, or were; `submitted` is when it was made (time.perf_counter).
     """
 
     sequences: Seq[Seq[int]]
@@ -28,6 +30,8 @@ class EmbedJob:
     caller: Caller = LOCAL
     rows: dict[int, Rows] = dataclasses.field(default_factory=dict)
     taken: int = 0
+    submitted: float = dataclasses.field(default_factory=time.perf_counter)
+    id: int = dataclasses.field(default_factory=itertools.count().__next__)
 
     @property
     def computed(self) -> int:
@@ -56,6 +60,10 @@ class Packing:
     def __len__(self) -> int:
         """Return the number of jobs with sequences left to take."""
         return sum(len(line.jobs) for line in self._lines.values())
+
+    def __iter__(self) -> Iterator[EmbedJob]:
+        """Yield the jobs with sequences left to take."""
+        return (job for line in self._lines.values() for job in line.jobs)
 
     def add(self, job: EmbedJob) -> None:
         least = min((line.taken for line in self._lines.values()), default=0.0)

@@ -8,14 +8,16 @@ import logging
 import queue
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 
 import numpy as np
 
-from locallab.engine.commands import Close
+from locallab.engine.commands import Close, Look
 from locallab.engine.embedding.context import PooledContext, Rows
 from locallab.engine.embedding.packing import EmbedJob, Packing
 from locallab.engine.request import EngineStats
 from locallab.engine.totals import Totals
+from locallab.engine.view import MOST_WAITING, EngineView, RequestView
 from locallab.errors import EngineClosed, EngineFailure, Overloaded, engine_failure
 
 logger = logging.getLogger(__name__)
@@ -29,7 +31,7 @@ class Embed:
     overloaded: Overloaded | None = None
 
 
-Command = Embed | Close
+Command = Embed | Look | Close
 Batch = list[tuple[EmbedJob, int]]
 """Jobs with the index of a sequence in each."""
 
@@ -53,6 +55,7 @@ class EmbedWorker:
         self._finish = finish
         self._computing = 0
         self._at_hand: Batch = []
+        self._looks: list[Future[EngineView]] = []
         self._deadline: float | None = None
 
     def run(self) -> None:
@@ -61,6 +64,7 @@ class EmbedWorker:
         failures = 0  # in a row
         while self._take_commands():
             self._at_hand = self._packing.take()
+            self._show()
             if self._at_hand:
                 failures = 0 if self._try_step(self._at_hand) else failures + 1
             if failures > FAILURES:
@@ -94,11 +98,43 @@ class EmbedWorker:
             stored_limit=0,
         )
 
+    def _show(self) -> None:
+        """Answer who looks, once it is known what is computed next."""
+        looks, self._looks = self._looks, []
+        for answer in looks:
+            if answer.set_running_or_notify_cancel():
+                answer.set_result(self._view())
+
+    def _view(self) -> EngineView:
+        now, totals = time.perf_counter(), self.totals
+        running = {job.id: job for job, _ in self._at_hand}
+        waiting = [job for job in self._packing if job.id not in running]
+        return EngineView(
+            at=now,
+            running=len(running),
+            waiting=len(waiting),
+            requests=tuple(
+                RequestView(
+                    id=job.id,
+                    caller=job.caller,
+                    state="prefill" if job.id in running else "waiting",
+                    prompt_tokens=sum(map(len, job.sequences)),
+                    computed_tokens=sum(len(job.sequences[place]) for place in job.rows),
+                    age_seconds=now - job.submitted,
+                )
+                for job in (*running.values(), *waiting[:MOST_WAITING])
+            ),
+            prompt_tokens=totals.prompt_tokens,
+            answer_tokens=0,
+            steps=totals.steps,
+            step_seconds=totals.step.sum,
+        )
+
     def _take_commands(self) -> bool:
         """Carry out what other threads asked for; wait while there is nothing to compute. False: time to stop."""
         while True:
             try:
-                idle = not self._packing and self._deadline is None
+                idle = not self._packing and not self._looks and self._deadline is None
                 command = self.commands.get(block=idle)
             except queue.Empty:
                 break
@@ -107,6 +143,8 @@ class EmbedWorker:
                     self._packing.add(job)
                     if overloaded is not None:
                         _fail(self._packing.crowded_out(job), overloaded)
+                case Look(answer):
+                    self._looks.append(answer)
                 case Close(deadline):
                     self._deadline = deadline if self._deadline is None else min(deadline, self._deadline)
         if self._deadline is None:

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from locallab import hardware
-from locallab.engine import EmbeddingEngine, TextEngine
+from locallab.engine import Caller, EmbeddingEngine, TextEngine
 from locallab.engine.embedding.packing import Rows
 from locallab.errors import (
     ContextLengthExceeded,
@@ -64,6 +64,34 @@ def decoder(folder: Path) -> Path:
 
 def tokens(engine: TextEngine, text: str) -> list[int]:
     return engine.tokenize(text, add_special=True, parse_special=True)
+
+
+def test_a_view_has_what_is_computed_next_and_what_waits(bert: Path) -> None:
+    with embedding(bert, parallel=2) as engine:
+        assert engine.view().result(PATIENCE).requests == ()
+        worker: Any = engine._worker
+        compute, held, begun = worker._context.compute, threading.Event(), threading.Event()
+
+        def slow(sequences: Sequence[Sequence[int]]) -> Rows:
+            begun.set()
+            assert held.wait(PATIENCE)
+            return compute(sequences)  # type: ignore[no-any-return]
+
+        worker._context.compute = slow
+        ann = Caller(id="key:ann", name="ann")
+        futures = [engine.embed([[CLS, SEP]])]
+        assert begun.wait(PATIENCE)
+        futures += [engine.embed([[CLS, SEP, SEP]] * count, ann) for count in (1, 1, 3)]
+        asked = engine.view()
+        held.set()
+        view = asked.result(PATIENCE)
+        assert (view.running, view.waiting, view.kv) == (2, 1, None)
+        assert [each.state for each in view.requests] == ["prefill", "prefill", "waiting"]
+        assert {each.caller.name for each in view.requests} == {"ann"} and view.requests[-1].prompt_tokens in (3, 9)
+        for future in futures:
+            future.result(PATIENCE)
+        view = engine.view().result(PATIENCE)
+        assert (view.running, view.waiting, view.requests, view.prompt_tokens) == (0, 0, (), 2 + 5 * 3)
 
 
 def rows(engine: EmbeddingEngine, prompts: Sequence[Sequence[int]]) -> Rows:
