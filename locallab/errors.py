@@ -24,6 +24,7 @@ LocalLabError
 │   │   └── ModelSetAside     its load has ended a server: carries `retry_after` in seconds
 │   └── SourceError           the weights cannot be fetched
 ├── Overloaded                the queue is full; carries `retry_after` in seconds
+├── TooManyWatchers           enough clients watch the server already
 ├── KeysUnreadable            the file of API keys cannot be read, so that a key cannot be checked
 ├── SaveError                 a file of LocalLab's own cannot be written: carries `path`
 ├── EngineClosed              the engine is closing or closed
@@ -232,6 +233,15 @@ class Overloaded(LocalLabError):
     def __init__(self, waiting: int, retry_after: int) -> None:
         super().__init__(f"the server is busy: {waiting} requests are waiting already")
         self.retry_after = retry_after
+
+
+class TooManyWatchers(LocalLabError):
+    """As many clients watch what the server does as may, `most` in all or of one key or address (`each`)."""
+
+    def __init__(self, most: int, each: bool) -> None:
+        whose = "with this key, or from this address," if each else "in all"
+        super().__init__(f"{most} clients {whose} watch already, and no more may: end a stream of /api/v1/events")
+        self.most = most
 
 
 class KeysUnreadable(LocalLabError):

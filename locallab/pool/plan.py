@@ -49,6 +49,13 @@ class Plan:
         others = [*there, *self._going(), *self.residents.values()]
         return next(iter([*able, *self.queue, *filter(None, [self.default]), *(resident.id for resident in others)]), None)
 
+    def seconds_left(self, id: str, now: float, keep_alive: float) -> float | None:
+        """Return the seconds until a model is unloaded unless requested; None: never, or it is not in memory."""
+        resident = self.residents.get(id)
+        if resident is None or keep_alive < 0:
+            return None
+        return max(0.0, keep_alive - (0.0 if resident.leases else now - resident.used))
+
     def allows(self, id: str) -> bool:
         """Return whether requests may name this model; with "refuse", only one that is loaded, queued, the default or
         being unloaded: a request that comes meanwhile waits, and the model is loaded again for it."""

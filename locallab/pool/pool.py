@@ -124,6 +124,12 @@ class Pool:
             found = sorted(self._plan.residents.values(), key=lambda each: (each.leases > 0, each.used), reverse=True)
             return [self._models[resident.id] for resident in found if resident.id in self._models]
 
+    @property
+    def loading(self) -> dict[str, int]:
+        """The models that are fetched or loaded, the next one first, with the number of requests that wait for each."""
+        with self._lock:
+            return {id: sum(each.leases for each in demand.tickets) for id, demand in self._plan.queue.items()}
+
     def get(self, model_id: str) -> Loaded | None:
         """Return the model of this id or alias if it is loaded. Raises UnknownModel."""
         return self._models.get(self.registry.get(model_id).loaded_as)
@@ -144,12 +150,9 @@ class Pool:
 
     def seconds_left(self, model_id: str) -> float | None:
         """Return the seconds until the model is unloaded unless requested; None: never, or it is not loaded."""
+        id = self.registry.get(model_id).loaded_as
         with self._lock:
-            resident = self._plan.residents.get(self.registry.get(model_id).loaded_as)
-            if resident is None or self.keep_alive < 0:
-                return None
-            idle = 0.0 if resident.leases else time.monotonic() - resident.used
-            return max(0.0, self.keep_alive - idle)
+            return self._plan.seconds_left(id, time.monotonic(), self.keep_alive)
 
     def stats(self) -> PoolStats:
         with self._lock:
@@ -305,8 +308,7 @@ class Pool:
                     waiter.model_future.set_exception(error)
                 case Fetch(id):
                     progress = functools.partial(self._report, id)
-                    done = functools.partial(self._after_fetch, id)
-                    self._jobs.fetch(self.registry.get(id), progress, self._held, done)
+                    self._jobs.fetch(self.registry.get(id), progress, self._held, functools.partial(self._after_fetch, id))
                 case Load(id):
                     self._box.loading, self._box.ram = id, self._plan.held().ram
                     self._jobs.load(self.registry.get(id), self._suited[id], functools.partial(self._after_load, id))
@@ -357,10 +359,8 @@ class Pool:
                     callback(outcome)
                 memory = max(outcome.memory.ram, outcome.memory.vram) / 1e6
                 log.info("loaded %s in %.1f s; it takes %.0f MB", id, outcome.seconds, memory)
-                stats = self._stats
-                self._stats = dataclasses.replace(
-                    stats, loads=stats.loads + 1, load_seconds=stats.load_seconds + outcome.seconds
-                )
+                old = self._stats
+                self._stats = dataclasses.replace(old, loads=old.loads + 1, load_seconds=old.load_seconds + outcome.seconds)
                 # The measured figure lacks pages that no request has touched yet.
                 use = outcome.memory.at_least(suited.need.least)
                 self._plan.loaded(id, use, room, time.monotonic(), outcome.engine.info.kind)

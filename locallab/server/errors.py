@@ -31,6 +31,7 @@ STATUS: Mapping[type[Exception], int] = {
     errors.EngineClosed: 503,
     errors.EngineDied: 503,
     errors.ModelSetAside: 503,
+    errors.TooManyWatchers: 503,
     errors.KeysUnreadable: 503,
     Exception: 500,
 }

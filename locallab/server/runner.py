@@ -30,6 +30,7 @@ import uvicorn
 from locallab.errors import ConfigError, LocalLabError
 from locallab.server.connections import ConnectionLimits
 from locallab.server.http_protocol import HttpProtocol
+from locallab.server.streaming import STOPPING
 from locallab.server.websocket_protocol import WebSocketProtocol
 from locallab.settings import ServerSettings
 
@@ -166,6 +167,7 @@ class _Server(uvicorn.Server):
         self._on_ready = on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self.lifespan.state[STOPPING] = self._stopping = asyncio.Event()
         sockets = sockets or []
         twin = loopback_twin(sockets[0]) if self._host == "localhost" and sockets else None
         try:
@@ -184,6 +186,7 @@ class _Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._stopping.set()
         for server in self.servers:
             server.close()
         for connection in list(self.server_state.connections):

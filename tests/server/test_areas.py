@@ -32,6 +32,7 @@ AREAS = {
     "/openapi.json": "open",
     "/api/hello": "open",
     "/metrics": "uncounted",
+    "/api/v1/events": "uncounted",
     "/api/v1/me": "uncounted",
     "/api/v1/render": "uncounted",
 }

@@ -128,4 +128,8 @@ def test_the_description_says_which_routes_ask_for_an_admin(served: Served) -> N
     asking = {route.path for route in app.routes if isinstance(route, Endpoint) and route.contract.admin}
     assert asking == {"/models/load", "/models/unload", "/api/pull", "/lora-adapters"}
     described = served.http.get("/openapi.json").json()["paths"]
-    assert {path for path, methods in described.items() if "role admin" in str(methods)} == {*asking, "/api/v1/usage"}
+    assert {path for path, methods in described.items() if "role admin" in str(methods)} == {
+        *asking,
+        "/api/v1/usage",
+        "/api/v1/events",
+    }

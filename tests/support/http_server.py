@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import threading
@@ -19,6 +20,7 @@ from locallab.models.spec import Adapter, FileSource
 from locallab.models.store import Store
 from locallab.pool import Pool
 from locallab.server.app import create_app
+from locallab.server.streaming import STOPPING
 from locallab.settings import EngineSettings, ServerSettings
 from tests.support.fake_engine import FakeEngine, FakeMemory, registry
 
@@ -55,11 +57,18 @@ def running(app: Any) -> Iterator[str]:
     started = threading.Event()
     startup = server.startup
 
+    stopping, shutdown = asyncio.Event(), server.shutdown
+
     async def starting(**options: Any) -> None:
+        server.lifespan.state[STOPPING] = stopping
         await startup(**options)
         started.set()
 
-    server.startup = starting  # type: ignore[method-assign]
+    async def ending(**options: Any) -> None:
+        stopping.set()
+        await shutdown(**options)
+
+    server.startup, server.shutdown = starting, ending  # type: ignore[method-assign]
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

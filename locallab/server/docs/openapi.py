@@ -115,7 +115,9 @@ def _headers(status: int, counted: bool = False) -> Schema:
 
 def _success(endpoint: Endpoint, schemas: _Schemas) -> Schema:
     contract = endpoint.contract
-    if contract.answer:
+    if contract.answer and contract.media_type != "application/json":
+        content: Schema = {contract.media_type: {"schema": schemas.reference(contract.answer)}}
+    elif contract.answer:
         content = _json(endpoint, schemas.reference(contract.answer), "answer")
     elif contract.media_type == "application/json":
         content = {"application/json": {"schema": {"type": "object"}}}

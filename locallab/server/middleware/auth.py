@@ -124,7 +124,8 @@ class Auth:
     def _caller(self, key: Key | None, scope: Scope) -> Caller:
         id = identity(key, (scope.get("client") or ("-",))[0])
         isolates = self._keyring.several if self._isolates is None else self._isolates
-        return Caller(id=id, weight=WEIGHTS[key.tier] if key else min(WEIGHTS.values()), owner=id if isolates else "")
+        weight = WEIGHTS[key.tier] if key else min(WEIGHTS.values())
+        return Caller(id=id, weight=weight, owner=id if isolates else "", name=key.name if key else "")
 
     async def _refuse(self, scope: Scope) -> NoReturn:
         if not scope["state"]["presented"]:

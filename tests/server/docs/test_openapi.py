@@ -89,7 +89,8 @@ def test_it_says_where_a_key_is_needed(serve: Serve) -> None:
     with serve(api_key="secret") as served:
         described = Described(served.http.get("/openapi.json").json())
         for verb, path, operation in described.operations():
-            response = served.http.request(verb, re.sub(r"{\w+}", "x", path))
+            with served.http.stream(verb, re.sub(r"{\w+}", "x", path)) as response:  # one has no end
+                pass
             assert (response.status_code == 401) == ("security" in operation) == ("401" in operation["responses"]), path
 
 
@@ -98,7 +99,8 @@ def test_it_says_where_requests_are_counted(serve: Serve) -> None:
         described = Described(served.http.get("/openapi.json").json())
         counted = {path: "429" in operation["responses"] for _, path, operation in described.operations()}
         for verb, path, operation in described.operations():
-            response = served.http.request(verb, re.sub(r"{\w+}", "x", path))
+            with served.http.stream(verb, re.sub(r"{\w+}", "x", path)) as response:
+                pass
             assert ("x-ratelimit-limit" in response.headers) == counted[path], path
             assert ("X-RateLimit-Limit" in operation["responses"]["200"]["headers"]) == counted[path], path
         assert not any(counted[path] for path in ("/health", "/metrics", "/docs")) and counted["/generate"]
@@ -168,10 +170,16 @@ OTHER_MODELS = {
 """Routes for models that embed, rank, fill in or hear; other models answer 400. So does what no response here can be."""
 
 
+ENDLESS = {"/api/v1/events"}
+"""Streams whose messages are checked where they are tested."""
+
+
 def test_real_answers_are_as_described(served: Served, described: Described) -> None:
     names = {"id": "tiny:1b"}
     for verb, path, operation in described.operations():
         assert verb != "post" or path in BODIES, f"give {path} a body to be tried with"
+        if path in ENDLESS:
+            continue
         response = served.http.request(verb, path.format(**names), json=BODIES.get(path))
         assert response.status_code == (400 if path in OTHER_MODELS else 200), (path, response.text)
         described.check_response(operation, response)

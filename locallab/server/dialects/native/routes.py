@@ -6,6 +6,7 @@ from starlette.routing import BaseRoute
 
 from locallab.server.dialects.answer_fields import Problem
 from locallab.server.dialects.dialect import Dialect, Services
+from locallab.server.dialects.native.events import Events
 from locallab.server.dialects.native.generate import Native
 from locallab.server.dialects.native.metrics import Metrics
 from locallab.server.dialects.native.models import Models
@@ -19,7 +20,9 @@ def routes(services: Services) -> list[BaseRoute]:
     metrics = Metrics(pool, services.traffic, services.usage)
     system = System(pool, metrics, public_url=lambda: tunnel.url, tunnel=tunnel.facts) if tunnel else System(pool, metrics)
     usage = UsageRoute(services.usage)
-    return [*Native(pool, services.settings).routes(), *Models(pool).routes(), *usage.routes(), *system.routes()]
+    events = Events(pool, services.keyring)
+    groups = (Native(pool, services.settings), Models(pool), usage, events, system)
+    return [route for group in groups for route in group.routes()]
 
 
 NATIVE = Dialect(
@@ -31,6 +34,7 @@ NATIVE = Dialect(
         "/models/load",
         "/models/unload",
         "/models/status",
+        "/api/v1/events",
         "/api/v1/me",
         "/api/v1/render",
     ),
@@ -49,6 +53,7 @@ NATIVE = Dialect(
         "/page": "open",
         "/openapi.json": "open",
         "/metrics": "uncounted",  # it shows the activity of others, so it needs a key where keys are required
+        "/api/v1/events": "uncounted",  # as does this one
         "/api/v1/me": "uncounted",  # the page asks for these: the second many times for each answer
         "/api/v1/render": "uncounted",
         "/generate": "native",
