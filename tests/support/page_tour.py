@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 
 from playwright.sync_api import Page, expect
+
+from tests.support.wait import LONG_PATIENCE
 
 QUESTION = "Write a Python function that adds two numbers, with an example."
 
@@ -21,5 +24,24 @@ def chat(page: Page) -> None:
     expect(page.locator(".tail")).to_have_count(0)  # what the server has not rendered yet
 
 
-TOUR: Mapping[str, Callable[[Page], None]] = {"chat": chat}
+def live(page: Page) -> None:
+    """Let the server work for several at once, with a beginning that they share, for long enough to see curves. A browser has
+    six connections to a server, and one is the view's."""
+    page.evaluate(
+        """(question) => {
+            const system = "You are a careful assistant, who answers in full sentences and explains each step. ".repeat(20);
+            for (let n = 1; n <= 5; n++) {
+                const messages = [{ role: "system", content: system }, { role: "user", content: `${question} (${n})` }];
+                const body = JSON.stringify({ messages, max_tokens: 400 + 40 * n, ignore_eos: true });
+                fetch("v1/chat/completions", { method: "POST", headers: { "Content-Type": "application/json" }, body });
+            }
+        }""",
+        QUESTION,
+    )
+    expect(page.locator(".requests tbody tr", has_text="answering")).to_have_count(5)
+    age = page.locator(".requests tbody td:last-child").first
+    expect(age).to_have_text(re.compile(r"^(1[5-9]|[2-9]\d)\."), timeout=LONG_PATIENCE * 1000)
+
+
+TOUR: Mapping[str, Callable[[Page], None]] = {"chat": chat, "live": live}
 """What fills each view, once it is open."""
