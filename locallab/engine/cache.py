@@ -108,6 +108,7 @@ class PrefixCache(PrefixTree):
         self._entries: dict[int, Entry] = {}
         self._finished: OrderedDict[int, None] = OrderedDict()
         self._cold: int | None = 0
+        self.counted_cold = 0  # what `cold_cells` was last: other threads may read it, but must not count
 
     def __contains__(self, slot: int) -> bool:
         return slot in self._entries
@@ -125,7 +126,7 @@ class PrefixCache(PrefixTree):
     def cold_cells(self) -> int:
         """Cells that no running sequence holds."""
         if self._cold is None:
-            self._cold = self._count_cold()
+            self._cold = self.counted_cold = self._count_cold()
         return self._cold
 
     def computed(self, slot: int) -> int:

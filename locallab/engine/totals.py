@@ -95,13 +95,13 @@ class Totals:
             self.hit_tokens[use.tier] += use.hit
 
     def stats(self, scheduler: Scheduler) -> EngineStats:
-        """Return these and what the scheduler has now."""
+        """Return these and what the scheduler has now. For other threads: it counts nothing that the engine counts."""
         return EngineStats(
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
             kv_used=scheduler.cache.used,
             kv_total=scheduler.limits.cells,
-            cached=scheduler.cache.cold_cells,
+            cached=scheduler.cache.counted_cold if scheduler.running else scheduler.cache.used,
             prompt_tokens=self.prompt_tokens,
             cached_tokens=self.cached_tokens,
             completion_tokens=self.completion_tokens,

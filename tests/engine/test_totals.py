@@ -46,6 +46,22 @@ def test_every_token_and_step_is_counted_once() -> None:
     assert totals.inter_token.sum > 0 and totals.step.sum > 0
 
 
+def test_figures_for_other_threads_count_nothing_that_the_engine_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig()
+    rig.ask(range(1, 20))
+    rig.submit(range(30, 40), max_tokens=5)
+    rig.step()
+    cache = rig.scheduler.cache
+    monkeypatch.setattr(cache, "_count_cold", lambda: pytest.fail("another thread counts what the engine may be changing"))
+    cache._cold = None
+    stats = rig.worker.stats()
+    assert 0 < stats.cached < stats.kv_used
+    monkeypatch.undo()
+    rig.drain()
+    stats = rig.worker.stats()
+    assert 0 < stats.cached == stats.kv_used
+
+
 def test_the_parts_of_a_step_make_up_its_time() -> None:
     rig = Rig()
     rig.submit(range(1, 20), max_tokens=5)
