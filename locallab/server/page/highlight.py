@@ -16,21 +16,32 @@ from pygments.token import Token, _TokenType
 # fmt: off
 LANGUAGES = frozenset(
     (
-        "bash", "batch", "c", "cmake", "console", "cpp", "csharp", "css", "dart", "diff", "docker", "elixir",
-        "fsharp", "glsl", "go", "graphql", "groovy", "haskell", "html", "http", "ini", "java", "javascript", "json",
-        "jsx", "julia", "kotlin", "less", "lua", "make", "markdown", "matlab", "mysql", "nginx", "nix", "objective-c",
-        "ocaml", "perl", "php", "postgresql", "powershell", "protobuf", "pycon", "python", "r", "ruby", "rust",
-        "scala", "scss", "sql", "swift", "terraform", "text", "toml", "typescript", "xml", "yaml", "zig",
+        "ada", "apacheconf", "awk", "bash", "batch", "bibtex", "c", "clojure", "cmake", "cobol", "coffeescript",
+        "common-lisp", "console", "cpp", "crystal", "csharp", "css", "cuda", "d", "dart", "delphi", "diff", "docker",
+        "dot", "ebnf", "elixir", "elm", "emacs-lisp", "erb", "erlang", "fortran", "fsharp", "gas", "gdscript", "glsl",
+        "go", "graphql", "groovy", "haskell", "hlsl", "html", "http", "ini", "java", "javascript", "jinja", "json",
+        "jsonnet", "jsp", "jsx", "julia", "kotlin", "less", "llvm", "lua", "make", "markdown", "mysql", "nasm",
+        "nginx", "nim", "nix", "objective-c", "ocaml", "perl", "php", "plpgsql", "postgresql", "powershell", "prolog",
+        "properties", "protobuf", "pug", "pycon", "pytb", "python", "qml", "r", "racket", "rst", "ruby", "rust",
+        "sass", "scala", "scheme", "scss", "sed", "solidity", "sql", "sqlite3", "swift", "systemd", "systemverilog",
+        "tcl", "terraform", "tex", "text", "toml", "tsql", "twig", "typescript", "vb.net", "verilog", "vhdl", "vim",
+        "wgsl", "xml", "yaml", "zig",
     )
 )
 # fmt: on
 """Languages by one of their names in Pygments: those whose lexers stay quick on hostile texts, line for line."""
 
 OTHER_NAMES: Mapping[str, str] = {
+    "h": "c",
+    "hpp": "cpp",
+    "ipython": "python",
     "jsonc": "json",
+    "kt": "kotlin",
     "mjs": "javascript",
     "node": "javascript",
     "patch": "diff",
+    "plain": "text",
+    "plaintext": "text",
     "svelte": "html",
     "tsx": "typescript",
     "txt": "text",
@@ -42,8 +53,8 @@ OTHER_NAMES: Mapping[str, str] = {
 LONGEST_LINE = 2000
 """Characters of a line; code with a longer one has no tokens, since regular expressions take the square of its length."""
 
-SECONDS = 0.25
-"""Time for the tokens of one text. What is left then has none."""
+SECONDS = 0.4
+"""Processor time for the tokens of one text. What is left then has none."""
 
 KINDS: Mapping[_TokenType, str] = {
     Token.Comment: "c",
@@ -84,18 +95,21 @@ _HIDDEN = re.compile(
 )
 
 
-def highlighted(code: str, language: str) -> Iterator[tuple[str, str]]:
-    """Yield pieces of the code, each with its kind, which is "" for one without a colour. Together they are the code."""
+def highlighted(code: str, language: str, until: float) -> Iterator[tuple[str, str]]:
+    """Yield pieces of the code, each with its kind, which is "" for one without a colour. Together they are the code.
+
+    What is left when the thread's processor time is `until` has no colour.
+    """
     lexer = lexer_of(language)
     if lexer is None or any(len(line) > LONGEST_LINE for line in code.split("\n")):
         yield from [("", code)] if code else ()
         return
-    for kind, pieces in groupby(_tokens(lexer, code), key=itemgetter(0)):
+    for kind, pieces in groupby(_tokens(lexer, code, until), key=itemgetter(0)):
         yield kind, "".join(piece for _, piece in pieces)
 
 
-def _tokens(lexer: Lexer, code: str) -> Iterator[tuple[str, str]]:
-    done, until = 0, time.thread_time() + SECONDS
+def _tokens(lexer: Lexer, code: str, until: float) -> Iterator[tuple[str, str]]:
+    done = 0
     for start, kind, piece in lexer.get_tokens_unprocessed(code + "\n"):  # many end tokens at the line's end only
         if start != done or time.thread_time() > until:
             break

@@ -1,13 +1,13 @@
 // Texts of models and users, rendered by the server: plain at once, and with their elements as soon as these have come.
 
-import { post } from "./api.js";
+import { ApiError, post } from "./api.js";
 import { button, copy, h, plain } from "./dom.js";
 import { markdown as texts } from "./texts.js";
 import { Windows } from "./windows.js";
 
 const PAUSE = 100; // ms between two renderings of a text that grows
 const SHARE = 4; // times as long as a rendering took, until the next of the same text
-const CACHED = 2_000_000; // characters of texts whose blocks are kept
+const CACHED = 500_000; // characters of texts whose blocks are kept
 const AT_ONCE = 30_000; // characters of a text that is shown from the cache before it is in view
 
 const TAGS = new Set("p h2 ul ol li blockquote hr pre code em strong s a br table thead tbody tr th td span".split(" "));
@@ -165,7 +165,7 @@ class Pane {
     const dropped = this.blocks.splice(count);
     for (const { element } of dropped) element.remove();
     this.kept = count;
-    this.from = this.sent = this.shown = dropped[0].at;
+    this.from = this.sent = this.shown = dropped.length ? dropped[0].at : this.from;
   }
 
   #placeTail() {
@@ -209,8 +209,9 @@ class Pane {
       if (round === this.round) this.#take(blocks, end);
       if (id) keep(id, blocks);
     } catch (error) {
-      if (error.status) this.refused = true; // it stays as it is
-      else lost.add(this);
+      if (error.status === 0) lost.add(this);
+      else this.refused = true; // it stays as it is
+      if (!(error instanceof ApiError)) console.error(error);
       return;
     } finally {
       const now = performance.now();

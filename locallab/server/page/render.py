@@ -7,6 +7,7 @@ on its own lines only, so a text that grows is rendered again from where one of 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Annotated
@@ -18,7 +19,7 @@ from markdown_it.token import Token
 from msgspec import Meta
 
 from locallab.errors import InvalidField
-from locallab.server.page.highlight import highlighted, spelled_out
+from locallab.server.page.highlight import SECONDS, highlighted, spelled_out
 
 LONGEST = 32_768
 """Characters of a text. The slowest that are known take about half a second."""
@@ -26,13 +27,15 @@ LONGEST = 32_768
 NESTING = 24
 """Depth of quotes and lists. A block that goes deeper is shown as it was written."""
 
+MOST_CELLS = LONGEST // 2
+"""Cells of tables that a text can have, each with its bar."""
+
 DEPTH = 60
 """Depth of elements; deeper emphasis has none."""
 
 _LINKED = re.compile(r"(https?://|mailto:)[^\s]", re.IGNORECASE)
 _BARE = re.compile(r"\bhttps?://[^\s<>\"`\\]+", re.IGNORECASE)
 _TAGS = {"paragraph": "p", "bullet_list": "ul", "ordered_list": "ol", "list_item": "li", "link": "a"}
-_BREAKS = ("softbreak", "hardbreak")
 
 
 class Node(msgspec.Struct, omit_defaults=True):
@@ -74,7 +77,9 @@ def render(text: str, language: str | None = None) -> Rendering:
     """Return the blocks of a text. Raises InvalidField for one that is too long."""
     if len(text) > LONGEST:
         raise InvalidField("text", f"has {len(text):,} characters, and at most {LONGEST:,} are rendered at once")
-    return Rendering(markdown(text) if language is None else [Block(0, [_code(text.replace("\r\n", "\n"), language)])])
+    if language is None:
+        return Rendering(markdown(text))
+    return Rendering([Block(0, [_Builder().code(text.replace("\r\n", "\n"), language)])])
 
 
 def markdown(text: str) -> list[Block]:
@@ -84,35 +89,29 @@ def markdown(text: str) -> list[Block]:
     the last one begins; in the middle of a line, that holds for all but the last two.
     """
     text = text.replace("\r\n", "\n").replace("\0", "\ufffd")
-    tokens = _PARSER.parse(text)
+    tokens, lines, builder = _PARSER.parse(text), text.split("\n"), _Builder()
     starts = [index for index, token in enumerate(tokens) if token.level == 0 and token.nesting >= 0]
-    return [_block(tokens[first:end], text) for first, end in pairwise([*starts, len(tokens)])]
+    return [_block(tokens[first:end], lines, builder) for first, end in pairwise([*starts, len(tokens)])]
 
 
-def _block(tokens: Sequence[Token], text: str) -> Block:
+def _block(tokens: Sequence[Token], lines: Sequence[str], builder: _Builder) -> Block:
     assert tokens[0].map is not None
     line, end = tokens[0].map
     if any(token.nesting > 0 and token.level + 1 >= NESTING for token in tokens):  # the parser leaves out what is deeper
-        written = "\n".join(text.split("\n")[line:end])
-        return Block(line, [Node("p", "written", children=[written])])
-    return Block(line, _tree(tokens))
+        return Block(line, [Node("p", "written", children=["\n".join(lines[line:end])])])
+    return Block(line, builder.tree(tokens))
 
 
 def _bounded_table(state: StateBlock, start: int, end: int, silent: bool) -> bool:
-    """The rule for tables, which adds to each row the cells that it lacks: no more of them than the table has characters."""
-    if silent or not table(state, start, end, True):
-        return table(state, start, end, silent) if silent else False
-    columns, missing, characters = state.getLines(start + 1, start + 2, 0, False).count("|") + 1, 0, 0
-    for line in range(start, end):
-        found = state.getLines(line, line + 1, 0, False)
-        missing += max(0, columns - found.count("|") - 1)
-        characters += len(found) + 1
-        if missing > characters:
-            end = max(line, start + 2)
-            break
-        if not found.strip():
-            break
-    return table(state, start, end, False)
+    """The rule for tables, which adds to each row the cells that it lacks: within the number of cells that a text can have."""
+    cells = state.env.get("cells", 0)
+    if cells > MOST_CELLS or start + 2 > end:
+        return False
+    columns = state.src.count("|", state.bMarks[start + 1], state.eMarks[start + 1]) + 1
+    before = len(state.tokens)
+    found = table(state, start, min(end, start + 2 + MOST_CELLS // columns), silent)
+    state.env["cells"] = cells + (len(state.tokens) - before) // 3
+    return found
 
 
 def _parser() -> MarkdownIt:
@@ -126,28 +125,63 @@ def _parser() -> MarkdownIt:
 _PARSER = _parser()
 
 
-def _tree(tokens: Sequence[Token], linked: bool = False) -> list[Node | str]:
-    """Return the elements of the tokens. `linked`: they are in a link, where there are no others."""
-    top: list[Node | str] = []
-    stack = [top]
-    links = [linked]
-    for token in tokens:
-        if token.nesting < 0:
-            stack.pop()
-            links.pop()
-            continue
-        is_link = token.type == "link_open"
-        if token.nesting == 0:
-            stack[-1].extend(_leaf(token, links[-1]))
-        elif token.hidden or len(stack) > DEPTH or (is_link and links[-1]):
-            stack.append(stack[-1])
-        else:
-            node = _element(token)
-            stack[-1].append(node)
-            stack.append(node.children)
-        if token.nesting > 0:
+class _Builder:
+    """Makes elements of the tokens of one text. Its code has colours as long as there is time for them."""
+
+    def __init__(self) -> None:
+        self._until = time.thread_time() + SECONDS
+
+    def tree(self, tokens: Sequence[Token], linked: bool = False) -> list[Node | str]:
+        """Return the elements of the tokens. `linked`: they are in a link, where there are no others."""
+        top: list[Node | str] = []
+        stack = [top]
+        links = [linked]
+        for token in tokens:
+            if token.nesting < 0:
+                children = stack.pop()
+                links.pop()
+                if token.type == "tr_close":
+                    _drop_added_cells(children)
+                continue
+            is_link = token.type == "link_open"
+            if token.nesting == 0:
+                stack[-1].extend(self._leaf(token, links[-1]))
+                continue
             links.append(links[-1] or is_link)
-    return top
+            if token.hidden or len(stack) > DEPTH or (is_link and links[-2]):
+                stack.append(stack[-1])
+            else:
+                node = _element(token)
+                stack[-1].append(node)
+                stack.append(node.children)
+        return top
+
+    def _leaf(self, token: Token, linked: bool) -> Iterator[Node | str]:
+        match token.type:
+            case "inline":
+                yield from self.tree(token.children or (), linked)
+            case "text":
+                yield from [token.content] if linked else _with_links(token.content)
+            case "code_inline":
+                yield Node("code", children=_spelled(token.content))
+            case "fence" | "code_block":
+                yield self.code(token.content, next(iter(token.info.split()), ""))
+            case "image":
+                words = self.tree(token.children or (), True) or [str(token.attrs["src"])]
+                yield from words if linked else [Node("a", href=str(token.attrs["src"]), children=words)]
+            case "hr":
+                yield Node("hr")
+            case "softbreak" | "hardbreak":
+                yield Node("br")
+            case _:
+                yield token.content
+
+    def code(self, text: str, language: str) -> Node:
+        children: list[Node | str] = []
+        for kind, piece in highlighted(text, language, self._until):
+            parts = _spelled(piece)
+            children += [Node("span", kind, children=parts)] if kind else parts
+        return Node("pre", language=language or None, children=[Node("code", children=children)])
 
 
 def _element(token: Token) -> Node:
@@ -164,25 +198,9 @@ def _element(token: Token) -> Node:
     return node
 
 
-def _leaf(token: Token, linked: bool) -> Iterator[Node | str]:
-    match token.type:
-        case "inline":
-            yield from _tree(token.children or (), linked)
-        case "text":
-            yield from [token.content] if linked else _with_links(token.content)
-        case "code_inline":
-            yield Node("code", children=_spelled(token.content))
-        case "fence" | "code_block":
-            yield _code(token.content, next(iter(token.info.split()), ""))
-        case "image":
-            words = _tree(token.children or (), True) or [str(token.attrs["src"])]
-            yield from words if linked else [Node("a", href=str(token.attrs["src"]), children=words)]
-        case "hr":
-            yield Node("hr")
-        case name if name in _BREAKS:
-            yield Node("br")
-        case _:
-            yield token.content
+def _drop_added_cells(row: list[Node | str]) -> None:
+    while row and isinstance(row[-1], Node) and row[-1].tag == "td" and not row[-1].children:
+        row.pop()
 
 
 def _with_links(text: str) -> Iterator[Node | str]:
@@ -198,14 +216,6 @@ def _with_links(text: str) -> Iterator[Node | str]:
             yield Node("a", href=href, children=[url])
             done = found.start() + len(url)
     yield from filter(None, [text[done:]])
-
-
-def _code(text: str, language: str) -> Node:
-    children: list[Node | str] = []
-    for kind, piece in highlighted(text, language):
-        parts = _spelled(piece)
-        children += [Node("span", kind, children=parts)] if kind else parts
-    return Node("pre", language=language or None, children=[Node("code", children=children)])
 
 
 def _spelled(text: str) -> list[Node | str]:

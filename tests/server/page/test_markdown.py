@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, Route, expect
 
+from locallab.server.page.highlight import KINDS
 from tests.support.browser import Tab
 from tests.support.http_server import Served
 
@@ -92,6 +93,26 @@ def test_a_block_of_code_is_copied_exactly(page: Page) -> None:
     assert page.evaluate("navigator.clipboard.readText()") == "if x:\n\ty = '\u202e<b>'\n"
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_each_kind_of_token_has_a_style_that_can_be_read(visit: Callable[..., Tab], served: Served, scheme: str) -> None:
+    tab = visit(served.url, color_scheme=scheme)
+    page = tab.open("#/assistant")
+    page.evaluate(HARNESS)
+    kinds = sorted(set(KINDS.values()))
+    pieces = [{"tag": "span", "class": kind, "children": [f"{kind} text "]} for kind in ["none", "hidden-character", *kinds]]
+    nodes = [{"tag": "pre", "language": "any", "children": [{"tag": "code", "children": pieces}]}]
+    answer = json.dumps({"blocks": [{"line": 0, "nodes": nodes}]})
+    page.route("**/api/v1/render", lambda route: route.fulfill(body=answer, content_type="application/json"))
+    rendered(page, "x")
+    looks = page.evaluate("""() => [...document.querySelectorAll("code span")].map((span) => {
+      const { color, fontStyle, fontWeight } = getComputedStyle(span);
+      return [color, fontStyle, fontWeight].join();
+    })""")
+    plain, *others = looks
+    assert len(others) == len(kinds) + 1 and plain not in others
+    assert [each for each in tab.violations() if "contrast" in each] == []
+
+
 PIECES = [
     *("\n", "\n\n", "- ", "1. ", "> ", "# ", "```", "```py\n", "~~~", "    ", "  ", "|", "---", "*", "`", "x", "a b"),
     *("\n```\n", "[a](http://b)", "**", "_", "<b>", "&amp;", "\r\n", "| a | b |\n", "|---|---|\n", "word ", "line\n\n"),
@@ -118,6 +139,7 @@ def texts() -> Iterator[tuple[str, list[int]]]:
         text = "".join(chosen.choice(PIECES) for _ in range(count))
         length = len(text.encode("utf-16-le")) // 2
         yield text, sorted(chosen.randint(0, length) for _ in range(4))
+    yield "\n" * 20 + " " * 30 + "a", [30, 45]
     yield TEXT, [9, 21, 60, 77, 90, 121, 150, 199]
 
 
@@ -128,6 +150,37 @@ def test_a_text_that_grows_ends_as_the_whole(page: Page, text: str, cuts: list[i
     flat = whole.replace('</div><div class="window">', "")
     small = page.evaluate(GROWING, [text, cuts, {"soft": 12}])  # windows of a few lines
     assert small.replace('</div><div class="window">', "") == flat
+    tiny = {"soft": 30, "most": 31}  # and those that are cut anywhere
+    assert page.evaluate(GROWING, [text, cuts, tiny]) == rendered(page, text, **tiny)
+
+
+def test_a_long_block_of_code_is_one_in_many_windows(page: Page) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    code = "".join(f"x{number} = '# no title'\n\n" for number in range(20))
+    rendered(page, f"# a\n\n~~~python\n```\n{code}~~~\nb *c*\n", soft=20, most=100)
+    assert page.locator(".window").count() > 5
+    expect(page.locator(".code-head")).to_have_count(1)
+    expect(page.locator("h2")).to_have_text("a")
+    expect(page.locator("em")).to_have_text("c")
+    assert "".join(page.locator("pre code").all_text_contents()) == f"```\n{code}"
+    page.get_by_role("button", name="Copy").click()
+    expect(page.locator("#notice")).to_contain_text("copied")
+    assert page.evaluate("navigator.clipboard.readText()") == f"```\n{code}".removesuffix("\n")
+
+
+def test_code_by_itself(page: Page) -> None:
+    page.evaluate("""async () => {
+      const { code } = await import("./page/markdown.js");
+      document.querySelector(".view").replaceChildren(code("# *no title*", "python"), code("<b>", ""));
+    }""")
+    expect(page.locator("pre .c")).to_have_text("# *no title*")
+    expect(page.locator("pre").last).to_have_text("<b>")
+
+
+def test_what_was_rendered_is_remembered(page: Page) -> None:
+    first = rendered(page, TEXT)
+    page.route("**/api/v1/render", lambda route: route.abort())
+    assert page.evaluate("text => show(text).innerHTML", TEXT) == first  # at once, with nothing asked
 
 
 HOSTILE = """<script>window.ran = 1</script> <img src=x onerror="window.ran = 1"> <svg onload=window.ran=1>
@@ -171,9 +224,9 @@ def test_a_refused_text_stays_plain_and_is_not_asked_again(page: Page) -> None:
         route.fulfill(status=400, body='{"detail": "no"}')
 
     page.route("**/api/v1/render", refuse)
-    page.evaluate("() => { show('# a', false) }")
+    with page.expect_response("**/api/v1/render"):
+        page.evaluate("() => { show('# a', false) }")
     expect(page.locator(".markdown")).to_have_text("# a")
-    page.wait_for_function("performance.getEntriesByType('resource').some((each) => each.name.endsWith('/render'))")
     page.evaluate("() => { for (const text of ['# ab', '# abc', '# abcd']) shown.update(text) }")
     expect(page.locator(".markdown")).to_have_text("# abcd")
     assert len(asked) == 1
