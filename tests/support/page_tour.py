@@ -24,6 +24,15 @@ def chat(page: Page) -> None:
     expect(page.locator(".tail")).to_have_count(0)  # what the server has not rendered yet
 
 
+def assistant(page: Page) -> None:
+    """Have a program continued."""
+    page.get_by_label("Language").fill("python")
+    page.get_by_label("What to write").fill("def is_prime(n):")
+    page.get_by_role("button", name="Generate", exact=True).click()
+    expect(page.locator(".status")).to_contain_text("tokens/s", timeout=LONG_PATIENCE * 1000)
+    expect(page.locator(".tail")).to_have_count(0)
+
+
 def live(page: Page) -> None:
     """Let the server work for several at once, with a beginning that they share, for long enough to see curves. A browser has
     six connections to a server, and one is the view's."""
@@ -43,5 +52,5 @@ def live(page: Page) -> None:
     expect(age).to_have_text(re.compile(r"^(1[5-9]|[2-9]\d)\."), timeout=LONG_PATIENCE * 1000)
 
 
-TOUR: Mapping[str, Callable[[Page], None]] = {"chat": chat, "live": live}
+TOUR: Mapping[str, Callable[[Page], None]] = {"chat": chat, "assistant": assistant, "live": live}
 """What fills each view, once it is open."""

@@ -114,7 +114,65 @@ export const chat = {
   unstored: (reason) => `The conversation cannot be stored in this browser: ${reason}`,
 };
 
-export const assistant = {};
+export const editor = {
+  open: "Open a file…",
+  hint: "Tab indents; press Escape, then Tab, to leave the field. A file can be dropped here.",
+  placeholder: "Paste code, or drop a file",
+  opened: (file) => `${file} is open.`,
+  refused: (file) => `${file} is no text, or larger than 1 MiB.`,
+};
+
+export const assistant = {
+  task: "Task",
+  tasks: { generate: "Generate", refactor: "Refactor", debug: "Debug", audit: "Audit", document: "Document" },
+  about: {
+    generate: "Writes code from a description, or goes on with the beginning of a program.",
+    refactor: "Makes code simpler and clearer without changing what it does.",
+    debug: "Finds what is wrong with code, and corrects it.",
+    audit: "Looks for security problems, and names the lines.",
+    document: "Adds docstrings and comments.",
+  },
+  runs: { generate: "Generate", refactor: "Refactor", debug: "Debug", audit: "Audit", document: "Document" },
+  stop: "Stop",
+  keys: "Ctrl+Enter",
+  prompt: "What to write",
+  promptHint: "A prompt that is code, such as def hello, is continued.",
+  promptExample: "A function that returns the n-th Fibonacci number",
+  code: "Code",
+  language: "Language",
+  languageExample: "not said",
+  languages: ["bash", "c", "cpp", "csharp", "css", "go", "html", "java", "javascript", "kotlin", "php", "python", "ruby", "rust", "sql", "swift", "typescript"],
+  model: "Model",
+  loadedModel: "The loaded model",
+  result: "Result",
+  empty: "The answer appears here.",
+  working: "Working…",
+  complete: "The answer is complete.",
+  noPrompt: "Say first what to write.",
+  noCode: "There is no code yet.",
+  stopped: "Stopped: this is what came until then.",
+  cut: "The answer ended before it was complete.",
+  length: "The answer was cut off at the most tokens.",
+  tokens: (count) => `${count} ${count === 1 ? "token" : "tokens"}`,
+  rate: (count) => `${count} tokens/s`,
+  changes: "Changes",
+  unchanged: "The code is unchanged.",
+  takeOver: "Take over the new code",
+  useAsCode: "Go on with this code",
+  taken: "The code is in the editor. Undo takes it back.",
+  copyCode: "Copy the new code",
+  copied: "The code is copied.",
+  whole: "The whole new code",
+  notes: "Notes",
+  diagnosis: "Diagnosis",
+  fix: "Fix",
+  noFindings: "No findings.",
+  repair: "Fix:",
+  severities: ["critical", "high", "medium", "low", "info"],
+  line: (number) => `Line ${number}`,
+  diffHead: ["Old line", "New line", "Change", "Text"],
+  skipped: (count) => `${count} unchanged lines`,
+};
 
 export const models = {};
 
