@@ -30,6 +30,7 @@ NOT_RUN = {
     "scripts/bench --model": "needs llama.cpp's C++ server",
     "(cd scripts && python -m benchlib.random_projector": "writes 180 MB; tests/scripts/test_bench.py makes a small one",
     "scripts/bench --report": "changes the checkout; tests/scripts/test_bench.py compares the page and the figure",
+    "scripts/page-pictures": "changes the checkout; tests/server/page/test_tour.py drives through the same views",
     "scripts/soak --model": "takes minutes; tests/scripts/test_soak.py runs it on scripted servers",
     "scripts/gpu-check": "needs a GPU and ten minutes; tests/scripts/test_gpu_check.py runs it on a CPU",
     "scripts/cli-reference --write": "changes the checkout; tests/scripts/test_cli_reference.py compares the page",
