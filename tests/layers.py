@@ -31,11 +31,12 @@ PARTS: Mapping[str, frozenset[str]] = {
     "models": frozenset(),
     "keys": frozenset(),
     "load": frozenset(),
+    "replay": frozenset(),
     "tunnel": frozenset(),
     "fit": frozenset({"models", "memory_model"}),
     "pool": frozenset({"engine", "chat", "models", "fit", "supervision"}),  # chat: a loaded model carries its template
     "server": frozenset(
-        {"engine", "chat", "media", "pool", "models", "keys", "tunnel", "logs", "supervision"}
+        {"engine", "chat", "media", "pool", "models", "keys", "replay", "tunnel", "logs", "supervision"}
     ),  # logs: the id of the request at hand
     "inprocess": frozenset(
         {"server", "pool", "models", "engine", "chat", "media", "fit", "keys", "tunnel", "cache_files", "supervision"}
@@ -49,6 +50,7 @@ PARTS: Mapping[str, frozenset[str]] = {
             "logs",
             "keys",
             "load",
+            "replay",
             "tunnel",
             "fit",
             "chat",

@@ -40,7 +40,7 @@ NOT_RUN = {
     "locallab serve --model smollm2:135m --lora": "needs adapters; tests/inprocess/test_adapters.py runs such a server",
     "NGROK_AUTHTOKEN=": "needs an ngrok account",
     "PICTURE=": "needs a model that sees; tests/server/dialects/test_media.py sends such requests",
-    "locallab doctor --clients": "tests/cli/doctor/replay/test_live.py runs it",
+    "locallab doctor --clients": "tests/replay/test_live.py runs it",
     "from langchain_openai": "needs a library of its own environment; tests/clients/test_python_clients.py runs it",
     "name: LocalLab": "needs an editor: Continue",
     '{\n  "language_models"': "needs an editor: Zed",

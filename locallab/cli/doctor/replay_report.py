@@ -16,7 +16,7 @@ def report(url: str | None, key: str | None, as_json: bool) -> int:
 
     Returns the exit status, 1 if one fails. Raises NoServer, ServerError.
     """
-    from locallab.cli.doctor.replay import EXCHANGES, replay
+    from locallab.replay import EXCHANGES, replay
 
     found = []
     with ApiClient(url, key) as server, server.keyless() as http:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from locallab.cli.doctor.replay import builders
-from locallab.cli.doctor.replay.builders import AMPLE, MAY_CALL, READS_FILE, SHORT, get, streaming
-from locallab.cli.doctor.replay.checks import service
-from locallab.cli.doctor.replay.checks.openai import stream
-from locallab.cli.doctor.replay.exchange import MODEL, Exchange
-from locallab.cli.doctor.replay.message import no_calls, one_call_at_most
+from locallab.replay import builders
+from locallab.replay.builders import AMPLE, MAY_CALL, READS_FILE, SHORT, get, streaming
+from locallab.replay.checks import service
+from locallab.replay.checks.openai import stream
+from locallab.replay.exchange import MODEL, Exchange
+from locallab.replay.message import no_calls, one_call_at_most
 
 ZED: Sequence[Exchange] = [
     streaming(

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from locallab.cli.doctor.replay import builders
-from locallab.cli.doctor.replay.builders import AMPLE, MAY_CALL, READS_FILE, SHORT, Json
-from locallab.cli.doctor.replay.checks import service
-from locallab.cli.doctor.replay.checks.anthropic import message, message_stream
-from locallab.cli.doctor.replay.exchange import TOO_LONG, Check, Exchange, KeyStyle
-from locallab.cli.doctor.replay.message import is_model
+from locallab.replay import builders
+from locallab.replay.builders import AMPLE, MAY_CALL, READS_FILE, SHORT, Json
+from locallab.replay.checks import service
+from locallab.replay.checks.anthropic import message, message_stream
+from locallab.replay.exchange import TOO_LONG, Check, Exchange, KeyStyle
+from locallab.replay.message import is_model
 
 BILLING = "x-anthropic-billing-header: cc_version=2.0; cc_entrypoint=cli;"
 CLAUDE_TOOLS = [

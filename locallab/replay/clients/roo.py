@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from locallab.cli.doctor.replay import builders
-from locallab.cli.doctor.replay.builders import AMPLE, MAY_CALL, READS_FILE, SHORT, get, streaming, user
-from locallab.cli.doctor.replay.checks import service
-from locallab.cli.doctor.replay.checks.openai import stream
-from locallab.cli.doctor.replay.exchange import TOO_LONG, Exchange
+from locallab.replay import builders
+from locallab.replay.builders import AMPLE, MAY_CALL, READS_FILE, SHORT, get, streaming, user
+from locallab.replay.checks import service
+from locallab.replay.checks.openai import stream
+from locallab.replay.exchange import TOO_LONG, Exchange
 
 SYSTEM_LIST = {"role": "system", "content": [builders.text_part("You are Roo.", cache_control={"type": "ephemeral"})]}
 ROO: Sequence[Exchange] = [

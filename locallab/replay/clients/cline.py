@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from locallab.cli.doctor.replay import builders
-from locallab.cli.doctor.replay.builders import MAY_CALL, get, ollama, streaming, user
-from locallab.cli.doctor.replay.checks import service
-from locallab.cli.doctor.replay.checks.ollama import ollama_stream
-from locallab.cli.doctor.replay.checks.openai import stream
-from locallab.cli.doctor.replay.exchange import TOO_LONG, Exchange
+from locallab.replay import builders
+from locallab.replay.builders import MAY_CALL, get, ollama, streaming, user
+from locallab.replay.checks import service
+from locallab.replay.checks.ollama import ollama_stream
+from locallab.replay.checks.openai import stream
+from locallab.replay.exchange import TOO_LONG, Exchange
 
 CLINE: Sequence[Exchange] = [
     streaming(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from locallab.cli.doctor.replay.exchange import MODEL, Check, Exchange, KeyStyle
-from locallab.cli.doctor.replay.message import Wish, calls, known_calls, says_json
+from locallab.replay.exchange import MODEL, Check, Exchange, KeyStyle
+from locallab.replay.message import Wish, calls, known_calls, says_json
 
 Json = Mapping[str, Any]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from locallab.cli.doctor.replay import builders
-from locallab.cli.doctor.replay.builders import AMPLE, PLACE, READS_FILE, chat, streaming
-from locallab.cli.doctor.replay.checks.openai import stream, whole
-from locallab.cli.doctor.replay.exchange import Exchange
-from locallab.cli.doctor.replay.message import answers, has_logprobs
+from locallab.replay import builders
+from locallab.replay.builders import AMPLE, PLACE, READS_FILE, chat, streaming
+from locallab.replay.checks.openai import stream, whole
+from locallab.replay.exchange import Exchange
+from locallab.replay.message import answers, has_logprobs
 
 LANGCHAIN: Sequence[Exchange] = [
     chat(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from locallab.cli.doctor.replay.checks.openai import usage
-from locallab.cli.doctor.replay.exchange import Check, Reply
-from locallab.cli.doctor.replay.strict_reader import data_lines, named_events, need, status, take, value
+from locallab.replay.checks.openai import usage
+from locallab.replay.exchange import Check, Reply
+from locallab.replay.strict_reader import data_lines, named_events, need, status, take, value
 
 CONTEXT_NAMES = ("context_length", "max_model_len")
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from locallab.cli.doctor.replay.exchange import Reply, Unmet
+from locallab.replay.exchange import Reply, Unmet
 
 KIND_NAMES: Mapping[type | None, str] = {
     str: "a string",

@@ -7,8 +7,8 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from locallab.cli.doctor.replay.exchange import Check, Reply
-from locallab.cli.doctor.replay.strict_reader import need, shortened, status, value
+from locallab.replay.exchange import Check, Reply
+from locallab.replay.strict_reader import need, shortened, status, value
 
 
 @dataclasses.dataclass(slots=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from locallab.cli.doctor.replay import builders
-from locallab.cli.doctor.replay.builders import AMPLE, MAY_CALL, PLACE, READS_FILE, chat, get, streaming
-from locallab.cli.doctor.replay.checks import service
-from locallab.cli.doctor.replay.checks.openai import stream, whole
-from locallab.cli.doctor.replay.exchange import Exchange
+from locallab.replay import builders
+from locallab.replay.builders import AMPLE, MAY_CALL, PLACE, READS_FILE, chat, get, streaming
+from locallab.replay.checks import service
+from locallab.replay.checks.openai import stream, whole
+from locallab.replay.exchange import Exchange
 
 AI_SDK: Sequence[Exchange] = [
     streaming(

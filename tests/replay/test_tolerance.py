@@ -10,14 +10,14 @@ import httpx
 import msgspec
 import pytest
 
-from locallab.cli.doctor.replay import message
-from locallab.cli.doctor.replay.checks import service
-from locallab.cli.doctor.replay.checks.anthropic import message_stream
-from locallab.cli.doctor.replay.checks.ollama import ollama_stream
-from locallab.cli.doctor.replay.checks.openai import stream
-from locallab.cli.doctor.replay.checks.responses import response_stream
-from locallab.cli.doctor.replay.exchange import Reply
 from locallab.engine.request import SamplingParams
+from locallab.replay import message
+from locallab.replay.checks import service
+from locallab.replay.checks.anthropic import message_stream
+from locallab.replay.checks.ollama import ollama_stream
+from locallab.replay.checks.openai import stream
+from locallab.replay.checks.responses import response_stream
+from locallab.replay.exchange import Reply
 from locallab.server.dialects.anthropic.request import MessagesBody
 from locallab.server.dialects.native.generate import GenerateBody, NativeChatBody
 from locallab.server.dialects.ollama.request import OllamaChatBody, OllamaGenerateBody, Options

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from locallab.cli.doctor.replay.exchange import Reply, Unmet
-from locallab.cli.doctor.replay.message import ToolCall, WholeMessage, checked
-from locallab.cli.doctor.replay.strict_reader import named_events, need, take, value
+from locallab.replay.exchange import Reply, Unmet
+from locallab.replay.message import ToolCall, WholeMessage, checked
+from locallab.replay.strict_reader import named_events, need, take, value
 
 STOP_REASONS = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length", "tool_use": "tool_calls"}
 BLOCKS = {"text": "text", "thinking": "thinking", "tool_use": "partial_json"}

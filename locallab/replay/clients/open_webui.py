@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from locallab.cli.doctor.replay.builders import CHAT, get, ollama, streaming
-from locallab.cli.doctor.replay.checks import service
-from locallab.cli.doctor.replay.checks.openai import stream
-from locallab.cli.doctor.replay.exchange import Exchange
+from locallab.replay.builders import CHAT, get, ollama, streaming
+from locallab.replay.checks import service
+from locallab.replay.checks.openai import stream
+from locallab.replay.exchange import Exchange
 
 PAGE = {
     "origin": "http://localhost:3000",

@@ -11,14 +11,14 @@ import pytest
 from click.testing import CliRunner
 
 from locallab import cli
-from locallab.cli.doctor.replay import EXCHANGES, Exchange, Outcome, message, replay
-from locallab.cli.doctor.replay.checks import service
-from locallab.cli.doctor.replay.checks.anthropic import message_stream
-from locallab.cli.doctor.replay.checks.ollama import ollama_stream
-from locallab.cli.doctor.replay.checks.openai import stream, whole
-from locallab.cli.doctor.replay.checks.responses import response_stream
-from locallab.cli.doctor.replay.exchange import Check, Reply, Unmet
 from locallab.engine.request import SamplingParams
+from locallab.replay import EXCHANGES, Exchange, Outcome, message, replay
+from locallab.replay.checks import service
+from locallab.replay.checks.anthropic import message_stream
+from locallab.replay.checks.ollama import ollama_stream
+from locallab.replay.checks.openai import stream, whole
+from locallab.replay.checks.responses import response_stream
+from locallab.replay.exchange import Check, Reply, Unmet
 from tests.support.fake_engine import FIM, Step, say
 from tests.support.http_server import Serve, Served, start_in
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from locallab.cli.doctor.replay import builders
-from locallab.cli.doctor.replay.builders import AMPLE, READS_FILE, SHORT, chat, get, streaming, user
-from locallab.cli.doctor.replay.checks import service
-from locallab.cli.doctor.replay.checks.openai import stream, whole
-from locallab.cli.doctor.replay.exchange import MODEL, TOO_LONG, Exchange
-from locallab.cli.doctor.replay.message import is_model
+from locallab.replay import builders
+from locallab.replay.builders import AMPLE, READS_FILE, SHORT, chat, get, streaming, user
+from locallab.replay.checks import service
+from locallab.replay.checks.openai import stream, whole
+from locallab.replay.exchange import MODEL, TOO_LONG, Exchange
+from locallab.replay.message import is_model
 
 STAINLESS = {"x-stainless-lang": "python", "x-stainless-os": "Linux", "x-stainless-retry-count": "0"}
 UNSET = (

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from locallab.cli.doctor.replay.builders import chat, streaming, user
-from locallab.cli.doctor.replay.checks import service
-from locallab.cli.doctor.replay.checks.openai import stream, whole
-from locallab.cli.doctor.replay.exchange import TOO_LONG, Exchange
+from locallab.replay.builders import chat, streaming, user
+from locallab.replay.checks import service
+from locallab.replay.checks.openai import stream, whole
+from locallab.replay.exchange import TOO_LONG, Exchange
 
 AIDER: Sequence[Exchange] = [
     streaming("aider", "streams", stream(), stream_options=None, temperature=0, model="local/a-model-nobody-knows"),

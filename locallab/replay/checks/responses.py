@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from locallab.cli.doctor.replay.exchange import Reply
-from locallab.cli.doctor.replay.message import ToolCall, WholeMessage, checked
-from locallab.cli.doctor.replay.strict_reader import named_events, need, take
+from locallab.replay.exchange import Reply
+from locallab.replay.message import ToolCall, WholeMessage, checked
+from locallab.replay.strict_reader import named_events, need, take
 
 
 @checked

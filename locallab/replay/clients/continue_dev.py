@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from locallab.cli.doctor.replay import builders
-from locallab.cli.doctor.replay.builders import MAY_CALL, SHORT, chat, ollama, streaming
-from locallab.cli.doctor.replay.checks import service
-from locallab.cli.doctor.replay.checks.ollama import ollama_stream
-from locallab.cli.doctor.replay.checks.openai import stream, whole
-from locallab.cli.doctor.replay.exchange import MODEL, Exchange
-from locallab.cli.doctor.replay.message import one_call_at_most
+from locallab.replay import builders
+from locallab.replay.builders import MAY_CALL, SHORT, chat, ollama, streaming
+from locallab.replay.checks import service
+from locallab.replay.checks.ollama import ollama_stream
+from locallab.replay.checks.openai import stream, whole
+from locallab.replay.exchange import MODEL, Exchange
+from locallab.replay.message import one_call_at_most
 
 BOTH_KEYS = {"api-key": "", "x-api-key": ""}
 CONTINUE: Sequence[Exchange] = [

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from locallab.cli.doctor.replay.exchange import Check, Reply, Unmet
-from locallab.cli.doctor.replay.message import ToolCall, WholeMessage, Wish, checked
-from locallab.cli.doctor.replay.strict_reader import data_lines, need, take, value
+from locallab.replay.exchange import Check, Reply, Unmet
+from locallab.replay.message import ToolCall, WholeMessage, Wish, checked
+from locallab.replay.strict_reader import data_lines, need, take, value
 
 FINISH_REASONS = ("stop", "length", "tool_calls", "content_filter")
 USAGE = ("prompt_tokens", "completion_tokens", "total_tokens")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from locallab.cli.doctor.replay import builders
-from locallab.cli.doctor.replay.builders import MAY_CALL, chat, streaming
-from locallab.cli.doctor.replay.checks.openai import stream, whole
-from locallab.cli.doctor.replay.exchange import Exchange
+from locallab.replay import builders
+from locallab.replay.builders import MAY_CALL, chat, streaming
+from locallab.replay.checks.openai import stream, whole
+from locallab.replay.exchange import Exchange
 
 CURSOR: Sequence[Exchange] = [
     chat("Cursor", "tests the key", whole(), max_tokens=1, path="/v1//chat/completions"),

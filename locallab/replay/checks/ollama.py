@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
-from locallab.cli.doctor.replay.exchange import Reply
-from locallab.cli.doctor.replay.message import ToolCall, WholeMessage, checked
-from locallab.cli.doctor.replay.strict_reader import need, take, value
+from locallab.replay.exchange import Reply
+from locallab.replay.message import ToolCall, WholeMessage, checked
+from locallab.replay.strict_reader import need, take, value
 
 
 @checked

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from locallab.cli.doctor.replay import builders
-from locallab.cli.doctor.replay.builders import AMPLE, MAY_CALL, READS_FILE, SHORT, Json, get
-from locallab.cli.doctor.replay.checks import service
-from locallab.cli.doctor.replay.checks.responses import response_stream
-from locallab.cli.doctor.replay.exchange import MODEL, TOO_LONG, Check, Exchange
+from locallab.replay import builders
+from locallab.replay.builders import AMPLE, MAY_CALL, READS_FILE, SHORT, Json, get
+from locallab.replay.checks import service
+from locallab.replay.checks.responses import response_stream
+from locallab.replay.exchange import MODEL, TOO_LONG, Check, Exchange
 
 
 def message(text: str, role: str = "user") -> Json:
