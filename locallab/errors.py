@@ -22,7 +22,9 @@ LocalLabError
 │   │   └── ModelNotLoaded    in the registry, but not loaded, and loading on demand is off
 │   ├── ModelLoadError        the file cannot be loaded: carries the path and the reason
 │   │   └── ModelSetAside     its load has ended a server: carries `retry_after` in seconds
-│   └── SourceError           the weights cannot be fetched
+│   ├── SourceError           the weights cannot be fetched
+│   ├── NotOnDisk             the weights are not there, so that they cannot be removed
+│   └── NotRemovable          the weights are not LocalLab's, or in use, so that they cannot be removed
 ├── Overloaded                the queue is full; carries `retry_after` in seconds
 ├── TooManyWatchers           enough clients watch the server already
 ├── KeysUnreadable            the file of API keys cannot be read, so that a key cannot be checked
@@ -191,7 +193,10 @@ class NotServed(UnknownModel):
     """No registry entry has this source, and requests do not add any."""
 
     def __init__(self, name: str) -> None:
-        self.hint = f": requests load registered models only; start the server with --model {name}, or add it to models.yaml"
+        self.hint = (
+            f": requests load registered models only; start the server with --model {name}, or fetch it with /api/pull, "
+            "or add it to models.yaml"
+        )
         ModelError.__init__(self, f"unknown model {name!r}{self.hint}")
         self.model_id = name
         self.nearest = ()
@@ -225,6 +230,20 @@ class ModelSetAside(ModelLoadError):
 
 class SourceError(ModelError):
     """The weights of a registry entry cannot be fetched; the message names the remedy."""
+
+
+class NotOnDisk(ModelError):
+    """The weights to be removed are not there."""
+
+    def __init__(self, model_id: str) -> None:
+        super().__init__(f"{model_id} is not on disk: nothing to remove")
+
+
+class NotRemovable(ModelError):
+    """The weights cannot be removed; the reason follows the model's id in the message."""
+
+    def __init__(self, model_id: str, reason: str) -> None:
+        super().__init__(f"{model_id} {reason}")
 
 
 class Overloaded(LocalLabError):

@@ -32,7 +32,7 @@ from locallab.cli.commands import (
     show,
     version,
 )
-from locallab.errors import ConfigError, LocalLabError, UnknownModel
+from locallab.errors import ConfigError, LocalLabError, NotRemovable, UnknownModel
 from locallab.settings import variable
 from locallab.version import __version__
 
@@ -54,7 +54,7 @@ class _Group(click.Group):
             sys.exit(status)
         except click.ClickException as error:
             _fail(error.format_message(), error.exit_code)
-        except (ConfigError, UnknownModel) as error:
+        except (ConfigError, NotRemovable, UnknownModel) as error:
             _fail(str(error), 2)
         except LocalLabError as error:
             _fail(str(error), 1)

@@ -7,16 +7,19 @@ from locallab.fit.machine import Gpu, Machine
 from locallab.fit.model_shape import Shape, approximate, shape
 from locallab.fit.placement_check import check as check_placement
 from locallab.fit.recommend import Choice, Offer, offered, pick, unnamed
+from locallab.fit.report import Fitting, Report
 from locallab.fit.speed import Speed, expected
 
 __all__ = [
     "Choice",
     "Estimate",
     "Fit",
+    "Fitting",
     "Gpu",
     "Load",
     "Machine",
     "Offer",
+    "Report",
     "Shape",
     "Speed",
     "Wishes",

@@ -16,6 +16,7 @@ from locallab.errors import ConfigError
 from locallab.fit import Machine, unnamed
 from locallab.keys import Keyring
 from locallab.models import ModelSpec, Registry, Store, adhoc
+from locallab.models.fetched import fetched
 from locallab.pool import Pool
 from locallab.server.app import create_app
 from locallab.settings import EngineSettings, ServerSettings
@@ -28,9 +29,12 @@ Layers = Sequence[tuple[str, Mapping[str, Any]]]
 
 
 def open_pool(registry: Registry, server: ServerSettings, layers: Layers, supervision: Supervision | None = None) -> Pool:
-    """Return a pool with nothing loaded, and remove what killed downloads left; `layers` are the configured engine settings."""
+    """Return a pool with nothing loaded, and remove what killed downloads left; `layers` are the configured engine settings.
+    The registry gets entries for the models on disk that were fetched from the Hub by name."""
     store = Store()
     store.sweep()
+    for name, _ in list(fetched(registry, store)):
+        registry.resolve(name)
     return Pool(
         registry,
         store,

@@ -65,7 +65,8 @@ class Registry:
         """Return the model of this id or alias; add an entry for `hf:owner/repo:Q4_K_M` or the path of a .gguf file, which
         is then found by that spelling too. Raises UnknownModel, ConfigError.
 
-        Only for names from the user of this machine: a client of the server must not be able to make it download anything.
+        Only for names from the user of this machine, and for what such a user has fetched: a client of the server must not be
+        able to make it download anything.
         """
         if name.lower() in self._names or not adhoc.is_adhoc(name):
             return self.get(name)
@@ -80,8 +81,16 @@ class Registry:
                 free = f"{spec.id}-{number}"
             spec = msgspec.structs.replace(spec, id=free)
             self.add("model", spec)
-        self._names[name.lower()] = ("model", spec)
+        self._names = {**self._names, name.lower(): ("model", spec)}
         return spec
+
+    def of_the_hub(self, name: str) -> ModelSpec:
+        """Return the model of this name, or an entry for a repository on the Hub, which is not added: for a client that may
+        fetch models. Raises UnknownModel."""
+        try:
+            return self.get(name)
+        except NotServed:
+            return adhoc.spec(name)
 
     def look_up(self, name: str) -> ModelSpec:
         """Return the model that `resolve` would, without adding an entry: for one that is not to be served. Raises as it."""
@@ -116,11 +125,13 @@ class Registry:
     def add(self, where: str, spec: ModelSpec) -> None:
         """Add an entry read at `where`, its place for error messages, and a name for it with each of its adapters. Raises
         ConfigError if one of the names is taken."""
+        names = dict(self._names)  # replaced at once: other threads read them meanwhile
         for each in (spec, *spec.adapted):
             for name in each.names:
-                before, taken = self._names.setdefault(name.lower(), (where, each))
+                before, taken = names.setdefault(name.lower(), (where, each))
                 if taken is not each:
                     raise _taken(where, name, before, taken)
+        self._names = names
         self._specs.append(spec)
 
     def adapt(self, spec: ModelSpec, adapters: Sequence[Adapter]) -> ModelSpec:

@@ -18,6 +18,7 @@ from urllib.parse import quote
 import msgspec
 
 from locallab import private_files
+from locallab.errors import NotOnDisk, NotRemovable
 from locallab.models.spec import FileSource, HubSource, ModelSpec, Part, PypiSource, shards
 from locallab.settings import home
 
@@ -172,6 +173,15 @@ class Store:
             _sync(record)
             os.replace(record, folder / RECORD)
         return folder / files[0].path if files else folder
+
+    def check_removal(self, spec: ModelSpec) -> None:
+        """Raise NotRemovable, NotOnDisk for a model that has nothing that `remove` may remove. Changes nothing."""
+        if spec.loaded_as != spec.id:
+            raise NotRemovable(spec.id, f"is {spec.loaded_as} with an adapter; both are removed with {spec.loaded_as}")
+        if isinstance(spec.source, FileSource):
+            raise NotRemovable(spec.id, f"is the file {spec.source.path}, which LocalLab did not fetch: delete it yourself")
+        if not self.held(spec):
+            raise NotOnDisk(spec.id)
 
     def remove(self, spec: ModelSpec) -> int:
         """Remove the model's files in the store, including partial ones, but not files elsewhere. Return the bytes freed."""

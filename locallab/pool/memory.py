@@ -134,6 +134,10 @@ class Memory:
         """Return how much of `ram` models may take."""
         return ram if self._limit is None else min(ram, self._limit)
 
+    def machine(self, held: MemoryUse) -> Machine:
+        """Return this machine with the memory that is free now and `held` together."""
+        return Machine.here(self._gpu_build, self.limited((self.room() + held).ram), held.vram)
+
     def reading(self) -> Reading:
         """Measure the memory of this process."""
         ram = psutil.Process().memory_info().rss

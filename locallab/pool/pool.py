@@ -64,6 +64,7 @@ class Pool:
     ) -> None:
         self.registry = registry
         self.store = store
+        self.layers = layers
         self.supervision = supervision or Supervision(BlackBox())
         self.memory = memory or Memory(bool(build_features()["gpu_offload"]), self.supervision.ram)
         self._post = LoopPost()
@@ -205,12 +206,12 @@ class Pool:
         """
         return self._load_explicitly(model_id, progress, force).result()
 
-    def pull(self, model_id: str, progress: Progress) -> Future[Path]:
-        """Fetch the model's file without loading it. An exception of `progress` ends the fetch.
+    def pull(self, model: str | ModelSpec, progress: Progress) -> Future[Path]:
+        """Fetch the file of a model, registered or not, without loading it. An exception of `progress` ends the fetch.
 
         Raises UnknownModel, EngineClosed; the future raises SourceError, EngineClosed.
         """
-        spec = self.registry.get(model_id)
+        spec = model if isinstance(model, ModelSpec) else self.registry.get(model)
         with self._changing():
             return self._jobs.pull(spec, progress)
 
@@ -308,7 +309,7 @@ class Pool:
                     waiter.model_future.set_exception(error)
                 case Fetch(id):
                     progress = functools.partial(self._report, id)
-                    self._jobs.fetch(self.registry.get(id), progress, self._held, functools.partial(self._after_fetch, id))
+                    self._jobs.fetch(self.registry.get(id), progress, self.held, functools.partial(self._after_fetch, id))
                 case Load(id):
                     self._box.loading, self._box.ram = id, self._plan.held().ram
                     self._jobs.load(self.registry.get(id), self._suited[id], functools.partial(self._after_load, id))
@@ -330,7 +331,7 @@ class Pool:
         if watcher := self._watching.get(id):
             watcher(done, total)
 
-    def _held(self) -> MemoryUse:
+    def held(self) -> MemoryUse:
         with self._lock:
             return self._plan.held()
 

@@ -27,6 +27,8 @@ STATUS: Mapping[type[Exception], int] = {
     errors.RateLimited: 429,
     errors.UnknownModel: 404,
     errors.UnknownResponse: 404,
+    errors.NotOnDisk: 404,
+    errors.NotRemovable: 409,
     errors.Overloaded: 503,
     errors.EngineClosed: 503,
     errors.EngineDied: 503,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pytest
 
 from locallab import hardware
 from locallab.inprocess import launch
-from locallab.models import FileSource, ModelSpec, Registry, hub_status
+from locallab.models import FileSource, ModelSpec, Registry, Store, adhoc, hub_status
+from locallab.models.store import Kept
+from locallab.settings import ServerSettings
 from tests.support import tiny_gguf
 from tests.support.cli_process import command
 from tests.support.wait import LONG_PATIENCE
@@ -30,6 +33,16 @@ def test_the_log_says_which_and_why(tmp_path: Path, caplog: pytest.LogCaptureFix
         assert launch.choose(registry(tmp_path), None, [("--parallel", {"parallel": 3})]).id == "better"
     assert "using better, the best recommended model on disk that fits: " in caplog.text
     assert "3 requests at once" in caplog.text
+
+
+def test_what_was_fetched_from_the_hub_by_name_is_served(tmp_path: Path) -> None:
+    store, spec = Store(), adhoc.spec("hf:acme/own:Q8_0")
+    store.folder(spec).mkdir(parents=True)
+    (store.folder(spec) / "own.gguf").write_bytes(b"GGUF" * 100)
+    store.refer(spec, "model", [Kept("own.gguf", 400)])
+    with contextlib.closing(launch.open_pool(registry(tmp_path), ServerSettings(), ())) as pool:
+        assert [each.id for each in pool.registry] == ["default", "better", "acme--own:Q8_0"]
+        assert pool.registry.get("hf:acme/own:Q8_0").source == spec.source and pool.registry.default.id == "default"
 
 
 def test_a_model_that_is_named_is_taken_and_nobody_asks_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,6 +60,14 @@ def test_what_asks_for_an_admin(
         assert served.http.post(path, json=body, headers=admin).status_code == 200
 
 
+def test_deleting_asks_for_an_admin(serve: Serve, use: dict[str, str], admin: dict[str, str]) -> None:
+    with serve() as served:
+        body = {"model": "tiny:1b"}
+        refused = served.http.request("DELETE", "/api/delete", json=body, headers=use)
+        assert (refused.status_code, REASON in message(refused.json())) == (403, True)
+        assert served.http.request("DELETE", "/api/delete", json=body, headers=admin).status_code == 409  # a file of one's own
+
+
 @pytest.mark.parametrize("path", ROUTES)
 def test_keys_of_both_roles_may_ask_every_model(serve: Serve, use: dict[str, str], admin: dict[str, str], path: str) -> None:
     with serve(engine={"fim": FIM}) as served:
@@ -126,7 +134,7 @@ def test_keep_alive_of_a_use_key_unloads_nothing(serve: Serve, use: dict[str, st
 def test_the_description_says_which_routes_ask_for_an_admin(served: Served) -> None:
     app = create_app(served.pool, ServerSettings())
     asking = {route.path for route in app.routes if isinstance(route, Endpoint) and route.contract.admin}
-    assert asking == {"/models/load", "/models/unload", "/api/pull", "/lora-adapters"}
+    assert asking == {"/models/load", "/models/unload", "/api/pull", "/api/delete", "/lora-adapters"}
     described = served.http.get("/openapi.json").json()["paths"]
     assert {path for path, methods in described.items() if "role admin" in str(methods)} == {
         *asking,

@@ -12,7 +12,6 @@ import click
 from locallab import logs
 from locallab.cli.settings_options import server_settings
 from locallab.cli.tables import table
-from locallab.errors import ConfigError
 
 if TYPE_CHECKING:
     from locallab.models import ModelSpec, Registry, Store
@@ -44,6 +43,8 @@ def command(as_json: bool, check: bool) -> int:
 
 
 def _listed(registry: Registry, store: Store) -> Iterator[tuple[str, ModelSpec]]:
+    from locallab.models.fetched import fetched
+
     yield from ((spec.id, spec) for spec in registry.with_adapters)
     yield from fetched(registry, store)
 
@@ -94,22 +95,3 @@ def _check(registry: Registry, as_json: bool) -> int:
         if not found:
             click.echo("all models on the Hub stand as the registry says")
     return 1 if found else 0
-
-
-def fetched(registry: Registry, store: Store) -> Iterator[tuple[str, ModelSpec]]:
-    """Yield the models on disk that the registry lacks, with the names under which they were fetched."""
-    from locallab.models import HubSource, adhoc
-
-    known = {store.folder(spec) for spec in registry}
-    for folder in sorted(store.root.glob("*")):
-        record = None if folder in known else store.record_in(folder)
-        if record is None or not isinstance(record.source, HubSource):
-            continue
-        which = record.source.file or record.source.quantization
-        name = f"{adhoc.HUB}{record.source.repo}" + (f":{which}" if which else "")
-        try:
-            spec = adhoc.spec(name)
-        except ConfigError:
-            continue
-        if store.folder(spec) == folder and store.has(spec):
-            yield name, spec

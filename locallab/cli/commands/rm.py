@@ -18,18 +18,13 @@ def command(model: str, yes: bool) -> None:
 
     The model stays in the registry and can be fetched again. A model whose entry names your own file is not removed.
     """
-    from locallab.models import FileSource, Registry, Store
+    from locallab.models import Registry, Store
     from locallab.units import decimal_bytes
 
     spec = Registry.discover(server_settings().registry).resolve(model)
-    if spec.loaded_as != spec.id:
-        raise ConfigError(f"{spec.id} is {spec.loaded_as} with an adapter; both are removed with {spec.loaded_as}")
     store = Store()
-    if isinstance(spec.source, FileSource):
-        raise ConfigError(f"{spec.id} is the file {spec.source.path}, which LocalLab did not fetch: delete it yourself")
+    store.check_removal(spec)
     held = store.held(spec)
-    if not held:
-        raise LocalLabError(f"{spec.id} is not on disk: nothing to remove")
     if not yes and not sys.stdin.isatty():
         raise ConfigError("cannot ask for confirmation without a terminal: pass --yes")
     if not yes and not click.confirm(f"Remove {spec.id}, {decimal_bytes(held)}?", err=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -12,11 +13,13 @@ from starlette.routing import BaseRoute
 
 from locallab.engine import Kind
 from locallab.errors import InvalidField
-from locallab.models.spec import Adapted, ModelSpec
+from locallab.models.spec import Adapted, HubSource, MemoryClass, ModelSpec
 from locallab.pool import Pool, Status
+from locallab.pool.fitting import fitting
 from locallab.pool.loaded import modalities_of
 from locallab.server.dialects.answer_fields import Modalities
 from locallab.server.dialects.native.client_lines import LOAD, LOADED, UNLOAD, UNLOADED, expected
+from locallab.server.dialects.native.fit import FitReport, FreeMemory, ShortFit, fit_report, free_memory, short_fit
 from locallab.server.dialects.native.system import KvLayout, MemoryKind, PrefixReuse, kv_facts
 from locallab.server.endpoint import Endpoint
 from locallab.server.fields.body import read
@@ -51,6 +54,7 @@ class Models:
         return [
             Endpoint("/models/current", self.current, tag="models", answer=ModelStatus),
             Endpoint("/models/available", self.available, tag="models", answer=AvailableModels),
+            Endpoint("/models/fit/{id}", self.fit, tag="models", answer=FitReport, errors=(404,)),
             Endpoint("/models/status/{id}", self.status, tag="models", answer=ModelStatus, errors=(404,)),
             Endpoint("/models/load", self.load, body=LoadBody, **change),
             Endpoint("/models/unload", self.unload, body=UnloadBody, **change),
@@ -63,8 +67,17 @@ class Models:
         return reply(current(self._pool))
 
     async def available(self, request: Request) -> Response:
-        """List all registered models with their status, also with each of their adapters."""
-        return reply(AvailableModels([available(self._pool, spec) for spec in self._pool.registry.with_adapters]))
+        """List all registered models with their status, also with each of their adapters.
+
+        The query `fit=true` adds how each fits this machine, if all loaded models make room for it.
+        """
+        fits = request.query_params.get("fit") == "true"
+        return reply(await asyncio.to_thread(_listed, self._pool, fits))
+
+    async def fit(self, request: Request) -> Response:
+        """Show how a model fits this machine, as `locallab fit` does, if all loaded models make room for it."""
+        spec = self._pool.registry.get(request.path_params["id"])
+        return reply(await asyncio.to_thread(fit_report, self._pool, spec))
 
     async def status(self, request: Request) -> Response:
         """Show one registered model with its status."""
@@ -97,6 +110,16 @@ class Models:
         return reply(await expected(request, described, UNLOAD, UNLOADED))
 
 
+def _listed(pool: Pool, fits: bool) -> AvailableModels:
+    found = [available(pool, spec) for spec in pool.registry.with_adapters]
+    if fits:
+        machine = fitting(pool)
+        for each in found:
+            each.fit = short_fit(machine, pool.registry.get(each.name))
+        return AvailableModels(found, free_memory(machine))
+    return AvailableModels(found)
+
+
 Size = Annotated[str, Meta(description="size of the weights' file, such as 98MB")]
 Standing = Annotated[Status, Meta(description="error: the last load failed, see `error`")]
 
@@ -109,6 +132,15 @@ class AvailableModel(msgspec.Struct, kw_only=True):
     context: Annotated[int | None, Meta(description="tokens one request may use; null: known once it is loaded")]
     description: str
     recommended: bool
+    recommended_for: Annotated[
+        tuple[MemoryClass, ...],
+        Meta(description="machines by gigabytes of RAM or of GPU memory; if recommended, none: all"),
+    ] = ()
+    current: Annotated[bool, Meta(description="whether it answers requests that name no model")] = False
+    license: str | None = None
+    memory_bytes: Annotated[int | None, Meta(description="of a GPU or of RAM that it runs well in")] = None
+    hub: Annotated[str | None, Meta(description="its repository on the Hub")] = None
+    fit: Annotated[ShortFit | UnsetType, Meta(description="with the query fit=true")] = UNSET
     aliases: tuple[str, ...] = ()
     size_bytes: int | UnsetType | None = UNSET
     on_disk: Annotated[bool | UnsetType, Meta(description="whether the weights are on disk; a load fetches missing ones")] = (
@@ -125,6 +157,7 @@ class AvailableModels(msgspec.Struct):
     """The registry."""
 
     models: list[AvailableModel]
+    machine: Annotated[FreeMemory | UnsetType, Meta(description="with the query fit=true")] = UNSET
 
 
 class ModelStatus(msgspec.Struct, kw_only=True):
@@ -147,6 +180,15 @@ class ModelStatus(msgspec.Struct, kw_only=True):
     description: str | UnsetType = UNSET
     recommended: bool | UnsetType = UNSET
     aliases: tuple[str, ...] | UnsetType = UNSET
+    recommended_for: tuple[MemoryClass, ...] | UnsetType = UNSET
+    current: bool | UnsetType = UNSET
+    license: str | UnsetType | None = UNSET
+    memory_bytes: Annotated[int | UnsetType | None, Meta(description="of a GPU or of RAM that it runs well in")] = UNSET
+    active_bytes: Annotated[int | UnsetType | None, Meta(description="that one token reads, if they are fewer")] = UNSET
+    hub: Annotated[str | UnsetType | None, Meta(description="its repository on the Hub")] = UNSET
+    settings: Annotated[dict[str, Any] | UnsetType, Meta(description="engine settings of its entry")] = UNSET
+    system: Annotated[str | UnsetType | None, Meta(description="system prompt of conversations without one")] = UNSET
+    adapters: Annotated[dict[str, float] | UnsetType, Meta(description="LoRA adapters by name, with their scales")] = UNSET
     trained_context: int | UnsetType = UNSET
     kv_tokens: Annotated[int | UnsetType, Meta(description="tokens the KV pool holds for all requests together")] = UNSET
     parameters: int | UnsetType = UNSET
@@ -176,6 +218,11 @@ def available(pool: Pool, spec: ModelSpec) -> AvailableModel:
         context=loaded.engine.info.context if loaded else spec.context,
         description=spec.description,
         recommended=bool(spec.recommended),
+        recommended_for=() if isinstance(spec.recommended, bool) else spec.recommended,
+        current=loaded is not None and pool.current is loaded,
+        license=spec.license,
+        memory_bytes=spec.memory,
+        hub=spec.source.repo if isinstance(spec.source, HubSource) else None,
         aliases=spec.aliases,
         size_bytes=size or spec.size,
         on_disk=pool.store.has(spec),
@@ -191,6 +238,9 @@ def standing(pool: Pool, spec: ModelSpec) -> ModelStatus:
     """Describe a registered model with all known figures."""
     loaded = pool.get(spec.id)
     known = msgspec.structs.asdict(available(pool, spec))
+    del known["fit"]
+    known |= {"active_bytes": spec.active, "settings": dict(spec.settings), "system": spec.system}
+    known["adapters"] = {each.name: each.scale for each in spec.adapters}
     if loaded is None:
         return ModelStatus(**{**known, "vram_usage": None})
     info, memory = loaded.engine.info, loaded.memory

@@ -10,6 +10,7 @@ from locallab.server.dialects.native.events import Events
 from locallab.server.dialects.native.generate import Native
 from locallab.server.dialects.native.metrics import Metrics
 from locallab.server.dialects.native.models import Models
+from locallab.server.dialects.native.replay import Replay
 from locallab.server.dialects.native.system import System
 from locallab.server.dialects.native.usage import UsageRoute
 from locallab.server.errors import detail_body
@@ -21,7 +22,7 @@ def routes(services: Services) -> list[BaseRoute]:
     system = System(pool, metrics, public_url=lambda: tunnel.url, tunnel=tunnel.facts) if tunnel else System(pool, metrics)
     usage = UsageRoute(services.usage)
     events = Events(pool, services.keyring)
-    groups = (Native(pool, services.settings), Models(pool), usage, events, system)
+    groups = (Native(pool, services.settings), Models(pool), usage, events, Replay(services.keyring), system)
     return [route for group in groups for route in group.routes()]
 
 
@@ -34,6 +35,7 @@ NATIVE = Dialect(
         "/models/load",
         "/models/unload",
         "/models/status",
+        "/models/fit",
         "/api/v1/events",
         "/api/v1/me",
         "/api/v1/render",

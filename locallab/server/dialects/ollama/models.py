@@ -1,4 +1,4 @@
-"""Ollama's model routes: /api/tags, /api/show, /api/ps, /api/pull, /api/version."""
+"""Ollama's model routes: /api/tags, /api/show, /api/ps, /api/pull, /api/delete, /api/version."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from locallab.models.registry import Registry
 from locallab.models.spec import Adapted, ModelSpec
 from locallab.pool import Loaded, Pool
 from locallab.pool.loaded import modalities_of
+from locallab.pool.removal import remove
 from locallab.server.dialects.ollama.fields import PULL, SHOW
 from locallab.server.dialects.ollama.pull import Pull, PullStream, last_status
 from locallab.server.dialects.ollama.stream import rfc3339
@@ -260,6 +261,14 @@ class PullBody(ShowBody):
     OTHERS: ClassVar[Others] = PULL
 
 
+class DeleteBody(ShowBody):
+    OTHERS: ClassVar[Others] = {}
+
+
+class Freed(msgspec.Struct):
+    freed_bytes: Annotated[int, Meta(ge=0)]
+
+
 class Version(msgspec.Struct):
     version: Annotated[str, Meta(description="version of Ollama's API")]
     locallab: str
@@ -299,6 +308,16 @@ class OllamaModels:
                 errors=(404, 503),
                 admin=True,
             ),
+            Endpoint(
+                "/api/delete",
+                self.delete,
+                tag="ollama",
+                method="DELETE",
+                body=DeleteBody,
+                answer=Freed,
+                errors=(404, 409),
+                admin=True,
+            ),
         ]
 
     async def tags(self, request: Request) -> Response:
@@ -322,11 +341,26 @@ class OllamaModels:
         return reply(await asyncio.to_thread(shown, self._pool, spec))
 
     async def pull(self, request: Request) -> ASGIApp:
-        """Download a registered model without loading it."""
+        """Download a model without loading it.
+
+        It is a registered one, or one of the Hub such as hf:owner/repo:Q4_K_M, which is registered then. A client that
+        disconnects ends the download; the next one goes on with what is there.
+        """
         body = await read(request, PullBody)
-        spec = self._pool.registry.get(untagged(self._pool.registry, _name(body)))
-        pull = Pull(lambda progress: self._pool.pull(spec.id, progress), await asyncio.to_thread(digest, self._pool, spec))
+        registry, name = self._pool.registry, _name(body)
+        spec = registry.of_the_hub(untagged(registry, name))
+        is_new = all(each.id != spec.id for each in registry.with_adapters)
+        known = await asyncio.to_thread(digest, self._pool, spec)
+        pull = Pull(lambda progress: self._pool.pull(spec, progress), known, lambda: is_new and registry.resolve(name))
         return reply(await last_status(pull, request.receive)) if body.stream is False else PullStream(pull)
+
+    async def delete(self, request: Request) -> Response:
+        """Remove a model's weights from disk.
+
+        The model is unloaded first, once its requests have ended, with those that share its files. It stays in the registry.
+        """
+        model_id = untagged(self._pool.registry, _name(await read(request, DeleteBody)))
+        return reply(Freed(await remove(self._pool, model_id)))
 
 
 def _name(body: ShowBody) -> str:

@@ -28,8 +28,9 @@ Fetch = Callable[[Progress], "Future[Path]"]
 class Pull:
     """A download under way, reported from its own thread. A client that leaves ends it; the next download resumes it."""
 
-    def __init__(self, fetch: Fetch, digest: str) -> None:
-        """Made in the event loop. Raises what `fetch` raises."""
+    def __init__(self, fetch: Fetch, digest: str, done: Callable[[], object] = lambda: None) -> None:
+        """Made in the event loop, in which `done` is called at a good end. Raises what `fetch` raises."""
+        self._on_done = done
         self._loop = asyncio.get_running_loop()
         self._digest = digest
         self._stopped = False
@@ -56,6 +57,7 @@ class Pull:
             if done:
                 break
         self._done.result()
+        self._on_done()
         yield {"status": "success"}
 
     def _progress(self, done: int, total: int | None) -> None:
