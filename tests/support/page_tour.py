@@ -52,5 +52,12 @@ def live(page: Page) -> None:
     expect(age).to_have_text(re.compile(r"^(1[5-9]|[2-9]\d)\."), timeout=LONG_PATIENCE * 1000)
 
 
-TOUR: Mapping[str, Callable[[Page], None]] = {"chat": chat, "assistant": assistant, "live": live}
+def models(page: Page) -> None:
+    """Look at the details of the model that is loaded."""
+    page.get_by_role("button", name="Details").first.click()
+    expect(page.locator("tr.details:visible")).to_contain_text("How it fits here")
+    expect(page.locator("tr.details:visible")).to_contain_text("Chat template")
+
+
+TOUR: Mapping[str, Callable[[Page], None]] = {"chat": chat, "assistant": assistant, "models": models, "live": live}
 """What fills each view, once it is open."""

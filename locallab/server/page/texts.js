@@ -174,7 +174,81 @@ export const assistant = {
   skipped: (count) => `${count} unchanged lines`,
 };
 
-export const models = {};
+const classes = {
+  "ram-16": "16 GB of RAM", "ram-64": "64 GB of RAM", "gpu-8": "8 GB of GPU", "gpu-16": "16 GB of GPU", "gpu-24": "24 GB of GPU", "gpu-80": "80 GB of GPU",
+};
+
+const duration = (seconds) => (seconds < 60 ? `${Math.ceil(seconds)} s` : seconds < 3600 ? `${Math.ceil(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`);
+
+export const models = {
+  refresh: "Read again",
+  search: "Search",
+  searchHint: "name, licence, repository",
+  filter: "Show",
+  filters: { all: "all models", disk: "on disk", fits: "that fit here", recommended: "recommended", senses: "that see or hear" },
+  groups: { loaded: "Loaded", disk: "On disk", fits: "To be fetched, fit here", large: "Do not fit here" },
+  columns: { model: "Model", size: "Size", takes: "Takes here", context: "Context", speed: "Speed", actions: "Actions" },
+  actions: { pull: "Pull", load: "Load", unload: "Unload", remove: "Delete", details: "Details", cancel: "Cancel", dismiss: "Dismiss" },
+  actionOn: (action, model) => `${action} ${model}`,
+  detailsOf: (model) => `Details of ${model}`,
+  hub: "A model of the Hugging Face Hub",
+  hubHint: "The repository, and the quantization or the file in it. What is fetched stays listed here.",
+  none: "No model is like that.",
+  unknown: "–",
+  room: (ram, gpus, threads) => `Models may take ${ram} of RAM, ${gpus.map(([gpu, free]) => (free ? `${free} of ${gpu}` : `${gpu}, which shares it`)).join(", ") || "no GPU"}, and ${threads} threads.`,
+  about: (size, approximate) => (approximate ? `≈ ${size}` : size),
+  rate: (speed) => `≈ ${speed.toLocaleString("en", { maximumFractionDigits: speed < 10 ? 1 : 0 })} tokens/s`,
+  current: "current",
+  recommended: "recommended",
+  status: { ready: "loaded", loading: "loading", error: "failed" },
+  failed: (reason) => `The last load failed: ${reason}`,
+  modalities: { text: "text", image: "pictures", audio: "sound" },
+  takes: (senses) => `takes ${senses}`,
+  best: (machines) => `for ${machines}`,
+  classes: ({ recommended, recommended_for: found = [] }) => (recommended && !found.length ? "any machine" : found.map((each) => classes[each] ?? each).join(", ")),
+  jobs: "Under way",
+  doing: { pull: "Pulling", load: "Loading", unload: "Unloading", remove: "Deleting" },
+  ended: {
+    pull: (model) => `${model} is on disk.`,
+    load: (model) => `${model} is loaded.`,
+    unload: (model) => `${model} is unloaded.`,
+    remove: (model) => `${model} is deleted.`,
+  },
+  stopped: (model) => `${model}: cancelled. What has been fetched is kept, and the next pull goes on from there.`,
+  cut: "The server ended the download.",
+  progress: (done, total, rate, left) => [
+    total ? `${done} of ${total}` : done || "Asking for the files…",
+    rate && `${rate}/s`,
+    left !== null && `${duration(left)} left`,
+    "it goes on while this tab is open",
+  ].filter(Boolean).join(" · "),
+  waiting: {
+    load: "Requests that run on a model that makes room finish first. Leaving this page does not stop it.",
+    unload: "Its running requests finish first.",
+    remove: "Its running requests finish first.",
+  },
+  remove: (model) => `Delete ${model}?`,
+  removeAsked: (size, loaded) => `This ${loaded ? "unloads it and " : ""}frees ${size} on disk. It stays listed, and can be pulled again.`,
+  keep: "Keep it",
+  reading: "Reading its file…",
+  entry: "The model",
+  here: "How it fits here",
+  approximate: "It is not on disk: this is estimated from its size.",
+  table: "Memory by context and type of the KV cache",
+  kv: (kind) => `KV ${kind}`,
+  needs: (size, fits) => `${size}${fits ? "" : ", too much"}`,
+  template: (length) => `Chat template, ${length.toLocaleString("en")} characters`,
+  metadata: (count) => `Metadata of its file, ${count} entries`,
+  tokens: (count) => `${count.toLocaleString("en")} tokens`,
+  usage: (size, of) => `${size} of ${of === "vram" ? "GPU memory" : "RAM"}`,
+  loaded: (at, took) => `${new Date(at * 1000).toLocaleString()}, in ${took}`,
+  facts: {
+    id: "Name", aliases: "Also called", hub: "Hub", licence: "Licence", takes: "Takes", capabilities: "Can", best: "Recommended for", size: "Size",
+    active: "Read for each token", memory: "Runs well in", context: "Context", trained: "Trained context", architecture: "Architecture",
+    parameters: "Parameters", quantization: "Quantization", adapters: "Adapters", settings: "Settings", system: "System prompt", device: "Runs on",
+    usage: "Takes now", loaded: "Loaded",
+  },
+};
 
 export const live = {
   title: "Live",
