@@ -59,5 +59,18 @@ def models(page: Page) -> None:
     expect(page.locator("tr.details:visible")).to_contain_text("Chat template")
 
 
-TOUR: Mapping[str, Callable[[Page], None]] = {"chat": chat, "assistant": assistant, "models": models, "live": live}
+def connect(page: Page) -> None:
+    """Replay a client."""
+    page.get_by_role("navigation", name="Clients").get_by_role("link", name="openai-python").click()
+    page.get_by_role("button", name="Send what openai-python sends").click()
+    expect(page.locator(".replay [role=status]")).to_contain_text("0 failed", timeout=120_000)
+
+
+TOUR: Mapping[str, Callable[[Page], None]] = {
+    "chat": chat,
+    "assistant": assistant,
+    "models": models,
+    "live": live,
+    "connect": connect,
+}
 """What fills each view, once it is open."""
