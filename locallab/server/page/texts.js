@@ -80,7 +80,6 @@ export const chat = {
   tokens: (count) => `${count} tokens`,
   tokenView: "Tokens",
   tokenHint: "Point at a token, or move with the arrow keys, to see how likely it and others were.",
-  probability: (token, share) => `${token} ${share} %`,
   alternatives: "Likeliest tokens",
   pick: "Go on with this answer",
   picked: "Chosen",
