@@ -1,6 +1,6 @@
 // The settings of a conversation: model, system text, sampling, tools, schema, and a second set for answers side by side.
 
-import { add, button, field, fill, h, select } from "./dom.js";
+import { button, field, fill, h, select } from "./dom.js";
 import { chat as text } from "./texts.js";
 
 const WHOLE = ["top_k", "max_tokens", "seed"];
@@ -47,7 +47,8 @@ export class SettingsForm {
       h("details", { open: true }, h("summary", {}, text.sampling), this.#numbers(settings, Object.keys(text.fields)), this.#stops(), this.#effort()),
       this.#check("logprobs", text.logprobs),
       h("details", { open: !!settings.tools?.length }, h("summary", {}, text.tools), this.#tools()),
-      h("details", { open: !!settings.schema }, h("summary", {}, text.schema), this.#schema()),
+      h("details", { open: !!settings.schema }, h("summary", {}, text.schema),
+        this.#json(settings, "schema", text.schema, text.schema, { placeholder: SCHEMA }), h("p", { class: "hint" }, text.schemaHint)),
       this.#check("compare", text.compare, (on) => (compared.hidden = !on)), compared);
   }
 
@@ -107,27 +108,10 @@ export class SettingsForm {
     return h("label", { class: "check" }, control, " ", label);
   }
 
-  #mark(control, label, right, about = null, said = "") {
+  #mark(control, label, right) {
     if (right) this.wrong.delete(label);
     else this.wrong.add(label);
     control.setAttribute("aria-invalid", !right);
-    if (about) fill(about, said);
-  }
-
-  #schema() {
-    const about = h("p", { class: "bad", role: "alert" });
-    const control = h("textarea", { class: "code", rows: 6, spellcheck: "false", placeholder: SCHEMA,
-      value: this.settings.schema ? JSON.stringify(this.settings.schema, null, 2) : "" });
-    control.addEventListener("input", () => {
-      try {
-        const schema = control.value.trim() ? object(control.value) : "";
-        this.#mark(control, text.schema, true, about);
-        this.#set(this.settings, "schema", schema);
-      } catch (error) {
-        this.#mark(control, text.schema, false, about, error.message);
-      }
-    });
-    return [field(text.schema, control, text.schemaHint), about];
   }
 
   #tools() {
@@ -152,34 +136,35 @@ export class SettingsForm {
   }
 
   #tool(tool, at, remove) {
-    const about = h("p", { class: "bad", role: "alert" });
     const label = `${text.tools} ${at + 1}`;
     const title = h("input", { class: "code", value: tool.name, spellcheck: "false", required: true });
     const named = () => this.#mark(title, `${label}: ${text.toolName}`, title.validity.valid);
-    named();
     title.addEventListener("input", () => {
-      tool.name = title.value;
+      this.#set(tool, "name", title.value);
       named();
-      this.changed();
     });
-    const description = h("textarea", { rows: 2, value: tool.description });
-    description.addEventListener("input", () => {
-      tool.description = description.value;
-      this.changed();
-    });
-    const parameters = h("textarea", { class: "code", rows: 6, spellcheck: "false", value: JSON.stringify(tool.parameters, null, 2) });
-    parameters.addEventListener("input", () => {
+    named();
+    return h("fieldset", { class: "card" }, h("legend", {}, label), field(text.toolName, title),
+      this.#area(tool, "description", text.toolAbout, 2), this.#json(tool, "parameters", text.toolFields, label),
+      button(text.toolRemove, remove, { class: "quiet danger" }));
+  }
+
+  // A field for an object in JSON; an empty one unsets it, unless it must be there.
+  #json(settings, key, label, mark = label, more = {}) {
+    const about = h("p", { class: "bad", role: "alert" });
+    const control = h("textarea", { class: "code", rows: 6, spellcheck: "false", ...more,
+      value: settings[key] ? JSON.stringify(settings[key], null, 2) : "" });
+    control.addEventListener("input", () => {
       try {
-        tool.parameters = object(parameters.value);
-        this.#mark(parameters, label, true, about);
-        this.changed();
+        this.#set(settings, key, control.value.trim() ? object(control.value) : "");
+        this.#mark(control, mark, true);
+        fill(about);
       } catch (error) {
-        this.#mark(parameters, label, false, about, error.message);
+        this.#mark(control, mark, false);
+        fill(about, error.message);
       }
     });
-    const card = h("fieldset", { class: "card" }, h("legend", {}, label));
-    add(card, field(text.toolName, title), field(text.toolAbout, description), field(text.toolFields, parameters), about, button(text.toolRemove, remove, { class: "quiet danger" }));
-    return card;
+    return [field(label, control), about];
   }
 }
 

@@ -47,12 +47,6 @@ export class Thread {
     this.#settle();
   }
 
-  /** Make an item's element anew. */
-  renew(id) {
-    this.#forget(id);
-    this.#draw();
-  }
-
   #forget(id) {
     const element = this.#elements.get(id);
     if (element) this.observer.unobserve(element);
