@@ -1,177 +1,130 @@
 // The view "assistant": tasks on code, by the routes of the coding assistant.
 
 import { ApiError, events, get, send } from "./api.js";
-import { add, announce, button, copy, field, fill, format, h, name, plain, select } from "./dom.js";
+import { add, announce, button, field, fill, format, h, name, plain, select } from "./dom.js";
 import { lineDiff } from "./diff.js";
-import { Editor } from "./editor.js";
+import { Editor, LANGUAGES } from "./editor.js";
 import { Rendered, code as codeBlock } from "./markdown.js";
 import { partial } from "./partial-json.js";
 import { assistant as text, app } from "./texts.js";
 
-const TASKS = ["generate", "refactor", "debug", "audit", "document"];
-const JSON_TASKS = ["debug", "audit"];
-const DIFF_TASKS = ["refactor", "document", "debug"];
 const STORED = "locallab-assistant";
+const FRAME = 50; // ms between two looks at an answer that comes
 const CONTEXT = 3; // unchanged lines that are shown around a change
 const INDENTED = /^( {4}|\t)\s*[^\s\-*+\d]/m;
 const FENCED = /(^|\n)(`{3,})[^\n`]*\n[^]*?\n\2[ \t]*(\n|$)/;
 
-function stored() {
-  try {
-    return JSON.parse(sessionStorage.getItem(STORED)) || {};
-  } catch {
-    return {};
-  }
-}
-
-let storing = null;
-
-function store() {
-  clearTimeout(storing);
-  storing = null;
-  try {
-    sessionStorage.setItem(STORED, JSON.stringify(state));
-  } catch { /* too long for the browser: it lasts as long as the page */ }
-}
-
-function storeSoon() {
-  storing ??= setTimeout(store, 300);
-}
-
-addEventListener("pagehide", () => storing && store());
-
 /** What was typed and answered last: of this page, else of the tab. */
-let state = null;
+const state = {
+  task: "generate", code: "", prompt: "", language: "", model: "", answer: null,
+  ...JSON.parse(sessionStorage.getItem(STORED)),
+};
 
-export async function open(root, page) {
-  state ??= { task: "generate", code: "", prompt: "", language: "", model: "", answer: null, ...stored() };
-  const view = new View(root, page);
-  view.readModels();
-  const again = () => view.readModels();
-  addEventListener("access", again);
-  addEventListener("back", again);
-  return {
-    close() {
-      removeEventListener("access", again);
-      removeEventListener("back", again);
-      view.close();
-    },
-  };
+addEventListener("pagehide", () => sessionStorage.setItem(STORED, JSON.stringify(state)));
+
+export async function open(root) {
+  const view = new View(root);
+  const { signal } = view.left;
+  const readModels = () => view.readModels();
+  readModels();
+  for (const event of ["access", "back"]) addEventListener(event, readModels, { signal });
+  return { close: () => view.left.abort() };
 }
 
 class View {
   #running = null;
+  left = new AbortController();
 
-  constructor(root, page) {
-    this.page = page;
-    const tasks = TASKS.map((task) => h("label", {},
-      h("input", { type: "radio", name: "task", value: task, checked: task === state.task, onchange: () => this.#choose(task) }),
-      h("span", {}, text.tasks[task])));
-    this.editor = new Editor({ label: text.code, value: state.code, opened: (language) => this.#set("language", language) });
-    this.editor.area.addEventListener("input", () => this.#keep("code", this.editor.value));
-    this.prompt = h("textarea", { rows: 8, dir: "auto", value: state.prompt, placeholder: text.promptExample,
-      oninput: () => this.#keep("prompt", this.prompt.value) });
-    const languages = h("datalist", { id: "languages" }, text.languages.map((each) => h("option", { value: each })));
-    this.language = h("input", { list: languages.id, value: state.language, maxlength: 64, placeholder: text.languageExample,
-      autocomplete: "off", spellcheck: "false", oninput: () => this.#keep("language", this.language.value) });
-    this.models = select([["", text.loadedModel]], "", { onchange: () => this.#keep("model", this.models.value) });
+  constructor(root) {
+    const keep = (key) => ({ value: state[key], oninput: ({ target }) => (state[key] = target.value) });
+    const tasks = Object.entries(text.tasks).map(([task, shown]) => h("label", {},
+      h("input", { type: "radio", name: "task", value: task, onchange: () => this.#choose(task) }), shown));
+    this.editor = new Editor({ label: text.code, value: state.code, opened: (language) => {
+      this.language.value = state.language = language;
+    } });
+    this.editor.area.addEventListener("input", () => (state.code = this.editor.area.value));
+    this.prompt = h("textarea", { rows: 8, dir: "auto", placeholder: text.promptExample, ...keep("prompt") });
+    const known = [...new Set(Object.values(LANGUAGES))].sort();
+    const languages = h("datalist", { id: "languages" }, known.map((value) => h("option", { value })));
+    this.language = h("input", { list: languages.id, maxlength: 64, placeholder: text.languageExample, autocomplete: "off",
+      spellcheck: "false", ...keep("language") });
+    this.models = select([["", text.loadedModel]], "", keep("model"));
     this.about = h("p", { class: "hint" });
     this.promptField = field(text.prompt, this.prompt, text.promptHint);
-    this.run = h("button", { class: "main", type: "submit" });
+    this.run = h("button", { class: "main" });
     this.stop = button(text.stop, () => this.#running?.abort(), { hidden: true });
-    this.result = h("section", { class: "result", "aria-label": text.result });
-    const asking = (event) => {
+    this.result = h("section", { class: "result", "aria-label": text.result }, h("p", { class: "faint empty" }, text.empty));
+    const onsubmit = (event) => {
       event.preventDefault();
       this.#ask();
     };
-    const onkeydown = (event) => event.key === "Enter" && (event.ctrlKey || event.metaKey) && asking(event);
-    const form = h("form", { class: "ask", onsubmit: asking, onkeydown },
-      h("fieldset", { class: "tasks" }, h("legend", {}, text.task), tasks), this.about,
+    const onkeydown = (event) => event.key === "Enter" && (event.ctrlKey || event.metaKey) && onsubmit(event);
+    this.form = h("form", { class: "ask", onsubmit, onkeydown },
+      h("fieldset", { class: "tasks" }, h("legend", { class: "unseen" }, text.task), tasks), this.about,
       h("div", { class: "options" }, field(text.language, this.language), field(text.model, this.models)),
       this.promptField, this.editor.element, languages,
       h("div", { class: "buttons" }, this.run, this.stop, h("span", { class: "hint" }, text.keys)));
-    fill(root, h("h1", {}, app.views.assistant), h("div", { class: "columns" }, form, this.result));
-    this.#showTask();
-    this.#showAnswer();
-  }
-
-  close() {
-    this.#running?.abort();
-    this.rendered?.close();
-    store();
+    fill(root, h("h1", {}, app.views.assistant), h("div", { class: "columns" }, this.form, this.result));
+    this.#choose(state.task);
+    if (state.answer) this.#show(state.answer);
   }
 
   async readModels() {
-    let models;
     try {
-      models = (await get("/v1/models")).data;
-    } catch {
-      return; // the next task says what is wrong
-    }
-    const names = models.filter((each) => each.modalities?.includes("text") ?? true).map((each) => each.id);
-    if (state.model && !names.includes(state.model)) this.#keep("model", "");
-    const options = [["", text.loadedModel], ...names.map((each) => [each, plain(each)])];
-    fill(this.models, options.map(([value, shown]) => h("option", { value }, shown)));
-    this.models.value = state.model;
-  }
-
-  #keep(key, value) {
-    state[key] = value;
-    storeSoon();
-  }
-
-  #set(key, value) {
-    this[key].value = value;
-    this.#keep(key, value);
+      const models = (await get("/v1/models")).data.filter((each) => each.modalities?.includes("text") ?? true);
+      const options = models.map(({ id }) => h("option", { value: id }, plain(id)));
+      fill(this.models, h("option", { value: "" }, text.loadedModel), options);
+      this.models.value = models.some(({ id }) => id === state.model) ? state.model : "";
+      state.model = this.models.value;
+    } catch { /* the next task says what is wrong */ }
   }
 
   #choose(task) {
-    this.#keep("task", task);
-    this.#showTask();
-  }
-
-  #showTask() {
-    const { task } = state;
+    state.task = this.form.elements.task.value = task;
     fill(this.about, text.about[task]);
     this.promptField.hidden = task !== "generate";
     this.editor.element.hidden = task === "generate";
-    this.run.textContent = text.runs[task];
+    this.run.textContent = text.tasks[task];
   }
 
   async #ask() {
     if (this.#running) return;
-    const { task, model, language } = state;
-    const source = task === "generate" ? state.prompt : state.code;
+    const { task, model } = state;
+    const language = state.language.trim();
+    const [source, area, nothing] = task === "generate" ? [state.prompt, this.prompt, text.noPrompt]
+      : [state.code, this.editor.area, text.noCode];
     if (!source.trim()) {
-      announce(task === "generate" ? text.noPrompt : text.noCode, { bad: true });
-      (task === "generate" ? this.prompt : this.editor.area).focus();
+      announce(nothing, { bad: true });
+      area.focus();
       return;
     }
-    const body = { prompt: source, stream: true, ...(language.trim() && { language: language.trim() }), ...(model && { model }) };
-    if (JSON_TASKS.includes(task)) body.format = "json";
-    const answer = { task, source, language: language.trim(), text: "", done: null, error: null, stopped: false, seconds: 0 };
+    const body = { prompt: source, stream: true, language: language || null, model: model || null };
+    if (task === "debug" || task === "audit") body.format = "json";
+    const answer = { task, source, language, text: "", done: null, error: null, seconds: 0 };
     state.answer = answer;
-    const running = new AbortController();
-    this.#running = running;
-    this.run.disabled = true;
-    this.stop.hidden = false;
-    this.#showAnswer();
-    if (this.result.getBoundingClientRect().top > innerHeight - 80) this.result.scrollIntoView();
+    this.#running = new AbortController();
+    this.#setRunning(true);
     const began = performance.now();
+    const grow = this.#begin(answer);
+    const frames = setInterval(() => grow(false), FRAME);
+    if (this.result.getBoundingClientRect().top > innerHeight - 80) this.result.scrollIntoView();
     try {
-      await this.#read(await send("POST", `/api/v1/assistant/${task}`, body, { signal: running.signal }), answer);
-      announce(text.complete);
+      const signal = AbortSignal.any([this.#running.signal, this.left.signal]);
+      await this.#read(await send("POST", `/api/v1/assistant/${task}`, body, { signal }), answer);
     } catch (error) {
-      if (error.name === "AbortError") answer.stopped = true;
-      else answer.error = error.message;
+      if (error.name !== "AbortError") answer.error = error.message;
     }
     answer.seconds = (performance.now() - began) / 1000;
+    clearInterval(frames);
     this.#running = null;
-    this.run.disabled = false;
+    this.#setRunning(false);
+    this.#end(answer, grow);
+  }
+
+  #setRunning(running) {
+    this.run.disabled = running;
     if (document.activeElement === this.stop) this.run.focus();
-    this.stop.hidden = true;
-    store();
-    this.#showAnswer();
+    this.stop.hidden = !running;
   }
 
   async #read(response, answer) {
@@ -179,136 +132,112 @@ class View {
       const event = JSON.parse(data);
       if (event.type === "error") throw new ApiError(500, event.detail);
       if (event.type === "done") answer.done = event;
-      else if (event.text) {
-        answer.text += event.text;
-        this.#grow(answer);
-      }
+      answer.text += event.text ?? "";
     }
     if (!answer.done) throw new ApiError(0, text.cut);
   }
 
-  // Show what has come meanwhile, once a frame.
-  #grow(answer) {
-    if (!this.rendered && !this.json) {
-      this.#begin(answer);
-      fill(this.status, text.working);
-    }
-    if (this.rendered) this.rendered.update(answer.text);
-    else this.due ??= setTimeout(() => {
-      this.due = null;
-      if (state.answer === answer && this.#running) this.json(answer);
-    }, 50);
+  #show(answer) {
+    this.#end(answer, this.#begin(answer));
   }
 
+  // Make room for an answer, and return what shows as much of it as has come.
   #begin(answer) {
-    const place = h("div");
-    fill(this.result, this.status = h("p", { class: "status" }), place);
-    if (JSON_TASKS.includes(answer.task)) this.json = answer.task === "audit" ? this.#findings(place) : this.#diagnosis(place);
-    else this.rendered = new Rendered(place, isCode(answer) ? { language: answer.language } : {});
+    this.status = h("p", { class: "status", role: "status" }, text.working);
+    this.words = h("div");
+    fill(this.result, this.status, this.words);
+    if (answer.task === "audit") return this.#findings(answer);
+    return answer.task === "debug" ? this.#diagnosis(answer) : this.#text(answer);
   }
 
-  #showAnswer() {
-    const { answer } = state;
-    this.rendered?.close();
-    this.rendered = this.json = null;
-    if (!answer || this.#running) {
-      fill(this.result, answer ? h("p", { class: "status" }, text.working) : h("p", { class: "faint empty" }, text.empty));
-      return;
-    }
-    this.#begin(answer);
-    this.#showStatus(answer);
-    if (this.json) this.json(answer);
-    else this.#showText(answer);
-    if (answer.task === "debug") this.#showDiff(answer.done?.result?.code, answer);
-  }
-
-  #showStatus({ done, seconds, stopped, error, task }) {
+  #end(answer, grow) {
+    grow(true);
+    const { task, done, seconds, error } = answer;
     const tokens = done?.tokens_used;
-    const figures = done && [done.model, text.tokens(tokens), format.seconds(seconds),
-      seconds > 0 && text.rate(format.number(tokens / seconds))].filter(Boolean);
+    const figures = done && [done.model, text.tokens(tokens), format.seconds(seconds), text.rate(format.number(tokens / seconds))];
     fill(this.status, h("strong", {}, text.tasks[task]), " ", figures && name(figures.join(" · "), { class: "faint" }));
-    const problem = error || (stopped && text.stopped) || done?.detail || (done?.finish_reason === "length" && text.length);
+    const problem = error || (!done && text.stopped) || done?.detail || (done?.finish_reason === "length" && text.length);
     const look = error ? { class: "bad problem", role: "alert" } : { class: "warn problem" };
-    if (problem) add(this.status, h("span", look, plain(problem)));
-  }
-
-  // Show an answer in words, and its code beside the old one where there is an old one.
-  #showText(answer) {
-    const code = answer.done?.code;
-    const changed = code && DIFF_TASKS.includes(answer.task);
-    this.rendered.update(changed ? answer.text.replace(FENCED, "\n").trim() : answer.text, true);
-    if (changed) this.#showDiff(code, answer, this.rendered.element);
-    else if (code) add(this.result, h("div", { class: "buttons" }, this.#takeOver(code, text.useAsCode)));
+    if (problem) this.status.after(h("p", look, plain(problem)));
+    const code = done?.code;
+    if (!code) return;
+    if (task === "generate") add(this.result, h("div", { class: "buttons" }, this.#takeOver(code, text.useAsCode)));
+    else this.#showChanges(code, answer);
   }
 
   #takeOver(code, label) {
     return button(label, () => {
-      if (state.task === "generate") {
-        this.#keep("task", "refactor");
-        for (const radio of document.getElementsByName("task")) radio.checked = radio.value === state.task;
-        this.#showTask();
-      }
+      if (state.task === "generate") this.#choose("refactor");
       this.editor.replace(code);
       announce(text.taken);
     });
   }
 
-  // Show what is new in code, ahead of `notes` if there are any.
-  #showDiff(code, { source, language }, notes) {
-    if (!code) return;
+  // Show what is new in code: ahead of the words of an answer that is code in the first place.
+  #showChanges(code, { task, source, language }) {
     const rows = lineDiff(source.replace(/\n$/, ""), code.replace(/\n$/, ""));
     const [removed, added] = [-1, 1].map((kind) => rows.filter((row) => row.kind === kind).length);
-    const counts = [h("span", { class: "good" }, `+${added}`), " ", h("span", { class: "bad" }, `−${removed}`)];
-    const title = h("h2", {}, text.changes, " ", counts);
-    const buttons = h("div", { class: "buttons" }, this.#takeOver(code, text.takeOver),
-      button(text.copyCode, () => copy(code, text.copied)));
-    const whole = h("details", {}, h("summary", {}, text.whole), codeBlock(code, language));
-    if (notes) notes.remove();
-    add(this.result, title, removed + added ? diffTable(rows) : h("p", {}, text.unchanged), buttons, whole);
-    if (notes?.textContent) add(this.result, h("h2", {}, text.notes), notes);
+    const changes = h("div", {},
+      h("h2", {}, text.changes, " ", h("span", { class: "good" }, `+${added}`), " ", h("span", { class: "bad" }, `−${removed}`)),
+      removed + added ? diffTable(rows) : h("p", {}, text.unchanged),
+      h("div", { class: "buttons" }, this.#takeOver(code, text.takeOver)),
+      h("details", {}, h("summary", {}, text.whole), codeBlock(code, language)));
+    if (task === "debug") this.words.after(changes);
+    else this.words.before(changes, this.words.textContent && h("h2", {}, text.notes));
   }
 
-  #diagnosis(place) {
-    const parts = ["diagnosis", "fix"].map((key) => [key, new Rendered(h("div"))]);
-    const code = h("pre", { class: "growing", tabindex: "0", hidden: true });
-    for (const [key, { element }] of parts) add(place, h("h2", {}, text[key]), element);
-    add(place, code);
-    return (answer) => {
-      const { value } = partial(answer.text);
-      const ended = !this.#running;
-      for (const [key, shown] of parts) shown.update(typeof value?.[key] === "string" ? value[key] : "", ended);
-      code.hidden = typeof value?.code !== "string" || Boolean(answer.done?.result);
-      if (!code.hidden) code.textContent = value.code;
+  #text(answer) {
+    let shown = null;
+    let asCode = null;
+    return (ended) => {
+      if (asCode !== isCode(answer)) {
+        asCode = isCode(answer);
+        shown = new Rendered(this.words, asCode ? { language: answer.language } : {});
+      }
+      const apart = answer.task !== "generate" && answer.done?.code; // its code is shown by itself
+      shown.update(apart ? answer.text.replace(FENCED, "\n").trim() : answer.text, ended);
     };
   }
 
-  #findings(place) {
+  #diagnosis(answer) {
+    const parts = ["diagnosis", "fix", "code"].map((key) => {
+      const shown = new Rendered(h("div"), key === "code" ? { language: answer.language } : {});
+      const part = h("div", {}, h("h2", {}, text[key]), shown.element);
+      add(this.words, part);
+      return [key, shown, part];
+    });
+    return (ended) => {
+      const { value } = partial(answer.text);
+      for (const [key, shown, part] of parts) {
+        shown.update(value?.[key] ?? "", ended);
+        part.hidden = !shown.text || (key === "code" && answer.done?.result);
+      }
+    };
+  }
+
+  #findings(answer) {
     const list = h("ol", { class: "findings" });
     const summary = h("p", { class: "summary", dir: "auto" });
-    add(place, list, summary);
-    return (answer) => {
-      const { value, open } = partial(answer.text);
-      const all = Array.isArray(value?.findings) ? value.findings : [];
-      const complete = all.filter((each) => each && typeof each === "object" && !open.has(each));
-      for (const found of complete.slice(list.children.length)) add(list, this.#finding(found));
-      const none = answer.done?.result && !complete.length;
-      fill(summary, none && h("strong", {}, text.noFindings), none && " ", typeof value?.summary === "string" && value.summary);
+    add(this.words, list, summary);
+    return () => {
+      const { value, depth } = partial(answer.text);
+      const found = value?.findings ?? [];
+      const complete = depth > 2 ? found.slice(0, -1) : found;
+      add(list, complete.slice(list.children.length).map((each) => this.#finding(each)));
+      fill(summary, answer.done?.result && !found.length && h("strong", {}, text.noFindings, " "), value?.summary);
     };
   }
 
   #finding({ severity, line, title, detail, fix }) {
-    const level = text.severities.includes(severity) ? severity : "info";
     return h("li", { class: "card" },
-      h("div", { class: "finding-head" }, h("span", { class: `tag ${level}` }, level), h("strong", { dir: "auto" }, plain(title)),
-        Number.isInteger(line) && button(text.line(line), () => this.#goTo(line), { class: "quiet" })),
+      h("div", { class: "finding-head" }, h("span", { class: `tag ${severity}` }, plain(severity)),
+        h("strong", { dir: "auto" }, plain(title)),
+        line > 0 && button(text.line(line), () => this.#goTo(line), { class: "quiet" })),
       h("p", { dir: "auto" }, plain(detail)), fix && h("p", { dir: "auto" }, h("strong", {}, text.repair), " ", plain(fix)));
   }
 
   #goTo(line) {
-    if (state.task === "generate") {
-      this.#choose("audit");
-      for (const radio of document.getElementsByName("task")) radio.checked = radio.value === state.task;
-    }
+    if (state.task === "generate") this.#choose("audit");
     this.editor.goTo(line);
   }
 }
@@ -318,18 +247,15 @@ const isCode = ({ task, text: answer, source, done }) => (task === "generate" &&
   || (done !== null && !done.code && !answer.includes("```") && INDENTED.test(answer));
 
 function diffTable(rows) {
+  const near = rows.map((_, at) => rows.slice(Math.max(0, at - CONTEXT), at + CONTEXT + 1).some(({ kind }) => kind));
   const body = h("tbody");
-  for (let at = 0; at < rows.length; ) {
-    let end = at;
-    while (end < rows.length && rows[end].kind === 0) end++;
-    const first = at && at + CONTEXT;
-    const last = end === rows.length ? end : end - CONTEXT;
-    if (last - first > 1) {
-      add(body, rows.slice(at, first).map(diffRow), skipped(rows.slice(first, last)), rows.slice(last, end).map(diffRow));
-    } else add(body, rows.slice(at, end).map(diffRow));
-    for (at = end; at < rows.length && rows[at].kind !== 0; at++) add(body, diffRow(rows[at]));
+  for (let at = 0, end; at < rows.length; at = end) {
+    end = near.indexOf(!near[at], at);
+    if (end < 0) end = rows.length;
+    const part = rows.slice(at, end);
+    add(body, near[at] || part.length < 2 ? part.map(diffRow) : skipped(part));
   }
-  const head = h("thead", {}, h("tr", {}, text.diffHead.map((each) => h("th", { scope: "col" }, each))));
+  const head = h("thead", { class: "unseen" }, h("tr", {}, text.diffHead.map((each) => h("th", { scope: "col" }, each))));
   return h("div", { class: "table diff", tabindex: "0" }, h("table", {}, head, body));
 }
 

@@ -1,72 +1,45 @@
 // What changed between two texts, by lines and by words.
 
-const MOST = 1000; // edits that are looked for; texts further apart are replaced as a whole
+const MOST = 16_000_000; // pairs of lines that are compared; beyond that, what differs is replaced as a whole
+const MOST_WORDS = 40_000; // pairs of words
 const LONGEST = 1000; // characters of a line whose words are compared
 const ALIKE = 0.4; // part of the longer of two lines that they share, for their words to be marked
 
-// The edits that lead from one list to another, the fewest, by Myers' algorithm: true is an item that both have.
-function script(before, after, most) {
+// The edits between lists that differ at both ends.
+function edits(before, after, most) {
   const [n, m] = [before.length, after.length];
-  const bound = Math.min(n + m, most);
-  const reached = new Int32Array(2 * bound + 3);
-  const zero = bound + 1;
-  const trace = [];
-  for (let d = 0; d <= bound; d++) {
-    trace.push(reached.slice(zero - d - 1, zero + d + 2));
-    for (let k = -d; k <= d; k += 2) {
-      const down = k === -d || (k !== d && reached[zero + k - 1] < reached[zero + k + 1]);
-      let x = down ? reached[zero + k + 1] : reached[zero + k - 1] + 1;
-      while (x < n && x - k < m && before[x] === after[x - k]) x++;
-      reached[zero + k] = x;
-      if (x >= n && x - k >= m) return backwards(trace, n, m);
+  if (n * m > most) return [...before.map((text) => [-1, text]), ...after.map((text) => [1, text])];
+  const width = m + 1;
+  const shared = new Uint16Array((n + 1) * width); // length of what two rests have in common
+  for (let i = n - 1; i >= 0; i--) {
+    for (let j = m - 1, at = i * width + j; j >= 0; j--, at--) {
+      shared[at] = before[i] === after[j] ? shared[at + width + 1] + 1 : Math.max(shared[at + width], shared[at + 1]);
     }
   }
-  return null;
-}
-
-function backwards(trace, n, m) {
-  const steps = [];
-  let [x, y] = [n, m];
-  for (let d = trace.length - 1; d >= 0; d--) {
-    const at = (k) => trace[d][k + d + 1];
-    const k = x - y;
-    const down = k === -d || (k !== d && at(k - 1) < at(k + 1));
-    const from = d ? (down ? at(k + 1) : at(k - 1)) : 0;
-    const start = d ? from - (down ? k + 1 : k - 1) : 0;
-    for (; x > from && y > start; x--, y--) steps.push(0);
-    if (d) steps.push(down ? 1 : -1);
-    [x, y] = [from, start];
+  const found = [];
+  let added = [];
+  for (let i = 0, j = 0; i < n || j < m; ) {
+    if (i < n && j < m && before[i] === after[j]) {
+      found.push(...added, [0, before[i++]]);
+      added = [];
+      j++;
+    } else if (j === m || (i < n && shared[(i + 1) * width + j] >= shared[i * width + j + 1])) found.push([-1, before[i++]]);
+    else added.push([1, after[j++]]);
   }
-  return steps.reverse();
+  return found.concat(added);
 }
 
-/**
- * Return the edits that lead from one list of texts to another, as [kind, text]: 0 is in both, -1 in `before`, 1 in `after`.
- * Between texts of both, what is removed comes before what is added. Lists more than `most` edits apart share their ends only.
- */
-export function diff(before, after, most = MOST) {
+// The fewest edits that lead from one list of texts to another, as [kind, text]: 0 is in both, -1 in `before`, 1 in `after`.
+// Between texts of both, what is removed comes before what is added.
+function diff(before, after, most) {
+  const room = Math.min(before.length, after.length);
   let start = 0;
-  while (start < before.length && start < after.length && before[start] === after[start]) start++;
+  while (start < room && before[start] === after[start]) start++;
   let end = 0;
-  const room = Math.min(before.length, after.length) - start;
-  while (end < room && before[before.length - 1 - end] === after[after.length - 1 - end]) end++;
-  const old = before.slice(start, before.length - end);
-  const fresh = after.slice(start, after.length - end);
-  const steps = script(old, fresh, most) || [...old.map(() => -1), ...fresh.map(() => 1)];
-  const found = before.slice(0, start).map((text) => [0, text]);
-  let [x, y, added] = [0, 0, []];
-  for (const kind of steps) {
-    if (kind === 1) added.push([1, fresh[y++]]);
-    else {
-      if (kind === 0) {
-        found.push(...added);
-        added = [];
-        y++;
-      }
-      found.push([kind, old[x++]]);
-    }
-  }
-  return found.concat(added, before.slice(before.length - end).map((text) => [0, text]));
+  while (end < room - start && before.at(-1 - end) === after.at(-1 - end)) end++;
+  const [old, fresh] = [before, after].map((all) => all.slice(start, all.length - end));
+  const same = (texts) => texts.map((text) => [0, text]);
+  return [...same(before.slice(0, start)), ...edits(old, fresh, most), ...same(before.slice(before.length - end))];
 }
 
 const words = (line) => line.match(/\s+|[\p{L}\p{N}_]+|[^]/gu) || [];
@@ -75,7 +48,7 @@ const words = (line) => line.match(/\s+|[\p{L}\p{N}_]+|[^]/gu) || [];
 function marked(old, fresh) {
   const whole = [[[old, false]], [[fresh, false]]];
   if (old.length > LONGEST || fresh.length > LONGEST) return whole;
-  const found = diff(words(old), words(fresh), 200);
+  const found = diff(words(old), words(fresh), MOST_WORDS);
   const shared = found.reduce((sum, [kind, text]) => sum + (kind ? 0 : text.trim().length), 0);
   if (shared < ALIKE * Math.max(old.trim().length, fresh.trim().length)) return whole;
   return [-1, 1].map((side) => {
@@ -90,13 +63,14 @@ function marked(old, fresh) {
 }
 
 /**
- * Return the lines of two texts as rows of {kind, old, fresh, parts}: `kind` as in `diff`; `old` and `fresh` are the line's
- * numbers, from 1, or null; `parts` are [text, whether it changed within the line].
+ * Return the lines of two texts as rows of {kind, old, fresh, parts}: `kind` is -1 for a line that is removed, 1 for one that is
+ * added, 0 for one of both; `old` and `fresh` are its numbers, from 1, or null; `parts` are [text, whether it changed within the
+ * line].
  */
 export function lineDiff(before, after) {
   const rows = [];
   let [old, fresh] = [0, 0];
-  for (const [kind, line] of diff(before.split("\n"), after.split("\n"))) {
+  for (const [kind, line] of diff(before.split("\n"), after.split("\n"), MOST)) {
     rows.push({ kind, old: kind <= 0 ? ++old : null, fresh: kind >= 0 ? ++fresh : null, parts: [[line, false]] });
   }
   for (let at = 0; at < rows.length; at++) {

@@ -1,74 +1,25 @@
 // JSON that is still coming.
 
+const TOKEN = /"(?:[^"\\]|\\.)*"?|[[\]{},]/gs;
+
 /**
- * Return {value, open} of the beginning of a JSON text: `value` is what is known of it (undefined: nothing), with texts as far
- * as they have come, and `open` the set of its objects and lists that are not complete. What follows an error is left out.
+ * Return {value, depth} of the beginning of a JSON text: `value` is what is known of it (undefined: nothing), with texts as far
+ * as they have come, and `depth` the number of its objects and lists that are not complete, each the last one of the one around.
  */
 export function partial(text) {
-  const open = new Set();
-  let value;
-  let at = 0;
-  const end = new Error("the end");
-
-  const skip = () => {
-    while (" \n\r\t".includes(text[at] || "x")) at++;
-    if (at >= text.length) throw end;
-  };
-
-  function container(put) {
-    const closing = text[at] === "[" ? "]" : "}";
-    const found = closing === "]" ? [] : Object.create(null);
-    open.add(found);
-    put(found);
-    for (at++, skip(); text[at] !== closing; skip()) {
-      if (text[at] === ",") at++;
-      else if (closing === "]") read((each) => found.push(each));
-      else member(found);
-    }
-    at++;
-    open.delete(found);
+  const open = [];
+  let whole = 0; // where the last value ends that is complete
+  for (const { 0: token, index } of text.matchAll(TOKEN)) {
+    if (token === "[") open.unshift("]");
+    else if (token === "{") open.unshift("}");
+    else if (token === "]" || token === "}") open.shift();
+    if (token[0] !== '"') whole = token === "," ? index : index + 1;
   }
-
-  function member(found) {
-    let key;
-    read((each) => (key = each));
-    skip();
-    if (text[at++] !== ":") throw end;
-    read((each) => (found[key] = each));
+  const cuts = [0, 1, 2, 3, 4, 5].map((count) => `${text.slice(0, text.length - count)}"`); // an escape may be incomplete
+  for (const known of [text, ...cuts, text.slice(0, whole)]) {
+    try {
+      return { value: JSON.parse(known + open.join("")), depth: open.length };
+    } catch { /* cut more */ }
   }
-
-  function string(put) {
-    const start = at;
-    for (at++; at < text.length && text[at] !== '"'; at++) if (text[at] === "\\") at++;
-    if (at < text.length) {
-      put(JSON.parse(text.slice(start, ++at)));
-      return;
-    }
-    for (let cut = 0; cut < 6; cut++) { // an escape may be incomplete
-      try {
-        put(JSON.parse(`${text.slice(start, text.length - cut)}"`));
-        break;
-      } catch { /* cut more */ }
-    }
-    throw end;
-  }
-
-  function read(put) {
-    skip();
-    if ("[{".includes(text[at])) container(put);
-    else if (text[at] === '"') string(put);
-    else {
-      const found = /[^\s,\]}]*/y;
-      found.lastIndex = at;
-      const [word] = found.exec(text);
-      at += word.length;
-      if (at >= text.length) throw end;
-      put(JSON.parse(word));
-    }
-  }
-
-  try {
-    read((found) => (value = found));
-  } catch { /* it has not come to its end */ }
-  return { value, open };
+  return { value: undefined, depth: open.length };
 }

@@ -1,6 +1,6 @@
 // Where a long text is cut into windows, each of which is rendered by itself.
 
-const FENCE = /^( {0,3})(`{3,}|~{3,})([^]*)$/;
+const FENCE = /^( {0,3})(`{3,}(?=[^`]*$)|~{3,})([^]*)$/;
 const BLANK = /^[ \t\r]*$/;
 const FRESH = /^[^\s\-+*\d]/;
 const LONGEST_LINE = 1000;
@@ -15,14 +15,14 @@ function cutIn(text, start, end) {
 }
 
 /**
- * The windows of a text that grows: `list` of {start, end, code}. They are cut between blocks of Markdown, at the first such
+ * The windows of a text that grows: `list` of {start, end, language}. They are cut between blocks of Markdown, at the first such
  * place behind `soft` characters. One without such a place ends at `most` characters: long fenced code goes on in windows with
- * `code`, {language, mark, indent, body, end}, where `body` and `end` are where the code begins and ends (null: not yet).
+ * its `language`, which is null for Markdown.
  *
  * All windows but the last stay as they are, and they are the same however the text came.
  */
 export class Windows {
-  #fence = null; // that is open; `nested` if it may be one in a list, which ends without a mark
+  #fence; // that is open: {language, closing, nested}; a nested one may be in a list, which ends without a mark
   #safe = 0;
   #blank = false;
   #scanned = 0;
@@ -31,7 +31,8 @@ export class Windows {
   constructor({ soft = 8000, most = 30000, language = null } = {}) {
     this.soft = soft;
     this.most = most;
-    this.list = [{ start: 0, end: 0, code: language === null ? null : { language, mark: null, indent: 0, body: 0, end: null } }];
+    this.#fence = language === null ? null : { language };
+    this.list = [{ start: 0, end: 0, language }];
   }
 
   /** Take the text so far, which begins with what it was before. */
@@ -48,59 +49,42 @@ export class Windows {
   }
 
   get #last() {
-    return this.list[this.list.length - 1];
+    return this.list.at(-1);
   }
 
-  #cut(end, start, code) {
+  #cut(end, start = end, language = null) {
     this.#last.end = end;
-    this.list.push({ start, end: start, code });
+    this.list.push({ start, end: start, language });
     this.#safe = start;
   }
 
   #line(line, start, next) {
-    const { code } = this.#last;
-    if (this.#fence || code) {
-      if (!this.#closes(line)) return;
-      if (code) {
-        code.end = start;
-        this.#cut(start, next, null);
-      }
+    if (this.#fence) {
+      if (!this.#fence.closing?.test(line)) return;
+      if (this.#last.language !== null) this.#cut(start, next);
       this.#fence = null;
       this.#blank = false;
       return;
     }
-    const found = FENCE.exec(line);
-    const opens = found && !(found[2][0] === "`" && found[3].includes("`"));
-    const nested = opens && found[1].length > 0;
-    if ((opens && !nested) || (this.#blank && FRESH.test(line) && !opens)) {
+    const [opens, indent, mark, info] = FENCE.exec(line) || [];
+    if ((opens && !indent) || (this.#blank && FRESH.test(line))) {
       this.#safe = start;
-      if (start - this.#last.start >= this.soft) this.#cut(start, start, null);
+      if (start - this.#last.start >= this.soft) this.#cut(start);
     }
     if (opens) {
-      const language = found[3].trim().split(/\s/)[0];
-      this.#fence = { language, mark: found[2], indent: found[1].length, body: next, end: null, nested };
+      const closing = new RegExp(`^\\s*${mark}${mark[0]}*[ \\t\\r]*$`);
+      this.#fence = { language: info.trim().split(/\s/)[0], closing, nested: indent !== "" };
     }
     this.#blank = BLANK.test(line);
   }
 
-  #closes(line) {
-    const { mark } = this.#fence || this.#last.code;
-    const found = mark && FENCE.exec(line.trimStart());
-    return Boolean(found) && found[2].startsWith(mark) && BLANK.test(found[3]);
-  }
-
   #force(text) {
-    const last = this.#last;
-    const end = cutIn(text, last.start, last.start + this.most);
-    const fence = this.#fence;
-    if (last.code) this.#cut(end, end, last.code);
-    else if (this.#safe > last.start) this.#cut(this.#safe, this.#safe, null);
-    else if (fence && !fence.nested && fence.body <= end) {
-      last.code = fence;
-      this.#fence = null;
-      this.#cut(end, end, fence);
-    } else {
-      this.#cut(end, end, null);
+    const { start } = this.#last;
+    const end = cutIn(text, start, start + this.most);
+    if (this.#safe > start) this.#cut(this.#safe);
+    else if (this.#fence && !this.#fence.nested) this.#cut(end, end, this.#fence.language);
+    else {
+      this.#cut(end);
       this.#fence = null;
       this.#blank = false;
     }
