@@ -47,16 +47,17 @@ class Replayed:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Target:
-    """A server as requests need it: an API key, and the id and the context of the first model it lists."""
+    """A server as requests need it: an API key, and the id and the context of a model."""
 
     key: str | None
     model: str
     context: int | None
 
     @classmethod
-    def listed(cls, response: httpx.Response, key: str | None) -> Target:
-        """Read the answer to LISTING."""
-        return cls(key, *_first_model(response))
+    def listed(cls, response: httpx.Response, key: str | None, model: str | None = None) -> Target:
+        """Read the answer to LISTING, for this model or the first one. The context of one that is not there is not known."""
+        unlisted = MODEL.strip("<>") if model is None else model, None
+        return cls(key, *next((each for each in _models(response) if model in (None, each[0])), unlisted))
 
     def skips(self, exchange: Exchange) -> Outcome | None:
         """Return the outcome of an exchange that cannot be sent, else None."""
@@ -101,9 +102,11 @@ def replay(http: httpx.Client, key: str | None, exchanges: Iterable[Exchange]) -
             yield _broken(exchange, error)
 
 
-async def replayed(http: httpx.AsyncClient, key: str | None, exchanges: Iterable[Exchange]) -> AsyncIterator[Replayed]:
-    """As `replay`, with what was sent and what came back. A request gets PATIENCE in all."""
-    target = Target.listed(await http.get(LISTING, headers=key_headers("bearer", key)), key)
+async def replayed(
+    http: httpx.AsyncClient, key: str | None, exchanges: Iterable[Exchange], model: str | None = None
+) -> AsyncIterator[Replayed]:
+    """As `replay`, with a model, what was sent and what came back. A request gets PATIENCE in all."""
+    target = Target.listed(await http.get(LISTING, headers=key_headers("bearer", key)), key, model)
     for exchange in exchanges:
         path, body = target.shown(exchange)
         if skipped := target.skips(exchange):
@@ -140,12 +143,11 @@ def _broken(exchange: Exchange, error: Exception) -> Outcome:
     return Outcome(exchange.client, exchange.doing, "fail", reason)
 
 
-def _first_model(response: httpx.Response) -> tuple[str, int | None]:
-    """Return the id and the context of the first model in a listing, or any name if there is none."""
+def _models(response: httpx.Response) -> Iterator[tuple[str, int | None]]:
+    """Yield the ids and the contexts of the models in a listing, up to what is no model."""
     try:
-        card = response.json()["data"][0]
-        model = str(card["id"])
-    except (ValueError, LookupError, TypeError):
-        return MODEL.strip("<>"), None
-    contexts = (card.get("context_length"), card.get("max_model_len"), (card.get("meta") or {}).get("n_ctx"))
-    return model, next((context for context in contexts if is_of(context, int)), None)
+        for card in response.json()["data"]:
+            contexts = (card.get("context_length"), card.get("max_model_len"), (card.get("meta") or {}).get("n_ctx"))
+            yield str(card["id"]), next((context for context in contexts if is_of(context, int)), None)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return

@@ -28,6 +28,7 @@ CLIENTS = tuple(dict.fromkeys(each.client for each in EXCHANGES))
 
 class ReplayBody(msgspec.Struct):
     client: Annotated[str, Meta(description=f"one of {', '.join(CLIENTS)}", extra_json_schema={"enum": list(CLIENTS)})]
+    model: Annotated[str | None, Meta(description="the model it uses; null: the first one of /v1/models")] = None
     stream: Annotated[bool | None, Meta(description="false: respond once, when all requests have been answered")] = None
 
 
@@ -79,18 +80,18 @@ class Replay:
         exchanges = [each for each in EXCHANGES if each.client == body.client]
         if not exchanges:
             raise InvalidField("client", f"must be one of {', '.join(CLIENTS)}")
-        outcomes = self._outcomes(request, exchanges)
+        outcomes = self._outcomes(request, exchanges, body.model)
         if body.stream is False:
             return reply(ReplayOutcomes(await unless_gone(_all(outcomes), request.receive)))
         return ByteStream(_lines(outcomes), LINES, ping=0)
 
-    async def _outcomes(self, request: Request, exchanges: list[Exchange]) -> AsyncIterator[ReplayOutcome]:
+    async def _outcomes(self, request: Request, exchanges: list[Exchange], model: str | None) -> AsyncIterator[ReplayOutcome]:
         client = (request.client.host, request.client.port) if request.client else ("127.0.0.1", 0)
         transport = httpx.ASGITransport(request.app, raise_app_exceptions=False, client=client)
         own = f"{request.url.scheme}://{request.url.netloc}"
         key = next((each for each in request.state.presented if self._keyring.find([each])), None)
         async with self._one, httpx.AsyncClient(transport=transport, base_url=own) as http:
-            async for each in replayed(http, key, exchanges):
+            async for each in replayed(http, key, exchanges, model):
                 yield _shown(each)
 
 

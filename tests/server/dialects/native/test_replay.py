@@ -57,6 +57,12 @@ def test_all_at_once(served: Served) -> None:
     )
 
 
+def test_another_model_than_the_first_one(served: Served) -> None:
+    body = {"client": "Cursor", "model": "other:2b", "stream": False}
+    found = served.http.post("/api/v1/replay", json=body).json()["outcomes"]
+    assert found and all(each["body"]["model"] == "other:2b" for each in found)
+
+
 def test_a_client_that_nobody_knows(served: Served) -> None:
     refused = served.http.post("/api/v1/replay", json={"client": "Netscape"})
     assert refused.status_code == 400 and "client: must be one of openai-python, " in refused.json()["detail"]
