@@ -4,57 +4,48 @@ import { lines, send } from "./api.js";
 import { button, fill, h, plain } from "./dom.js";
 import { connect as text } from "./texts.js";
 
-/** Return a function that returns the section to replay one of these clients. `signal` ends what runs. */
-export function replayer(signal) {
-  const replays = new Map(); // by client, {found, said, bad}: they stay while other clients are shown
+const KINDS = { ok: "good", fail: "bad", skip: "faint" };
+
+/** Return a section that replays one of these clients with the model of `model()`. `signal` ends what runs. */
+export function replay(clients, model, signal) {
   const state = h("p", { role: "status" });
   const list = h("ol", { class: "outcomes" });
   const buttons = h("div", { class: "buttons" });
-  const about = h("p", { class: "faint" }, text.replayAbout);
-  const section = h("section", { class: "replay" }, h("h3", {}, text.replay), about, buttons, state, list);
-  let shown = [];
-  let running = null;
 
-  function show(clients = shown) {
-    shown = clients;
-    const last = replays.get(clients.find((each) => replays.has(each)));
-    const ways = clients.map((each) => button(text.send(each), () => run(each)));
-    fill(buttons, running ? button(text.stop, () => running.abort()) : ways);
-    fill(state, last && h("span", { class: last.bad ? "bad" : "" }, plain(last.said)));
-    fill(list, last?.found.map(outcome));
-    return section;
-  }
+  const say = (said, bad) => fill(state, h("span", { class: bad ? "bad" : "" }, plain(said)));
+  const offer = (...offered) => {
+    const focused = buttons.contains(document.activeElement);
+    fill(buttons, offered);
+    if (focused) buttons.firstChild.focus();
+  };
+  const ways = clients.map((each) => button(text.send(each), () => run(each)));
 
   async function run(client) {
-    const mine = { found: [], said: text.running(client), bad: false };
-    shown.forEach((each) => replays.delete(each));
-    replays.set(client, mine);
-    running = new AbortController();
-    show();
-    buttons.firstChild.focus();
+    const counts = { ok: 0, fail: 0, skip: 0 };
+    const stopping = new AbortController();
+    offer(button(text.stop, () => stopping.abort()));
+    fill(list);
+    say(text.running(client));
     try {
-      const response = await send("POST", "/api/v1/replay", { client }, { signal: AbortSignal.any([running.signal, signal]) });
+      const body = { client, model: model() };
+      const response = await send("POST", "/api/v1/replay", body, { signal: AbortSignal.any([stopping.signal, signal]) });
       for await (const line of lines(response)) {
         if (line.detail) throw new Error(line.detail);
-        mine.found.push(line);
-        if (shown.includes(client)) list.append(outcome(line));
+        counts[line.status]++;
+        list.append(outcome(line));
       }
-      const counts = { ok: 0, fail: 0, skip: 0 };
-      for (const each of mine.found) counts[each.status]++;
-      Object.assign(mine, { said: text.result(client, counts), bad: counts.fail > 0 });
+      say(text.result(client, counts), counts.fail > 0);
     } catch (error) {
-      Object.assign(mine, error.name === "AbortError" ? { said: text.stopped(client) } : { said: error.message, bad: true });
+      if (error.name === "AbortError") say(text.stopped(client));
+      else say(error.message, true);
     }
-    const focused = buttons.contains(document.activeElement);
-    running = null;
-    show();
-    if (focused) buttons.firstChild?.focus();
+    offer(ways);
   }
 
-  return show;
+  offer(ways);
+  const about = h("p", { class: "faint" }, text.replayAbout);
+  return h("section", { class: "replay" }, h("h3", {}, text.replay), about, buttons, state, list);
 }
-
-const KINDS = { ok: "good", fail: "bad", skip: "faint" };
 
 function outcome(each) {
   return h("li", {}, h("details", {},

@@ -11,7 +11,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Match, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
@@ -24,6 +24,9 @@ from locallab.server.page.render import RenderBody, Rendering, render
 from locallab.server.reply import reply
 
 FOLDER = Path(__file__).parent
+
+CLIENTS = FOLDER.parents[1] / "cli" / "doctor" / "README.md"
+"""The documentation of clients. The view Connect has their set-ups from it."""
 
 POLICY = (
     "default-src 'self'; img-src 'self' data:; media-src 'self' data:; object-src 'none'; base-uri 'none'; "
@@ -84,6 +87,7 @@ class Page:
     def routes(self) -> list[BaseRoute]:
         return [
             ForBrowsers("/", self.index),
+            PageFile("/page/clients.md", self.clients),
             PageFile("/page/{file}", self.file),
             Endpoint("/api/v1/me", self.me, tag="system", answer=Access),
             Endpoint("/api/v1/render", self.render, tag="system", method="POST", body=RenderBody, answer=Rendering),
@@ -98,6 +102,10 @@ class Page:
         name = request.path_params["file"]
         suffix = os.path.splitext(name)[1]
         return await self._get(name if suffix in (".js", ".css", ".svg") else "no such file", request)
+
+    async def clients(self, _: Request) -> Response:
+        """Return the documentation of clients, with their set-ups."""
+        return FileResponse(CLIENTS, media_type="text/markdown", headers=HEADERS)
 
     async def me(self, request: Request) -> Response:
         """Show what the key of the request is, and what it may do."""

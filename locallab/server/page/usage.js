@@ -2,6 +2,7 @@
 
 import { get } from "./api.js";
 import { field, fill, format, h, name, plain, select } from "./dom.js";
+import { number, row, scrolling, table } from "./table.js";
 import { connect as text } from "./texts.js";
 
 const COUNTS = ["requests", "prompt_tokens", "cached_tokens", "completion_tokens"];
@@ -12,7 +13,7 @@ export function usage(page, signal) {
   const days = select(text.lastDays, 7, { onchange: read });
   const by = select(text.parts, "all", { onchange: show });
   const about = h("p", { class: "faint" });
-  const place = h("div", {});
+  const place = h("div");
   let rows = [];
 
   async function read() {
@@ -28,16 +29,12 @@ export function usage(page, signal) {
   function show() {
     if (!rows.length) return fill(place, h("p", { class: "faint" }, text.noUsage));
     const parts = by.value === "all" ? PARTS : [by.value];
-    const found = summed(rows, parts);
-    const named = parts.map((each) => h("th", { scope: "col" }, text.columns[each]));
-    const counted = COUNTS.map((each) => h("th", { scope: "col", class: "number" }, text.columns[each]));
-    const names = (row) => parts.map((each) => h("td", {}, name(row[each] ?? text.noKey)));
-    const counts = (row) => COUNTS.map((each) => h("td", { class: "number" }, format.count(row[each])));
-    const [sum] = summed(rows, []);
-    fill(place, h("div", { class: "table", tabindex: 0, role: "region", "aria-label": text.usage }, h("table", {},
-      h("thead", {}, h("tr", {}, named, counted)),
-      h("tbody", {}, found.map((row) => h("tr", {}, names(row), counts(row)))),
-      h("tfoot", {}, h("tr", {}, h("th", { scope: "row", colspan: parts.length }, text.sum), counts(sum))))));
+    const counts = (sum) => COUNTS.map((each) => number(format.count(sum[each])));
+    const names = (sum) => parts.map((each) => h("td", {}, name(sum[each] ?? text.noKey)));
+    const found = summed(rows, parts).map((sum) => h("tr", {}, names(sum), counts(sum)));
+    const foot = row(text.sum, parts.slice(1).map(() => h("td")), counts(summed(rows, [])[0]));
+    const heads = [...parts, ...COUNTS].map((each) => text.columns[each]);
+    fill(place, scrolling(text.usage, "", table(heads, parts.length, found, foot)));
   }
 
   for (const kind of ["back", "access"]) addEventListener(kind, read, { signal });

@@ -29,13 +29,7 @@ Visit = Callable[..., Tab]
 MARKUP = "<img src=x onerror=\"document.title='ran'\">"
 REVERSED = "\u202egnp.exe"
 CLIPBOARD = ["clipboard-read", "clipboard-write"]
-DOCUMENTED = {
-    "url": "http://127.0.0.1:8000",
-    "model": "qwen2.5-coder:7b-q4_k_m",
-    "small": "qwen2.5-coder:1.5b-q4_k_m",
-    "key": "none",
-    "context": "32768",
-}
+EXAMPLES = ("http://127.0.0.1:8000", "qwen2.5-coder:1.5b-q4_k_m", "qwen2.5-coder:7b-q4_k_m", "32768")
 
 
 def open_with(visit: Visit, served: Served, key: str = "", path: str = "", **options: Any) -> Page:
@@ -55,29 +49,34 @@ def run(*command: str) -> str:
     return done.stdout
 
 
-def documented() -> dict[str, list[tuple[str, str]]]:
-    """Return the set-ups of the page by client: ("code", text) and ("text", prose), in order."""
+def documented() -> dict[str, list[str]]:
+    """Return the set-ups of the documentation by client: prose and code in turns."""
     page = (ROOT / "locallab/cli/doctor/README.md").read_text()
     section = re.split(r"^## ", page.split("\n## Set-ups\n")[1], maxsplit=1, flags=re.MULTILINE)[0]
-    found: dict[str, list[tuple[str, str]]] = {}
-    for part in re.split(r"^### ", section, flags=re.MULTILINE)[1:]:
-        client, _, content = part.partition("\n")
-        steps = found[client] = []
-        for at, each in enumerate(re.split(r"^```(?:\w+\n)?", content, flags=re.MULTILINE)):
-            text = each if at % 2 else " ".join(each.split())
-            steps += [("code" if at % 2 else "text", text)] if text.strip() else []
-    return found
+    parts = [part.partition("\n") for part in re.split(r"^### ", section, flags=re.MULTILINE)[1:]]
+    return {client: re.split(r"^```(?:\w+\n)?", content, flags=re.MULTILINE) for client, _, content in parts}
 
 
 def test_the_set_ups_are_those_of_the_documentation(visit: Visit, served: Served) -> None:
-    setups = visit(served.url).open("#/connect").evaluate("import('./page/setups.js').then((found) => found.SETUPS)")
-
-    def step(each: str | dict[str, str]) -> tuple[str, str]:
-        kind, text = ("text", each) if isinstance(each, str) else ("code", each["code"])
-        return kind, re.sub(r"\{(\w+)\}", lambda found: DOCUMENTED[found[1]], text)
-
-    assert {each["name"]: [step(one) for one in each["steps"]] for each in setups} == documented()
-    assert {client for each in setups for client in each.get("replayed", ())} == {each.client for each in EXCHANGES}
+    page = visit(served.url).open("#/connect")
+    links = page.locator(".parts nav a")
+    assert links.all_inner_texts() == list(documented())
+    replayed = set()
+    for client, steps in documented().items():
+        links.get_by_text(client, exact=True).click()
+        expect(page.get_by_role("heading", name=f"Set-up: {client}")).to_be_visible()
+        for number, text in enumerate(steps):
+            for example, real in zip(EXAMPLES, (served.url, "tiny:1b", "tiny:1b", "512"), strict=True):
+                text = text.replace(example, real)
+            if number % 2:
+                expect(page.locator(".setup pre").nth(number // 2)).to_have_text(text)
+            elif text.strip():
+                expect(page.locator(".setup")).to_contain_text(text.strip().replace("`", ""))
+        assert not re.search("|".join(map(re.escape, EXAMPLES)), page.locator(".setup").inner_text())
+        replayed |= {
+            each.removeprefix("Send what ").removesuffix(" sends") for each in page.locator(".replay button").all_inner_texts()
+        }
+    assert replayed == {each.client for each in EXCHANGES}
 
 
 def test_the_snippet_of_openai_python_works_as_it_is_shown(visit: Visit, live: Process) -> None:
@@ -129,7 +128,7 @@ def test_address_and_model_are_chosen(visit: Visit, served: Served) -> None:
 
 def test_what_a_client_sends_is_replayed(visit: Visit, live: Process) -> None:
     tab = visit(live.url)
-    page = tab.open("#/connect/Others")
+    page = tab.open("#/connect/opencode and Cursor")
     page.get_by_role("button", name="Send what Cursor sends").click()
     expect(page.get_by_role("status").filter(has_text="Cursor: 2 ok, 0 failed.")).to_be_visible(timeout=60_000)
     first = page.locator(".outcomes li").first
@@ -172,7 +171,7 @@ def test_a_failure_is_shown_with_its_reason_as_text(visit: Visit, served: Served
 def test_a_replay_is_stopped(visit: Visit, serve: Serve) -> None:
     with serve() as served:
         served.script(threading.Event())
-        page = open_with(visit, served, path="/Others")
+        page = open_with(visit, served, path="/opencode and Cursor")
         page.get_by_role("button", name="Send what Cursor sends").click()
         until(lambda: len(served.engine.submitted) == 1)
         page.get_by_role("button", name="Stop").click()
@@ -216,3 +215,22 @@ def test_every_set_up_fits(visit: Visit, served: Served, width: int, scheme: str
         expect(page.get_by_role("heading", name=f"Set-up: {client}")).to_be_visible()
         assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert tab.violations() == []
+
+
+def test_a_connection_that_is_back_shows_the_models_of_now(visit: Visit, served: Served) -> None:
+    tab = visit(served.url)
+    page = tab.open("#/connect/Zed")
+    page.get_by_label("Model").select_option("other:2b")
+    page.route("**/v1/models", lambda route: route.fulfill(json={"data": [{"id": "fresh"}, {"id": "other:2b"}]}))
+    page.evaluate("dispatchEvent(new Event('back'))")
+    expect(page.get_by_label("Model").locator("option")).to_have_text(["fresh", "other:2b"])
+    expect(page.get_by_label("Model")).to_have_value("other:2b")  # what was chosen stays
+
+
+def test_the_replay_uses_the_chosen_model(visit: Visit, served: Served) -> None:
+    page = visit(served.url).open("#/connect/aider")
+    page.get_by_label("Model").select_option("other:2b")
+    with page.expect_request("**/api/v1/replay") as asked:
+        page.get_by_role("button", name="Send what aider sends").click()
+    assert asked.value.post_data_json == {"client": "aider", "model": "other:2b"}
+    page.get_by_role("button", name="Stop").or_(page.get_by_text("aider: ")).first.wait_for()
