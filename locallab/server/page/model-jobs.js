@@ -1,12 +1,12 @@
 // Pulls, loads, unloads and removals that this tab has asked for. They go on while other views are shown.
 
-import { get, lines, post, send } from "./api.js";
+import { lines, post, send } from "./api.js";
 import { models as text } from "./texts.js";
 
 /** The jobs by model: {kind, model, done, total, rate, error, stop, again}; `error` is the reason of one that failed. */
 export const jobs = new Map();
 
-/** Tells of changes: "progress" of a job (the `detail`); "change" of which there are, with {ended, said} once one is over. */
+/** Tells of changes: "progress" of a job; "change" of which there are, whose `detail` is {ended, said} once one is over. */
 export const news = new EventTarget();
 
 const tell = (kind, detail = {}) => news.dispatchEvent(new CustomEvent(kind, { detail }));
@@ -19,16 +19,15 @@ async function run(kind, model, work) {
   job.again = () => run(kind, model, work);
   jobs.set(model, job);
   tell("change");
+  let said = text.stopped(model);
   try {
     await work(job, stopping.signal);
-    jobs.delete(model);
-    tell("change", { ended: true, said: text.ended[kind](model) });
+    said = text.ended[kind](model);
   } catch (error) {
-    const stopped = error.name === "AbortError";
-    if (stopped) jobs.delete(model);
-    else job.error = error.message;
-    tell("change", { ended: true, said: stopped && text.stopped(model) });
+    if (error.name !== "AbortError") said = job.error = error.message;
   }
+  if (!job.error) jobs.delete(model);
+  tell("change", { ended: true, said: !job.error && said });
 }
 
 /** Forget a job that failed. */
@@ -41,18 +40,17 @@ export function dismiss(model) {
 export const pull = (model) => run("pull", model, async (job, signal) => {
   const response = await send("POST", "/api/pull", { model }, { signal });
   let last = null;
-  let marks = [];
+  let first = null;
   for await (const line of lines(response)) {
     if (line.error || line.detail) throw new Error(line.error || line.detail);
     last = line.status;
     if (line.completed === undefined) continue;
     const now = performance.now();
-    marks = [...marks.filter(([time]) => now - time < 5000), [now, line.completed]]; // the speed of the last five seconds
-    const [time, bytes] = marks[0];
-    job.rate = now - time > 500 ? ((line.completed - bytes) / (now - time)) * 1000 : 0;
+    first ??= [now, line.completed];
+    job.rate = now > first[0] ? ((line.completed - first[1]) / (now - first[0])) * 1000 : 0;
     job.done = line.completed;
     job.total = line.total ?? null;
-    tell("progress", job);
+    tell("progress");
   }
   if (last !== "success") throw new Error(text.cut);
 });
@@ -62,6 +60,3 @@ export const load = (model) => run("load", model, (job, signal) => post("/models
 export const unload = (model) => run("unload", model, (job, signal) => post("/models/unload", { model_id: model }, { signal }));
 
 export const remove = (model) => run("remove", model, (job, signal) => send("DELETE", "/api/delete", { model }, { signal }));
-
-/** Return the registered models with their fit: {models, machine}. */
-export const listed = () => get("/models/available?fit=true");

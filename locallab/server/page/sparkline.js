@@ -4,19 +4,13 @@ const SECONDS = 60;
 const GAP = 4;
 const WIDTH = 120;
 const HEIGHT = 28;
-const SVG = "http://www.w3.org/2000/svg";
-
-function shape(tag, attributes) {
-  const element = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  return element;
-}
 
 /**
- * Return the path of points [seconds, value], the newest at the right edge, and the largest value. Points older than a minute
- * are left out; where more than GAP seconds lie between two the curve is interrupted.
+ * Return the path of points [seconds, value], the last one at the right edge, and the largest value. Points older than a
+ * minute are left out; where more than GAP seconds lie between two the curve is interrupted.
  */
-export function path(points, now) {
+export function path(points) {
+  const now = points.at(-1)?.[0];
   const seen = points.filter(([at]) => now - at <= SECONDS);
   const most = Math.max(0, ...seen.map(([, value]) => value));
   let before = -Infinity;
@@ -30,20 +24,15 @@ export function path(points, now) {
   return { d: parts.join(""), most };
 }
 
-/** Return a curve: `element` is decoration, what it shows is to be said in words; `add(value)` returns the largest value. */
-export function sparkline() {
-  const line = shape("path", { fill: "none", "vector-effect": "non-scaling-stroke" });
+function shape(tag, attributes) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  return element;
+}
+
+/** Return the curve of a path, as decoration: what it shows is to be said in words. */
+export function sparkline(d) {
   const element = shape("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": "true" });
-  element.append(line);
-  let points = [];
-  return {
-    element,
-    add(value) {
-      const now = performance.now() / 1000;
-      points = [...points.filter(([at]) => now - at <= SECONDS), [now, value]];
-      const { d, most } = path(points, now);
-      line.setAttribute("d", d);
-      return most;
-    },
-  };
+  element.append(shape("path", { d, fill: "none", "vector-effect": "non-scaling-stroke" }));
+  return element;
 }

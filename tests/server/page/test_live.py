@@ -228,15 +228,34 @@ def test_a_refusal_is_shown_with_a_way_on(visit: Visit, serve: Serve, monkeypatc
         expect(page.get_by_role("alert")).to_be_empty()
 
 
+def test_what_is_equal_stays_when_a_view_is_drawn_again(visit: Visit, served: Served) -> None:
+    found = (
+        visit(served.url)
+        .open("#/connect")
+        .evaluate(
+            """Promise.all([import('./page/morph.js'), import('./page/dom.js')]).then(([{ morph }, { h }]) => {
+            const items = (words) => words.map((each) => h("li", {}, each));
+            const draw = (kind, ...words) => h("div", {}, h("p", { class: kind }), h("ul", {}, items(words)));
+            const shown = draw("a", "same", "old", "more");
+            const [p, list] = shown.children;
+            const first = list.firstChild;
+            morph(shown, draw("b", "same", "new"));
+            return [shown.outerHTML, shown.firstChild !== p, shown.lastChild === list, list.firstChild === first];
+        })"""
+        )
+    )
+    assert found == ['<div><p class="b"></p><ul><li>same</li><li>new</li></ul></div>', True, True, True]
+
+
 def test_curves_and_buckets(visit: Visit, served: Served) -> None:
     page = visit(served.url).open("#/connect")
 
-    def path(points: list[list[float]], now: float) -> Any:
-        return page.evaluate("([p, n]) => import('./page/sparkline.js').then((m) => m.path(p, n))", [points, now])
+    def path(points: list[list[float]]) -> Any:
+        return page.evaluate("(points) => import('./page/sparkline.js').then((m) => m.path(points))", points)
 
-    assert path([], 100) == {"d": "", "most": 0}
-    assert path([[40, 0], [70, 5], [73, 10], [100, 0]], 100) == {"d": "M0.0 27.0M60.0 14.0L66.0 1.0M120.0 27.0", "most": 10}
-    assert path([[10, 99], [100, 1]], 100)["most"] == 1  # what is older than a minute is gone
+    assert path([]) == {"d": "", "most": 0}
+    assert path([[40, 0], [70, 5], [73, 10], [100, 0]]) == {"d": "M0.0 27.0M60.0 14.0L66.0 1.0M120.0 27.0", "most": 10}
+    assert path([[10, 99], [100, 1]])["most"] == 1  # what is older than a minute is gone
 
     def background(bucket: list[int], size: int) -> Any:
         return page.evaluate("([b, n]) => import('./page/kv-map.js').then((m) => m.background(b, n))", [bucket, size])

@@ -53,6 +53,18 @@ def test_nothing_but_the_pages_own_files_is_served(served: Served, name: str) ->
     assert served.http.get(f"/page/{name}").status_code == 404
 
 
+@pytest.mark.parametrize("view", ["live", "models", "connect"])
+def test_the_styles_of_a_view_are_those_of_its_own_elements(view: str) -> None:
+    first, *lines, last = (FOLDER / f"{view}.css").read_text().splitlines()
+    assert (first, last) == (f".{view} {{", "}") and all(not line or line.startswith("  ") for line in lines)
+
+
+def test_the_documentation_of_clients_is_served(served: Served) -> None:
+    found = served.http.get("/page/clients.md")
+    assert found.headers["content-type"].startswith("text/markdown") and found.headers["x-content-type-options"] == "nosniff"
+    assert "\n## Set-ups\n" in found.text
+
+
 def test_the_page_is_small_and_asks_nobody_else() -> None:
     files = [file for file in FOLDER.iterdir() if file.suffix in (".html", ".css", ".js", ".svg")]
     assert sum(file.stat().st_size for file in files) < 200_000
