@@ -21,6 +21,10 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
+STOPPING = "stopping"
+"""What the state of a request's scope has where the server tells that it stops: an asyncio.Event. A stream without an end of
+its own must end then, as the server waits for those that run."""
+
 ALL = 4096
 """Maximum connections in all, if the process may have so many file descriptors."""
 

@@ -28,9 +28,8 @@ from typing import Any
 import uvicorn
 
 from locallab.errors import ConfigError, LocalLabError
-from locallab.server.connections import ConnectionLimits
+from locallab.server.connections import STOPPING, ConnectionLimits
 from locallab.server.http_protocol import HttpProtocol
-from locallab.server.streaming import STOPPING
 from locallab.server.websocket_protocol import WebSocketProtocol
 from locallab.settings import ServerSettings
 

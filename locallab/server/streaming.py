@@ -27,10 +27,6 @@ DONE = b"data: [DONE]\n\n"
 EVENTS = "text/event-stream"
 LINES = "application/x-ndjson"
 
-STOPPING = "stopping"
-"""What the state of a request's scope has where the server tells that it stops: an asyncio.Event. A stream without an end of
-its own must end then, as the server waits for those that run."""
-
 log = logging.getLogger(__name__)
 
 # How long streams may go on at a stop is for `--grace` to say.

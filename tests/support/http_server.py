@@ -20,7 +20,7 @@ from locallab.models.spec import Adapter, FileSource
 from locallab.models.store import Store
 from locallab.pool import Pool
 from locallab.server.app import create_app
-from locallab.server.streaming import STOPPING
+from locallab.server.connections import STOPPING
 from locallab.settings import EngineSettings, ServerSettings
 from tests.support.fake_engine import FakeEngine, FakeMemory, registry
 

@@ -16,10 +16,11 @@ from locallab.engine import Caller
 from locallab.errors import TooManyWatchers
 from locallab.keys import Keyring
 from locallab.pool import Pool
+from locallab.server.connections import STOPPING
 from locallab.server.dialects.native.activity import Activity, Sampler
 from locallab.server.endpoint import Endpoint
 from locallab.server.roles import is_admin
-from locallab.server.streaming import EVENTS, STOPPING, ByteStream
+from locallab.server.streaming import EVENTS, ByteStream
 
 MOST = 64
 """Clients that may watch at once."""
