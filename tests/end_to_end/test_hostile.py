@@ -23,7 +23,7 @@ HEALTH = 0.5
 GAP = 1.0
 ROOM = 64 * MIB
 LOOK = 3.0
-TRIES = 3
+TRIES = 8
 """Seconds for an answer of /health and between two events of a stream, bytes that may be lost to all attacks together, seconds
 of a look without an attack, and the times that an attack must succeed: others use the machine too."""
 

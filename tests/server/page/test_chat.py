@@ -401,15 +401,27 @@ def test_hostile_texts_are_texts(visit: Visit, thinking: Served, role: str) -> N
         expect(page.locator(".talk h1")).to_contain_text("⟨U+202E⟩" if len(HOSTILE) < 60 else "<img")
 
 
-def test_hostile_names_of_tools_are_texts(visit: Visit, thinking: Served) -> None:
-    name = "x<script>document.title='owned'</script>\u202e"
-    call = json.dumps({"name": name, "arguments": {"a": "<b>"}})
-    thinking.script(*say(f"<tool_call>\n{call}\n</tool_call>"))
-    page = visit(thinking.url).open()
-    ask(page, "Hi")
-    ready(page)
+def test_hostile_names_of_tools_models_and_files_are_texts(visit: Visit, thinking: Served) -> None:
+    call = {"id": "1", "name": HOSTILE, "arguments": HOSTILE}
+    file = {"kind": "text", "name": HOSTILE, "data": HOSTILE}
+    more = {"model": HOSTILE, "error": HOSTILE, "reasoning": HOSTILE, "calls": [call], "status": "interrupted"}
+    messages = [
+        {"id": "a", "parent": None, "role": "user", "content": HOSTILE, "files": [file]},
+        {"id": "b", "parent": "a", "role": "assistant", "content": HOSTILE, **more},
+        {"id": "c", "parent": "b", "role": "tool", "content": HOSTILE, "call": "1", "name": HOSTILE},
+    ]
+    exported = {"format": "locallab-conversations", "conversations": [{"title": HOSTILE, "messages": messages}]}
+    tab = visit(thinking.url)
+    page = tab.open()
+    content = {"name": "a.json", "mimeType": "application/json", "buffer": json.dumps(exported).encode()}
+    page.locator("aside.list input[type=file]").set_input_files(content)
+    page.locator(".conversations a").click()
+    shown = HOSTILE.replace("\u202e", "⟨U+202E⟩")
+    for place in (".call strong", ".message .of", ".message .state", ".file summary", ".talk h1", ".message.tool h2"):
+        expect(page.locator(place).filter(has_text=shown).first).to_be_visible()
     expect(page).to_have_title("Chat · LocalLab")
-    assert page.locator("main script").count() == 0
+    assert page.locator("main script, main img, main a[href^='javascript']").count() == 0
+    assert tab.violations() == []
 
 
 def test_an_answer_of_five_megabytes_does_not_stop_the_page(visit: Visit, thinking: Served) -> None:

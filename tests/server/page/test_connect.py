@@ -227,10 +227,11 @@ def test_a_connection_that_is_back_shows_the_models_of_now(visit: Visit, served:
     expect(page.get_by_label("Model")).to_have_value("other:2b")  # what was chosen stays
 
 
-def test_the_replay_uses_the_chosen_model(visit: Visit, served: Served) -> None:
-    page = visit(served.url).open("#/connect/aider")
-    page.get_by_label("Model").select_option("other:2b")
-    with page.expect_request("**/api/v1/replay") as asked:
-        page.get_by_role("button", name="Send what aider sends").click()
-    assert asked.value.post_data_json == {"client": "aider", "model": "other:2b"}
-    page.get_by_role("button", name="Stop").or_(page.get_by_text("aider: ")).first.wait_for()
+def test_the_replay_uses_the_chosen_model(visit: Visit, serve: Serve) -> None:
+    with serve() as served:
+        page = visit(served.url).open("#/connect/aider")
+        page.get_by_label("Model").select_option("other:2b")
+        with page.expect_request("**/api/v1/replay") as asked:
+            page.get_by_role("button", name="Send what aider sends").click()
+        assert asked.value.post_data_json == {"client": "aider", "model": "other:2b"}
+        page.get_by_role("button", name="Stop").or_(page.get_by_text("aider: ")).first.wait_for()

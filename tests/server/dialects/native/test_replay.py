@@ -57,9 +57,10 @@ def test_all_at_once(served: Served) -> None:
     )
 
 
-def test_another_model_than_the_first_one(served: Served) -> None:
+def test_another_model_than_the_first_one(serve: Serve) -> None:
     body = {"client": "Cursor", "model": "other:2b", "stream": False}
-    found = served.http.post("/api/v1/replay", json=body).json()["outcomes"]
+    with serve() as served:
+        found = served.http.post("/api/v1/replay", json=body).json()["outcomes"]
     assert found and all(each["body"]["model"] == "other:2b" for each in found)
 
 
