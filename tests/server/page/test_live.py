@@ -207,7 +207,7 @@ def test_a_stream_that_is_lost_is_taken_up_again(visit: Visit, served: Served) -
     page = visit(served.url).page
     page.route("**/api/v1/events", lambda route: route.abort())
     page.goto(f"{served.url}/#/live")
-    expect(page.locator("#notice")).to_contain_text("back")
+    expect(page.locator("#notice")).to_contain_text("lost")
     expect(page.locator(".model")).to_have_count(0)
     page.unroute("**/api/v1/events")
     expect(page.locator(".model")).to_be_visible()
