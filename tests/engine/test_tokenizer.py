@@ -101,7 +101,7 @@ def check(model: llama.Model, examples: int) -> None:
 @pytest.mark.parametrize("pre", PRETOKENIZERS)
 def test_words_of_every_pretokenizer(folder: Path, pre: str) -> None:
     with contextlib.closing(vocabulary(folder, "bpe", pre)) as model:
-        check(model, 12)
+        check(model, 40)
 
 
 @pytest.mark.usefixtures("cut_small")
