@@ -22,8 +22,8 @@ except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
 STOPPING = "stopping"
-"""What the state of a request's scope has where the server tells that it stops: an asyncio.Event. A stream without an end of
-its own must end then, as the server waits for those that run."""
+"""Key, in the state of a request's scope, of the asyncio.Event that is set when the server stops. A stream without an end of
+its own must end then, since the server waits for streams that run."""
 
 ALL = 4096
 """Maximum connections in all, if the process may have so many file descriptors."""
