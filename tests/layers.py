@@ -41,8 +41,12 @@ PARTS: Mapping[str, frozenset[str]] = {
     "inprocess": frozenset(
         {"server", "pool", "models", "engine", "chat", "media", "fit", "keys", "tunnel", "cache_files", "supervision"}
     ),  # the face for Python programs
+    "cluster": frozenset(
+        {"inprocess", "server", "pool", "models", "engine", "chat", "media", "fit", "keys", "logs", "tunnel", "supervision"}
+    ),
     "cli": frozenset(
         {
+            "cluster",
             "server",
             "pool",
             "models",
