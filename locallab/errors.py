@@ -24,7 +24,8 @@ LocalLabError
 │   │   └── ModelSetAside     its load has ended a server: carries `retry_after` in seconds
 │   ├── SourceError           the weights cannot be fetched
 │   ├── NotOnDisk             the weights are not there, so that they cannot be removed
-│   └── NotRemovable          the weights are not LocalLab's, or in use, so that they cannot be removed
+│   ├── NotRemovable          the weights are not LocalLab's, or in use, so that they cannot be removed
+│   └── ModelsFixed           a cluster has the models of its configuration, and loads no others
 ├── Overloaded                the queue is full; carries `retry_after` in seconds
 ├── TooManyWatchers           enough clients watch the server already
 ├── KeysUnreadable            the file of API keys cannot be read, so that a key cannot be checked
@@ -32,6 +33,7 @@ LocalLabError
 ├── EngineClosed              the engine is closing or closed
 ├── EngineFailure             llama.cpp failed while computing
 │   └── EngineDied            the model's engine has ended; it is loaded again: carries `retry_after` in seconds
+│       └── ReplicaGone       of a cluster, the replica that had the request has ended or cannot be reached
 ├── TunnelError               the public address is unavailable or lost: carries `lasting`
 └── ServerError               a server that a command uses refuses, breaks off, or is no LocalLab server
     └── NoServer              nothing answers at its address: carries `url`
@@ -161,6 +163,7 @@ class RateLimited(AccessError):
 
     def __init__(self, rule: str, limit: int, reset: int, retry_after: int, remaining: int = 0) -> None:
         super().__init__(f"rate limit exceeded: {rule}; try again in {retry_after} s")
+        self.rule = rule
         self.limit = limit
         self.remaining = remaining
         self.reset = reset
@@ -246,6 +249,13 @@ class NotRemovable(ModelError):
         super().__init__(f"{model_id} {reason}")
 
 
+class ModelsFixed(ModelError):
+    """A cluster has the models that its configuration names, each in replicas of its own."""
+
+    def __init__(self) -> None:
+        super().__init__("this is a cluster: it has the models of its configuration; change that to have others")
+
+
 class Overloaded(LocalLabError):
     """The queue is full; after `retry_after` seconds there may be room."""
 
@@ -294,6 +304,15 @@ class EngineDied(EngineFailure):
 
     def __init__(self, reason: str, retry_after: int = 2) -> None:
         super().__init__(f"the model's engine has failed: {reason}; try again in {retry_after} s, which loads the model again")
+        self.reason = reason
+        self.retry_after = retry_after
+
+
+class ReplicaGone(EngineDied):
+    """The replica of a cluster that had the request has ended, or cannot be reached."""
+
+    def __init__(self, reason: str, retry_after: int = 2) -> None:
+        EngineFailure.__init__(self, f"the replica that had the request is gone ({reason}); send it again")
         self.reason = reason
         self.retry_after = retry_after
 

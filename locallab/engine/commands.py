@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from concurrent.futures import Future
+from typing import Any
 
 from locallab.engine.media.encoder import Encoded
 from locallab.engine.mover import Result
+from locallab.engine.scheduler import Scheduler
 from locallab.engine.sequence import Sequence
-from locallab.engine.view import EngineView
+from locallab.engine.totals import Totals
 from locallab.errors import Overloaded
 
 
@@ -34,9 +37,18 @@ class Share:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Look:
-    """Show what the engine does."""
+    """Answer a question about what the engine does or has."""
 
-    answer: Future[EngineView]
+    answer: Future[Any]
+    question: Callable[[Scheduler, Totals], Any]
+
+    def carry_out(self, scheduler: Scheduler, totals: Totals) -> None:
+        """Set the answer, or what went wrong: that harms no request."""
+        if self.answer.set_running_or_notify_cancel():
+            try:
+                self.answer.set_result(self.question(scheduler, totals))
+            except Exception as error:
+                self.answer.set_exception(error)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from locallab.engine.placement import Placement, set_numa
 from locallab.engine.request import EngineStats, FimTokens, Kind
 from locallab.engine.tokenizer import Tokenizer
 from locallab.engine.totals import Totals
-from locallab.engine.view import EngineView
+from locallab.engine.view import EngineView, view_of
 from locallab.errors import EngineClosed, EngineDied, EngineFailure, InvalidField, ModelLoadError, Overloaded
 from locallab.media.attachment import Attachment
 from locallab.placement_settings import overrides
@@ -154,7 +154,7 @@ class Engine(abc.ABC):
     def view(self) -> Future[EngineView]:
         """Ask what the engine does now. Its own thread answers between two steps; once it has ended, nobody does."""
         answer: Future[EngineView] = Future()
-        self._worker.commands.put(Look(answer))
+        self._worker.commands.put(Look(answer, view_of))
         return answer
 
     @property

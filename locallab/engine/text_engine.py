@@ -8,6 +8,7 @@ import itertools
 import logging
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from locallab.engine.adapters import BASE, AdapterFile, AdapterSet, Scales, chos
 from locallab.engine.answer import Answer
 from locallab.engine.calibration import calibrate, measure_switch
 from locallab.engine.caller import LOCAL, Caller
-from locallab.engine.commands import Cancel, Share, Submit
+from locallab.engine.commands import Cancel, Look, Share, Submit
 from locallab.engine.context import Context
 from locallab.engine.costs import StepCosts
 from locallab.engine.device_sampling import DeviceSamplers, device_plan
@@ -48,6 +49,7 @@ from locallab.engine.sampling_defaults import sampling_of
 from locallab.engine.scheduler import Scheduler
 from locallab.engine.sequence import Sequence
 from locallab.engine.token_rules import RuleBook, forbids
+from locallab.engine.view import held_of
 from locallab.engine.worker import Worker
 from locallab.errors import ContextLengthExceeded, InvalidField, ModelLoadError
 from locallab.media import marker
@@ -110,7 +112,7 @@ class TextEngine(Engine):
         tokens, runs = list(prompt), getattr(prompt, "runs", ())
         self.check(prompt, params)
         limit = self.info.context if params.max_tokens is None else min(self.info.context, len(tokens) + params.max_tokens)
-        adapters = self._active if params.lora is None else chosen(self.info.adapters, params.lora)
+        adapters = self._adapters(params)
         guide = self._grammars.guide(params.constraint, forces=not forbids(params)) if params.constraint else None
         with self._lock:
             overloaded = self._admit(caller)
@@ -122,6 +124,20 @@ class TextEngine(Engine):
             sequence.runs = tuple(run.at(run.start) for run in runs)
             self._worker.commands.put(Submit(sequence, overloaded))
         return sequence.id
+
+    def owner(self, params: SamplingParams, caller: Caller) -> str:
+        """Return whose prefixes a request has, for `held`."""
+        return caller.owner + self._adapters(params).mark
+
+    def held(self, prompts: Seq[tuple[list[int], str]]) -> Future[list[int]]:
+        """Ask how many tokens of each prompt the prefix cache has, each with its owner; at most all but the last. The engine's
+        own thread answers between two steps; once it has ended, nobody does."""
+        answer: Future[list[int]] = Future()
+        self._worker.commands.put(Look(answer, lambda scheduler, totals: held_of(prompts, scheduler)))
+        return answer
+
+    def _adapters(self, params: SamplingParams) -> AdapterSet:
+        return self._active if params.lora is None else chosen(self.info.adapters, params.lora)
 
     def tokenize(
         self,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from concurrent.futures import Future
+from collections.abc import Iterable
 from typing import Literal
 
 from locallab.engine.caller import Caller
@@ -64,15 +64,6 @@ class EngineView:
     kv: KvMap | None = None
 
 
-def show(answer: Future[EngineView], scheduler: Scheduler, totals: Totals) -> None:
-    """Answer with a view, or with what went wrong: that harms no request. Call it in the engine's thread."""
-    if answer.set_running_or_notify_cancel():
-        try:
-            answer.set_result(view_of(scheduler, totals))
-        except Exception as error:
-            answer.set_exception(error)
-
-
 def view_of(scheduler: Scheduler, totals: Totals) -> EngineView:
     """Return a view of what the scheduler has."""
     now, cache = time.perf_counter(), scheduler.cache
@@ -90,6 +81,11 @@ def view_of(scheduler: Scheduler, totals: Totals) -> EngineView:
         stored_limit=cache.capacity,
         kv=kv_map(cache, scheduler.limits),
     )
+
+
+def held_of(prompts: Iterable[tuple[list[int], str]], scheduler: Scheduler) -> list[int]:
+    """Return how many tokens of each prompt the prefix cache has, of its owner; at most all but the last."""
+    return [scheduler.cache.match(tokens, owner).held for tokens, owner in prompts]
 
 
 def _request(sequence: Sequence, now: float) -> RequestView:

@@ -29,7 +29,6 @@ from locallab.engine.scheduler import Scheduler
 from locallab.engine.sequence import UNPLACED, Sequence
 from locallab.engine.step_plan import Chunk, device_plans
 from locallab.engine.totals import Totals
-from locallab.engine.view import show
 from locallab.errors import EngineClosed, EngineFailure, InvalidField, engine_failure
 
 logger = logging.getLogger(__name__)
@@ -154,8 +153,8 @@ class Worker:
                     self._end(self._sequences[id], "cancelled")
             case Share(prompts):
                 self._mover.share(prompts)
-            case Look(answer):
-                show(answer, self._scheduler, self.totals)
+            case Look():
+                command.carry_out(self._scheduler, self.totals)
             case Fail(id, error):
                 if id in self._sequences:
                     self._end(self._sequences[id], "error", error=engine_failure(error))

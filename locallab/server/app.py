@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
@@ -16,8 +17,9 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from locallab.errors import LocalLabError
-from locallab.keys import Keyring, KeyStore
+from locallab.keys import Key, Keyring, KeyStore
 from locallab.pool import Pool
+from locallab.server.cluster import Cluster
 from locallab.server.dialects.dialect import Services
 from locallab.server.dialects.registry import DIALECTS
 from locallab.server.docs.routes import Docs
@@ -78,8 +80,11 @@ async def _answer_nobody(request: Request, error: Exception) -> Response:
     return Response(status_code=CLIENT_GONE)
 
 
-def _middleware(services: Services, routes: Sequence[BaseRoute]) -> list[Middleware]:
-    """Return the middleware from the outermost to the innermost.
+HANDLERS: Mapping[Any, Any] = {LocalLabError: _answer, HTTPException: _answer, ClientGone: _answer_nobody}
+
+
+def _middleware(services: Services, routes: Sequence[BaseRoute], last: Sequence[Middleware]) -> list[Middleware]:
+    """Return the middleware from the outermost to the innermost, which are the `last`.
 
     The client's address and the removal of keys come ahead of the log. CORS marks refusals too, so it comes ahead of all that
     refuse; the failsafe, which answers for them, comes right behind it. Bodies have a limit as sent and one as decoded.
@@ -105,15 +110,22 @@ def _middleware(services: Services, routes: Sequence[BaseRoute]) -> list[Middlew
         Middleware(BodyLimit, **body_limit),
         Middleware(ContentDecoding),
         Middleware(BodyLimit, **body_limit),
-        Middleware(Leases),
+        *last,
     ]
 
 
-def create_app(pool: Pool, settings: ServerSettings, keyring: Keyring | None = None, tunnel: Tunnel | None = None) -> Starlette:
+def create_app(
+    pool: Pool,
+    settings: ServerSettings,
+    keyring: Keyring | None = None,
+    tunnel: Tunnel | None = None,
+    cluster: Cluster | None = None,
+    relay: Middleware | None = None,
+) -> Starlette:
     """Create the app of `pool`'s models. Startup gives the pool its event loop; shutdown closes it, which ends all streams.
 
-    `keyring` defaults to the keys of this machine; traffic through `tunnel` is counted. Raises ConfigError for an invalid
-    setting.
+    `keyring` defaults to the keys of this machine; traffic through `tunnel` is counted. The front of a `cluster` has a `relay`,
+    which gives requests to its replicas once they have passed all checks. Raises ConfigError for an invalid setting.
     """
 
     @contextlib.asynccontextmanager
@@ -125,15 +137,41 @@ def create_app(pool: Pool, settings: ServerSettings, keyring: Keyring | None = N
 
     keyring = keyring or Keyring(settings, KeyStore())
     usage = UsageLog(UsageFile(), settings.usage_days)
-    services = Services(pool=pool, settings=settings, keyring=keyring, traffic=Traffic(), usage=usage, tunnel=tunnel)
+    services = Services(
+        pool=pool, settings=settings, keyring=keyring, traffic=Traffic(), usage=usage, tunnel=tunnel, cluster=cluster
+    )
     if settings.shared_prompts:
         pool.on_loaded(functools.partial(share, read_prompts(settings.shared_prompts)))
     routes = Page(keyring).routes() if settings.page else []
     routes += [route for dialect in DIALECTS for route in dialect.routes(services)]
     routes += Docs(routes).routes()
+    last = [*([relay] if relay else []), Middleware(Leases)]
     return Starlette(
         routes=routes,
-        middleware=_middleware(services, routes),
-        exception_handlers={LocalLabError: _answer, HTTPException: _answer, ClientGone: _answer_nobody},
+        middleware=_middleware(services, routes, last),
+        exception_handlers=HANDLERS,
         lifespan=lifespan,
     )
+
+
+class _NoKeys(KeyStore):
+    """Stands for the keys in a replica: its front has checked them."""
+
+    def version(self) -> None:
+        return None
+
+    def read(self) -> tuple[Key, ...]:
+        return ()
+
+
+def create_replica_app(pool: Pool, settings: ServerSettings, lifespan: Callable[[Starlette], Any]) -> Starlette:
+    """Create the app of a cluster's replica, for requests that a front has checked: their scope's state has the key, its role,
+    the caller, and what counts the usage. It has every route of the server, and no key is ever required."""
+    settings = dataclasses.replace(settings, auth=False)
+    keyring = Keyring(settings, _NoKeys())
+    services = Services(pool=pool, settings=settings, keyring=keyring, traffic=Traffic(), usage=UsageLog(UsageFile(), 0))
+    if settings.shared_prompts:
+        pool.on_loaded(functools.partial(share, read_prompts(settings.shared_prompts)))
+    routes = [route for dialect in DIALECTS for route in dialect.routes(services)]
+    inner = [Middleware(Paths, dialects=DIALECTS, routes=routes), Middleware(Failsafe), Middleware(Leases)]
+    return Starlette(routes=routes, middleware=inner, exception_handlers=HANDLERS, lifespan=lifespan)

@@ -29,6 +29,7 @@ STATUS: Mapping[type[Exception], int] = {
     errors.UnknownResponse: 404,
     errors.NotOnDisk: 404,
     errors.NotRemovable: 409,
+    errors.ModelsFixed: 409,
     errors.Overloaded: 503,
     errors.EngineClosed: 503,
     errors.EngineDied: 503,

@@ -12,7 +12,7 @@ from locallab import __version__, cli, errors
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = [
-    *("serve", "pull", "list", "ps", "rm", "show", "run", "chat"),
+    *("serve", "pull", "list", "ps", "cluster", "rm", "show", "run", "chat"),
     *("fit", "keys", "cache", "import", "bench", "doctor", "version", "completion"),
 ]
 

@@ -88,7 +88,7 @@ def test_a_view_that_fails_harms_nobody() -> None:
     rig.step()
     asked: Future[EngineView] = Future()
     with mock.patch.object(views, "kv_map", side_effect=RuntimeError("broken")):
-        rig.worker._carry_out(Look(asked))
+        rig.worker._carry_out(Look(asked, view_of))
     assert isinstance(asked.exception(0), RuntimeError)
     rig.drain()
     assert len(rig.tokens(id)) == 4
@@ -107,7 +107,7 @@ def test_the_engines_own_thread_makes_it(path: Path) -> None:
         made_by.append(threading.current_thread().name)
         return view_of(*arguments)  # type: ignore[arg-type]
 
-    with running(path, cache_tokens=200) as engine, mock.patch.object(views, "view_of", noted):
+    with running(path, cache_tokens=200) as engine, mock.patch("locallab.engine.engine.view_of", noted):
         assert engine.view().result(PATIENCE).requests == ()
         answer = start(engine, [5] * 20, 8, hold=True).begun()
         asked = engine.view()

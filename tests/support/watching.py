@@ -15,7 +15,6 @@ import httpx
 import pytest
 
 from locallab.pool import Pool
-from locallab.server.dialects.native import events
 from locallab.server.dialects.native.activity import MemoryNow, Sampler, Snapshot
 from tests.support.http_server import Served
 from tests.support.wait import PATIENCE
@@ -91,5 +90,5 @@ def noted_samplers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             self.snapshots += 1
             return await super()._snapshot(memory)
 
-    monkeypatch.setattr(events, "Sampler", Noted)
+    monkeypatch.setattr("locallab.server.dialects.native.routes.Sampler", Noted)
     return found

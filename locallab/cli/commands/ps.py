@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from locallab.cli import api_client
+from locallab.cli.replicas import REPLICA, replica
 from locallab.cli.tables import table
 
 
@@ -33,11 +34,18 @@ def command(url: str | None, api_key: str | None, as_json: bool) -> None:
         for model in info["models"]
     ]
     failed = info.get("failed", {})
+    replicas = info.get("replicas")
     if as_json:
         kept = {name: info[name] for name in ("version", "uptime_seconds", "public_url")}
+        if replicas is not None:
+            kept["replicas"] = replicas
         click.echo(json.dumps({"url": server.url, **kept, "models": models, "failed": failed}))
         return
     click.echo(f"LocalLab {info['version']} at {server.url}, up for {duration(info['uptime_seconds'])}", err=True)
+    if replicas is not None:
+        click.echo("It is the front of a cluster:", err=True)
+        table(REPLICA, map(replica, replicas))
+        return
     table(("model", "memory", "device", "context", "kv cache", "running", "waiting", "loaded"), map(_row, models))
     for name, reason in failed.items():
         click.echo(f"{name} has failed: {reason}", err=True)

@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, TimeoutError
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,8 @@ log = logging.getLogger(__name__)
 @click.command("serve")
 @options(ServerSettings, EngineSettings)
 @click.option("--open", "opens", is_flag=True, help="Open the page in a browser once the server is up.")
-def command(opens: bool = False, **flags: Any) -> int:
+@click.option("--cluster", metavar="FILE", help="serve the models of a cluster, which this file describes, with Ray Serve")
+def command(opens: bool = False, cluster: str | None = None, **flags: Any) -> int:
     """Serve a model over HTTP.
 
     --model also takes hf:owner/repo:Q4_K_M and the path of a .gguf file. Every option is also an environment variable:
@@ -47,8 +48,10 @@ def command(opens: bool = False, **flags: Any) -> int:
     """
     context = click.get_current_context(silent=True)
     child = (context and context.find_object(Child)) or Child()
-    server = with_key_file(server_settings(**flags))
     engine = layers(EngineSettings, flags)
+    if cluster is not None:
+        return _serve_cluster(cluster, flags, engine, child, opens)
+    server = with_key_file(server_settings(**flags))
     cache_files.check(settings.resolve(EngineSettings, *engine))
     with logs.configured(server.log_level, server.log_format), _stoppable(child.supervised):
         for name in unknown(os.environ, ServerSettings, EngineSettings):
@@ -108,6 +111,16 @@ def _serve(server: ServerSettings, engine: Sequence[Layer], child: Child, opens:
             loaded = _load_again(pool, spec.id, report) if told.restarts else pool.load_now(spec.id, report)
         new_key = ensure_key(server, store, keyring.public)
         return runner.serve(app, sock, server, ready, child.supervised)
+
+
+def _serve_cluster(path: str, flags: Mapping[str, Any], engine: Sequence[Layer], child: Child, opens: bool) -> int:
+    from locallab.cli import cluster_session
+
+    given = settings.configured(EngineSettings, *engine)
+    config, server = cluster_session.configured(path, layers(ServerSettings, flags), given)
+    server = with_key_file(server)
+    with logs.configured(server.log_level, server.log_format), _stoppable(child.supervised):
+        return cluster_session.serve(config, server, child, opens)
 
 
 def _load_again(pool: Pool, model: str, progress: Progress) -> Loaded | None:

@@ -11,7 +11,9 @@ from starlette.routing import BaseRoute
 from locallab.keys import Keyring
 from locallab.pool import Pool
 from locallab.server.areas import Area
+from locallab.server.cluster import Cluster
 from locallab.server.middleware import Traffic
+from locallab.server.streaming import EVENTS, LINES, dumps, event, line, typed_event
 from locallab.server.usage import UsageLog
 from locallab.settings import ServerSettings
 from locallab.tunnel import Tunnel
@@ -19,7 +21,8 @@ from locallab.tunnel import Tunnel
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Services:
-    """The objects that routes may need. `tunnel` None: the server has no public address."""
+    """The objects that routes may need. `tunnel` None: the server has no public address. `cluster` None: it is the front of
+    none."""
 
     pool: Pool
     settings: ServerSettings
@@ -27,6 +30,7 @@ class Services:
     traffic: Traffic
     usage: UsageLog
     tunnel: Tunnel | None = None
+    cluster: Cluster | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +40,8 @@ class Dialect:
     `prefixes` are the paths at and below which it answers; the longest prefix of all dialects wins. `error_body` makes the body
     of an error from the error and the name of the prompt's field, and `problem` is the shape of that body. `prompts` has that
     name by path where it is not "messages". `tags` are the groups of its routes in the API's description, each with a sentence.
-    `areas` maps root paths to areas of the API; all other paths are in the area "dialect".
+    `areas` maps root paths to areas of the API; all other paths are in the area "dialect". `failing` makes the body of the
+    event that ends a stream which fails, if that is not the error's; with `typed`, events are named by their `type`.
     """
 
     name: str
@@ -47,3 +52,12 @@ class Dialect:
     tags: Mapping[str, str] = dataclasses.field(default_factory=dict)
     prompts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     areas: Mapping[str, Area] = dataclasses.field(default_factory=dict)
+    failing: Callable[[Exception], dict[str, Any]] | None = None
+    typed: bool = False
+
+    def ending(self, error: Exception, media_type: str) -> bytes:
+        """Return what ends a stream of this media type, or a WebSocket of JSON, by an error."""
+        body = self.failing(error) if self.failing else self.error_body(error, "messages")
+        if media_type == EVENTS:
+            return typed_event(body) if self.typed else event(body)
+        return line(body) if media_type == LINES else dumps(body)

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import functools
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from starlette.types import Receive
@@ -16,6 +17,9 @@ from locallab.errors import EngineClosed, EngineFailure, SlowReader
 
 Job = tuple[Sequence[int], SamplingParams]
 """A prompt and its parameters."""
+
+SUBMITTED: ContextVar[Callable[[TextEngine, Sequence[Job], Caller], None] | None] = ContextVar("submitted", default=None)
+"""Called with the jobs of this request once the engine has them; None: nobody wants to know."""
 
 Item = tuple[int, TokenEvent]
 """An event of the answer with this index."""
@@ -99,6 +103,8 @@ class Generation:
         except BaseException:
             self._cancel()
             raise
+        if (submitted := SUBMITTED.get()) is not None:
+            submitted(engine, jobs, caller)
         self._timer = None if seconds is None else self._loop.call_later(seconds, self.stop, "length")
 
     def __enter__(self) -> Generation:

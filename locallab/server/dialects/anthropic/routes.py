@@ -100,4 +100,5 @@ ANTHROPIC = Dialect(
     routes=routes,
     tags={"anthropic": "Anthropic's API."},
     areas={"/api/hello": "open"},
+    typed=True,
 )

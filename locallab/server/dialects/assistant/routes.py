@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 
 from locallab.pool import Pool
 from locallab.server.dialects.answer_fields import Problem
-from locallab.server.dialects.assistant.answer import AssistantAnswer, AssistantFormatter
+from locallab.server.dialects.assistant.answer import AssistantAnswer, AssistantFormatter, problem
 from locallab.server.dialects.assistant.request import AssistantBody, check, prepare_question
 from locallab.server.dialects.assistant.templates import Templates, overrides
 from locallab.server.dialects.assistant.websocket import Socket
@@ -118,4 +118,5 @@ ASSISTANT = Dialect(
     routes=routes,
     tags={"assistant": "Tasks around code."},
     areas={"/api/v1": "assistant"},
+    failing=problem,
 )

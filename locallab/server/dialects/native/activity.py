@@ -18,6 +18,7 @@ from locallab.engine import Engine, Kind
 from locallab.engine.kv_map import KvMap
 from locallab.engine.view import EngineView, RequestView, State
 from locallab.pool import Loaded, Pool
+from locallab.server.cluster import Replica
 from locallab.server.dialects.native.system import Bytes, CacheFigures, Failed, MemoryFigures
 from locallab.server.streaming import event
 
@@ -54,6 +55,7 @@ class ActiveRequest(msgspec.Struct):
     answer_tokens: Tokens
     age_seconds: float
     ttft_seconds: Annotated[float | None, Meta(description="seconds until the first token came; null: it has not yet")]
+    replica: Annotated[str | None, Meta(description="of a cluster, the replica that has it")] = None
 
 
 class ActiveModel(msgspec.Struct):
@@ -72,6 +74,7 @@ class ActiveModel(msgspec.Struct):
     stored_limit_bytes: Annotated[int, Meta(description="host RAM that prefixes may take")]
     cache: CacheFigures
     kv: Annotated[KvMap | None, Meta(description="who holds the cells of the KV cache; null: the model makes no text")]
+    replica: Annotated[str | None, Meta(description="of a cluster, the replica that has it")] = None
 
 
 class GpuMemory(msgspec.Struct):
@@ -107,6 +110,9 @@ class Activity(msgspec.Struct):
     loading: list[Loading]
     failed: Failed
     memory: MemoryNow
+    replicas: Annotated[
+        list[Replica], Meta(description="of a cluster, what has its models; the memory is that of its front")
+    ] = []
 
 
 def memory_now() -> MemoryNow:

@@ -15,7 +15,6 @@ from starlette.types import Receive, Scope, Send
 from locallab.engine import Caller
 from locallab.errors import TooManyWatchers
 from locallab.keys import Keyring
-from locallab.pool import Pool
 from locallab.server.connections import STOPPING
 from locallab.server.dialects.native.activity import Activity, Sampler
 from locallab.server.endpoint import Endpoint
@@ -54,8 +53,8 @@ async def _nothing() -> AsyncIterator[bytes]:
 class Events:
     """The route."""
 
-    def __init__(self, pool: Pool, keyring: Keyring) -> None:
-        self.sampler = Sampler(pool)
+    def __init__(self, sampler: Sampler, keyring: Keyring) -> None:
+        self.sampler = sampler
         self._keyring = keyring
         self._watchers: collections.Counter[Caller] = collections.Counter()
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from starlette.routing import BaseRoute
 
 from locallab.server.dialects.answer_fields import Problem
 from locallab.server.dialects.dialect import Dialect, Services
+from locallab.server.dialects.native.activity import Sampler
 from locallab.server.dialects.native.events import Events
 from locallab.server.dialects.native.generate import Native
 from locallab.server.dialects.native.metrics import Metrics
 from locallab.server.dialects.native.models import Models
 from locallab.server.dialects.native.replay import Replay
+from locallab.server.dialects.native.replica_activity import ClusterSampler
 from locallab.server.dialects.native.system import System
 from locallab.server.dialects.native.usage import UsageRoute
 from locallab.server.errors import detail_body
@@ -19,9 +23,11 @@ from locallab.server.errors import detail_body
 def routes(services: Services) -> list[BaseRoute]:
     pool, tunnel = services.pool, services.tunnel
     metrics = Metrics(pool, services.traffic, services.usage)
-    system = System(pool, metrics, public_url=lambda: tunnel.url, tunnel=tunnel.facts) if tunnel else System(pool, metrics)
+    cluster = services.cluster
+    public: Any = {"public_url": lambda: tunnel.url, "tunnel": tunnel.facts} if tunnel else {}
+    system = System(pool, metrics, cluster=cluster, **public)
     usage = UsageRoute(services.usage)
-    events = Events(pool, services.keyring)
+    events = Events(ClusterSampler(pool, cluster) if cluster else Sampler(pool), services.keyring)
     groups = (Native(pool, services.settings), Models(pool), usage, events, Replay(services.keyring), system)
     return [route for group in groups for route in group.routes()]
 

@@ -20,7 +20,9 @@ from locallab.engine.devices import Kind as DeviceKind
 from locallab.engine.llama import Memory
 from locallab.engine.request import MissReason, Tier
 from locallab.pool import Loaded, Pool, PoolStats
+from locallab.server.cluster import Cluster, Replica
 from locallab.server.dialects.native.metrics import Metrics
+from locallab.server.dialects.native.replica_metrics import exposition
 from locallab.server.endpoint import Endpoint
 from locallab.server.errors import RETRY_AFTER
 from locallab.server.reply import reply
@@ -234,6 +236,9 @@ class SystemInfo(msgspec.Struct):
     active_model: ModelName
     uptime: Annotated[float, Meta(description="the same as uptime_seconds")]
     request_count: Annotated[int, Meta(description="requests that have ended")]
+    replicas: Annotated[
+        list[Replica] | UnsetType, Meta(description="of a cluster, what has its models; absent: it is none")
+    ] = UNSET
 
 
 def machine() -> Machine:
@@ -290,6 +295,7 @@ class System:
         build: Callable[[], Build] = build,
         public_url: Callable[[], str | None] = lambda: None,
         tunnel: Callable[[], TunnelFacts | None] = lambda: None,
+        cluster: Cluster | None = None,
     ) -> None:
         self._pool = pool
         self._metrics = metrics
@@ -297,6 +303,7 @@ class System:
         self._build = build
         self._public_url = public_url
         self._tunnel = tunnel
+        self._cluster = cluster
         self._started = time.monotonic()
 
     def routes(self) -> list[BaseRoute]:
@@ -346,12 +353,19 @@ class System:
                 active_model=self._current(),
                 uptime=uptime,
                 request_count=self._metrics.requests,
+                replicas=[each.replica for each in await self._cluster.ask()] if self._cluster else UNSET,
             )
         )
 
     async def metrics(self, request: Request) -> Response:
         """Export counters, gauges and histograms for Prometheus."""
-        body, content_type = self._metrics.exposition(request.headers.get("accept", ""), by_key=is_admin(request))
+        accept = request.headers.get("accept", "")
+        if self._cluster is None:
+            body, content_type = self._metrics.exposition(accept, by_key=is_admin(request))
+        else:
+            front, _ = self._metrics.exposition("", by_key=is_admin(request))
+            told = await self._cluster.ask("metrics")
+            body, content_type = await asyncio.to_thread(exposition, front, told, accept)
         return Response(body, headers={"content-type": content_type})
 
     async def health(self, request: Request) -> Response:

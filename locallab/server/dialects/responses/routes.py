@@ -22,7 +22,7 @@ from locallab.server.dialects.openai.errors import OpenAIProblem, openai_body
 from locallab.server.dialects.responses.input_items import InputItems, page, stored
 from locallab.server.dialects.responses.request import ResponsesBody, chat_request, echo, item_type
 from locallab.server.dialects.responses.store import Owner, ResponseStore
-from locallab.server.dialects.responses.stream import Frame, ResponsesAnswer, ResponsesFormatter
+from locallab.server.dialects.responses.stream import Frame, ResponsesAnswer, ResponsesFormatter, error_event
 from locallab.server.dialects.responses.truncation import prepare_fitting
 from locallab.server.endpoint import Endpoint, Generating
 from locallab.server.fields.body import read
@@ -178,4 +178,6 @@ RESPONSES = Dialect(
     problem=OpenAIProblem,
     routes=routes,
     prompts={"/v1/responses": "input", COUNT: "input"},
+    failing=error_event,
+    typed=True,
 )

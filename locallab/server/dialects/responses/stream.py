@@ -126,6 +126,12 @@ class Frame:
         return {**fixed, **DEFAULTS, **self.echo, "output": output, **more}
 
 
+def error_event(error: Exception) -> dict[str, Any]:
+    """Return the body of the event `error`, which ends a stream whose response is not at hand."""
+    body = openai_body(error)["error"]
+    return {"type": "error", "code": body["code"] or "server_error", "message": body["message"], "param": None}
+
+
 class ResponsesFormatter:
     """Formats one answer as output items, one after the other. `keep` is called with the finished response.
 

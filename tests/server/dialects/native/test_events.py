@@ -323,7 +323,7 @@ def test_one_that_reads_slowly_gets_the_latest_state(monkeypatch: pytest.MonkeyP
 
     async def scenario() -> None:
         pool = NoModels()
-        route = Events(pool, Keyring(ServerSettings(), KeyStore()))  # type: ignore[arg-type]
+        route = Events(Sampler(pool), Keyring(ServerSettings(), KeyStore()))  # type: ignore[arg-type]
         state = {"role": "admin", "caller": LOCAL, "key": None}
         request = Request({"type": "http", "state": state})
         with route._watching(request) as messages:

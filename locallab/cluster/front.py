@@ -1,0 +1,253 @@
+"""The front's relay: requests that have passed its checks go to a replica, and its answers come back as they are.
+
+A request is sent again while nothing of its answer has come: a replica that dies, or that leaves, loses none. An answer that
+has begun ends as its dialect ends one that fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import msgspec
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from locallab.cluster import wire
+from locallab.cluster.prefixes import digests, scope_of, text_of
+from locallab.cluster.replica import Ticket
+from locallab.cluster.routing import Route
+from locallab.engine.request import Usage
+from locallab.errors import LocalLabError, ModelsFixed, RateLimited, ReplicaGone, RequestError
+from locallab.logs import request_id
+from locallab.server.dialects.dialect import Dialect
+from locallab.server.errors import respond
+from locallab.server.inference.aside import aside
+from locallab.server.streaming import EVENTS, LINES
+
+TRIES = 5
+"""Replicas that a request is sent to before its client hears of it."""
+
+OWN = {
+    "/",
+    "/docs",
+    "/openapi.json",
+    "/page/{name}",
+    "/api/v1/me",
+    "/api/v1/render",
+    "/api/v1/replay",
+    "/api/v1/events",
+    "/metrics",
+    "/system/info",
+    "/health/live",
+}
+"""Routes that the front answers by itself."""
+
+CHANGING = {"/models/load", "/models/unload", "/api/pull", "/api/delete", "/v1/load_lora_adapter", "/v1/unload_lora_adapter"}
+"""Routes that change which models there are."""
+
+log = logging.getLogger(__name__)
+
+
+class Placement(Protocol):
+    """Chooses replicas."""
+
+    def place(self, model: str, route: Route) -> contextlib.AbstractAsyncContextManager[Ticket]:
+        """Return a context manager with a ticket of a replica of this model, held until the request has ended. Raises
+        ReplicaGone where none answers."""
+        ...
+
+
+class Relay:
+    """Innermost middleware of a front. `served` has the name of the model that a request asks for, "" for none, as the name of
+    the one whose replicas answer it, and the adapter."""
+
+    def __init__(self, app: ASGIApp, placement: Placement, served: Callable[[str], tuple[str, str]]) -> None:
+        self._app = app
+        self._placement = placement
+        self._served = served
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        route = scope["state"]["route"] if scope["type"] != "lifespan" else None
+        if route is None or route in OWN or route.startswith("/page"):
+            await self._app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await self._relay_socket(scope, receive, send)
+        else:
+            await self._relay(scope, receive, send)
+
+    async def _relay(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started: Message | None = None
+
+        async def relay(message: Message) -> None:
+            nonlocal started
+            started = started or message
+            await send(message)
+
+        body = await _body(receive)
+        if body is None:
+            return  # the client has left
+        try:
+            model, route = await self._route(scope, body)
+            call = wire.call_of(scope, request_id.get())
+            for attempt in range(TRIES):
+                try:
+                    await self._try(call, body, model, route, scope, receive, relay)
+                    return
+                except ReplicaGone as error:
+                    log.warning("%s %s: %s", scope["method"], scope["path"], error)
+                    if started is not None or attempt == TRIES - 1:
+                        raise
+        except LocalLabError as error:
+            if started is None:
+                await respond(HTTPConnection(scope), error)(scope, receive, send)
+                return
+            await _end(scope, started, error, send)
+
+    async def _route(self, scope: Scope, body: bytes) -> tuple[str, Route]:
+        """Return the model whose replicas are asked, and what the router is told. What cannot be read is for a replica to
+        refuse. Raises ModelsFixed."""
+        if scope["state"]["route"] in CHANGING:
+            raise ModelsFixed
+        fields: Mapping[str, Any] = {}
+        with contextlib.suppress(msgspec.DecodeError, RequestError, RecursionError):
+            decoded = await aside(len(body), lambda _: msgspec.json.decode(body)) if body[:1] == b"{" else {}
+            fields = decoded if isinstance(decoded, dict) else {}
+        name = fields.get("model") or fields.get("model_id") or ""
+        model, adapter = self._served(name if isinstance(name, str) else "")
+        text = text_of(fields)
+        owner = scope["state"]["caller"].owner
+        return model, Route(digests(scope_of(model, adapter, owner), text), len(text))
+
+    async def _try(
+        self, call: wire.Call, body: bytes, model: str, route: Route, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Send the call to one replica, and its answer to the client. Raises ReplicaGone."""
+        async with self._placement.place(model, route) as ticket:
+            frames = await wire.connect(ticket.host, ticket.port, ticket.number)
+            try:
+                await _to_replica(frames, "call", call)
+                await _to_replica(frames, "asgi", {"type": "http.request", "body": body, "more_body": False})
+                answering = asyncio.ensure_future(_answer(frames, scope, send))
+                leaving = asyncio.ensure_future(_left(receive))
+                try:
+                    await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+                    if answering.done():
+                        answering.result()
+                finally:
+                    await _cancelled(answering, leaving)
+            finally:
+                frames.close()
+
+    async def _relay_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Join a WebSocket and one replica: what runs on it ends with that."""
+        model, _ = self._served("")
+        call = wire.call_of(scope, request_id.get())
+        accepted = False
+        pulls: set[asyncio.Task[None]] = set()
+
+        async def relay(message: Message) -> None:
+            nonlocal accepted
+            accepted = accepted or message["type"] == "websocket.accept"
+            await send(message)
+
+        async def pull() -> None:
+            with contextlib.suppress(ReplicaGone):
+                await _to_replica(frames, "asgi", await receive())
+
+        def wanted() -> None:
+            task = asyncio.ensure_future(pull())
+            pulls.add(task)
+            task.add_done_callback(pulls.discard)
+
+        error: ReplicaGone | None = None
+        for _ in range(TRIES):
+            try:
+                async with self._placement.place(model, Route()) as ticket:
+                    frames = await wire.connect(ticket.host, ticket.port, ticket.number)
+                    try:
+                        await _to_replica(frames, "call", call)
+                        await _answer(frames, scope, relay, wanted)
+                        return
+                    finally:
+                        frames.close()
+                        await _cancelled(*pulls)
+            except ReplicaGone as gone:
+                error = gone
+                log.warning("WS %s: %s", scope["path"], gone)
+                if accepted or pulls:
+                    break
+        dialect: Dialect = scope["state"]["dialect"]
+        if accepted and error is not None:
+            await send({"type": "websocket.send", "text": dialect.ending(error, "").decode()})
+        await send({"type": "websocket.close", "code": 1011, "reason": "the replica is gone"})
+
+
+async def _answer(frames: wire.Frames, scope: Scope, send: Send, wanted: Callable[[], None] = lambda: None) -> None:
+    """Pass on what a replica answers until it is done. Raises ReplicaGone, and RuntimeError where its app has failed."""
+    state = scope["state"]
+    while (frame := await frames.read()) is not None:
+        kind, value = frame
+        if kind == "asgi":
+            await send(value)
+        elif kind == "spend":
+            model, usage = value
+            state["spend"](model, msgspec.convert(usage, Usage))
+        elif kind == "receive":
+            wanted()
+        elif kind == "count":
+            refusal: RateLimited | None = None
+            try:
+                await state["count"]()
+            except RateLimited as error:
+                refusal = error
+            told = refusal and (refusal.rule, refusal.limit, refusal.reset, refusal.retry_after, refusal.remaining)
+            await _to_replica(frames, "counted", told)
+        elif kind == "failed":
+            raise RuntimeError("the replica's app has failed; its log says why")
+        else:
+            return
+    raise ReplicaGone("its connection broke off")
+
+
+async def _to_replica(frames: wire.Frames, kind: wire.Kind, value: object) -> None:
+    try:
+        await frames.send(kind, value)
+    except (OSError, RuntimeError) as error:
+        raise ReplicaGone(f"its connection broke off: {error}") from None
+
+
+async def _body(receive: Receive) -> bytes | None:
+    """Return the whole body, None if the client leaves before. Raises what the middleware that reads it does."""
+    parts = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _cancelled(*tasks: asyncio.Future[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _end(scope: Scope, start: Message, error: LocalLabError, send: Send) -> None:
+    """End an answer that has begun: a stream by its dialect's event for failures, any other by cutting the connection."""
+    types = [value.partition(b";")[0].decode() for name, value in start.get("headers", ()) if name == b"content-type"]
+    if types not in ([EVENTS], [LINES]):
+        raise error
+    dialect: Dialect = scope["state"]["dialect"]
+    ending = dialect.ending(error, types[0])
+    await send({"type": "http.response.body", "body": ending, "more_body": False})

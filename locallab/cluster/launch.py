@@ -1,0 +1,129 @@
+"""The start and the end of a cluster that `locallab serve --cluster` runs, and what is checked before anything is started."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import logging
+import os
+from collections.abc import Iterator, Mapping
+
+from locallab.cluster.config import ClusterConfig, served
+from locallab.errors import ConfigError, LocalLabError
+from locallab.models import Registry, Store
+from locallab.settings import ServerSettings
+from locallab.units import binary_bytes
+
+OLDEST, BEYOND = (2, 60), (3,)
+"""Versions of Ray from the first on, and below the second."""
+
+GATHERING = 5.0
+"""Seconds for replicas to end at a stop, behind the grace of their requests."""
+
+log = logging.getLogger(__name__)
+
+
+def check_ray() -> None:
+    """Raise ConfigError unless there is a Ray of a version that is known to work."""
+    wanted = f"a cluster needs Ray {'.'.join(map(str, OLDEST))} or later, below {BEYOND[0]}: pip install 'locallab-server[ray]'"
+    try:
+        version = importlib.metadata.version("ray")
+        importlib.metadata.version("fastapi")  # of the extra `serve`
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ConfigError(f"cluster: {error.name} is not installed; {wanted}") from None
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
+    if not OLDEST <= numbers < BEYOND:
+        raise ConfigError(f"cluster: Ray {version} is installed; {wanted}")
+
+
+@contextlib.contextmanager
+def connected(config: ClusterConfig) -> Iterator[None]:
+    """Connect to the configured Ray cluster, or start one on this machine, which ends with the block. Raises ConfigError."""
+    check_ray()
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent away
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # CPU replicas keep their view of the GPUs
+    import ray
+
+    options = {} if config.ray is not None else {"include_dashboard": False}
+    try:
+        ray.init(config.ray, logging_level=logging.ERROR, log_to_driver=True, namespace="locallab", **options)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        raise ConfigError(f"cluster: ray: {config.ray or 'none can be started here'}: {_first(error)}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def check_room(config: ClusterConfig, registry: Registry) -> None:
+    """Raise ConfigError for a model of which no machine of the connected cluster can hold a replica."""
+    import ray
+
+    nodes = [each["Resources"] for each in ray.nodes() if each["Alive"]]
+    store = Store()
+    for each in config.models:
+        spec = registry.resolve(each.model)
+        size = store.size(spec) or 0
+        needs = {"CPU": each.cpus, "GPU": each.gpus, "memory": max(each.memory_gib * 2**30, 0 if each.gpus else size)}
+        if any(all(node.get(name, 0) >= amount for name, amount in needs.items()) for node in nodes):
+            continue
+        most = {name: max((node.get(name, 0) for node in nodes), default=0) for name in needs}
+        lacking = [name for name, amount in needs.items() if most[name] < amount]
+        shown = " and ".join(_amount(name, needs[name]) for name in lacking or needs)
+        there = (
+            f"the largest has {' and '.join(_amount(name, most[name]) for name in lacking)}" if lacking else "each lacks one"
+        )
+        raise ConfigError(f"cluster: models: {each.model}: no machine can hold a replica, which takes {shown}; {there}")
+
+
+def _amount(name: str, amount: float) -> str:
+    return f"{binary_bytes(int(amount))} of memory" if name == "memory" else f"{amount:g} {name}s"
+
+
+@contextlib.contextmanager
+def deployed(config: ClusterConfig, registry: Registry, server: ServerSettings) -> Iterator[Mapping[str, object]]:
+    """Yield the handles of the models' replicas, by the names in the configuration; they end with the block.
+
+    Returns once each model has as many replicas as it begins with. Raises LocalLabError if one cannot start.
+    """
+    from ray import serve
+
+    from locallab.cluster import deployment
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+
+    names: list[str] = []
+    try:
+        serve.start(proxy_location="Disabled", logging_config=deployment.QUIET)
+        handles: dict[str, object] = {}
+        for each in config.models:
+            name = f"locallab-{deployment.label(registry.resolve(each.model).id)}"
+            names.append(name)
+            try:
+                handles[each.model] = serve.run(deployment.engine(each, config, server, "engine"), name=name, route_prefix=None)
+            except RuntimeError as error:
+                raise LocalLabError(f"cluster: models: {each.model}: no replica can start: {reason(error)}") from None
+        yield handles
+    finally:
+        with contextlib.suppress(Exception):
+            for name in names if config.ray is not None else ():
+                serve.delete(name)
+            if config.ray is None:
+                serve.shutdown()
+
+
+def reason(error: Exception) -> str:
+    """Return the words of the exception that a message of Ray Serve's ends with: its last line that is none of a traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if "Error: " in line or "locallab.errors." in line]
+    return (told[-1] if told else lines[-1] if lines else type(error).__name__).split("Error: ", 1)[-1]
+
+
+def _first(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def check_models(config: ClusterConfig, server: ServerSettings) -> tuple[Registry, Mapping[str, str]]:
+    """Return the registry, and the ids of the models by their names in the configuration. Raises ConfigError, UnknownModel."""
+    registry = Registry.discover(server.registry)
+    return registry, served(config, registry)

@@ -1,0 +1,57 @@
+"""The prefix-aware request router, on Ray Serve's interface for one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.serve.request_router import FIFOMixin, PendingRequest, ReplicaID, RequestRouter, RunningReplica
+
+from locallab.cluster.routing import Published, Route, Table
+
+STATS = "published"
+"""The name in a replica's routing stats of what it publishes."""
+
+
+class PrefixRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]
+    """Sends a request, whose first argument is its Route, to the replica that `Table` chooses. Ray Serve's own checks follow:
+    a replica with as many requests as it may have passes one on to the next."""
+
+    def initialize_state(self, **kwargs: Any) -> None:
+        self._table = Table()
+
+    async def choose_replicas(
+        self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
+    ) -> list[list[RunningReplica]]:
+        by_id = {each.replica_id: each for each in candidate_replicas}
+        ranked = self._table.choose(_route(pending_request), list(by_id))
+        return [[by_id[each]] for each in ranked]
+
+    def update_replicas(self, replicas: list[RunningReplica]) -> None:
+        self._table.set_replicas(each.replica_id for each in replicas)
+        for each in replicas:
+            if (told := each.routing_stats.get(STATS)) is not None:
+                number, held, work = told
+                digests = (held[at : at + 8] for at in range(0, len(held), 8))
+                held_there = frozenset(int.from_bytes(digest, "big") for digest in digests)
+                self._table.publish(each.replica_id, Published(number, held_there, work))
+        super().update_replicas(replicas)
+
+    def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
+        self._table.forget(replica_id)
+        super().on_replica_actor_died(replica_id)
+
+    def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any) -> None:
+        self._table.send(pending_request.metadata.internal_request_id, _route(pending_request), replica_id)
+
+    def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
+        self._table.end(internal_request_id)
+
+
+def packed(told: Published) -> tuple[int, bytes, int]:
+    """Return what a replica publishes in few bytes."""
+    return told.number, b"".join(digest.to_bytes(8, "big") for digest in sorted(told.held)), told.work
+
+
+def _route(request: PendingRequest | None) -> Route:
+    found = request.args[0] if request is not None and request.args else None
+    return found if isinstance(found, Route) else Route()
