@@ -158,6 +158,9 @@ class Handles:
             raise ReplicaGone(str(error).partition("\n")[0]) from None
         try:
             yield ticket
+        except BaseException:
+            stream.cancel()  # the ticket may never have been used
+            raise
         finally:
             task = asyncio.ensure_future(_drained(stream))  # its replica sees the end of the request by itself
             self._ending.add(task)

@@ -33,6 +33,7 @@ TRIES = 5
 
 OWN = {
     "/",
+    "/page/{file}",
     "/docs",
     "/openapi.json",
     "/page/{name}",
@@ -40,6 +41,7 @@ OWN = {
     "/api/v1/render",
     "/api/v1/replay",
     "/api/v1/events",
+    "/api/v1/usage",
     "/metrics",
     "/system/info",
     "/health/live",
@@ -72,7 +74,7 @@ class Relay:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         route = scope["state"]["route"] if scope["type"] != "lifespan" else None
-        if route is None or route in OWN or route.startswith("/page"):
+        if route is None or (route in OWN and not _is_bare(scope)):
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
             await self._relay_socket(scope, receive, send)
@@ -184,6 +186,12 @@ class Relay:
         if accepted and error is not None:
             await send({"type": "websocket.send", "text": dialect.ending(error, "").decode()})
         await send({"type": "websocket.close", "code": 1011, "reason": "the replica is gone"})
+
+
+def _is_bare(scope: Scope) -> bool:
+    """Return whether the request asks for the root, and not for the page: a replica knows the model to name there."""
+    accept = b"".join(value for name, value in scope["headers"] if name == b"accept")
+    return scope["path"] == "/" and b"text/html" not in accept
 
 
 async def _answer(frames: wire.Frames, scope: Scope, send: Send, wanted: Callable[[], None] = lambda: None) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import importlib.metadata
 import logging
 import os
+import socket
 from collections.abc import Iterator, Mapping
 
 from locallab.cluster.config import ClusterConfig, served
@@ -17,8 +18,8 @@ from locallab.units import binary_bytes
 OLDEST, BEYOND = (2, 60), (3,)
 """Versions of Ray from the first on, and below the second."""
 
-GATHERING = 5.0
-"""Seconds for replicas to end at a stop, behind the grace of their requests."""
+REACHING = 5.0
+"""Seconds to connect to a Ray cluster."""
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,8 @@ def check_ray() -> None:
 def connected(config: ClusterConfig) -> Iterator[None]:
     """Connect to the configured Ray cluster, or start one on this machine, which ends with the block. Raises ConfigError."""
     check_ray()
+    if config.ray is not None:
+        _check_address(config.ray)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent away
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # CPU replicas keep their view of the GPUs
     import ray
@@ -101,22 +104,35 @@ def deployed(config: ClusterConfig, registry: Registry, server: ServerSettings) 
             names.append(name)
             try:
                 handles[each.model] = serve.run(deployment.engine(each, config, server, "engine"), name=name, route_prefix=None)
-            except RuntimeError as error:
-                raise LocalLabError(f"cluster: models: {each.model}: no replica can start: {reason(error)}") from None
+            except RuntimeError:
+                found = serve.status().applications[name].deployments["engine"].message
+                raise LocalLabError(f"cluster: models: {each.model}: no replica can start: {reason(found)}") from None
         yield handles
     finally:
-        with contextlib.suppress(Exception):
-            for name in names if config.ray is not None else ():
+        for name in names:
+            with contextlib.suppress(Exception):
                 serve.delete(name)
-            if config.ray is None:
-                serve.shutdown()
 
 
-def reason(error: Exception) -> str:
-    """Return the words of the exception that a message of Ray Serve's ends with: its last line that is none of a traceback."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if "Error: " in line or "locallab.errors." in line]
-    return (told[-1] if told else lines[-1] if lines else type(error).__name__).split("Error: ", 1)[-1]
+def reason(message: str) -> str:
+    """Return the words of the exception that a message of Ray Serve's ends with."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()] or ["the log says why"]
+    kind, _, told = next((line for line in reversed(lines) if ": " in line), lines[-1]).partition(": ")
+    return told if kind.endswith(("Error", "Exception")) or "." in kind else lines[-1]
+
+
+def _check_address(address: str) -> None:
+    """Raise ConfigError where nothing listens at an address: Ray would wait for a minute. Other forms are for Ray to check."""
+    host, _, port = address.rpartition(":")
+    if not host or "/" in address or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), REACHING).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"cluster: ray: nothing answers at {address}: {reason}; `ray start --head` starts a cluster"
+        ) from None
 
 
 def _first(error: Exception) -> str:

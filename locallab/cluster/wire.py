@@ -93,13 +93,16 @@ class Frames:
         return kind, value
 
     def put(self, kind: Kind, value: object = None) -> None:
-        """Send a small frame without waiting for the other side to read."""
+        """Send a small frame without waiting for the other side to read; nowhere, if the connection is closed."""
         frame = _encode((kind, value))
-        self._writer.write(_LENGTH.pack(len(frame)) + frame)
+        if not self._writer.is_closing():
+            self._writer.write(_LENGTH.pack(len(frame)) + frame)
 
     async def send(self, kind: Kind, value: object = None) -> None:
         """Send a frame, and wait while the other side does not read. Raises OSError."""
         self.put(kind, value)
+        if self._writer.is_closing():
+            raise ConnectionResetError("the connection is closed")
         await self._writer.drain()
 
     def close(self) -> None:

@@ -173,6 +173,7 @@ class FakeEngine:
         self.prepared: list[Constraint] = []
         self.cancelled: list[int] = []
         self.looks = 0
+        self.evicted = 0
 
     def tokenize(
         self,
@@ -285,6 +286,15 @@ class FakeEngine:
         answer: Future[EngineView] = Future()
         with self._lock:
             answer.set_result(self._view())
+        return answer
+
+    def owner(self, params: SamplingParams, caller: Caller) -> str:
+        return caller.owner
+
+    def held(self, prompts: Sequence[tuple[list[int], str]]) -> Future[list[int]]:
+        """Answer that all is there, but for `evicted` tokens of each."""
+        answer: Future[list[int]] = Future()
+        answer.set_result([max(0, len(tokens) - 1 - self.evicted) for tokens, _ in prompts])
         return answer
 
     def _view(self) -> EngineView:

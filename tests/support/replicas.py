@@ -1,0 +1,169 @@
+"""A cluster without Ray: a front and its replicas in one process, over real connections."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from locallab.cluster.entrance import front_app
+from locallab.cluster.replica import ReplicaServer, Ticket
+from locallab.cluster.routing import Route, Table
+from locallab.errors import ReplicaGone
+from locallab.keys import Keyring, KeyStore
+from locallab.models.store import Store
+from locallab.pool import Pool
+from locallab.server.cluster import Told, What
+from locallab.settings import ServerSettings
+from tests.support.fake_engine import FakeEngine, FakeMemory, registry
+from tests.support.http_server import running
+
+MODEL = "tiny:1b"
+
+
+class LocalReplica:
+    """A replica with a fake engine; `kill` ends it as SIGKILL does, for those that it is connected with."""
+
+    def __init__(self, folder: Path, name: str, settings: ServerSettings, engine: dict[str, Any]) -> None:
+        self.name = name
+        self.engines: list[FakeEngine] = []
+        self.alive = True
+        self.visits = 0
+
+        def make(path: Path, settings: Any, post: Any) -> Any:
+            self.engines.append(FakeEngine(path, settings, post, **engine))
+            return self.engines[-1]
+
+        memory = FakeMemory(10**9, 10**8, lambda: list(self.engines))
+        folder.mkdir()
+        models = Pool(registry(folder), Store(folder / "store"), engine=make, grace=0.0, on_demand="refuse", memory=memory)
+        models.load_now(MODEL)
+        self.server = ReplicaServer(models, settings, name, MODEL, "127.0.0.1")
+        self._writers: set[asyncio.StreamWriter] = set()
+        connected = self.server._connected
+
+        async def noting(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self._writers.add(writer)
+            await connected(reader, writer)
+
+        self.server._connected = noting  # type: ignore[method-assign]
+
+    @property
+    def engine(self) -> FakeEngine:
+        return self.engines[-1]
+
+    def kill(self) -> None:
+        self.alive = False
+        loop = self.server._server.get_loop()
+
+        def cut() -> None:
+            self.server._server.close()
+            for writer in self._writers:
+                writer.transport.abort()
+
+        loop.call_soon_threadsafe(cut)
+
+
+class LocalCluster:
+    """Places requests as the router does; a replica that was killed is known to be gone only once somebody has met it."""
+
+    def __init__(self, replicas: list[LocalReplica]) -> None:
+        self.replicas = replicas
+        self.table = Table()
+        self.table.set_replicas(each.name for each in replicas)
+        self._started: set[str] = set()
+        self._requests = 0
+        self._ending: list[asyncio.Future[None]] = []
+
+    @contextlib.asynccontextmanager
+    async def place(self, model: str, route: Route) -> AsyncIterator[Ticket]:
+        for each in self.replicas:
+            if each.name not in self._started:
+                self._started.add(each.name)
+                await each.server.start()
+        chosen = next((name for name in self.table.choose(route)), None)
+        if chosen is None:
+            raise ReplicaGone("none is left")
+        replica = next(each for each in self.replicas if each.name == chosen)
+        if not replica.alive:
+            self.table.forget(chosen)
+        self._requests += 1
+        number = self._requests
+        self.table.send(number, route, chosen)
+        replica.visits += 1
+        visit = replica.server.visit(route)
+        ticket = await anext(visit)
+        try:
+            yield ticket
+        except BaseException:
+            await visit.aclose()
+            raise
+        finally:
+            self.table.end(number)
+            self._ending.append(asyncio.ensure_future(_drain(visit)))
+
+    def ending_with(self, app: Any) -> Any:
+        """Return the app with a lifespan that ends the replicas, in their event loop."""
+
+        async def ending(scope: Any, receive: Any, send: Any) -> None:
+            async def closing() -> Any:
+                message = await receive()
+                if message["type"] == "lifespan.shutdown":
+                    for each in self.replicas:
+                        if each.name in self._started:
+                            await each.server.close()
+                    await asyncio.gather(*self._ending, return_exceptions=True)
+                return message
+
+            await app(scope, closing if scope["type"] == "lifespan" else receive, send)
+
+        return ending
+
+    async def ask(self, what: What = "") -> list[Told]:
+        return [await each.server.tell(what) for each in self.replicas if each.alive and each.name in self._started]
+
+
+async def _drain(visit: AsyncIterator[Ticket]) -> None:
+    async for _ in visit:
+        pass
+
+
+class Cluster:
+    """A running front with its replicas."""
+
+    def __init__(self, url: str, http: httpx.Client, replicas: list[LocalReplica], placement: LocalCluster) -> None:
+        self.url = url
+        self.http = http
+        self.replicas = replicas
+        self.placement = placement
+
+    def script(self, *steps: Any) -> None:
+        """Set the steps that each engine plays for every request."""
+        for each in self.replicas:
+            each.engine.script = lambda prompt, params: list(steps)
+
+    def busy(self) -> LocalReplica:
+        """Return the replica that has a request."""
+        [found] = [each for each in self.replicas if each.engine._running]
+        return found
+
+
+@contextlib.contextmanager
+def cluster_in(folder: Path, count: int = 2, engine: dict[str, Any] | None = None, **settings: Any) -> Iterator[Cluster]:
+    """Run a front in front of so many replicas. Its keys are in folder / "keys.json"."""
+    server = ServerSettings(**{"rate_limit": False, **settings})
+    replicas = [LocalReplica(folder / f"replica-{at}", f"r{at}", server, engine or {}) for at in range(count)]
+    placement = LocalCluster(replicas)
+    models = registry(folder)
+    keyring = Keyring(server, KeyStore(folder / "keys.json"))
+    app = front_app(models, {MODEL: models.get(MODEL).id}, server, keyring, placement)
+    try:
+        with running(placement.ending_with(app)) as url, httpx.Client(base_url=url, timeout=30) as client:
+            yield Cluster(url, client, replicas, placement)
+    finally:
+        for each in replicas:
+            each.server._pool.close()  # again, for those that were never asked
