@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import threading
 from collections.abc import Mapping, Sequence
@@ -11,11 +12,12 @@ from typing import Any
 import click
 
 from locallab.cli.settings_options import Layer
-from locallab.cluster import config as cluster_config
+from locallab.cluster import config as configs
 from locallab.cluster import launch
-from locallab.cluster.config import ClusterConfig
+from locallab.cluster.config import ClusterConfig, ModelConfig
 from locallab.errors import ConfigError
-from locallab.keys import Keyring, KeyStore, ensure_key
+from locallab.keys import Keyring, KeyStore, ensure_key, with_key_file
+from locallab.models import Registry
 from locallab.settings import ServerSettings
 from locallab.supervisor import Child
 from locallab.version import __version__
@@ -23,23 +25,38 @@ from locallab.version import __version__
 log = logging.getLogger(__name__)
 
 
-def configured(path: str, server: Sequence[Layer], engine: Mapping[str, Any]) -> tuple[ClusterConfig, ServerSettings]:
-    """Return the cluster of a file and the settings of its front, in which the environment and the flags go ahead of the file.
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """A cluster to start: its file, what that says, the engine settings that go ahead of it, and the settings of the front."""
 
-    Raises ConfigError.
-    """
-    config = cluster_config.with_flags(cluster_config.read(path), engine)
+    path: str
+    config: ClusterConfig
+    engine: Mapping[str, Any]
+    server: ServerSettings
+
+    def prepared(self, config: ClusterConfig) -> ClusterConfig:
+        """Return a configuration with the engine settings of this session."""
+        return configs.with_flags(config, self.engine)
+
+
+def session(path: str, server: Sequence[Layer], engine: Mapping[str, Any]) -> Session:
+    """Return the cluster of a file. The environment and the flags go ahead of it. Raises ConfigError."""
+    config = configs.read(path)
     for origin, values in server:
         for name in values:
-            if name in cluster_config.ELSEWHERE:
-                raise ConfigError(f"{origin}: {cluster_config.ELSEWHERE[name]}")
-    return config, cluster_config.server_settings(config, path, *server)
+            if name in configs.ELSEWHERE:
+                raise ConfigError(f"{origin}: {configs.ELSEWHERE[name]}")
+    return Session(
+        path, configs.with_flags(config, engine), engine, with_key_file(configs.server_settings(config, path, *server))
+    )
 
 
-def serve(config: ClusterConfig, server: ServerSettings, child: Child, opens: bool) -> int:
+def serve(session: Session, child: Child, opens: bool) -> int:
     """Start the replicas, and serve in front of them until a signal; return the exit status."""
+    config, server = session.config, session.server
     launch.check_ray()
-    registry, names = launch.check_models(config, server)
+    registry = Registry.discover(server.registry)
+    first = next(iter(configs.served(config, registry).values()))
     from locallab.server import runner
 
     with contextlib.ExitStack() as running:
@@ -54,13 +71,13 @@ def serve(config: ClusterConfig, server: ServerSettings, child: Child, opens: bo
         store = KeyStore()
         keyring = Keyring(server, store, public, restarted=bool(child.supervision.restarts))
         running.enter_context(launch.connected(config))
-        launch.check_room(config, registry)
-        handles = running.enter_context(launch.deployed(config, registry, server))
-        from locallab.cluster.deployment import Handles
+        from locallab.cluster.fleet import Fleet, following
 
-        replicas = Handles({names[model]: handle for model, handle in handles.items()})
-        first = next(iter(names.values()))
-        app = front_app(registry, names, server, keyring, replicas, tunnel)
+        fleet = Fleet(config, registry, server)
+        running.callback(fleet.close)
+        fleet.start()
+        app = front_app(registry, fleet.named, server, keyring, fleet.handles, tunnel)
+        running.enter_context(following(session.path, session.prepared, fleet))
         if tunnel is not None:
             running.callback(tunnel.close)
         new_key = ensure_key(server, store, keyring.public)
@@ -87,7 +104,7 @@ def banner(config: ClusterConfig, url: str, new_key: str | None) -> str:
     )
 
 
-def _count(model: cluster_config.ModelConfig) -> str:
+def _count(model: ModelConfig) -> str:
     scaling = model.scaling
     if scaling.min == scaling.max:
         return f"{scaling.max} replica{'s' if scaling.max > 1 else ''}"

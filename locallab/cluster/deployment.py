@@ -139,13 +139,20 @@ class Handles:
     """The replicas of each model, by its id in the registry, through Ray Serve's handles."""
 
     def __init__(self, handles: Mapping[str, DeploymentHandle]) -> None:
-        self._handles = handles
+        self._handles = dict(handles)
         self._ending: set[asyncio.Task[None]] = set()
+
+    def set(self, model: str, handle: DeploymentHandle[Any] | None) -> None:
+        """Reach the replicas of a model by this handle from now on, None: there are none any more. For any thread."""
+        others = {name: each for name, each in self._handles.items() if name != model}
+        self._handles = others if handle is None else {**others, model: handle}
 
     @contextlib.asynccontextmanager
     async def place(self, model: str, route: Route) -> AsyncIterator[Ticket]:
         """Yield a ticket of the replica that the router chooses. Raises ReplicaGone."""
-        stream = self._handles[model].visit.options(stream=True).remote(route)
+        if (handle := self._handles.get(model)) is None:
+            raise ReplicaGone(f"{model} is served no more")
+        stream = handle.visit.options(stream=True).remote(route)
         try:
             ticket: Ticket = await asyncio.wait_for(anext(stream), FIRST_TICKET)
         except asyncio.TimeoutError:

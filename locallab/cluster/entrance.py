@@ -42,12 +42,12 @@ def naming(registry: Registry, served: Mapping[str, str]) -> Callable[[str], tup
 
 def front_app(
     registry: Registry,
-    served: Mapping[str, str],
+    named: Callable[[str], tuple[str, str]],
     server: ServerSettings,
     keyring: Keyring,
     replicas: Replicas,
     tunnel: Tunnel | None = None,
 ) -> Starlette:
-    """Return the app of a front. Raises ConfigError."""
-    relay = Middleware(Relay, placement=replicas, served=naming(registry, served))
+    """Return the app of a front; `named` is what `naming` returns. Raises ConfigError."""
+    relay = Middleware(Relay, placement=replicas, served=named)
     return create_app(open_pool(registry, server, ()), server, keyring, tunnel, replicas, relay)

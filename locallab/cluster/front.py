@@ -26,6 +26,7 @@ from locallab.logs import request_id
 from locallab.server.dialects.dialect import Dialect
 from locallab.server.errors import respond
 from locallab.server.inference.aside import aside
+from locallab.server.page.routes import wants_page
 from locallab.server.streaming import EVENTS, LINES
 
 TRIES = 5
@@ -34,6 +35,7 @@ TRIES = 5
 OWN = {
     "/",
     "/page/{file}",
+    "/page/clients.md",
     "/docs",
     "/openapi.json",
     "/page/{name}",
@@ -190,8 +192,8 @@ class Relay:
 
 def _is_bare(scope: Scope) -> bool:
     """Return whether the request asks for the root, and not for the page: a replica knows the model to name there."""
-    accept = b"".join(value for name, value in scope["headers"] if name == b"accept")
-    return scope["path"] == "/" and b"text/html" not in accept
+    accept = next((value for name, value in scope["headers"] if name == b"accept"), b"")
+    return scope["path"] == "/" and not wants_page(accept.decode("latin-1"))
 
 
 async def _answer(frames: wire.Frames, scope: Scope, send: Send, wanted: Callable[[], None] = lambda: None) -> None:

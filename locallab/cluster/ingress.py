@@ -15,7 +15,7 @@ from starlette.applications import Starlette
 from locallab import logs
 from locallab.cluster.config import ClusterConfig, as_dict, parse, served, server_settings
 from locallab.cluster.deployment import QUIET, Handles, engine, label
-from locallab.cluster.entrance import front_app
+from locallab.cluster.entrance import front_app, naming
 from locallab.inprocess.launch import layers
 from locallab.keys import Keyring, KeyStore, with_key_file
 from locallab.models import Registry
@@ -58,7 +58,7 @@ class Front:
         if server.auth and server.api_key is None and not store.read():
             log.warning("there is no API key, so that nobody can use this: `locallab keys create --name NAME` makes one")
         registry = Registry.discover(server.registry)
-        self._asgi = front_app(registry, served(cluster, registry), server, keyring, Handles(engines))
+        self._asgi = front_app(registry, naming(registry, served(cluster, registry)), server, keyring, Handles(engines))
 
     def __serve_build_asgi_app__(self) -> Starlette:
         return self._asgi

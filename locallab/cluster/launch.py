@@ -7,12 +7,11 @@ import importlib.metadata
 import logging
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
-from locallab.cluster.config import ClusterConfig, served
-from locallab.errors import ConfigError, LocalLabError
+from locallab.cluster.config import ClusterConfig
+from locallab.errors import ConfigError
 from locallab.models import Registry, Store
-from locallab.settings import ServerSettings
 from locallab.units import binary_bytes
 
 OLDEST, BEYOND = (2, 60), (3,)
@@ -83,37 +82,6 @@ def _amount(name: str, amount: float) -> str:
     return f"{binary_bytes(int(amount))} of memory" if name == "memory" else f"{amount:g} {name}s"
 
 
-@contextlib.contextmanager
-def deployed(config: ClusterConfig, registry: Registry, server: ServerSettings) -> Iterator[Mapping[str, object]]:
-    """Yield the handles of the models' replicas, by the names in the configuration; they end with the block.
-
-    Returns once each model has as many replicas as it begins with. Raises LocalLabError if one cannot start.
-    """
-    from ray import serve
-
-    from locallab.cluster import deployment
-
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
-
-    names: list[str] = []
-    try:
-        serve.start(proxy_location="Disabled", logging_config=deployment.QUIET)
-        handles: dict[str, object] = {}
-        for each in config.models:
-            name = f"locallab-{deployment.label(registry.resolve(each.model).id)}"
-            names.append(name)
-            try:
-                handles[each.model] = serve.run(deployment.engine(each, config, server, "engine"), name=name, route_prefix=None)
-            except RuntimeError:
-                found = serve.status().applications[name].deployments["engine"].message
-                raise LocalLabError(f"cluster: models: {each.model}: no replica can start: {reason(found)}") from None
-        yield handles
-    finally:
-        for name in names:
-            with contextlib.suppress(Exception):
-                serve.delete(name)
-
-
 def reason(message: str) -> str:
     """Return the words of the exception that a message of Ray Serve's ends with."""
     lines = [line.strip() for line in message.splitlines() if line.strip()] or ["the log says why"]
@@ -137,9 +105,3 @@ def _check_address(address: str) -> None:
 
 def _first(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-def check_models(config: ClusterConfig, server: ServerSettings) -> tuple[Registry, Mapping[str, str]]:
-    """Return the registry, and the ids of the models by their names in the configuration. Raises ConfigError, UnknownModel."""
-    registry = Registry.discover(server.registry)
-    return registry, served(config, registry)

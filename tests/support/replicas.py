@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from locallab.cluster.entrance import front_app
+from locallab.cluster.entrance import front_app, naming
 from locallab.cluster.replica import ReplicaServer, Ticket
 from locallab.cluster.routing import Route, Table
 from locallab.errors import ReplicaGone
@@ -160,7 +160,7 @@ def cluster_in(folder: Path, count: int = 2, engine: dict[str, Any] | None = Non
     placement = LocalCluster(replicas)
     models = registry(folder)
     keyring = Keyring(server, KeyStore(folder / "keys.json"))
-    app = front_app(models, {MODEL: models.get(MODEL).id}, server, keyring, placement)
+    app = front_app(models, naming(models, {MODEL: models.get(MODEL).id}), server, keyring, placement)
     try:
         with running(placement.ending_with(app)) as url, httpx.Client(base_url=url, timeout=30) as client:
             yield Cluster(url, client, replicas, placement)

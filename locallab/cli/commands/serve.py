@@ -116,11 +116,9 @@ def _serve(server: ServerSettings, engine: Sequence[Layer], child: Child, opens:
 def _serve_cluster(path: str, flags: Mapping[str, Any], engine: Sequence[Layer], child: Child, opens: bool) -> int:
     from locallab.cli import cluster_session
 
-    given = settings.configured(EngineSettings, *engine)
-    config, server = cluster_session.configured(path, layers(ServerSettings, flags), given)
-    server = with_key_file(server)
-    with logs.configured(server.log_level, server.log_format), _stoppable(child.supervised):
-        return cluster_session.serve(config, server, child, opens)
+    session = cluster_session.session(path, layers(ServerSettings, flags), settings.configured(EngineSettings, *engine))
+    with logs.configured(session.server.log_level, session.server.log_format), _stoppable(child.supervised):
+        return cluster_session.serve(session, child, opens)
 
 
 def _load_again(pool: Pool, model: str, progress: Progress) -> Loaded | None:
