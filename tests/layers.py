@@ -29,14 +29,15 @@ PARTS: Mapping[str, frozenset[str]] = {
     "engine": frozenset({"memory_model", "cache_files", "media"}),
     "chat": frozenset({"engine", "media"}),
     "models": frozenset(),
-    "keys": frozenset(),
+    "redis_link": frozenset(),
+    "keys": frozenset({"redis_link"}),
     "load": frozenset(),
     "replay": frozenset(),
     "tunnel": frozenset(),
     "fit": frozenset({"models", "memory_model"}),
     "pool": frozenset({"engine", "chat", "models", "fit", "supervision"}),  # chat: a loaded model carries its template
     "server": frozenset(
-        {"engine", "chat", "media", "pool", "models", "keys", "replay", "tunnel", "logs", "supervision"}
+        {"engine", "chat", "media", "pool", "models", "keys", "replay", "tunnel", "logs", "redis_link", "supervision"}
     ),  # logs: the id of the request at hand
     "inprocess": frozenset(
         {"server", "pool", "models", "engine", "chat", "media", "fit", "keys", "tunnel", "cache_files", "supervision"}
@@ -60,6 +61,7 @@ PARTS: Mapping[str, frozenset[str]] = {
             "chat",
             "inprocess",
             "cache_files",
+            "redis_link",
             "supervision",
             "supervisor",
         }

