@@ -134,6 +134,8 @@ def create_app(
         yield
         await asyncio.to_thread(pool.close)  # ends what is running, which then counts
         await asyncio.to_thread(usage.close)
+        for close in services.closing:
+            await close()
 
     keyring = keyring or Keyring(settings, KeyStore())
     usage = UsageLog(UsageFile(), settings.usage_days)

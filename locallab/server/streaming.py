@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterable, Mapping
+from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -52,6 +52,10 @@ class Formatter(WholeFormatter, Protocol):
     def ping(self) -> bytes: ...
 
 
+Ending = Callable[[], Awaitable[None]]
+"""Is awaited when an answer has been formatted to its end, before that is sent."""
+
+
 class ByteStream(EventSourceResponse):
     """An EventSourceResponse whose content is bytes; of its headers it has only those that a stream needs."""
 
@@ -75,18 +79,23 @@ class EventStream(ByteStream):
     write. Raises ClientGone when the client leaves before the start.
     """
 
-    def __init__(self, generation: Generation, formatter: Formatter, media_type: str = EVENTS) -> None:
+    def __init__(
+        self, generation: Generation, formatter: Formatter, media_type: str = EVENTS, ending: Ending | None = None
+    ) -> None:
         super().__init__(generation, media_type, ping=IDLE, ping_message_factory=self._wake)
         self._generation = generation
         self._formatter = formatter
         self._sent = asyncio.get_running_loop().time()
         self._started = False
         self._last: bytes | None = None
+        self._ending = ending
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._request = f"{scope['method']} {scope['path']}"
         with self._generation:
             await super().__call__(scope, receive, send)
+        if self._last is not None and self._ending is not None:
+            await self._ending()
         if self._last is not None:  # sent behind the tasks of the stream, so that the request is over for client and server
             with contextlib.suppress(SendTimeoutError):
                 await self._send_with_timeout(send, {"type": "http.response.body", "body": self._last, "more_body": False})

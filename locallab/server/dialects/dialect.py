@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from starlette.routing import BaseRoute
@@ -22,7 +22,8 @@ from locallab.tunnel import Tunnel
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Services:
     """The objects that routes may need. `tunnel` None: the server has no public address. `cluster` None: it is the front of
-    none."""
+    none. What routes add to `closing` is called when the server stops.
+    """
 
     pool: Pool
     settings: ServerSettings
@@ -31,6 +32,7 @@ class Services:
     usage: UsageLog
     tunnel: Tunnel | None = None
     cluster: Cluster | None = None
+    closing: list[Callable[[], Awaitable[None]]] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

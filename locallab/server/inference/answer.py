@@ -12,7 +12,7 @@ from locallab.pool import Loaded
 from locallab.server.inference.generation import Generation, Job, unless_gone
 from locallab.server.inference.prompt import prepare_texts
 from locallab.server.reply import cache_headers, noted, reply
-from locallab.server.streaming import EVENTS, EventStream, Formatter, WholeFormatter
+from locallab.server.streaming import EVENTS, Ending, EventStream, Formatter, WholeFormatter
 
 
 async def answer(
@@ -26,15 +26,17 @@ async def answer(
     urgent: bool = False,
     media_type: str = EVENTS,
     seconds: float | None = None,
+    ending: Ending | None = None,
 ) -> ASGIApp:
     """Submit the jobs, and answer with a stream of `media_type` or with the formatter's whole; the answers end after `seconds`.
 
+    `ending` is awaited when the formatter has finished, before the client gets the end of the answer.
     Raises ClientGone when the client leaves first, what `TextEngine.submit` raises, and what ended an answer before its time.
     """
     if not stream:
-        return await whole_answer(request, loaded, jobs, formatter, notes=notes, urgent=urgent, seconds=seconds)
+        return await whole_answer(request, loaded, jobs, formatter, notes=notes, urgent=urgent, seconds=seconds, ending=ending)
     generation = await _generation(request, loaded, jobs, urgent, seconds)
-    return noted(EventStream(generation, formatter, media_type), notes)
+    return noted(EventStream(generation, formatter, media_type, ending), notes)
 
 
 async def whole_answer(
@@ -46,6 +48,7 @@ async def whole_answer(
     notes: Sequence[str] = (),
     urgent: bool = False,
     seconds: float | None = None,
+    ending: Ending | None = None,
 ) -> ASGIApp:
     """Submit the jobs, and answer with the formatter's whole. Raises what `answer` does."""
     generation = await _generation(request, loaded, jobs, urgent, seconds)
@@ -56,7 +59,10 @@ async def whole_answer(
 
     with generation:
         await unless_gone(read(), request.receive)
-    return noted(reply(formatter.whole(), headers=cache_headers(generation.cache)), notes)
+    whole = formatter.whole()
+    if ending is not None:
+        await ending()
+    return noted(reply(whole, headers=cache_headers(generation.cache)), notes)
 
 
 async def _generation(request: Request, loaded: Loaded, jobs: Sequence[Job], urgent: bool, seconds: float | None) -> Generation:

@@ -20,8 +20,9 @@ from locallab.server.dialects.answer_fields import PromptTokenCount
 from locallab.server.dialects.dialect import Dialect, Services
 from locallab.server.dialects.openai.errors import OpenAIProblem, openai_body
 from locallab.server.dialects.responses.input_items import InputItems, page, stored
+from locallab.server.dialects.responses.kept import KeptResponses
 from locallab.server.dialects.responses.request import ResponsesBody, chat_request, echo, item_type
-from locallab.server.dialects.responses.store import Owner, ResponseStore
+from locallab.server.dialects.responses.store import Owner
 from locallab.server.dialects.responses.stream import Frame, ResponsesAnswer, ResponsesFormatter, error_event
 from locallab.server.dialects.responses.truncation import prepare_fitting
 from locallab.server.endpoint import Endpoint, Generating
@@ -56,10 +57,10 @@ class Deleted(msgspec.Struct):
 class Responses:
     """The routes."""
 
-    def __init__(self, pool: Pool, settings: ServerSettings) -> None:
+    def __init__(self, pool: Pool, settings: ServerSettings, kept: KeptResponses) -> None:
         self._pool = pool
         self._settings = settings
-        self._store = ResponseStore()
+        self._kept = kept
 
     def routes(self) -> list[BaseRoute]:
         return [
@@ -83,21 +84,21 @@ class Responses:
         """Answer a conversation, and store the response for the next turn."""
         body = await read(request, ResponsesBody)
         owner, notes = _owner(request), list[str]()
-        before, items = self._conversation(owner, body)
+        before, items = await self._conversation(owner, body)
         loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
         params = body.params(loaded.engine.info, None)
         chat = await read_chat(request, loaded, self._settings, notes, functools.partial(chat_request, body, before, items))
         prepared = await prepare_fitting(loaded, chat, params, notes, truncate=body.truncation == "auto")
         frame = Frame.make(**echo(body, body.model or loaded.spec.id, chat.tools, params))
 
-        def keep(response: dict[str, Any]) -> None:
-            if body.store is not False:
-                self._store.put(owner, response, [stored(item) for item in items])
+        async def keep() -> None:  # before the client gets the end, behind which its next request may go to another server
+            if body.store is not False and formatter.made is not None:
+                await self._kept.put(owner, formatter.made, [stored(item) for item in items])
 
         scored = params.logprobs is not None
-        formatter = ResponsesFormatter(prepared.turn, frame, keep, summary=body.summary, scored=scored)
+        formatter = ResponsesFormatter(prepared.turn, frame, summary=body.summary, scored=scored)
         try:
-            return await answer(request, loaded, prepared.jobs, formatter, stream=body.stream, notes=notes)
+            return await answer(request, loaded, prepared.jobs, formatter, stream=body.stream, notes=notes, ending=keep)
         except ContextLengthExceeded as error:
             if not body.stream:
                 raise
@@ -107,7 +108,7 @@ class Responses:
     async def input_tokens(self, request: Request) -> ASGIApp:
         """Count the tokens of a conversation without answering it."""
         body, notes = await read(request, ResponsesBody), list[str]()
-        before, items = self._conversation(_owner(request), body)
+        before, items = await self._conversation(_owner(request), body)
         loaded = await lease(request, self._pool, body.model, strict=self._settings.strict_models)
         chat = await read_chat(request, loaded, self._settings, notes, functools.partial(chat_request, body, before, items))
         prepared = await prepare_chat(loaded, chat, SamplingParams(), fits=False)
@@ -117,7 +118,7 @@ class Responses:
         """Show a stored response to the key that created it."""
         if request.query_params.get("stream") == "true":
             raise InvalidField("stream", "a stored response cannot be streamed again")
-        body = self._store.get(_owner(request), request.path_params["response_id"])
+        body = await self._kept.get(_owner(request), request.path_params["response_id"])
         return Response(body, media_type="application/json")
 
     async def input_items(self, request: Request) -> Response:
@@ -125,32 +126,32 @@ class Responses:
 
         `limit` items, 20 unless set, from the newest one or, with `order=asc`, from the oldest, behind the one named `after`.
         """
-        items = self._store.inputs(_owner(request), request.path_params["response_id"])
+        items = await self._kept.inputs(_owner(request), request.path_params["response_id"])
         return reply(page(items, request.query_params))
 
     async def cancel(self, request: Request) -> Response:
         """Refuse to cancel a stored response, which is complete: none is made in the background."""
-        self._store.get(_owner(request), request.path_params["response_id"])
+        await self._kept.get(_owner(request), request.path_params["response_id"])
         raise RequestError("Cannot cancel a synchronous response. None is made in the background, and this one is complete")
 
     async def delete(self, request: Request) -> Response:
         """Delete a stored response."""
         response_id = request.path_params["response_id"]
-        self._store.remove(_owner(request), response_id)
+        await self._kept.remove(_owner(request), response_id)
         return reply(Deleted(response_id, "response", True))
 
-    def _conversation(self, owner: Owner, body: ResponsesBody) -> tuple[list[Any], list[Any]]:
+    async def _conversation(self, owner: Owner, body: ResponsesBody) -> tuple[list[Any], list[Any]]:
         """Return the items of earlier turns and those of the request. Raises InvalidField."""
         try:
-            before = self._store.conversation(owner, body.previous_response_id) if body.previous_response_id else []
+            before = await self._kept.conversation(owner, body.previous_response_id) if body.previous_response_id else []
         except UnknownResponse as error:
             raise InvalidField("previous_response_id", str(error)) from None
-        return before, self._resolved(owner, body.items())
+        return before, await self._resolved(owner, body.items())
 
-    def _resolved(self, owner: Owner, items: list[Any]) -> list[Any]:
+    async def _resolved(self, owner: Owner, items: list[Any]) -> list[Any]:
         """Return the items, with stored ones in place of those that the request only names. Raises InvalidField."""
         ids = {index: str(item.get("id")) for index, item in enumerate(items) if _is_reference(item)}
-        stored = self._store.items(owner, ids.values())
+        stored = await self._kept.items(owner, ids.values())
         for index, item_id in ids.items():
             if item_id not in stored:
                 raise InvalidField(f"input[{index}].id", f"no item {item_id!r} is stored; send the item itself")
@@ -168,7 +169,9 @@ def _owner(request: Request) -> Owner:
 
 
 def routes(services: Services) -> list[BaseRoute]:
-    return Responses(services.pool, services.settings).routes()
+    kept = KeptResponses.of(services.settings)
+    services.closing.append(kept.close)
+    return Responses(services.pool, services.settings, kept).routes()
 
 
 RESPONSES = Dialect(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -133,23 +133,15 @@ def error_event(error: Exception) -> dict[str, Any]:
 
 
 class ResponsesFormatter:
-    """Formats one answer as output items, one after the other. `keep` is called with the finished response.
+    """Formats one answer as output items, one after the other. `made` is the response when it has finished.
 
     `summary`: reasoning is returned as a summary. `scored`: texts come with the logprobs of their tokens.
     """
 
-    def __init__(
-        self,
-        turn: Turn,
-        frame: Frame,
-        keep: Callable[[dict[str, Any]], None],
-        *,
-        summary: bool = False,
-        scored: bool = False,
-    ) -> None:
+    def __init__(self, turn: Turn, frame: Frame, *, summary: bool = False, scored: bool = False) -> None:
         self._reader = ScoredReader(turn) if scored else Reader(turn)
         self._frame = frame
-        self._keep = keep
+        self.made: dict[str, Any] | None = None
         self._reasoning: type[Output] = SummaryOutput if summary else ReasoningOutput
         self._output: list[dict[str, Any]] = []
         self._item: Output | None = None
@@ -164,14 +156,13 @@ class ResponsesFormatter:
             pass
 
     def whole(self) -> dict[str, Any]:
-        """Return the finished response, and keep it."""
+        """Return the finished response."""
         cut = self._end.finish_reason == "length"
         more = {"incomplete_details": {"reason": "max_output_tokens"} if cut else None, "completed_at": int(time.time())}
         status = "incomplete" if cut else "completed"
         more |= {"usage": usage_body(self._end.usage, self._reasoned), "timings": timings_body([self._end.usage])}
-        body = self._frame.body(status, self._output, **more)
-        self._keep(body)
-        return body
+        self.made = self._frame.body(status, self._output, **more)
+        return self.made
 
     def encode(self, items: list[Item]) -> bytes:
         return b"".join(map(self._bytes, (*self._beginning(), *self._news(items))))

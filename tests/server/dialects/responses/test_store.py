@@ -7,76 +7,81 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from locallab.errors import UnknownResponse
-from locallab.server.dialects.responses import store as module
-from locallab.server.dialects.responses.store import ResponseStore
+from locallab.server.dialects.responses.store import Kept, Owner, ResponseStore, conversation, inputs
 
 
-def body(name: str, previous: str | None = None, text: str = "") -> dict[str, Any]:
-    return {"id": name, "previous_response_id": previous, "output": [{"id": f"msg_{name}", "text": text}]}
+def put(store: ResponseStore, owner: Owner, name: str, items: list[Any], previous: str | None = None, text: str = "") -> None:
+    body = {"id": name, "previous_response_id": previous, "output": [{"id": f"msg_{name}", "text": text}]}
+    store.put(owner, name, Kept.of(body, items))
 
 
 def test_a_conversation_is_followed_to_its_beginning() -> None:
     store = ResponseStore()
-    store.put(None, body("a"), ["one"])
-    store.put(None, body("b", "a"), ["two"])
-    assert store.conversation(None, "b") == ["one", {"id": "msg_a", "text": ""}, "two", {"id": "msg_b", "text": ""}]
-    store.remove(None, "a")
+    put(store, None, "a", ["one"])
+    put(store, None, "b", ["two"], "a")
+    said = ["one", {"id": "msg_a", "text": ""}, "two", {"id": "msg_b", "text": ""}]
+    assert conversation(store.chain(None, "b"), "b") == said
+    assert inputs(store.chain(None, "b"), "b") == said[:3]
+    assert store.remove(None, "a")
     with pytest.raises(UnknownResponse, match="'a'"):
-        store.conversation(None, "b")
+        conversation(store.chain(None, "b"), "b")
+    assert inputs(store.chain(None, "b"), "b") == ["two"]
+    for read in (conversation, inputs):
+        with pytest.raises(UnknownResponse, match="'a'"):
+            read(store.chain(None, "a"), "a")
 
 
 def test_nobody_finds_what_is_anothers() -> None:
     store = ResponseStore()
-    store.put("mine", body("a"), [])
+    put(store, "mine", "a", [])
     for owner in ("yours", None):
-        with pytest.raises(UnknownResponse):
-            store.get(owner, "a")
-        with pytest.raises(UnknownResponse):
-            store.remove(owner, "a")
-        assert store.items(owner, ["msg_a"]) == {}
+        assert store.chain(owner, "a") == [] and not store.remove(owner, "a") and store.items(owner, ["msg_a"]) == {}
     assert store.items("mine", ["msg_a", "msg_"]) == {"msg_a": {"id": "msg_a", "text": ""}}
-    assert b"msg_a" in store.get("mine", "a")
+    assert b"msg_a" in store.chain("mine", "a")[0].body
 
 
 def test_what_was_used_longest_ago_makes_room() -> None:
     store = ResponseStore(most=3)
     for name in "abc":
-        store.put(None, body(name), [])
-    store.get(None, "a")
-    store.put(None, body("d"), [])
+        put(store, None, name, [])
+    store.chain(None, "a")
+    put(store, None, "d", [])
     assert len(store) == 3
-    with pytest.raises(UnknownResponse):
-        store.get(None, "b")
-    assert all(store.get(None, name) for name in "acd")
+    assert [bool(store.chain(None, name)) for name in "abcd"] == [True, False, True, True]
 
 
 def test_a_conversation_keeps_its_beginning_longest() -> None:
     store = ResponseStore(most=3)
-    store.put(None, body("a"), [])
-    store.put(None, body("b", "a"), [])
-    store.conversation(None, "b")
+    put(store, None, "a", [])
+    put(store, None, "b", [], "a")
+    store.chain(None, "b")
     for name in "cd":
-        store.put(None, body(name), [])
-    assert store.get(None, "a")
-    with pytest.raises(UnknownResponse):
-        store.get(None, "b")
+        put(store, None, name, [])
+    assert store.chain(None, "a") and not store.chain(None, "b")
+
+
+def test_looking_for_what_is_sent_later_is_no_use() -> None:
+    store = ResponseStore(most=2)
+    for name in "ab":
+        put(store, None, name, [])
+    assert store.find((None, "a"))
+    put(store, None, "c", [])
+    assert store.find((None, "a")) is None
 
 
 def test_one_that_is_too_large_makes_no_room() -> None:
     store = ResponseStore(most_bytes=500)
-    store.put(None, body("a"), [])
-    store.put(None, body("b", text="x" * 500), [])
-    assert store.get(None, "a") and len(store) == 1
+    put(store, None, "a", [])
+    put(store, None, "b", [], text="x" * 500)
+    assert store.chain(None, "a") and len(store) == 1
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 300), st.booleans()), max_size=40))
 def test_bounds_hold_whatever_happens(steps: list[tuple[str, int, bool]]) -> None:
     store = ResponseStore(most=4, most_bytes=1000)
     for number, (name, size, removes) in enumerate(steps):
-        try:
-            store.remove(None, name) if removes else store.get(None, name)
-        except UnknownResponse:
-            store.put(None, body(name, text="x" * size), [number])
+        if not (store.remove(None, name) if removes else len(store.chain(None, name)) % 2):
+            put(store, None, name, [number], text="x" * size)
         kept = list(store._kept.values())
         assert len(kept) <= 4 and store._bytes == sum(each.size for each in kept) <= 1000
 
@@ -84,9 +89,9 @@ def test_bounds_hold_whatever_happens(steps: list[tuple[str, int, bool]]) -> Non
 def test_many_items_are_found_by_decoding_each_response_once(monkeypatch: pytest.MonkeyPatch) -> None:
     store, decoded = ResponseStore(), list[Any]()
     for name in range(20):
-        store.put(None, body(str(name)), [{"id": f"in_{name}_{n}"} for n in range(100)])
-    once = module._items
-    monkeypatch.setattr(module, "_items", lambda kept: (decoded.append(kept), once(kept))[1])
+        put(store, None, str(name), [{"id": f"in_{name}_{n}"} for n in range(100)])
+    once = Kept.items
+    monkeypatch.setattr(Kept, "items", lambda kept: (decoded.append(kept), once(kept))[1])
     ids = [f"in_{name}_{n}" for name in range(20) for n in range(100)]
     assert [*store.items(None, ids)] == ids and len(decoded) == 20
 
@@ -94,8 +99,8 @@ def test_many_items_are_found_by_decoding_each_response_once(monkeypatch: pytest
 def test_the_newest_response_that_is_left_has_the_item() -> None:
     store = ResponseStore(most=2)
     for name in "abc":  # "a" makes room
-        store.put(None, body(name), [{"id": "same", "of": name}])
+        put(store, None, name, [{"id": "same", "of": name}])
     for of in "cb":
         assert store.items(None, ["same"]) == {"same": {"id": "same", "of": of}}
-        store.remove(None, of)
+        assert store.remove(None, of)
     assert store.items(None, ["same", "msg_a"]) == {} and not store._holders
