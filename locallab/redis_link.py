@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from locallab.errors import ConfigError
+from locallab.errors import ConfigError, LocalLabError
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -25,6 +27,9 @@ PAUSE = 5.0
 
 PATIENCE = 0.5
 """Seconds that a request waits for Redis."""
+
+COMMAND_PATIENCE = 5.0
+"""Seconds that a command of a person waits for it."""
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +73,16 @@ def connect_async(url: str) -> AsyncRedis:
     from redis.asyncio import Redis
 
     return Redis.from_url(_plain(url), **options(awaits=True))
+
+
+@contextlib.contextmanager
+def asking(url: str) -> Iterator[Redis]:
+    """Yield a client for a command of a person. Raises ConfigError, and LocalLabError when Redis fails."""
+    with connect(url, COMMAND_PATIENCE) as client:
+        try:
+            yield client
+        except failures() as error:
+            raise LocalLabError(f"redis_url: Redis at {address(url)} fails: {error}") from None
 
 
 def options(patience: float = PATIENCE, *, awaits: bool = False) -> dict[str, Any]:

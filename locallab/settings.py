@@ -246,7 +246,11 @@ class ServerSettings(MediaSettings):
     pro_rate: Annotated[str, Meta(description="rate limit of /api/v1 for the pro tier")] = "1000/minute"
     dialect_rate: Annotated[str | None, Meta(description="rate limit of the other dialects, such as /v1; default: none")] = None
     redis_url: Annotated[
-        str | None, Meta(description="Redis that counts requests across servers, redis://host:port/0; default: memory")
+        str | None,
+        Meta(
+            description="Redis through which servers share keys, rate limits, usage and stored responses, redis://host:port/0; "
+            "default: none"
+        ),
     ] = None
     trusted_proxies: Annotated[
         str, Meta(description="comma-separated addresses or networks of proxies whose X-Forwarded-For is trusted")

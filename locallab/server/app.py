@@ -50,6 +50,7 @@ from locallab.server.middleware.hosts import Hosts
 from locallab.server.middleware.origins import Origins
 from locallab.server.middleware.rate_limit import RateLimits
 from locallab.server.page.routes import Page
+from locallab.server.shared_usage import usage_store
 from locallab.server.usage import UsageFile, UsageLog
 from locallab.settings import ServerSettings
 from locallab.tunnel import Tunnel
@@ -138,7 +139,7 @@ def create_app(
             await close()
 
     keyring = keyring or Keyring(settings, KeyStore())
-    usage = UsageLog(UsageFile(), settings.usage_days)
+    usage = UsageLog(usage_store(settings), settings.usage_days)
     services = Services(
         pool=pool, settings=settings, keyring=keyring, traffic=Traffic(), usage=usage, tunnel=tunnel, cluster=cluster
     )

@@ -11,7 +11,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from locallab import private_files
 from locallab.keys import Key
@@ -49,6 +49,8 @@ _ADD = """INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (day, ke
     prompt_tokens = prompt_tokens + excluded.prompt_tokens, cached_tokens = cached_tokens + excluded.cached_tokens,
     completion_tokens = completion_tokens + excluded.completion_tokens"""
 
+T = TypeVar("T")
+
 Spend = Callable[[str, "Usage"], None]
 """Counts the usage of a model for the key of a request."""
 
@@ -83,58 +85,83 @@ class Spent:
         )
 
 
-class UsageFile:
-    """The file, by default usage.db in `settings.home()`. Several processes may use it at once."""
+class UsageStore(Protocol):
+    """Where a UsageLog adds its counts up; `pending` if something is left to do, for which `add` is called without counts."""
 
-    def __init__(self, path: Path | None = None) -> None:
-        self.path = home() / "usage.db" if path is None else path
+    path: Path
+    pending: bool
 
     def add(self, counts: Mapping[Slot, Spent], oldest: str) -> None:
-        """Add counts, and remove days before `oldest`. A damaged file is moved aside first, which is logged.
+        """Add counts, and remove days before `oldest`. Raises OSError and sqlite3.Error; then nothing has been added."""
 
-        Raises OSError and sqlite3.Error; then nothing has been added.
+    def read(self, since: str, key: str | None = None) -> dict[Slot, Spent]:
+        """Return the counts of the days from `since` on, of one key if it is named. Raises OSError and sqlite3.Error."""
+
+
+class Database:
+    """A SQLite file for its owner alone, with one table. Several processes may use it at once."""
+
+    def __init__(self, path: Path, schema: str) -> None:
+        self.path = path
+        self._schema = schema
+
+    def change(self, change: Callable[[sqlite3.Connection], T]) -> T:
+        """Change the file in one transaction; create it first if need be. A damaged one is moved aside, which is logged.
+
+        Raises OSError and sqlite3.Error; then nothing has changed.
         """
         private_files.make_folder(self.path.parent)
         private_files.touch(self.path)
         try:
-            self._add(counts, oldest)
+            with self.open() as database:
+                return change(database)
         except sqlite3.DatabaseError as error:
             if type(error) is not sqlite3.DatabaseError:  # a subclass: the disk is full, or the file is locked
                 raise
             aside = self.path.with_suffix(".damaged")
             os.replace(self.path, aside)
-            self._journal.unlink(missing_ok=True)
+            self.path.with_name(f"{self.path.name}-journal").unlink(missing_ok=True)
             log.error("%s is damaged (%s): moved to %s, usage is counted in a new file", self.path, error, aside)
             private_files.touch(self.path)
-            self._add(counts, oldest)
+            with self.open() as database:
+                return change(database)
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[sqlite3.Connection]:
+        """Open the file for one transaction: one that is removed or replaced meanwhile costs no more than that."""
+        if not self.path.is_file():
+            raise sqlite3.OperationalError("it is not a regular file")
+        with contextlib.closing(sqlite3.connect(self.path, timeout=_TIMEOUT)) as database, database:
+            database.execute(self._schema)
+            yield database
+
+
+class UsageFile:
+    """The file, by default usage.db in `settings.home()`. Several processes may use it at once."""
+
+    pending = False
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = home() / "usage.db" if path is None else path
+        self._database = Database(self.path, _SCHEMA)
+
+    def add(self, counts: Mapping[Slot, Spent], oldest: str) -> None:
+        """Add counts, and remove days before `oldest`. Raises OSError and sqlite3.Error; then nothing has been added."""
+
+        def add(database: sqlite3.Connection) -> None:
+            database.execute("DELETE FROM usage WHERE day < ?", (oldest,))
+            database.executemany(_ADD, ((*slot, *dataclasses.astuple(spent)) for slot, spent in counts.items()))
+
+        self._database.change(add)
 
     def read(self, since: str, key: str | None = None) -> dict[Slot, Spent]:
         """Return the counts of the days from `since` on, of one key if it is named. Raises OSError and sqlite3.Error."""
         if not self.path.exists():
             return {}
-        with self._open() as database:
-            database.execute(_SCHEMA)
+        with self._database.open() as database:
             only, values = ("", (since,)) if key is None else (" AND key = ?", (since, key))
             found = database.execute(f"SELECT * FROM usage WHERE day >= ?{only} ORDER BY day, name, model", values)
             return {Slot(*row[:3]): Spent(*row[3:]) for row in found}
-
-    @property
-    def _journal(self) -> Path:
-        return self.path.with_name(f"{self.path.name}-journal")
-
-    def _add(self, counts: Mapping[Slot, Spent], oldest: str) -> None:
-        with self._open() as database:
-            database.execute(_SCHEMA)
-            database.execute("DELETE FROM usage WHERE day < ?", (oldest,))
-            database.executemany(_ADD, ((*slot, *dataclasses.astuple(spent)) for slot, spent in counts.items()))
-
-    @contextlib.contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        """Open the file for one transaction: one that is removed or replaced meanwhile costs no more than that."""
-        if not self.path.is_file():
-            raise sqlite3.OperationalError("it is not a regular file")
-        with contextlib.closing(sqlite3.connect(self.path, timeout=_TIMEOUT)) as database, database:
-            yield database
 
 
 class UsageLog:
@@ -143,7 +170,7 @@ class UsageLog:
     Counts of the last `days` days are kept; 0: none. What cannot be written is kept in memory, within bounds, and tried again.
     """
 
-    def __init__(self, file: UsageFile, days: int) -> None:
+    def __init__(self, file: UsageStore, days: int) -> None:
         self.days = days
         self._file = file
         self._changed = threading.Condition()  # over everything below
@@ -153,6 +180,8 @@ class UsageLog:
         self._closed = False
         self._writing = threading.Lock()
         self._failing = False
+        if days and file.pending:
+            self._start()
 
     def add(self, key: Key | None, model: str, usage: Usage) -> None:
         """Count a request that has ended, unless it ended before anything was computed."""
@@ -162,13 +191,12 @@ class UsageLog:
         spent = Spent(name, 1, usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)
         with self._changed:
             label = (name, model) if (name, model) in self._totals or len(self._totals) < MOST_LABELS else OTHER
-            _count(self._totals, label, spent)
+            add_to(self._totals, label, spent)
             if not self.days:
                 return
             self._keep({Slot(first_day(1), id, model): spent})
             if self._thread is None and not self._closed:
-                self._thread = threading.Thread(target=self._write, name="usage", daemon=True)
-                self._thread.start()
+                self._start()
             self._changed.notify()
 
     def totals(self) -> dict[tuple[str, str], Spent]:
@@ -188,7 +216,7 @@ class UsageLog:
         with self._changed:
             for slot, spent in self._unwritten.items():
                 if slot.day >= since and key in (None, slot.key):
-                    _count(found, slot, spent)
+                    add_to(found, slot, spent)
         return found
 
     def close(self) -> None:
@@ -200,10 +228,14 @@ class UsageLog:
             self._thread.join()
         self._flush()
 
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._write, name="usage", daemon=True)
+        self._thread.start()
+
     def _write(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._unwritten or self._closed)
+                self._changed.wait_for(lambda: self._unwritten or self._file.pending or self._closed)
                 self._changed.wait_for(lambda: self._closed, RETRY if self._failing else INTERVAL)
                 if self._closed:
                     return
@@ -213,7 +245,7 @@ class UsageLog:
         with self._writing:
             with self._changed:
                 counts, self._unwritten = self._unwritten, {}
-            if not counts:
+            if not (counts or self._file.pending):
                 return
             try:
                 self._file.add(counts, first_day(self.days))
@@ -226,14 +258,17 @@ class UsageLog:
                     self._keep(later)
             else:
                 self._failing = False
+                with self._changed:
+                    self._changed.notify()  # something may be pending now
 
     def _keep(self, counts: Mapping[Slot, Spent]) -> None:
         for slot, spent in counts.items():
             if slot in self._unwritten or len(self._unwritten) < MOST_UNWRITTEN:
-                _count(self._unwritten, slot, spent)
+                add_to(self._unwritten, slot, spent)
 
 
-def _count(counts: dict, at: object, spent: Spent) -> None:  # type: ignore[type-arg]
+def add_to(counts: dict[Any, Spent], at: object, spent: Spent) -> None:
+    """Add `spent` to the count at `at`."""
     before = counts.get(at)
     counts[at] = before + spent if before else spent
 

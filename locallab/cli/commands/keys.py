@@ -6,13 +6,21 @@ import dataclasses
 import datetime
 import json
 import sys
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from locallab import redis_link, settings
+from locallab.cli.settings_options import options
 from locallab.cli.tables import table
 from locallab.errors import LocalLabError
 from locallab.keys import Key, KeyStore, Role, Tier
+from locallab.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from locallab.server.usage import Slot, Spent
+
+shared = options(ServerSettings, only=("redis_url",))
 
 
 @click.group("keys")
@@ -75,22 +83,18 @@ def revoke(name: str) -> None:
 
 
 @command.command()
+@shared
 @click.option("--days", type=click.IntRange(1, 36_500), default=30, show_default=True, help="days to look back")
 @click.option("--json", "as_json", is_flag=True, help="print a list of objects")
-def usage(days: int, as_json: bool) -> None:
+def usage(redis_url: str | None, days: int, as_json: bool) -> None:
     """Show the requests and tokens of each key by day and model, as this machine's servers have counted them.
 
-    Days are in UTC. Tokens of prompts include cached ones. Requests without a key have no name.
+    With --redis-url: as all servers have counted them that share a Redis. Days are in UTC. Tokens of prompts include cached
+    ones. Requests without a key have no name.
     """
-    import sqlite3
+    from locallab.server.usage import first_day
 
-    from locallab.server.usage import UsageFile, first_day
-
-    file = UsageFile()
-    try:
-        counts = file.read(first_day(days))
-    except (OSError, sqlite3.Error) as error:
-        raise LocalLabError(f"{file.path}: the file of usage cannot be read: {error}") from None
+    counts = _usage(_url(redis_url), first_day(days))
     if as_json:
         click.echo(json.dumps([{**slot._asdict(), **dataclasses.asdict(spent)} for slot, spent in counts.items()]))
         return
@@ -101,6 +105,27 @@ def usage(days: int, as_json: bool) -> None:
             for slot, spent in counts.items()
         ),
     )
+
+
+def _url(redis_url: str | None) -> str | None:
+    """Return the address of Redis in the flag, else that in the environment; an empty flag is none."""
+    return settings.environment(ServerSettings).get("redis_url") if redis_url is None else redis_url or None
+
+
+def _usage(url: str | None, since: str) -> dict[Slot, Spent]:
+    import sqlite3
+
+    from locallab.server.shared_usage import RedisUsage
+    from locallab.server.usage import UsageFile
+
+    if url is not None:
+        with redis_link.asking(url) as client:
+            return RedisUsage(client).read(since)
+    file = UsageFile()
+    try:
+        return file.read(since)
+    except (OSError, sqlite3.Error) as error:
+        raise LocalLabError(f"{file.path}: the file of usage cannot be read: {error}") from None
 
 
 def _entry(key: Key) -> dict[str, Any]:
