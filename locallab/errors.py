@@ -274,10 +274,10 @@ class TooManyWatchers(LocalLabError):
 
 
 class KeysUnreadable(LocalLabError):
-    """The file of API keys cannot be read: the key of this request may be valid, but cannot be checked."""
+    """The file of API keys, or Redis, cannot be read: the key of this request may be valid, but cannot be checked."""
 
     def __init__(self) -> None:
-        super().__init__("the API key cannot be checked now: the file of keys cannot be read; the server's log has the details")
+        super().__init__("the API key cannot be checked now: not all keys can be read; the server's log has the details")
 
 
 class SaveError(LocalLabError):

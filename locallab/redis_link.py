@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import re
@@ -100,6 +99,8 @@ def options(patience: float = PATIENCE, *, awaits: bool = False) -> dict[str, An
 
 def failures() -> tuple[type[Exception], ...]:
     """Return what clients raise when Redis does not answer, or refuses."""
+    import asyncio
+
     from redis import RedisError
 
     return (RedisError, OSError, asyncio.TimeoutError)
@@ -122,11 +123,11 @@ class Outage:
         """True until Redis is worth asking again."""
         return time.monotonic() < self._resume
 
-    def failed(self, error: Exception) -> None:
-        """Redis did not answer, or refused: it is left alone for PAUSE seconds."""
+    def failed(self, error: Exception, alone: str | None = None) -> None:
+        """Redis did not answer, or refused: it is left alone for PAUSE seconds. `alone` if this outage differs."""
         if not self.lasts:
             reason = str(error) or "it does not answer"
-            log.warning("Redis fails (%s): %s; it is tried again every %g s", reason, self._alone, PAUSE)
+            log.warning("Redis fails (%s): %s; it is tried again every %g s", reason, alone or self._alone, PAUSE)
         self.lasts, self._resume = True, time.monotonic() + PAUSE
 
     def over(self) -> None:

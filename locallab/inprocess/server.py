@@ -83,7 +83,9 @@ class Server:
             keyring = Keyring(server, KeyStore(), public)
             if keyring.required and server.api_key is None:  # of stored keys only the hashes are known
                 server = dataclasses.replace(server, api_key=new_secret())
+                keyring.close()
                 keyring = Keyring(server, KeyStore(), public)
+            running.callback(keyring.close)
             self.api_key = server.api_key
             self._pool, app, spec = running.enter_context(open_app(registry, server, engine, keyring, self._tunnel))
             self.model = spec.id

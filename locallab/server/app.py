@@ -135,6 +135,7 @@ def create_app(
         yield
         await asyncio.to_thread(pool.close)  # ends what is running, which then counts
         await asyncio.to_thread(usage.close)
+        await asyncio.to_thread(services.keyring.close)
         for close in services.closing:
             await close()
 

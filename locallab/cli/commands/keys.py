@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
 import sys
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
@@ -14,20 +16,21 @@ from locallab import redis_link, settings
 from locallab.cli.settings_options import options
 from locallab.cli.tables import table
 from locallab.errors import LocalLabError
-from locallab.keys import Key, KeyStore, Role, Tier
+from locallab.keys import Key, KeyStore, Role, SharedKeyStore, Tier
 from locallab.settings import ServerSettings
 
 if TYPE_CHECKING:
     from locallab.server.usage import Slot, Spent
 
-shared = options(ServerSettings, only=("redis_url",))
+redis_option = options(ServerSettings, only=("redis_url",))
 
 
 @click.group("keys")
 def command() -> None:
     """Create, list and revoke API keys.
 
-    Servers on this machine require a key as soon as one exists, and notice changes without a restart.
+    Servers on this machine require a key as soon as one exists, and notice changes without a restart. With --redis-url (or
+    LOCALLAB_REDIS_URL) keys are in Redis, and valid on all servers that share it; those of this machine stay valid on it.
     """
 
 
@@ -41,49 +44,62 @@ def command() -> None:
     show_default=True,
     help="what the key may do: use models, or also load, unload and fetch them",
 )
+@redis_option
 @click.option("--json", "as_json", is_flag=True, help="print an object of key, id, name, tier, role and created")
-def create(name: str, tier: Tier, role: Role, as_json: bool) -> None:
+def create(name: str, tier: Tier, role: Role, redis_url: str | None, as_json: bool) -> None:
     """Create a key and print it. It is shown only once, as LocalLab keeps only its hash."""
-    store = KeyStore()
-    key, secret = store.create(name, tier, role)
+    url = _url(redis_url)
+    with _stores(url) as stores:
+        key, secret = stores[0].create(name, tier, role)
     try:
         click.echo(json.dumps({"key": secret, **_entry(key)}) if as_json else secret)
         sys.stdout.flush()
     except OSError:
-        store.revoke(key.id)  # nobody has seen it
+        with _stores(url) as stores:
+            stores[0].revoke(key.id)  # nobody has seen it
         raise
     click.echo("This key is shown only now; keep it. Clients send it as Authorization: Bearer.", err=True)
 
 
 @command.command("list")
+@redis_option
 @click.option("--json", "as_json", is_flag=True, help="print a list of objects")
-def show(as_json: bool) -> None:
+def show(redis_url: str | None, as_json: bool) -> None:
     """List the keys by id and name; the keys themselves are not stored.
 
-    The role says what a key may do. Keys made before there were roles are admin, as they could do everything.
+    The role says what a key may do. Keys made before there were roles are admin, as they could do everything. With --redis-url
+    the keys in Redis come first, then those of this machine.
     """
-    keys = KeyStore().read()
+    with _stores(_url(redis_url)) as stores:
+        found = [(key, isinstance(store, SharedKeyStore)) for store in stores for key in store.read()]
+    several = len(stores) > 1
     if as_json:
-        click.echo(json.dumps([_entry(key) for key in keys]))
+        click.echo(json.dumps([{**_entry(key), **({"shared": shared} if several else {})} for key, shared in found]))
         return
-    created = (datetime.datetime.fromtimestamp(key.created).strftime("%Y-%m-%d %H:%M") for key in keys)
-    rows = ((key.id, key.name, key.tier, key.role, time) for key, time in zip(keys, created, strict=True))
-    table(("id", "name", "tier", "role", "created"), rows)
+    rows = []
+    for key, shared in found:
+        created = datetime.datetime.fromtimestamp(key.created).strftime("%Y-%m-%d %H:%M")
+        place = ("all servers" if shared else "this machine",) if several else ()
+        rows.append((key.id, key.name, key.tier, key.role, created, *place))
+    table(("id", "name", "tier", "role", "created", *(("valid on",) if several else ())), rows)
 
 
 @command.command()
 @click.argument("name")
-def revoke(name: str) -> None:
-    """Revoke a key by NAME or id."""
-    store = KeyStore()
-    key = store.revoke(name)
+@redis_option
+def revoke(name: str, redis_url: str | None) -> None:
+    """Revoke a key by NAME or id; with --redis-url one in Redis, or else one of this machine."""
+    with _stores(_url(redis_url)) as stores:
+        holders = [store for store in stores if any(name in (key.name, key.id) for key in store.read())]
+        key = (holders or stores)[0].revoke(name)
+        left = any(store.read() for store in stores)
     click.echo(f"revoked {key.name} ({key.id})")
-    if not store.read():
+    if not left:
         click.echo("No key is left: a server on a loopback address requires none.", err=True)
 
 
 @command.command()
-@shared
+@redis_option
 @click.option("--days", type=click.IntRange(1, 36_500), default=30, show_default=True, help="days to look back")
 @click.option("--json", "as_json", is_flag=True, help="print a list of objects")
 def usage(redis_url: str | None, days: int, as_json: bool) -> None:
@@ -110,6 +126,16 @@ def usage(redis_url: str | None, days: int, as_json: bool) -> None:
 def _url(redis_url: str | None) -> str | None:
     """Return the address of Redis in the flag, else that in the environment; an empty flag is none."""
     return settings.environment(ServerSettings).get("redis_url") if redis_url is None else redis_url or None
+
+
+@contextlib.contextmanager
+def _stores(url: str | None) -> Iterator[Sequence[KeyStore | SharedKeyStore]]:
+    """Yield where keys are; a new one goes to the first. Raises ConfigError, and LocalLabError when Redis fails."""
+    if url is None:
+        yield [KeyStore()]
+        return
+    with redis_link.asking(url) as client:
+        yield [SharedKeyStore(client), KeyStore()]
 
 
 def _usage(url: str | None, since: str) -> dict[Slot, Spent]:

@@ -104,12 +104,14 @@ def _serve(server: ServerSettings, engine: Sequence[Layer], child: Child, opens:
         store = KeyStore()
         public = runner.is_public(sock) or tunnel is not None
         keyring = Keyring(server, store, public, restarted=bool(told.restarts))
+        running.callback(keyring.close)
         pool, app, spec = running.enter_context(open_app(registry, server, engine, keyring, tunnel, told))
         if tunnel is not None:
             running.callback(tunnel.close)
         with progress(spec) as report:
             loaded = _load_again(pool, spec.id, report) if told.restarts else pool.load_now(spec.id, report)
         new_key = ensure_key(server, store, keyring.public)
+        keyring.reload()
         return runner.serve(app, sock, server, ready, child.supervised)
 
 

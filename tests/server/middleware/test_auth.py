@@ -328,7 +328,7 @@ def test_while_the_file_cannot_be_read_known_keys_pass_and_others_are_503(serve:
         store.path.write_text("{")
         unknown = asked("ll-" + "a" * 43)
         assert (unknown.status_code, unknown.headers["retry-after"]) == (503, "2")
-        assert "the file of keys cannot be read" in unknown.json()["error"]["message"]
+        assert "not all keys can be read" in unknown.json()["error"]["message"]
         assert (asked(key).status_code, asked(None).status_code) == (200, 401)
 
 

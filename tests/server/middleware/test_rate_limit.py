@@ -7,6 +7,7 @@ import contextlib
 import ipaddress
 import json
 import logging
+import socket
 import sys
 import time
 import types
@@ -300,6 +301,12 @@ def test_two_servers_share_one_count(tmp_path: Path) -> None:
     assert all(3500 < int(answer.headers["retry-after"]) <= 3600 for answer in answers[4:])
 
 
+def about_counts(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return the warnings about rate limits; keys, which are shared too, have their own."""
+    said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    return [text for text in said if "counts requests" in text or "rate limits" in text]
+
+
 def test_without_redis_each_server_counts_alone_until_it_is_back(
     serve: Serve, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,14 +315,14 @@ def test_without_redis_each_server_counts_alone_until_it_is_back(
     clock = types.SimpleNamespace(now=1000.0, time=time.time)
     clock.monotonic = lambda: clock.now
     monkeypatch.setattr(redis_link, "time", clock)
-    with serve(load=None, rate_limit=True, native_rate="2/hour", redis_url=url) as served:
+    with serve(load=None, rate_limit=True, native_rate="2/hour", redis_url=url, api_key="key") as served:
 
         def remaining() -> str:
-            return served.http.get("/models/current").headers["x-ratelimit-remaining"]
+            return served.http.get("/models/current", headers={"x-api-key": "key"}).headers["x-ratelimit-remaining"]
 
         assert [remaining(), remaining(), remaining()] == ["1", "0", "0"]
-        [record] = [record for record in caplog.records if record.levelno == logging.WARNING]
-        assert "Redis fails" in record.getMessage() and "secret" not in record.getMessage()
+        [text] = about_counts(caplog)
+        assert "Redis fails" in text and "secret" not in caplog.text
         with redis(port, "--requirepass", "secret"):
             assert remaining() == "0"  # not tried again yet
             monkeypatch.setattr(redis_link, "PAUSE", 0.0)
@@ -323,12 +330,8 @@ def test_without_redis_each_server_counts_alone_until_it_is_back(
             assert [remaining(), remaining(), remaining()] == ["1", "0", "0"]
         assert remaining() == "0"  # down again: the local counts are kept
         assert remaining() == "0"
-    said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert [text.partition(" (")[0] for text in said] == [
-        "Redis fails",
-        "Redis is back: rate limits are shared again",
-        "Redis fails",
-    ]
+    back = "Redis is back: rate limits are shared again"
+    assert [text.partition(" (")[0] for text in about_counts(caplog)] == ["Redis fails", back, "Redis fails"]
 
 
 def test_a_restarted_redis_is_used_again(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
@@ -340,7 +343,19 @@ def test_a_restarted_redis_is_used_again(serve: Serve, caplog: pytest.LogCapture
             stack.close()
             with redis(port):
                 assert served.http.get("/models/current").headers["x-ratelimit-remaining"] == "1"  # its counts are lost
-    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+    assert about_counts(caplog) == []
+
+
+def test_a_redis_that_does_not_answer_holds_up_one_request(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
+        with serve(load=None, rate_limit=True, native_rate="9/hour", redis_url=url, api_key="key") as served:
+            begun = time.monotonic()
+            for left in range(8, 3, -1):
+                answer = served.http.get("/models/current", headers={"x-api-key": "key"})
+                assert answer.headers["x-ratelimit-remaining"] == str(left)
+            assert time.monotonic() - begun < redis_link.PAUSE / 2
+    assert len(about_counts(caplog)) == 1
 
 
 @pytest.mark.parametrize(

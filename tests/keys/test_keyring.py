@@ -24,7 +24,7 @@ from locallab.errors import ConfigError, SaveError
 from locallab.keys import FIRST_NAME, Keyring, KeyStore, ensure_key, with_key_file
 from locallab.settings import ServerSettings
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -178,7 +178,7 @@ def test_a_read_that_failed_is_tried_again(store: KeyStore, monkeypatch: pytest.
         store.path.parent.mkdir()
         store.path.write_text('{"keys": []}')
         assert ring.required and not ring.readable
-    monkeypatch.setattr("locallab.keys.time.monotonic", lambda: math.inf)
+    monkeypatch.setattr("locallab.keys.keyring.time.monotonic", lambda: math.inf)
     assert ring.required and ring.readable
 
 
