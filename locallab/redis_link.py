@@ -21,6 +21,9 @@ SCHEMES = ("redis://", "rediss://", "redis+unix://")
 PREFIX = "locallab"
 """What the names of all keys in Redis begin with."""
 
+SHARED = "keys, rate limits, usage and stored responses"
+"""What servers share."""
+
 PAUSE = 5.0
 """Seconds until a Redis that failed is asked again."""
 
@@ -115,13 +118,16 @@ class Outage:
     def __init__(self, what: str, alone: str) -> None:
         self._what = what
         self._alone = alone
-        self._resume = -float("inf")
+        self._resume = 0.0
         self.lasts = False
 
-    @property
-    def pauses(self) -> bool:
-        """True until Redis is worth asking again."""
-        return time.monotonic() < self._resume
+    def worth_asking(self) -> bool:
+        """Return whether to ask Redis: during an outage once in PAUSE seconds, so that one request finds out for all."""
+        now = time.monotonic()
+        if self.lasts and now < self._resume:
+            return False
+        self._resume = now + PAUSE
+        return True
 
     def failed(self, error: Exception, alone: str | None = None) -> None:
         """Redis did not answer, or refused: it is left alone for PAUSE seconds. `alone` if this outage differs."""

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from locallab import redis_link
 from locallab.errors import LocalLabError
 from locallab.keys import Key, Keyring, KeyStore
 from locallab.pool import Pool
@@ -60,6 +62,8 @@ CLIENT_GONE = 499
 
 AGENTS = ["127.0.0.1", "::1"]
 """Addresses of a tunnel's agent, which reports the client's address in X-Forwarded-For."""
+
+log = logging.getLogger(__name__)
 
 
 async def _answer(request: Request, error: Exception) -> Response:
@@ -144,6 +148,8 @@ def create_app(
     services = Services(
         pool=pool, settings=settings, keyring=keyring, traffic=Traffic(), usage=usage, tunnel=tunnel, cluster=cluster
     )
+    if settings.redis_url:
+        log.info("%s are shared through Redis at %s", redis_link.SHARED, redis_link.address(settings.redis_url))
     if settings.shared_prompts:
         pool.on_loaded(functools.partial(share, read_prompts(settings.shared_prompts)))
     routes = Page(keyring).routes() if settings.page else []

@@ -182,7 +182,7 @@ class SharedUsage:
     def add(self, counts: Mapping[Slot, Spent], oldest: str) -> None:
         """Add counts, and remove days before `oldest`. Raises OSError and sqlite3.Error if they can be put nowhere."""
         with self._lock:
-            if self._outage.pauses:
+            if not self._outage.worth_asking():
                 if counts:
                     self._outbox.add(counts)
                     self.pending = True
@@ -200,7 +200,8 @@ class SharedUsage:
         Raises OSError and sqlite3.Error.
         """
         with self._lock:
-            found = {} if self._outage.pauses else self._ask(lambda: self._shared.read(since, key)) or {}
+            asks = self._outage.worth_asking()
+            found = (self._ask(lambda: self._shared.read(since, key)) if asks else None) or {}
             for slot, spent in self._outbox.read().items() if self.pending else ():
                 if slot.day >= since and key in (None, slot.key):
                     add_to(found, slot, spent)

@@ -15,12 +15,12 @@ from locallab.cli.settings_options import flag, model_names, options, server_set
 from locallab.cli.tables import verdict
 from locallab.settings import ServerSettings
 
-MODES = {"cache": ("model", "registry", "path"), "clients": ("url", "api_key"), "": ("host", "port")}
+MODES = {"cache": ("model", "registry", "path"), "clients": ("url", "api_key"), "": ("host", "port", "redis_url")}
 """The options of each mode; "" are the checks of this machine."""
 
 
 @click.command("doctor")
-@options(ServerSettings, only=("host", "port"))
+@options(ServerSettings, only=("host", "port", "redis_url"))
 @click.option("--clients", is_flag=True, help="instead replay the requests of well-known clients to a running server")
 @api_client.options
 @click.option("--cache", nargs=2, metavar="A.json B.json", help="instead compare two request bodies: what their prompts share")
@@ -45,7 +45,7 @@ def command(
     as_json: bool,
     **flags: Any,
 ) -> int:
-    """Check Python, compiler, llama.cpp, GPU, memory, disk, port, Hub, token and ngrok, and suggest remedies.
+    """Check Python, compiler, llama.cpp, GPU, memory, disk, port, Hub, token, ngrok and a configured Redis; suggest remedies.
 
     Each is ok, warn or fail. With --clients: replay the requests of editors, agents and libraries to this or any other server,
     and report the answers that would break a client. With --cache: say how many tokens the prefix cache can share between two

@@ -18,8 +18,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from locallab import hardware, settings
-from locallab.errors import ConfigError
+from locallab import hardware, redis_link, settings
+from locallab.errors import ConfigError, LocalLabError
+from locallab.keys import SharedKeyStore
 from locallab.models import hub_status
 from locallab.server import runner
 from locallab.settings import ServerSettings
@@ -70,6 +71,7 @@ def everything(server: ServerSettings) -> dict[str, Look]:
         secret = server.ngrok_token or os.environ.get("NGROK_AUTHTOKEN")
         return ngrok(secret, Path(conf.get_default().ngrok_path))
 
+    url = server.redis_url
     return {
         "python": lambda: python(sys.version_info[:2]),
         "package": lambda: package(importlib.metadata.distributions(name="locallab")),
@@ -81,6 +83,7 @@ def everything(server: ServerSettings) -> dict[str, Look]:
         "memory": lambda: memory(hardware.available_memory()),
         "disk": lambda: disk(settings.home()),
         "port": lambda: port(server.host, server.port),
+        **({"redis": lambda: redis(url)} if url else {}),
         "hub": hub,
         "token": hub_token,
         "ngrok": tunnel,
@@ -263,6 +266,22 @@ def port(host: str, number: int) -> Check:
             "stop the program that uses it (another LocalLab server?), or choose another --port",
         )
     return Check("port", "ok", f"{host}:{number} is free" if number else f"any free port at {host}")
+
+
+def redis(url: str) -> Check:
+    """Check the Redis that servers share."""
+    try:
+        with redis_link.asking(url) as client:
+            facts: Any = client.info()
+            keys = len(SharedKeyStore(client).read())
+    except LocalLabError as error:
+        return Check("redis", "fail", str(error), "start it, or set another --redis-url; servers go on alone meanwhile")
+    policy = facts.get("maxmemory_policy", "noeviction")
+    found = f"Redis {facts['redis_version']} at {redis_link.address(url)} has {keys} API keys; {redis_link.SHARED} are shared"
+    if policy.startswith("allkeys"):
+        remedy = "CONFIG SET maxmemory-policy noeviction, or a Redis of its own for LocalLab"
+        return Check("redis", "warn", f"{found}, but its policy {policy} drops any of them when its memory is full", remedy)
+    return Check("redis", "ok", found)
 
 
 def hub() -> Check:

@@ -140,7 +140,7 @@ class RateLimits:
         """Count one request, of the kind `what`, and return headers with the requests left. Raises RateLimited."""
         if rate is None:
             return []
-        if self._shared is None or self._outage.pauses:
+        if self._shared is None or not self._outage.worth_asking():
             return await _count(self._memory, rate, client, what)
         try:
             headers = await asyncio.wait_for(_count(self._shared, rate, client, what), redis_link.PATIENCE)

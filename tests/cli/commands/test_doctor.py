@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis as client
 from click.testing import CliRunner
 
 from locallab import cli, hardware
 from locallab.cli.doctor import checks
 from locallab.cli.doctor.checks import Check
 from locallab.engine import llama, openmp
+from locallab.keys import SharedKeyStore
 from locallab.models import hub_status
 from locallab.settings import ServerSettings
+from tests.support.redis_server import redis as redis_server
 
 NAMES = ["python", "package", "compiler", "llama.cpp", "openmp", "driver", "cuda"]
 NAMES += ["memory", "disk", "port", "hub", "token", "ngrok"]
@@ -263,6 +266,23 @@ def test_port(port: int) -> None:
     with socket.create_server(("127.0.0.1", port)):
         assert checks.port("127.0.0.1", port).status == "fail"
     assert checks.port("no.such.host.invalid", port).status == "fail"
+
+
+def test_redis(port: int) -> None:
+    url = f"redis://:pass@127.0.0.1:{port}/0"
+    gone = checks.redis(url)
+    assert (gone.status, "pass" in gone.detail) == ("fail", False)
+    assert gone.detail.startswith(f"redis_url: Redis at 127.0.0.1:{port} fails: ") and gone.remedy
+    with redis_server(port, "--requirepass", "pass"), client.Redis.from_url(url) as admin:
+        SharedKeyStore(admin).create("ann", "free")
+        found = checks.redis(url)
+        assert found.status == "ok"
+        assert f" at 127.0.0.1:{port} has 1 API keys; keys, rate limits, usage and stored responses are shared" in found.detail
+        admin.config_set("maxmemory-policy", "allkeys-lru")
+        assert checks.redis(url).status == "warn" and "allkeys-lru" in checks.redis(url).detail
+    assert checks.redis("localhost").detail.startswith("redis_url: must begin with")
+    assert "redis" not in checks.everything(ServerSettings())
+    assert "redis" in checks.everything(ServerSettings(redis_url=url))
 
 
 def test_hub(monkeypatch: pytest.MonkeyPatch, port: int) -> None:

@@ -16,6 +16,8 @@ from locallab.cli.commands import serve
 from locallab.keys import FIRST_NAME, KeyStore
 from locallab.server import runner
 from tests.support.cli_process import failed, serving
+from tests.support.redis_server import redis
+from tests.support.wait import free_port
 
 
 @pytest.mark.parametrize(
@@ -76,6 +78,23 @@ def test_beyond_this_machine_a_key_is_made_printed_and_kept(model_path: Path) ->
         assert "ll-" not in text and "Bearer YOUR_KEY" in text
         assert httpx.get(f"{base}/v1/models", headers={"x-api-key": found[1]}).status_code == 200
     assert KeyStore().read() == (key,)
+
+
+def test_servers_that_share_redis_share_their_first_key(model_path: Path) -> None:
+    arguments = ["--model", str(model_path), "--port", "0", "--context", "512", "--threads", "1", "--host", "0.0.0.0"]
+    with redis(free_port()) as url:
+        with serving(*arguments, "--redis-url", url) as (_, base, text):
+            found = re.search(r"^  key      (ll-\S+) ", text, re.MULTILINE)
+            assert found
+            assert httpx.get(f"{base}/v1/models", headers={"x-api-key": found[1]}).status_code == 200
+        with serving(*arguments, "--redis-url", url) as (process, base, text):
+            assert "ll-" not in text and "Bearer YOUR_KEY" in text
+            for key, status in ((found[1], 200), ("any", 401)):
+                assert httpx.get(f"{base}/v1/models", headers={"x-api-key": key}).status_code == status
+            process.kill()
+            assert process.stderr is not None
+            assert f"are shared through Redis at {url[8:-2]}\n" in process.stderr.read()
+    assert KeyStore().read() == ()
 
 
 def test_the_single_key_may_come_from_a_file(model_path: Path, tmp_path: Path) -> None:
