@@ -81,6 +81,7 @@ def serve(session: Session, child: Child, opens: bool) -> int:
         if tunnel is not None:
             running.callback(tunnel.close)
         new_key = ensure_key(server, store, keyring.public)
+        keyring.reload()
 
         def ready() -> None:
             click.echo(banner(config, url, new_key))

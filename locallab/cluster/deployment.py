@@ -123,7 +123,8 @@ def engine(model: ModelConfig, config: ClusterConfig, server: ServerSettings, na
         logging_config=QUIET,
         **count,
     )
-    return deployment.bind(model.model, as_dict(config))
+    shared = {"redis_url": server.redis_url} if server.redis_url else {}  # a flag or the environment may have it
+    return deployment.bind(model.model, as_dict(msgspec.structs.replace(config, server={**config.server, **shared})))
 
 
 def label(model: str) -> str:

@@ -53,9 +53,8 @@ class Front:
         server = with_key_file(_settings(cluster, "the cluster's configuration"))
         self._ending = contextlib.ExitStack()
         self._ending.enter_context(logs.configured(server.log_level, server.log_format))
-        store = KeyStore()
-        keyring = Keyring(server, store, public=True)
-        if server.auth and server.api_key is None and not store.read():
+        keyring = Keyring(server, KeyStore(), public=True)
+        if server.auth and keyring.readable and not keyring.any:
             log.warning("there is no API key, so that nobody can use this: `locallab keys create --name NAME` makes one")
         registry = Registry.discover(server.registry)
         self._asgi = front_app(registry, naming(registry, served(cluster, registry)), server, keyring, Handles(engines))

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 from starlette.applications import Starlette
-from starlette.types import ASGIApp, Message
+from starlette.types import Message
 
 from locallab.cluster.held import Held
 from locallab.cluster.routing import Published, Route, Table
@@ -90,7 +90,7 @@ class ReplicaServer:
     async def start(self) -> None:
         """Listen on any free port of the host, and give the pool its event loop."""
         self._pool.start(asyncio.get_running_loop())
-        self._app: ASGIApp = create_replica_app(self._pool, self._settings, _no_lifespan)
+        self._app = create_replica_app(self._pool, self._settings, _no_lifespan)
         self._server = await asyncio.start_server(self._connected, self._host, 0)
         self._port: int = self._server.sockets[0].getsockname()[1]
         self._keep(self._check())
@@ -103,6 +103,8 @@ class ReplicaServer:
         for task in self._tasks:
             task.cancel()
         await asyncio.to_thread(self._pool.close)
+        for close in self._app.state.closing:
+            await close()
 
     async def visit(self, route: Route) -> AsyncIterator[Ticket]:
         """Yield a ticket, and end when its request has: until then the replica is not idle."""

@@ -60,6 +60,12 @@ class Keyring:
         return self._auth and (self._protected or (self._shared is not None and self._shared.protects))
 
     @property
+    def any(self) -> bool:
+        """True if a key is valid."""
+        self._refresh()
+        return bool(self._all())
+
+    @property
     def several(self) -> bool:
         """True if more than one key is valid."""
         self._refresh()

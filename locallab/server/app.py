@@ -176,12 +176,15 @@ class _NoKeys(KeyStore):
 
 def create_replica_app(pool: Pool, settings: ServerSettings, lifespan: Callable[[Starlette], Any]) -> Starlette:
     """Create the app of a cluster's replica, for requests that a front has checked: their scope's state has the key, its role,
-    the caller, and what counts the usage. It has every route of the server, and no key is ever required."""
+    the caller, and what counts the usage. It has every route of the server, and no key is ever required.
+    `app.state.closing` is to be called at the end."""
     settings = dataclasses.replace(settings, auth=False)
-    keyring = Keyring(settings, _NoKeys())
+    keyring = Keyring(dataclasses.replace(settings, redis_url=None), _NoKeys())
     services = Services(pool=pool, settings=settings, keyring=keyring, traffic=Traffic(), usage=UsageLog(UsageFile(), 0))
     if settings.shared_prompts:
         pool.on_loaded(functools.partial(share, read_prompts(settings.shared_prompts)))
     routes = [route for dialect in DIALECTS for route in dialect.routes(services)]
     inner = [Middleware(Paths, dialects=DIALECTS, routes=routes), Middleware(Failsafe), Middleware(Leases)]
-    return Starlette(routes=routes, middleware=inner, exception_handlers=HANDLERS, lifespan=lifespan)
+    app = Starlette(routes=routes, middleware=inner, exception_handlers=HANDLERS, lifespan=lifespan)
+    app.state.closing = services.closing
+    return app
