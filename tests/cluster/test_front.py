@@ -20,14 +20,8 @@ from locallab.keys import KeyStore
 from tests.support.dialect_requests import ROUTES
 from tests.support.fake_engine import FIM, say
 from tests.support.http_server import Served
-from tests.support.replicas import Cluster, cluster_in
+from tests.support.replicas import VARIES, Cluster, cluster_in
 from tests.support.wait import until
-
-VARIES = re.compile(
-    r'"(?:id|item_id|created\w*|completed_at|\w*_(?:ms|second|seconds|duration|at)|previous_\w+)":\s*(?:"[^"]*"|-?[\d.e+-]+|null)'
-    r"|\b(?:resp|msg|rs|chatcmpl|cmpl|fc|call)_?-?[0-9a-f]{16,}"
-)
-"""What differs between two answers to one request: ids and times."""
 
 SOCKET = "/api/v1/assistant/stream"
 

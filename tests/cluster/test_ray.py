@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -20,13 +21,13 @@ import pytest
 import yaml
 from websockets.sync.client import connect
 
-from tests.cluster.test_front import VARIES
 from tests.support.dialect_requests import ROUTES
 from tests.support.ray_cluster import UP, clustered
+from tests.support.replicas import VARIES
 from tests.support.served_process import Process
 from tests.support.wait import free_port, until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
 COUNTS = re.compile(r'"(?:cached_tokens|cache_\w+|prompt_n|prompt_eval_count|tokens_\w+|\w+_per_token_ms)": ?[\d.]+')
 """What depends on what was asked before."""
@@ -197,6 +198,8 @@ def ray_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     """Where the nodes of a test have their sockets, whose paths must be short."""
     folder = Path("/tmp") / f"ll-ray-{os.getpid()}"
     monkeypatch.setenv("RAY_TMPDIR", str(folder))
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(16))
     return folder
 
 

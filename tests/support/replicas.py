@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,12 @@ from locallab.server.cluster import Told, What
 from locallab.settings import ServerSettings
 from tests.support.fake_engine import FakeEngine, FakeMemory, registry
 from tests.support.http_server import running
+
+VARIES = re.compile(
+    r'"(?:id|item_id|created\w*|completed_at|\w*_(?:ms|second|seconds|duration|at)|previous_\w+)":\s*(?:"[^"]*"|-?[\d.e+-]+|null)'
+    r"|\b(?:resp|msg|rs|chatcmpl|cmpl|fc|call)_?-?[0-9a-f]{16,}"
+)
+"""What differs between two answers to one request: ids and times."""
 
 MODEL = "tiny:1b"
 
