@@ -144,7 +144,7 @@ class Relay:
                 finally:
                     await _cancelled(answering, leaving)
             finally:
-                frames.close()
+                frames.cut()
 
     async def _relay_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Join a WebSocket and one replica: what runs on it ends with that."""
@@ -177,7 +177,7 @@ class Relay:
                         await _answer(frames, scope, relay, wanted)
                         return
                     finally:
-                        frames.close()
+                        frames.cut()
                         await _cancelled(*pulls)
             except ReplicaGone as gone:
                 error = gone

@@ -200,7 +200,7 @@ class ReplicaServer:
         finally:
             if visit is not None:
                 visit.over.set()
-            frames.close()
+            await frames.close()
 
     async def _answer(self, frames: Frames, visit: _Visit) -> None:
         """Run the app for one call. The front's end of the connection is the client: when it closes, that has left."""

@@ -105,10 +105,16 @@ class Frames:
             raise ConnectionResetError("the connection is closed")
         await self._writer.drain()
 
-    def close(self) -> None:
-        """Close the connection without waiting."""
-        with contextlib.suppress(OSError, RuntimeError):
-            self._writer.close()
+    def cut(self) -> None:
+        """End the connection at once; what was sent last may not arrive."""
+        self._writer.transport.abort()
+
+    async def close(self) -> None:
+        """End the connection once the other side has what was sent, or does not read it for a while."""
+        self._writer.close()
+        with contextlib.suppress(OSError, asyncio.TimeoutError):
+            await asyncio.wait_for(self._writer.wait_closed(), CONNECT)
+        self.cut()
 
 
 async def connect(host: str, port: int, ticket: bytes) -> Frames:

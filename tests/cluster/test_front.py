@@ -290,6 +290,6 @@ def test_a_frame_that_is_too_long_ends_the_connection() -> None:
             try:
                 return await frames.read()
             finally:
-                frames.close()
+                await frames.close()
 
     assert asyncio.run(read()) is None
