@@ -127,6 +127,11 @@ def engine(model: ModelConfig, config: ClusterConfig, server: ServerSettings, na
     return deployment.bind(model.model, as_dict(msgspec.structs.replace(config, server={**config.server, **shared})))
 
 
+def sleeps(config: ClusterConfig) -> bool:
+    """Return whether the default model may have no replica while nobody asks."""
+    return not config.models[0].scaling.min
+
+
 def label(model: str) -> str:
     """Return the id of a model without the characters that Ray Serve gives a meaning in names."""
     return "".join(each if each.isalnum() or each in "-_." else "-" for each in model)
@@ -137,16 +142,28 @@ def _environment() -> dict[str, str]:
 
 
 class Handles:
-    """The replicas of each model, by its id in the registry, through Ray Serve's handles."""
+    """The replicas of each model, by its id in the registry, the default one's first, through Ray Serve's handles.
 
-    def __init__(self, handles: Mapping[str, DeploymentHandle]) -> None:
+    `sleeps`: there may be none, until a request comes.
+    """
+
+    sleeps = False
+
+    def __init__(self, handles: Mapping[str, DeploymentHandle[Any]]) -> None:
         self._handles = dict(handles)
         self._ending: set[asyncio.Task[None]] = set()
 
     def set(self, model: str, handle: DeploymentHandle[Any] | None) -> None:
         """Reach the replicas of a model by this handle from now on, None: there are none any more. For any thread."""
-        others = {name: each for name, each in self._handles.items() if name != model}
-        self._handles = others if handle is None else {**others, model: handle}
+        changed: dict[str, Any] = {**self._handles, model: handle}
+        self._handles = {name: each for name, each in changed.items() if each is not None}
+
+    @property
+    def default(self) -> str:
+        return next(iter(self._handles), "")
+
+    async def ready(self) -> bool:
+        return self.sleeps or bool(await self.ask())
 
     @contextlib.asynccontextmanager
     async def place(self, model: str, route: Route) -> AsyncIterator[Ticket]:

@@ -13,7 +13,7 @@ import msgspec
 from ray import serve
 
 from locallab.cluster.config import ClusterConfig, ModelConfig, read, served
-from locallab.cluster.deployment import QUIET, Handles, engine, label
+from locallab.cluster.deployment import QUIET, Handles, engine, label, sleeps
 from locallab.cluster.entrance import naming
 from locallab.cluster.launch import check_room, reason
 from locallab.errors import LocalLabError
@@ -58,6 +58,7 @@ class Fleet:
                 self.handles.set(id, self._deploy(id, each, config))
                 self._deployed[id] = each
         self.config, self._named = config, named
+        self.handles.sleeps = sleeps(config)
         for id in self._deployed.keys() - set(ids.values()):
             self._end(id)
 

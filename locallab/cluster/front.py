@@ -26,7 +26,6 @@ from locallab.logs import request_id
 from locallab.server.dialects.dialect import Dialect
 from locallab.server.errors import respond
 from locallab.server.inference.aside import aside
-from locallab.server.page.routes import wants_page
 from locallab.server.streaming import EVENTS, LINES
 
 TRIES = 5
@@ -46,6 +45,8 @@ OWN = {
     "/api/v1/events",
     "/metrics",
     "/system/info",
+    "/health",
+    "/health/ready",
     "/health/live",
 }
 """Routes that the front answers by itself."""
@@ -76,7 +77,7 @@ class Relay:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         route = scope["state"]["route"] if scope["type"] != "lifespan" else None
-        if route is None or (route in OWN and not _is_bare(scope)):
+        if route is None or route in OWN:
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
             await self._relay_socket(scope, receive, send)
@@ -188,12 +189,6 @@ class Relay:
         if accepted and error is not None:
             await send({"type": "websocket.send", "text": dialect.ending(error, "").decode()})
         await send({"type": "websocket.close", "code": 1011, "reason": "the replica is gone"})
-
-
-def _is_bare(scope: Scope) -> bool:
-    """Return whether the request asks for the root, and not for the page: a replica knows the model to name there."""
-    accept = next((value for name, value in scope["headers"] if name == b"accept"), b"")
-    return scope["path"] == "/" and not wants_page(accept.decode("latin-1"))
 
 
 async def _answer(frames: wire.Frames, scope: Scope, send: Send, wanted: Callable[[], None] = lambda: None) -> None:

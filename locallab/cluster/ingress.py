@@ -14,7 +14,7 @@ from starlette.applications import Starlette
 
 from locallab import logs
 from locallab.cluster.config import ClusterConfig, as_dict, parse, served, server_settings
-from locallab.cluster.deployment import QUIET, Handles, engine, label
+from locallab.cluster.deployment import QUIET, Handles, engine, label, sleeps
 from locallab.cluster.entrance import front_app, naming
 from locallab.inprocess.launch import layers
 from locallab.keys import Keyring, KeyStore, with_key_file
@@ -56,8 +56,10 @@ class Front:
         keyring = Keyring(server, KeyStore(), public=True)
         if server.auth and keyring.readable and not keyring.any:
             log.warning("there is no API key, so that nobody can use this: `locallab keys create --name NAME` makes one")
+        handles = Handles(engines)
+        handles.sleeps = sleeps(cluster)
         registry = Registry.discover(server.registry)
-        self._asgi = front_app(registry, naming(registry, served(cluster, registry)), server, keyring, Handles(engines))
+        self._asgi = front_app(registry, naming(registry, served(cluster, registry)), server, keyring, handles)
 
     def __serve_build_asgi_app__(self) -> Starlette:
         return self._asgi

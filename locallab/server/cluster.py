@@ -37,7 +37,14 @@ What = Literal["", "metrics", "activity"]
 
 
 class Cluster(Protocol):
-    """The replicas of a cluster."""
+    """The replicas of a cluster. `default` is the id of the model that answers requests naming none."""
+
+    @property
+    def default(self) -> str: ...
+
+    async def ready(self) -> bool:
+        """Return whether its replicas answer, or will come with a request."""
+        ...
 
     async def ask(self, what: What = "") -> list[Told]:
         """Return what the replicas that answer soon tell of themselves, by their names; `what` is "metrics", "activity" or

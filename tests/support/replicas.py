@@ -130,6 +130,11 @@ class LocalCluster:
 
         return ending
 
+    default = MODEL
+
+    async def ready(self) -> bool:
+        return bool(await self.ask())
+
     async def ask(self, what: What = "") -> list[Told]:
         return [await each.server.tell(what) for each in self.replicas if each.alive and each.name in self._started]
 

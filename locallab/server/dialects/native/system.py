@@ -371,8 +371,7 @@ class System:
     async def health(self, request: Request) -> Response:
         """Report that the service is up."""
         told = self._pool.supervision
-        aside = self._pool.set_aside.reasons
-        state = self._current(), told.restarts, told.cause, aside, self._failed()
+        state = self._current(), told.restarts, told.cause, self._pool.set_aside.reasons, self._failed()
         return reply(Health("healthy", SERVICE, __version__, *state))
 
     async def ready(self, request: Request) -> Response:
@@ -380,7 +379,7 @@ class System:
         model, loading = self._current(), self._pool.stats().loading
         if model is None and self._pool.default and not loading:
             model = self._pool.default.id  # unloaded while idle: the next request reloads it
-        if model is not None:
+        if model is not None and (self._cluster is None or await self._cluster.ready()):
             return reply(Ready("ready", SERVICE, model))
         body = {"status": "not ready", "service": SERVICE, "detail": "a model is loading" if loading else "no model is loaded"}
         return reply(body, 503, {"retry-after": str(RETRY_AFTER)})
@@ -395,4 +394,4 @@ class System:
 
     def _current(self) -> str | None:
         current = self._pool.current
-        return current.spec.id if current else None
+        return self._cluster.default if self._cluster else current.spec.id if current else None
