@@ -1,0 +1,1 @@
+"""The parts of scripts/cluster-sim: traces, simulated replicas, routers, and what they are compared by."""
