@@ -19,7 +19,7 @@ every_page = pytest.mark.parametrize("page", PAGES)
 OTHERS = {"--no-repack", "--spec-type", "--write"}
 """Flags in inline code that are neither ours nor those of SCRIPTS: llama.cpp's server's, scripts/cli-reference's."""
 
-SCRIPTS = ("scripts/bench", "scripts/gpu-check", "scripts/soak")
+SCRIPTS = ("scripts/bench", "scripts/cluster-sim", "scripts/gpu-check", "scripts/soak")
 
 
 def test_every_page_is_listed() -> None:
@@ -69,7 +69,7 @@ def script_flags() -> dict[str, set[str]]:
 @every_page
 def test_commands_and_their_flags_exist(page: str, script_flags: dict[str, set[str]]) -> None:
     for line in commands(page):
-        found = re.search(r"(?:^|[ $])(locallab|scripts/bench|scripts/gpu-check|scripts/soak|--[a-z-]+)(?= |$)(.*)", line)
+        found = re.search(rf"(?:^|[ $])(locallab|{'|'.join(SCRIPTS)}|--[a-z-]+)(?= |$)(.*)", line)
         if found is None:
             continue
         words = shlex.split(found[2])

@@ -10,7 +10,13 @@ from tests.support.document_examples import Example, examples
 
 ROOT = Path(__file__).parents[2]
 PAGES = (
-    *("README.md", "locallab/README.md", "locallab/cli/README.md", "locallab/cli/doctor/README.md"),
+    *(
+        "README.md",
+        "locallab/README.md",
+        "locallab/cli/README.md",
+        "locallab/cli/doctor/README.md",
+        "locallab/cluster/README.md",
+    ),
     *("locallab/server/dialects/README.md", "locallab/server/fields/README.md", "locallab/server/page/README.md"),
     *("scripts/README.md", "tests/README.md", "CHANGELOG.md"),
 )
