@@ -17,6 +17,8 @@ import platformdirs
 from msgspec import Meta
 
 from locallab.errors import ConfigError
+from locallab.listener_settings import ListenerSettings
+from locallab.listener_settings import MediaSettings as MediaSettings
 from locallab.placement_settings import MOST as MOST
 from locallab.placement_settings import KvLayout as KvLayout
 from locallab.placement_settings import KvType as KvType
@@ -160,27 +162,9 @@ class EngineSettings(LoadSettings):
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class MediaSettings:
-    """Bounds of the pictures and sounds in requests."""
-
-    media_bytes: Annotated[int, Meta(ge=1, le=2**30, description="maximum size of a picture or a sound, in bytes")] = 20 << 20
-    media_pixels: Annotated[int, Meta(ge=1, le=80_000_000, description="maximum pixels of a picture, width times height")] = (
-        50_000_000
-    )
-    media_seconds: Annotated[float, Meta(gt=0, le=86_400, description="maximum length of a sound, in seconds")] = 1800.0
-    media_count: Annotated[int, Meta(ge=1, le=1000, description="maximum pictures and sounds in a request")] = 64
-    allow_media_urls: Annotated[
-        bool,
-        Meta(description="fetch pictures and sounds that requests name by an http or https address; none of private networks"),
-    ] = False
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ServerSettings(MediaSettings):
+class ServerSettings(ListenerSettings):
     """The HTTP server: its address, models, limits and access."""
 
-    host: Annotated[str, Meta(description="address to listen on; localhost: 127.0.0.1 and ::1")] = "localhost"
-    port: Annotated[int, Meta(ge=0, le=65535, description="port to listen on; 0: any free port")] = 8000
     model: Annotated[
         str | None,
         Meta(

@@ -73,6 +73,7 @@ class Supervisor:
     def __init__(self) -> None:
         self._box = BlackBox()
         self._listener: socket.socket | None = None
+        self._path: tuple[str, os.stat_result] | None = None  # of a Unix socket
         self._max_deaths, self._log_format = 1, "text"
         self._restarts = 0
         self._announced = self._stopping = False
@@ -153,6 +154,9 @@ class Supervisor:
                 for each in listeners:
                     os.set_inheritable(each, False)
                     self._listener = socket.socket(fileno=each)
+                    if self._listener.family == socket.AF_UNIX:
+                        path = self._listener.getsockname()
+                        self._path = path, os.stat(path)
                 if not message:
                     return False
                 if message == READY:
@@ -244,6 +248,10 @@ class Supervisor:
 
     def _exit(self, status: int) -> NoReturn:
         end_children()
+        if self._path:  # a server that was killed leaves it
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.stat(self._path[0]), self._path[1]):
+                    os.unlink(self._path[0])
         sys.exit(status)
 
 

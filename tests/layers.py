@@ -8,7 +8,9 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-ANYWHERE = frozenset({"", "errors", "settings", "placement_settings", "hardware", "units", "version", "private_files"})
+ANYWHERE = frozenset(
+    {"", "errors", "settings", "placement_settings", "listener_settings", "hardware", "units", "version", "private_files"}
+)
 """Parts that every part may import; "" is the package itself."""
 
 PARTS: Mapping[str, frozenset[str]] = {
@@ -16,6 +18,7 @@ PARTS: Mapping[str, frozenset[str]] = {
     "errors": frozenset(),
     "settings": frozenset(),
     "placement_settings": frozenset(),
+    "listener_settings": frozenset(),
     "hardware": frozenset(),
     "units": frozenset(),
     "version": frozenset(),

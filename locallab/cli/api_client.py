@@ -7,6 +7,7 @@ import dataclasses
 import ipaddress
 import json
 import os
+import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -25,6 +26,9 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 CUT_OFF = "the server stopped before the answer was complete"
 HOW_TO_SEND_A_KEY = "set LOCALLAB_API_KEY or pass --api-key; `locallab keys` creates one"
 
+UNIX = "unix:"
+"""What begins the address of a Unix socket; its path follows."""
+
 CONNECT = 5.0
 """Seconds to connect."""
 
@@ -42,15 +46,23 @@ def options(command: Command) -> Command:
     url = click.option(
         "--url",
         envvar=settings.variable("url"),
-        help="server address (LOCALLAB_URL)  [default: this machine's]",
+        help="server address, or unix:PATH (LOCALLAB_URL)  [default: this machine's]",
     )
     return url(key(command))
 
 
 def default_url() -> str:
-    """Return the address of this machine's server, at the port of LOCALLAB_PORT."""
-    port = settings.resolve(ServerSettings, *(layer for layer in layers(ServerSettings, {}) if "port" in layer[1])).port
-    return f"http://127.0.0.1:{port or ServerSettings().port}"
+    """Return the address of this machine's server, as LOCALLAB_PORT, LOCALLAB_TLS_CERT and LOCALLAB_UDS say."""
+    server = _local()
+    if server.uds:
+        return f"unix:{server.uds}"
+    return f"{'https' if server.tls_cert else 'http'}://127.0.0.1:{server.port or ServerSettings().port}"
+
+
+def _local() -> ServerSettings:
+    """Return what the environment says of the address of this machine's server. Raises ConfigError."""
+    known = ("port", "tls_cert", "uds")
+    return settings.resolve(ServerSettings, *(layer for layer in layers(ServerSettings, {}) if layer[1].keys() & {*known}))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -76,20 +88,29 @@ class ApiClient:
 
         self.url, is_local = _parse(url or default_url())
         self._has_key = bool(key)
+        self._path = self.url.removeprefix(UNIX) if self.url.startswith(UNIX) else None
+        self.trusted = _trusted(is_local) if self.url.startswith("https:") else None
         self._options: dict[str, Any] = {
-            "base_url": self.url,
+            "base_url": self.url if self._path is None else "http://localhost",
             "headers": {"authorization": f"Bearer {key}"} if key else {},
             "timeout": httpx.Timeout(ANSWER, connect=CONNECT),
             "trust_env": not is_local,  # proxies are for remote servers only
+            "verify": self.trusted or True,
         }
         with _usable_proxies():
-            self._http = httpx.Client(**self._options)
+            self._http = self._client()
 
     def __enter__(self) -> ApiClient:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self._http.close()
+
+    def _client(self, **options: Any) -> httpx.Client:
+        import httpx
+
+        transport = httpx.HTTPTransport(uds=self._path) if self._path else None
+        return httpx.Client(**{**self._options, "transport": transport, **options})
 
     def alive(self) -> bool:
         """Return whether a LocalLab server answers."""
@@ -124,9 +145,7 @@ class ApiClient:
     @contextlib.contextmanager
     def keyless(self) -> Iterator[httpx.Client]:
         """Yield a client without the API key, for requests that set their own headers."""
-        import httpx
-
-        with self._asking(), httpx.Client(**{**self._options, "headers": {}}) as http:
+        with self._asking(), self._client(headers={}) as http:
             yield http
 
     def chat(self, model: str, messages: Sequence[Mapping[str, Any]], sampling: Mapping[str, Any]) -> Iterator[Piece]:
@@ -175,7 +194,13 @@ class ApiClient:
 
         try:
             yield
-        except (httpx.ConnectError, httpx.ConnectTimeout):
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                reason = str(error).partition("verify failed: ")[2].partition(" (_ssl")[0] or error
+                raise ServerError(
+                    f"the certificate of the server at {self.url} is not trusted: {reason}; "
+                    "SSL_CERT_FILE names the certificates of other authorities"
+                ) from None
             raise NoServer(self.url) from None
         except httpx.TimeoutException:
             raise ServerError(f"the server at {self.url} does not answer") from None
@@ -207,6 +232,26 @@ class ApiClient:
         return ServerError(f"the server at {self.url} is not LocalLab")
 
 
+def _trusted(is_local: bool) -> ssl.SSLContext | None:
+    """Return what certificates to trust: those in SSL_CERT_FILE or, for this machine's server, its own, whatever names it is
+    for; None: those of the public authorities. Raises ConfigError."""
+    file, own = os.environ.get("SSL_CERT_FILE"), _local().tls_cert if is_local else None
+    if not file and not own:
+        return None
+    context = ssl.create_default_context()
+    for name, path in (("SSL_CERT_FILE", file), (settings.variable("tls_cert"), own)):
+        try:
+            if path:
+                context.load_verify_locations(path)
+        except OSError as error:
+            reason = error.strerror or error
+            raise ConfigError(f"{name}: {path} holds no certificates that can be read: {reason}") from None
+    if own:
+        context.check_hostname = False
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return context
+
+
 @contextlib.contextmanager
 def _usable_proxies() -> Iterator[None]:
     """Raise ConfigError for a proxy in the environment that httpx cannot use."""
@@ -229,6 +274,8 @@ def _parse(url: str) -> tuple[str, bool]:
 
     Raises ConfigError.
     """
+    if url.startswith(UNIX) and len(url) > len(UNIX):
+        return UNIX + os.path.abspath(url.removeprefix(UNIX)), True
     whole = url if "://" in url else f"http://{url}"
     try:
         parts = urlsplit(whole)
@@ -236,7 +283,7 @@ def _parse(url: str) -> tuple[str, bool]:
     except ValueError:
         host = None
     if not host:
-        raise ConfigError(f"--url: {url!r} is not an address such as http://127.0.0.1:8000")
+        raise ConfigError(f"--url: {url!r} is not an address such as http://127.0.0.1:8000, or unix: and a path")
     try:
         is_local = ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -57,17 +57,19 @@ def serve(session: Session, child: Child, opens: bool) -> int:
     launch.check_ray()
     registry = Registry.discover(server.registry)
     first = next(iter(configs.served(config, registry).values()))
-    from locallab.server import runner
+    from locallab.server import listener, runner, tls
 
+    certificates = tls.configured(server)
     with contextlib.ExitStack() as running:
-        sock = running.enter_context(contextlib.closing(child.listener or runner.bind(server.host, server.port)))
+        sock = running.enter_context(listener.opened(server, child.listener))
         child.bound(sock, server.max_deaths, server.log_format)
         from locallab.cluster.entrance import front_app
         from locallab.tunnel import announcement, configured_tunnel
 
-        url = runner.url(sock)
+        url = listener.url(sock, certificates is not None)
+        shown = listener.url(sock, True, certificates.name) if certificates else url
         tunnel = configured_tunnel(server, url, lambda address: click.echo(announcement(address, first, new_key)), _complain)
-        public = runner.is_public(sock) or tunnel is not None
+        public = listener.is_public(sock) or tunnel is not None
         store = KeyStore()
         keyring = Keyring(server, store, public, restarted=bool(child.supervision.restarts))
         running.enter_context(launch.connected(config))
@@ -84,14 +86,14 @@ def serve(session: Session, child: Child, opens: bool) -> int:
         keyring.reload()
 
         def ready() -> None:
-            click.echo(banner(config, url, new_key))
+            click.echo(banner(config, shown, new_key))
             if tunnel is not None:
                 tunnel.start()
             child.ready()
             if opens and not child.supervision.restarts:
                 import webbrowser
 
-                threading.Thread(target=webbrowser.open, args=(url,), name="browser", daemon=True).start()
+                threading.Thread(target=webbrowser.open, args=(shown,), name="browser", daemon=True).start()
 
         return runner.serve(app, sock, server, ready, child.supervised)
 

@@ -66,6 +66,7 @@ def _started(model: str | None, mmproj: str | None) -> Iterator[inprocess.Server
         with progress(spec) as report:
             name = server.model or spec.id
             options: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "grace": 0, "rate_limit": False, "mmproj": mmproj}
+            options |= {"uds": "", "tls_cert": "", "tls_key": ""}
             started = start(name, tunnel=False, progress=report, **options)
         with started:
             yield started

@@ -13,7 +13,7 @@ from click.shell_completion import CompletionItem
 from msgspec import Meta
 
 from locallab import settings
-from locallab.errors import LocalLabError
+from locallab.errors import ConfigError, LocalLabError
 from locallab.settings import ServerSettings
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -75,7 +75,17 @@ def layers(cls: type, flags: Mapping[str, Any]) -> Sequence[Layer]:
 
 def server_settings(**flags: Any) -> ServerSettings:
     """Return the server settings of the environment and `flags`. Raises ConfigError."""
-    return settings.resolve(ServerSettings, *layers(ServerSettings, flags))
+    found = layers(ServerSettings, flags)
+    server = settings.resolve(ServerSettings, *found)
+    check_address(server, found)
+    return server
+
+
+def check_address(server: ServerSettings, found: Sequence[Layer]) -> None:
+    """Raise ConfigError if the settings have a Unix socket, and their layers an address too."""
+    for origin, values in found if server.uds else ():
+        if not {"host", "port"}.isdisjoint(values):
+            raise ConfigError(f"{origin}: cannot be combined with --uds, which is an address of its own")
 
 
 def unknown(environ: Mapping[str, str], *classes: type) -> list[str]:

@@ -17,7 +17,7 @@ from locallab.inprocess.launch import check, engine_layers, layers, open_app
 from locallab.inprocess.status import Status
 from locallab.keys import Keyring, KeyStore, new_secret, with_key_file
 from locallab.models import Progress, Registry, adhoc
-from locallab.server import runner
+from locallab.server import listener, runner, tls
 from locallab.settings import EngineSettings, ServerSettings
 from locallab.tunnel import announcement, configured_tunnel
 
@@ -63,6 +63,8 @@ class Server:
                 f"{WHERE}: openmp: llama.cpp is loaded already; set {settings.variable('openmp')} before the import"
             )
         server = with_key_file(settings.resolve(ServerSettings, *layers(ServerSettings, WHERE, options, {"port": 0})))
+        if server.uds and not {"host", "port"}.isdisjoint(options):
+            raise ConfigError(f"{WHERE}: uds: is an address of its own, which cannot be combined with host and port")
         engine = engine_layers(WHERE, options)
         registry = Registry.discover(server.registry)
         if server.model:
@@ -76,10 +78,12 @@ class Server:
             log.error("no public address: %s", error)
 
         with contextlib.ExitStack() as running:
-            sock = running.enter_context(contextlib.closing(runner.bind(server.host, server.port)))
-            self.local_url = runner.url(sock)
-            self._tunnel = configured_tunnel(server, self.local_url, announce, complain)
-            public = runner.is_public(sock) or self._tunnel is not None
+            certificates = tls.configured(server)
+            sock = running.enter_context(listener.opened(server))
+            self.local_url = listener.url(sock, certificates is not None, certificates.name if certificates else str)
+            self._cert = server.tls_cert
+            self._tunnel = configured_tunnel(server, listener.url(sock, certificates is not None), announce, complain)
+            public = listener.is_public(sock) or self._tunnel is not None
             keyring = Keyring(server, KeyStore(), public)
             if keyring.required and server.api_key is None:  # of stored keys only the hashes are known
                 server = dataclasses.replace(server, api_key=new_secret())
@@ -118,7 +122,15 @@ class Server:
             from openai import OpenAI
         except ImportError:
             raise LocalLabError("the openai package is not installed: pip install openai") from None
-        return OpenAI(base_url=f"{self.local_url}/v1", api_key=self.api_key or "none", **options)
+        import httpx
+
+        web = self.local_url
+        if web.startswith("unix:"):
+            transport = httpx.HTTPTransport(uds=web.removeprefix("unix:"))
+            web, options = "http://localhost", {"http_client": httpx.Client(transport=transport), **options}
+        elif self._cert:
+            options = {"http_client": httpx.Client(verify=tls.trusting(self._cert)), **options}
+        return OpenAI(base_url=f"{web}/v1", api_key=self.api_key or "none", **options)
 
     def announcement(self) -> str:
         """Return the address, as text and as a QR code, the key, and client examples."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import ssl
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -156,10 +157,17 @@ class ResponseReader:
 
 
 class ChatClient:
-    """Sends chats to one server, each on a connection of its own, without a proxy; `timeout` in seconds, None for none."""
+    """Sends chats to one server, each on a connection of its own, without a proxy; `timeout` in seconds, None for none.
 
-    def __init__(self, url: str, model: str, api_key: str | None, timeout: float | None) -> None:
-        parts = urlsplit(url)
+    `url` may be unix: and the path of a socket. `trusted` are the certificates to trust, by default those of this machine.
+    """
+
+    def __init__(
+        self, url: str, model: str, api_key: str | None, timeout: float | None, trusted: ssl.SSLContext | None = None
+    ) -> None:
+        self.path = url.removeprefix("unix:") if url.startswith("unix:") else None
+        parts = urlsplit(url if self.path is None else "http://localhost")
+        self.trusted = trusted
         self.host, self.tls = parts.hostname or "", parts.scheme == "https"
         self.port = parts.port or (443 if self.tls else 80)
         self.model, self.timeout = model, timeout
@@ -197,7 +205,12 @@ class ChatClient:
         return f"{self._head}{len(data)}\r\n\r\n".encode() + data
 
     async def _exchange(self, request: bytes, answer: Answer, on_first: Callable[[], None] | None) -> None:
-        reader, writer = await asyncio.open_connection(self.host, self.port, ssl=self.tls or None)
+        if self.path is not None:
+            reader, writer = await asyncio.open_unix_connection(self.path)
+        else:
+            reader, writer = await asyncio.open_connection(
+                self.host, self.port, ssl=(self.trusted or True) if self.tls else None
+            )
         try:
             writer.write(request)
             response = ResponseReader()

@@ -22,6 +22,7 @@ from locallab.errors import LocalLabError
 from locallab.keys import Key, Keyring, KeyStore
 from locallab.pool import Pool
 from locallab.server.cluster import Cluster
+from locallab.server.connections import UNIX
 from locallab.server.dialects.dialect import Services
 from locallab.server.dialects.registry import DIALECTS
 from locallab.server.docs.routes import Docs
@@ -98,7 +99,7 @@ def _middleware(services: Services, routes: Sequence[BaseRoute], last: Sequence[
     origins = Origins(settings.cors_origins)
     limits = RateLimits(settings)
     body_limit: dict[str, Any] = {"mib": settings.max_body_mib, "more": functools.partial(media_room, services.pool, settings)}
-    trusted = networks(settings.trusted_proxies) + (AGENTS if tunnel else [])
+    trusted = networks(settings.trusted_proxies) + (AGENTS if tunnel else []) + ([UNIX[0]] if settings.uds else [])
     return [
         *([Middleware(TunnelCounter, tunnel=tunnel)] if tunnel else []),
         Middleware(Proxies, trusted=trusted),

@@ -31,6 +31,9 @@ ALL = 4096
 RESERVE = 24
 """File descriptors left for all that is no connection: weights, key files, downloads."""
 
+UNIX = ("unix", 0)
+"""The address, as logs and rate limits have it, of a client that comes through a Unix socket and says no other."""
+
 UNREAD = 60.0
 """Seconds after which a connection is cut whose client reads nothing of what is sent to it."""
 
@@ -91,7 +94,7 @@ class Connection(Protocol):
 class ConnectionLimits:
     """Admits connections. One beyond a limit takes the place of an idle one, so that silent connections keep nobody out.
 
-    Proxies in `settings.trusted_proxies` have no limit of their own.
+    Proxies in `settings.trusted_proxies`, and what comes through a Unix socket, have no limit of their own.
     """
 
     def __init__(self, settings: ServerSettings) -> None:
@@ -110,6 +113,8 @@ class ConnectionLimits:
         return len(mine) <= self._each or _make_room(mine, connections, new)
 
     def _is_proxy(self, new: Connection) -> bool:
+        if new.client == UNIX:
+            return True
         if not self._trusted or new.client is None:
             return False
         address = ipaddress.ip_address(new.client[0].partition("%")[0])

@@ -11,7 +11,7 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httptools
@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from locallab.server.connections import ConnectionLimits, UnreadWatch, group
+from locallab.server.connections import UNIX, ConnectionLimits, UnreadWatch, group
 
 WAITING = 16
 """Maximum requests that wait on a connection behind the one that is answered. Further ones stay unparsed."""
@@ -73,8 +73,12 @@ class HttpProtocol(HttpToolsProtocol):
 
     flow: _Flow
 
-    def __init__(self, *arguments: Any, limits: ConnectionLimits, **options: Any) -> None:
+    def __init__(
+        self, *arguments: Any, limits: ConnectionLimits, arrived: Callable[[], object] = lambda: None, **options: Any
+    ) -> None:
+        """`arrived` is called when the connection is made, before it is counted."""
         super().__init__(*arguments, **options)
+        self._arrived = arrived
         self.logger = log
         self.peer = ""
         self.since = 0.0
@@ -95,8 +99,11 @@ class HttpProtocol(HttpToolsProtocol):
         return (self.cycle is None or self.cycle.response_complete) and not self.pipeline
 
     def connection_made(self, transport: Any) -> None:
+        self._arrived()
         super().connection_made(transport)
         self.flow = _Flow(transport)
+        if self.client is None and isinstance(self.server, tuple) and self.server[1] is None:
+            self.client = UNIX
         self.peer = group(self.client[0] if self.client else "")
         self.since = time.monotonic()  # unlike the loop's time, another one for each connection of a burst
         self._deadline = self.loop.time() + ARRIVAL

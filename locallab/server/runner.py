@@ -11,10 +11,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import errno
 import functools
 import gc
-import ipaddress
 import logging
 import os
 import signal
@@ -27,7 +25,8 @@ from typing import Any
 
 import uvicorn
 
-from locallab.errors import ConfigError, LocalLabError
+from locallab.errors import LocalLabError
+from locallab.server import listener, tls
 from locallab.server.connections import STOPPING, ConnectionLimits
 from locallab.server.http_protocol import HttpProtocol
 from locallab.server.websocket_protocol import WebSocketProtocol
@@ -57,75 +56,6 @@ block goes back to the system when it is freed. By default each thread that toke
 log = logging.getLogger(__name__)
 
 
-def _refusal(error: OSError, host: str, port: int) -> ConfigError:
-    reasons = {
-        errno.EADDRINUSE: f"port: {port} on {host} is in use; choose another with --port, or 0 for any free one",
-        errno.EACCES: f"port: {port} requires elevated privileges; choose one above 1023",
-        errno.EADDRNOTAVAIL: f"host: {host!r} is not an address of this machine",
-    }
-    return ConfigError(reasons.get(error.errno or 0, f"cannot listen on {host} port {port}: {error.strerror}"))
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """Bind a socket without listening yet: until the app is up, clients are refused instead of kept waiting.
-
-    Raises ConfigError if the address is invalid or in use.
-    """
-    try:
-        name = "127.0.0.1" if host == "localhost" else host  # known without /etc/hosts; ::1 comes with `loopback_twin`
-        infos = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a host name"
-        raise ConfigError(f"host: {host!r} is not an address of this machine: {reason}") from None
-    family, kind, protocol, _, address = min(infos, key=lambda info: info[0] != socket.AF_INET)
-    sock = socket.socket(family, kind, protocol)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
-    except OSError as error:
-        sock.close()
-        raise _refusal(error, name, port) from None
-    return sock
-
-
-def loopback_twin(sock: socket.socket) -> socket.socket | None:
-    """Bind ::1 to the port of a socket on 127.0.0.1: many clients look for `localhost` there, and some nowhere else.
-
-    Returns None where there is no IPv6, and logs a warning if another process has the port.
-    """
-    address, port = sock.getsockname()[:2]
-    if address != "127.0.0.1" or not socket.has_ipv6:
-        return None
-    try:
-        twin = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
-    except OSError:
-        return None
-    try:
-        twin.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        twin.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        twin.bind(("::1", port))
-        twin.listen()
-    except OSError as error:
-        twin.close()
-        if error.errno == errno.EADDRINUSE:
-            log.warning("port %d on ::1 is in use: clients that look for localhost there find another server", port)
-        return None
-    return twin
-
-
-def is_public(sock: socket.socket) -> bool:
-    """Return whether other machines can reach the socket."""
-    address: str = sock.getsockname()[0]
-    return not ipaddress.ip_address(address.partition("%")[0]).is_loopback
-
-
-def url(sock: socket.socket) -> str:
-    """Return the URL of the socket for clients on this machine."""
-    host, port = sock.getsockname()[:2]
-    local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{local}]:{port}" if ":" in local else f"http://{local}:{port}"
-
-
 class _Server(uvicorn.Server):
     """A server that listens on `sock` from the start. Raises ConfigError if another process has taken the port meanwhile."""
 
@@ -138,10 +68,12 @@ class _Server(uvicorn.Server):
         signals: bool = True,
         supervised: bool = False,
     ) -> None:
+        self._limits = ConnectionLimits(settings)
+        self._certificates = tls.configured(settings)
         config = uvicorn.Config(
             app,
             loop="uvloop",
-            http=functools.partial(HttpProtocol, limits=ConnectionLimits(settings)),  # type: ignore[arg-type]
+            http=functools.partial(HttpProtocol, limits=self._limits),  # type: ignore[arg-type]
             ws=WebSocketProtocol,
             ws_max_size=MESSAGE_ROOM * settings.max_body_mib << 20,
             ws_ping_interval=PING,
@@ -154,10 +86,7 @@ class _Server(uvicorn.Server):
             proxy_headers=False,  # the app's own middleware trusts the configured ones
             timeout_keep_alive=KEEP_ALIVE,
         )
-        try:  # here, as uvloop ignores a failure: two processes may bind one port, only one may listen
-            sock.listen(config.backlog)
-        except OSError as error:
-            raise _refusal(error, *sock.getsockname()[:2]) from None
+        listener.listen(sock, config.backlog)  # here, as uvloop ignores a failure
         super().__init__(config)
         self._host = settings.host
         self._signals = signals
@@ -168,20 +97,32 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self.lifespan.state[STOPPING] = self._stopping = asyncio.Event()
         sockets = sockets or []
-        twin = loopback_twin(sockets[0]) if self._host == "localhost" and sockets else None
+        twin = listener.loopback_twin(sockets[0]) if self._host == "localhost" and sockets else None
+        if twin is not None:
+            sockets = [*sockets, twin]
         try:
-            await super().startup([*sockets, twin] if twin else sockets)
+            await super().startup(sockets if self._certificates is None else [])
         finally:
             if twin is not None and not self.started:
                 twin.close()
+        if self._certificates is not None:
+            self.servers += [self._encrypted(each, self._certificates) for each in sockets]
         if not self.should_exit:
             self._on_ready()
+
+    def _encrypted(self, sock: socket.socket, certificates: tls.Certificates) -> Any:
+        state = self.server_state
+        protocol: Any = self.config.http_protocol_class
+        make = functools.partial(protocol, config=self.config, server_state=state, app_state=self.lifespan.state)
+        return tls.TlsListener(sock, certificates, self._limits, make, state.connections)
 
     async def on_tick(self, counter: int) -> bool:
         if counter % 10 == 0:  # every second
             now = asyncio.get_running_loop().time()
             for connection in list(self.server_state.connections):
                 connection.check(now)  # type: ignore[union-attr]
+            if self._certificates is not None:
+                self._certificates.refresh()
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

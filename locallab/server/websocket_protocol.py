@@ -15,7 +15,7 @@ from typing import Any
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from locallab.server.connections import UnreadWatch, group
+from locallab.server.connections import UNIX, UnreadWatch, group
 
 RESTARTING = 1012
 """Close code for the app and its clients when the server stops."""
@@ -60,6 +60,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        if self.client is None and isinstance(self.server, tuple) and self.server[1] is None:
+            self.client = UNIX
         self.peer = group(self.client[0] if self.client else "")
         self.since = time.monotonic()
 

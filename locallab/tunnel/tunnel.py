@@ -208,6 +208,8 @@ def configured_tunnel(
         return None
     if not settings.auth:
         raise ConfigError("tunnel: a public address requires a key; remove --no-auth")
+    if settings.uds:
+        raise ConfigError("tunnel: leads to a port, which a server with --uds does not have; remove one of the two")
     token = settings.ngrok_token or os.environ.get("NGROK_AUTHTOKEN")
     return Tunnel(target, token, domain=settings.tunnel_domain, announce=announce, complain=complain)
 

@@ -13,8 +13,10 @@ from locallab.cli import api_client
 from locallab.cli.api_client import ApiClient, Piece
 from locallab.errors import ConfigError, NoServer, ServerError, UnknownModel
 from locallab.keys import KeyStore
+from tests.support.certificates import issue
 from tests.support.fake_engine import say
 from tests.support.http_server import Serve, Served
+from tests.support.listening import behind
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -55,6 +57,7 @@ def answering(status: int, body: bytes, length: int | None = None) -> Iterator[s
         ("http://127.0.0.1:8000/", "http://127.0.0.1:8000"),
         ("https://host.example/v1", "https://host.example"),
         ("http://[::1]:9/v1/", "http://[::1]:9"),
+        ("unix:/run/locallab.sock", "unix:/run/locallab.sock"),
     ],
 )
 def test_addresses_as_people_write_them(url: str, whole: str) -> None:
@@ -197,3 +200,45 @@ def test_a_server_that_takes_no_connection(monkeypatch: pytest.MonkeyPatch) -> N
         assert not server.alive()
         with pytest.raises(ServerError, match="does not answer"):
             server.get("/")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # httpcore closes no socket that is refused
+def test_a_server_at_a_unix_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with behind(tmp_path, uds=str(tmp_path / "x.sock")) as path:
+        with ApiClient(f"unix:{path}") as client, client.keyless() as http:
+            assert client.alive()
+            assert client.model_id(None) == "tiny:1b"
+            assert "".join(piece.text for piece in client.chat("tiny:1b", HELLO, {}))
+            assert http.get("/health").status_code == 200
+        monkeypatch.setenv("LOCALLAB_UDS", str(path))
+        with ApiClient() as client:
+            assert (client.url, client.alive()) == (f"unix:{path}", True)
+    with ApiClient(f"unix:{path}") as client, pytest.raises(NoServer, match=f"unix:{path}"):
+        client.get("/health")
+
+
+@pytest.mark.parametrize("trust", ["SSL_CERT_FILE", "LOCALLAB_TLS_CERT", None])
+def test_a_server_with_a_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trust: str | None) -> None:
+    certificate = issue(tmp_path, "localhost" if trust else "chat.example.com", "127.0.0.1")
+    if trust:
+        monkeypatch.setenv(trust, str(certificate.cert if trust.startswith("LOCALLAB") else certificate.authority))
+    with behind(tmp_path, **certificate.settings()) as port:
+        monkeypatch.setenv("LOCALLAB_PORT", str(port))
+        with ApiClient(None if trust == "LOCALLAB_TLS_CERT" else f"https://127.0.0.1:{port}") as client:
+            assert client.url == f"https://127.0.0.1:{port}"
+            if trust:
+                assert client.model_id(None) == "tiny:1b"
+                assert "".join(piece.text for piece in client.chat("tiny:1b", HELLO, {}))
+            else:
+                with pytest.raises(ServerError, match=r"certificate of .* is not trusted: unable to .*; SSL_CERT_FILE names"):
+                    client.get("/health")
+
+
+@pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "LOCALLAB_TLS_CERT"])
+def test_certificates_that_cannot_be_read_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    for path, content in ((tmp_path / "missing.pem", None), (tmp_path / "text.pem", "text")):
+        if content:
+            path.write_text(content)
+        monkeypatch.setenv(variable, str(path))
+        with pytest.raises(ConfigError, match=f"{variable}: {path} holds no certificates that can be read: "):
+            ApiClient("https://127.0.0.1:1")

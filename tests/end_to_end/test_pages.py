@@ -41,6 +41,8 @@ NOT_RUN = {
     "locallab serve --model qwen2.5-coder:7b": "needs the Hub",
     "locallab serve --model hf:": "needs the Hub",
     "locallab serve --model smollm2:135m --lora": "needs adapters; tests/inprocess/test_adapters.py runs such a server",
+    "locallab serve --host 0.0.0.0 --tls-cert": "needs a certificate; tests/cli/commands/test_serve_addresses.py makes one",
+    "locallab serve --uds": "has no port; tests/cli/commands/test_serve_addresses.py runs it",
     "NGROK_AUTHTOKEN=": "needs an ngrok account",
     "PICTURE=": "needs a model that sees; tests/server/dialects/test_media.py sends such requests",
     "locallab doctor --clients": "tests/replay/test_live.py runs it",

@@ -21,8 +21,9 @@ from locallab.errors import (
     UnknownModel,
 )
 from locallab.keys import KeyStore
-from locallab.server.runner import bind
+from locallab.server.listener import bind
 from locallab.settings import ServerSettings
+from tests.support.certificates import issue
 from tests.support.fake_tunnel import TOKEN, FakeNgrok
 
 ASKED = [{"role": "user", "content": "Write the alphabet."}]
@@ -74,6 +75,19 @@ def test_where_there_are_keys_one_is_made_for_this_server_only(model_path: Path)
         with server.openai() as client:
             assert client.models.list().data[0].id == server.model
     assert [key.name for key in KeyStore().read()] == ["somebody"]
+
+
+@pytest.mark.parametrize("address", ["socket", "certificate"])
+def test_other_addresses(model_path: Path, tmp_path: Path, address: str) -> None:
+    certificate = issue(tmp_path, "localhost")
+    settings = {"uds": str(tmp_path / "x.sock")} if address == "socket" else certificate.settings()
+    with locallab.start(str(model_path), context=512, threads=1, **settings) as server:
+        assert server.url.startswith(f"unix:{tmp_path}" if address == "socket" else "https://localhost:")
+        with server.openai(max_retries=0) as client:
+            assert client.models.list().data[0].id == server.model
+    assert not (tmp_path / "x.sock").exists()
+    with pytest.raises(ConfigError, match="uds: is an address of its own"):
+        locallab.start(str(model_path), uds="x.sock", port=1)
 
 
 def test_errors_come_to_the_caller_and_nothing_runs_on(tmp_path: Path) -> None:

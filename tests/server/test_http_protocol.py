@@ -21,7 +21,7 @@ from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 
-from locallab.server import connections, http_protocol, runner
+from locallab.server import connections, http_protocol, listener, runner
 from locallab.server.http_protocol import HttpProtocol
 from locallab.settings import ServerSettings
 from tests.support.wait import PATIENCE, until
@@ -138,7 +138,7 @@ def split(answers: bytes) -> list[bytes]:
 @contextlib.contextmanager
 def serving(**settings: Any) -> Iterator[Server]:
     app = App()
-    with runner.bind("127.0.0.1", 0) as sock:
+    with listener.bind("127.0.0.1", 0) as sock:
         server = runner.Background(app, sock, ServerSettings(**{"grace": 0, "host": "127.0.0.1", **settings}))
         try:
             yield Server(app, sock.getsockname()[1])

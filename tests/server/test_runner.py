@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from locallab.errors import ConfigError, LocalLabError
-from locallab.server import runner
+from locallab.server import listener, runner
 from locallab.settings import ServerSettings
 from tests.support.wait import PATIENCE
 
@@ -141,23 +141,11 @@ def refused(server: Slow) -> None:
             return
 
 
-def test_bound_but_not_listening() -> None:
-    with runner.bind("127.0.0.1", 0) as sock, pytest.raises(ConnectionRefusedError):
-        socket.create_connection(sock.getsockname(), timeout=PATIENCE)
-
-
-def test_a_port_in_use_is_named() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(ConfigError, match=f"port: {port} on 127.0.0.1 is in use"):
-            runner.bind("127.0.0.1", port)
-
-
 def test_a_port_taken_after_binding_is_named() -> None:
     """Linux lets two sockets bind one port as long as neither listens."""
-    with runner.bind("127.0.0.1", 0) as first:
+    with listener.bind("127.0.0.1", 0) as first:
         port = first.getsockname()[1]
-        with runner.bind("127.0.0.1", port) as second:
+        with listener.bind("127.0.0.1", port) as second:
             first.listen()
             with pytest.raises(ConfigError, match=f"port: {port} on 127.0.0.1 is in use"):
                 runner.serve(Lifespan(), second, ServerSettings(host="127.0.0.1", port=port), on_ready=pytest.fail)
@@ -172,19 +160,8 @@ class Lifespan:
             await send({"type": f"lifespan.{event}.complete"})
 
 
-@pytest.mark.parametrize("host", ["", "no such host", "192.0.2.1", "a" * 70 + ".example"])
-def test_a_bad_host_is_named(host: str) -> None:
-    with pytest.raises(ConfigError, match="host: "):
-        runner.bind(host, 0)
-
-
-def test_localhost_is_ipv4() -> None:
-    with runner.bind("localhost", 0) as sock:
-        assert sock.family == socket.AF_INET
-
-
 def test_localhost_is_both_protocols() -> None:
-    with runner.bind("localhost", 0) as sock:
+    with listener.bind("localhost", 0) as sock:
         server = runner.Background(Lifespan(), sock, ServerSettings(host="localhost", grace=0))
         port = sock.getsockname()[1]
         for address in ("127.0.0.1", "::1"):
@@ -197,7 +174,7 @@ def test_localhost_is_both_protocols() -> None:
 def test_localhost_without_a_free_port_on_ipv6_is_ipv4(caplog: pytest.LogCaptureFixture) -> None:
     with socket.create_server(("::1", 0), family=socket.AF_INET6) as taken:
         port = taken.getsockname()[1]
-        with runner.bind("localhost", port) as sock:
+        with listener.bind("localhost", port) as sock:
             server = runner.Background(Lifespan(), sock, ServerSettings(host="localhost", grace=0))
             socket.create_connection(("127.0.0.1", port), timeout=PATIENCE).close()
             server.stop()
@@ -205,7 +182,7 @@ def test_localhost_without_a_free_port_on_ipv6_is_ipv4(caplog: pytest.LogCapture
 
 
 def test_an_address_is_itself_only() -> None:
-    with runner.bind("127.0.0.1", 0) as sock:
+    with listener.bind("127.0.0.1", 0) as sock:
         server = runner.Background(Lifespan(), sock, ServerSettings(host="127.0.0.1", grace=0))
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("::1", sock.getsockname()[1]), timeout=PATIENCE)
@@ -216,7 +193,7 @@ def test_not_in_the_main_thread() -> None:
     caught: list[BaseException] = []
 
     def attempt() -> None:
-        with runner.bind("127.0.0.1", 0) as sock:
+        with listener.bind("127.0.0.1", 0) as sock:
             try:
                 runner.serve(Lifespan(), sock, ServerSettings(), on_ready=lambda: None)
             except RuntimeError as error:
@@ -238,7 +215,7 @@ class Unready(Lifespan):
 
 def test_in_the_background_signals_stay_the_programs() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with runner.bind("127.0.0.1", 0) as sock:
+    with listener.bind("127.0.0.1", 0) as sock:
         server = runner.Background(Lifespan(), sock, ServerSettings(grace=0))
         assert signal.getsignal(signal.SIGTERM) is before
         socket.create_connection(sock.getsockname(), timeout=PATIENCE).close()
@@ -248,6 +225,6 @@ def test_in_the_background_signals_stay_the_programs() -> None:
 
 
 def test_in_the_background_an_app_that_cannot_start_is_an_error() -> None:
-    with runner.bind("127.0.0.1", 0) as sock, pytest.raises(LocalLabError, match="could not start"):
+    with listener.bind("127.0.0.1", 0) as sock, pytest.raises(LocalLabError, match="could not start"):
         runner.Background(Unready(), sock, ServerSettings())
     assert "server" not in {thread.name for thread in threading.enumerate()}

@@ -21,7 +21,7 @@ from websockets.sync.client import ClientConnection, connect
 from locallab.keys import Keyring, KeyStore
 from locallab.models.store import Store
 from locallab.pool import Pool
-from locallab.server import runner, websocket_protocol
+from locallab.server import listener, runner, websocket_protocol
 from locallab.server.app import create_app
 from locallab.server.dialects.assistant.websocket import PATH
 from locallab.server.websocket_protocol import RESTARTING
@@ -77,7 +77,7 @@ def serving(tmp_path: Path) -> Serving:
         pool = Pool(registry(tmp_path), Store(tmp_path / "store"), engine=make, grace=0.0)
         pool.load_now("tiny:1b")
         app = create_app(pool, server_settings, Keyring(server_settings, KeyStore(tmp_path / "keys.json")))
-        with runner.bind("127.0.0.1", 0) as sock, ThreadPoolExecutor(1) as other:
+        with listener.bind("127.0.0.1", 0) as sock, ThreadPoolExecutor(1) as other:
             server = Server(sock.getsockname()[1])
             talks = []
             assert runner.serve(app, sock, server_settings, lambda: talks.append(other.submit(talk, client, server))) == 0

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from locallab.server import runner
+from locallab.server import listener, runner
 from locallab.settings import ServerSettings
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -60,7 +60,7 @@ async def disconnect(receive: Receive) -> None:
 
 def main() -> int:
     settings = ServerSettings(port=0, grace=float(sys.argv[1]))
-    sock = runner.bind(settings.host, settings.port)
+    sock = listener.bind(settings.host, settings.port)
     port = sock.getsockname()[1]
     return runner.serve(SlowApp(sys.argv[2] == "heeds"), sock, settings, lambda: print("ready", port, flush=True))
 

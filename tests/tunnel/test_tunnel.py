@@ -29,7 +29,7 @@ from pyngrok import installer
 
 from locallab import settings
 from locallab.errors import TunnelError
-from locallab.server import runner
+from locallab.server import listener, runner
 from locallab.server.app import create_app
 from locallab.server.middleware import AccessLog
 from locallab.server.middleware.tunnel import TunnelCounter
@@ -526,8 +526,8 @@ def test_clients_that_come_through_it_are_told_apart(ngrok: FakeNgrok, tmp_path:
     """All of them come from the agent, which says for whom."""
     given = ServerSettings(auth=False, native_rate="2/hour")
     with contextlib.ExitStack() as stack:
-        sock = stack.enter_context(contextlib.closing(runner.bind("127.0.0.1", 0)))
-        tunnel = Tunnel(runner.url(sock), TOKEN, announce=lambda url: None, complain=lambda error: None)
+        sock = stack.enter_context(contextlib.closing(listener.bind("127.0.0.1", 0)))
+        tunnel = Tunnel(listener.url(sock), TOKEN, announce=lambda url: None, complain=lambda error: None)
         made = stack.enter_context(making(tmp_path))
         stack.callback(runner.Background(create_app(made.pool, given, tunnel=tunnel), sock, given).stop)
         stack.callback(tunnel.close)

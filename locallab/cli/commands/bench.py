@@ -42,7 +42,7 @@ def command(
         for _ in server.chat(model_id, [{"role": "user", "content": "Hello"}], {"max_tokens": 1}):
             pass  # loads the model before the clock starts
     lanes = [[_request(lane * requests + turn, max_tokens) for turn in range(requests)] for lane in range(clients)]
-    outcome = generator.run(Plan(lanes), ChatClient(server.url, model_id, api_key, timeout=None))
+    outcome = generator.run(Plan(lanes), ChatClient(server.url, model_id, api_key, None, server.trusted))
     shown = summary(figures(outcome))
     if as_json:
         click.echo(json.dumps({"url": server.url, "model": model_id, "clients": clients, **shown}))

@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 import os
+import shlex
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ import click
 
 from locallab import cache_files, logs, settings
 from locallab.cli.llama_library import loading_llama
-from locallab.cli.settings_options import Layer, layers, options, server_settings, unknown
+from locallab.cli.settings_options import Layer, check_address, layers, options, server_settings, unknown
 from locallab.errors import LocalLabError
 from locallab.keys import Keyring, KeyStore, ensure_key, with_key_file
 from locallab.settings import EngineSettings, ServerSettings
@@ -58,19 +59,22 @@ def command(opens: bool = False, cluster: str | None = None, **flags: Any) -> in
             log.warning("the environment variable %s is not a setting", name)
         if opens and not server.page:
             raise click.UsageError("--open: --no-page leaves out the page that it would open")
+        if opens and server.uds:
+            raise click.UsageError("--open: no browser opens the Unix socket of --uds")
         return _serve(server, engine, child, opens)
 
 
 def _serve(server: ServerSettings, engine: Sequence[Layer], child: Child, opens: bool) -> int:
     from locallab.models import Registry, adhoc
-    from locallab.server import runner
+    from locallab.server import listener, runner, tls
 
     registry = Registry.discover(server.registry)
     if server.model:
         registry.resolve(server.model)  # reports a wrong name at once
     adhoc.adapters(server.lora)  # and a wrong file
+    certificates = tls.configured(server)
     with contextlib.ExitStack() as running:
-        sock = running.enter_context(contextlib.closing(child.listener or runner.bind(server.host, server.port)))
+        sock = running.enter_context(listener.opened(server, child.listener))
         child.bound(sock, server.max_deaths, server.log_format)
         from locallab.cli.download_progress import progress
 
@@ -86,23 +90,24 @@ def _serve(server: ServerSettings, engine: Sequence[Layer], child: Child, opens:
             click.echo(announcement(address, spec.id, new_key or server.api_key))
 
         def ready() -> None:
-            names = Hosts(server.allowed_hosts).patterns if runner.is_public(sock) and not keyring.required else ()
+            names = Hosts(server.allowed_hosts).patterns if listener.is_public(sock) and not keyring.required else ()
             if told.announced:
-                log.warning("restarted: LocalLab listens on %s again", url)
+                log.warning("restarted: LocalLab listens on %s again", shown)
             elif loaded:
-                click.echo(banner(loaded, url, new_key, keyring.required, names, server.page))
+                click.echo(banner(loaded, shown, new_key, keyring.required, names, server.page))
             else:
-                click.echo(empty_banner(url, pool.error(spec.id)))
+                click.echo(empty_banner(shown, pool.error(spec.id)))
             if tunnel is not None:
                 tunnel.start()
             child.ready()
             if opens and not told.restarts:
-                threading.Thread(target=open_page, args=(url,), name="browser", daemon=True).start()  # some browsers block
+                threading.Thread(target=open_page, args=(shown,), name="browser", daemon=True).start()  # some browsers block
 
-        url, told = runner.url(sock), child.supervision
+        url, told = listener.url(sock, certificates is not None), child.supervision
+        shown = listener.url(sock, True, certificates.name) if certificates else url
         tunnel = configured_tunnel(server, url, announce, lambda error: log.error("no public address: %s", error))
         store = KeyStore()
-        public = runner.is_public(sock) or tunnel is not None
+        public = listener.is_public(sock) or tunnel is not None
         keyring = Keyring(server, store, public, restarted=bool(told.restarts))
         running.callback(keyring.close)
         pool, app, spec = running.enter_context(open_app(registry, server, engine, keyring, tunnel, told))
@@ -118,7 +123,9 @@ def _serve(server: ServerSettings, engine: Sequence[Layer], child: Child, opens:
 def _serve_cluster(path: str, flags: Mapping[str, Any], engine: Sequence[Layer], child: Child, opens: bool) -> int:
     from locallab.cli import cluster_session
 
-    session = cluster_session.session(path, layers(ServerSettings, flags), settings.configured(EngineSettings, *engine))
+    found = layers(ServerSettings, flags)
+    session = cluster_session.session(path, found, settings.configured(EngineSettings, *engine))
+    check_address(session.server, found)
     with logs.configured(session.server.log_level, session.server.log_format), _stoppable(child.supervised):
         return cluster_session.serve(session, child, opens)
 
@@ -189,6 +196,13 @@ def banner(
     only = f"\n  names    any address, {', '.join(names)} (--allowed-hosts adds others)" if names else ""
     key = new_key or ("YOUR_KEY" if needs_key else "none")
     header = f" -H 'Authorization: Bearer {key}'" if needs_key else ""
+    path, web = base.removeprefix("unix:"), base
+    curl, first, given = "", "", ""
+    if path != base:
+        web, page = "http://localhost", False
+        curl = f" --unix-socket {shlex.quote(path)}"
+        first = "\n  import httpx"
+        given = f", http_client=httpx.Client(transport=httpx.HTTPTransport(uds={path!r}))"
     trying = f"Try it in a browser: {base}\nor with curl:" if page else "Try it:"
     return f"""\
 LocalLab {__version__} listens on {base}
@@ -197,9 +211,9 @@ LocalLab {__version__} listens on {base}
   context  {info.context:,} tokens per request; the KV cache holds {info.kv_tokens:,}{key_line}{only}
 
 {trying}
-  curl {base}/v1/chat/completions{header} -H 'Content-Type: application/json' -d '{body}'
-or in Python:
+  curl{curl} {web}/v1/chat/completions{header} -H 'Content-Type: application/json' -d '{body}'
+or in Python:{first}
   from openai import OpenAI
-  client = OpenAI(base_url="{base}/v1", api_key="{key}")
+  client = OpenAI(base_url="{web}/v1", api_key="{key}"{given})
   print(client.chat.completions.create(model="{model}", messages={json.dumps(messages)}).choices[0].message.content)
 """

@@ -22,7 +22,7 @@ from locallab import hardware, redis_link, settings
 from locallab.errors import ConfigError, LocalLabError
 from locallab.keys import SharedKeyStore
 from locallab.models import hub_status
-from locallab.server import runner
+from locallab.server import listener, tls
 from locallab.settings import ServerSettings
 from locallab.version import DISTRIBUTION, __version__
 
@@ -82,7 +82,7 @@ def everything(server: ServerSettings) -> dict[str, Look]:
         "cuda": cuda,
         "memory": lambda: memory(hardware.available_memory()),
         "disk": lambda: disk(settings.home()),
-        "port": lambda: port(server.host, server.port),
+        "port": lambda: port(server),
         **({"redis": lambda: redis(url)} if url else {}),
         "hub": hub,
         "token": hub_token,
@@ -255,9 +255,12 @@ def disk(home: Path) -> Check:
     return Check("disk", "warn" if free >= DISK_LEAST else "fail", text, remedy)
 
 
-def port(host: str, number: int) -> Check:
+def port(server: ServerSettings) -> Check:
+    where = server.uds or f"{server.host}:{server.port}"
     try:
-        runner.bind(host, number).close()
+        tls.configured(server)
+        with listener.opened(server):
+            pass
     except ConfigError as error:
         return Check(
             "port",
@@ -265,7 +268,7 @@ def port(host: str, number: int) -> Check:
             str(error),
             "stop the program that uses it (another LocalLab server?), or choose another --port",
         )
-    return Check("port", "ok", f"{host}:{number} is free" if number else f"any free port at {host}")
+    return Check("port", "ok", f"{where} is free" if server.port or server.uds else f"any free port at {server.host}")
 
 
 def redis(url: str) -> Check:

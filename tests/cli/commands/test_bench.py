@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from locallab import cli
 from locallab.cli.commands.bench import summary
 from locallab.load.figures import Figures
+from tests.support.certificates import issue
 from tests.support.fake_engine import say
 from tests.support.http_server import Serve, Served
+from tests.support.listening import behind
 
 
 def test_what_is_shown_of_a_load() -> None:
@@ -78,3 +82,15 @@ def test_a_key(serve: Serve) -> None:
         arguments = ["bench", "--url", served.url, "--clients", "1", "--requests", "1", "--max-tokens", "2"]
         assert CliRunner().invoke(cli.main, arguments).exit_code == 1
         assert CliRunner().invoke(cli.main, arguments, env={"LOCALLAB_API_KEY": "secret"}).exit_code == 0
+
+
+@pytest.mark.parametrize("address", ["socket", "certificate"])
+def test_a_load_at_other_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    certificate = issue(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate.authority))
+    settings = {"uds": str(tmp_path / "x.sock")} if address == "socket" else certificate.settings()
+    with behind(tmp_path, **settings) as where:
+        url = f"unix:{where}" if address == "socket" else f"https://localhost:{where}"
+        arguments = ["bench", "--url", url, "--clients", "2", "--requests", "1", "--max-tokens", "4", "--json"]
+        report = json.loads(CliRunner().invoke(cli.main, arguments).stdout)
+    assert (report["url"], report["requests"], report["errors"]) == (url, 2, 0)

@@ -261,11 +261,11 @@ def test_disk_that_cannot_be_written_to(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 def test_port(port: int) -> None:
-    assert checks.port("127.0.0.1", port) == Check("port", "ok", f"127.0.0.1:{port} is free")
-    assert checks.port("127.0.0.1", 0).detail == "any free port at 127.0.0.1"
+    assert checks.port(ServerSettings(host="127.0.0.1", port=port)) == Check("port", "ok", f"127.0.0.1:{port} is free")
+    assert checks.port(ServerSettings(host="127.0.0.1", port=0)).detail == "any free port at 127.0.0.1"
     with socket.create_server(("127.0.0.1", port)):
-        assert checks.port("127.0.0.1", port).status == "fail"
-    assert checks.port("no.such.host.invalid", port).status == "fail"
+        assert checks.port(ServerSettings(host="127.0.0.1", port=port)).status == "fail"
+    assert checks.port(ServerSettings(host="no.such.host.invalid", port=port)).status == "fail"
 
 
 def test_redis(port: int) -> None:

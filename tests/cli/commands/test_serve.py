@@ -17,7 +17,7 @@ from openai import OpenAI
 
 from locallab.cli.commands import serve
 from locallab.inprocess import launch
-from locallab.server import runner
+from locallab.server import listener
 from locallab.supervision import BlackBox, SetAside, Supervision
 from tests.support.cli_process import ROOT, failed, serving
 from tests.support.fake_pool import making
@@ -145,8 +145,8 @@ def test_a_file_that_is_no_model_is_named_with_status_1(tmp_path: Path) -> None:
 def test_url_is_one_a_local_client_can_use(host: str, shown: str) -> None:
     if ":" in host and not socket.has_ipv6:
         pytest.skip("no IPv6")
-    with contextlib.closing(runner.bind(host, 0)) as sock:
-        assert runner.url(sock) == f"http://{shown}:{sock.getsockname()[1]}"
+    with contextlib.closing(listener.bind(host, 0)) as sock:
+        assert listener.url(sock) == f"http://{shown}:{sock.getsockname()[1]}"
 
 
 def test_a_signal_while_loading_ends_with_status_0(monkeypatch: pytest.MonkeyPatch) -> None:

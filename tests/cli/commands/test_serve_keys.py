@@ -14,7 +14,7 @@ import pytest
 
 from locallab.cli.commands import serve
 from locallab.keys import FIRST_NAME, KeyStore
-from locallab.server import runner
+from locallab.server import listener
 from tests.support.cli_process import failed, serving
 from tests.support.redis_server import redis
 from tests.support.wait import free_port
@@ -26,8 +26,8 @@ from tests.support.wait import free_port
 def test_what_other_machines_can_reach(host: str, public: bool) -> None:
     if ":" in host and not socket.has_ipv6:
         pytest.skip("no IPv6")
-    with contextlib.closing(runner.bind(host, 0)) as sock:
-        assert runner.is_public(sock) is public
+    with contextlib.closing(listener.bind(host, 0)) as sock:
+        assert listener.is_public(sock) is public
 
 
 def banner(made: str | None, asks: bool) -> str:

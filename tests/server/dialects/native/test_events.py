@@ -25,7 +25,8 @@ from locallab.server.app import create_app
 from locallab.server.dialects.native import activity, events
 from locallab.server.dialects.native.activity import MOST_SHOWN, MemoryNow, Sampler, _Observed
 from locallab.server.dialects.native.events import MOST_EACH, Events
-from locallab.server.runner import Background, bind, url
+from locallab.server.listener import bind, url
+from locallab.server.runner import Background
 from locallab.settings import ServerSettings
 from tests.support.fake_engine import FakeEngine, FakeMemory
 from tests.support.http_server import Serve, Served
