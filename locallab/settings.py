@@ -26,6 +26,7 @@ from locallab.placement_settings import PlacementSettings
 
 Layout = Literal["streams", "unified"]
 OnDevice = Literal["auto", "on", "off"]
+Provider = Literal["ngrok", "cloudflared"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 Settings = TypeVar("Settings")
 
@@ -259,14 +260,29 @@ class ServerSettings(ListenerSettings):
         Meta(description="comma-separated text files, each with a system prompt that all may share in the prefix cache"),
     ] = None
     templates: Annotated[str | None, Meta(description="YAML file of assistant templates that override the shipped ones")] = None
-    tunnel: Annotated[bool, Meta(description="open a public ngrok tunnel; requires an API key")] = False
+    tunnel: Annotated[
+        bool | Provider,
+        Meta(description="open a public tunnel, by ngrok unless cloudflared is named; requires an API key"),
+    ] = False
     ngrok_token: Annotated[
         str | None,
         Meta(description="ngrok authtoken for --tunnel; NGROK_AUTHTOKEN works too", extra={"secret": True}),
     ] = None
-    tunnel_domain: Annotated[str | None, Meta(description="reserved ngrok domain for --tunnel; default: assigned by ngrok")] = (
-        None
-    )
+    cloudflared_token: Annotated[
+        str | None,
+        Meta(
+            description="token of a Cloudflare tunnel for --tunnel cloudflared, with its name in --tunnel-domain; default: a "
+            "quick tunnel, without an account",
+            extra={"secret": True},
+        ),
+    ] = None
+    cloudflared_path: Annotated[
+        str | None, Meta(description="the program cloudflared for --tunnel cloudflared; default: the one on the PATH")
+    ] = None
+    tunnel_domain: Annotated[
+        str | None,
+        Meta(description="reserved ngrok domain, or public host name of a Cloudflare tunnel, for --tunnel; default: assigned"),
+    ] = None
 
 
 def fields(cls: type) -> Iterator[tuple[str, Any, Any]]:
@@ -291,6 +307,12 @@ def each(annotated: Any) -> str | None:
     "NAME=FILE"; None for other settings."""
     extras = ((m.extra or {}).get("each") for m in typing.get_args(annotated)[1:] if isinstance(m, Meta))
     return next(filter(None, extras), None)
+
+
+def words(annotated: Any) -> tuple[str, ...]:
+    """Return the words that a switch takes besides on and off, the one that on means first; none for other settings."""
+    options = typing.get_args(typing.get_args(annotated)[0])
+    return next((typing.get_args(each) for each in options if bool in options and each is not bool), ())
 
 
 def is_secret(annotated: Any) -> bool:

@@ -62,7 +62,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, folders: Path) -> None:
 
 def clean(monkeypatch: pytest.MonkeyPatch, folders: Path) -> None:
     for name in os.environ:
-        if name.startswith(("LOCALLAB_", "HF_", "HUGGING_FACE_", "NGROK_", "PYNGROK_")):
+        if name.startswith(("LOCALLAB_", "HF_", "HUGGING_FACE_", "NGROK_", "PYNGROK_", "TUNNEL_", "OTEL_")):
             monkeypatch.delenv(name)
     own = Path(tempfile.mkdtemp(dir=folders))
     for name in ("HF_HOME", "OLLAMA_MODELS", "LOCALLAB_HOME", "LOCALLAB_CONFIG"):

@@ -60,6 +60,13 @@ def test_a_switch_from_text(text: str, value: bool) -> None:
     assert settings.resolve(ServerSettings, ("environment", {"access_log": text})).access_log is value
 
 
+@pytest.mark.parametrize(
+    ("text", "value"), [("true", True), ("1", True), ("0", False), ("ngrok", "ngrok"), ("cloudflared", "cloudflared")]
+)
+def test_a_switch_that_takes_words(text: str, value: bool | str) -> None:
+    assert settings.resolve(ServerSettings, ("environment", {"tunnel": text})).tunnel == value
+
+
 def test_an_unknown_key_fails_by_name() -> None:
     with pytest.raises(ConfigError, match=r"models\.yaml: unknown setting 'contex'; known: context, "):
         settings.resolve(EngineSettings, ("models.yaml", {"contex": 1}))
@@ -73,6 +80,7 @@ def test_an_unknown_key_fails_by_name() -> None:
         (ServerSettings, "grace", -0.5),
         (ServerSettings, "log_format", "xml"),
         (ServerSettings, "access_log", "perhaps"),
+        (ServerSettings, "tunnel", "perhaps"),
         (EngineSettings, "parallel", 0),
         (EngineSettings, "parallel", 193),
         (EngineSettings, "kv_type", "f11"),
@@ -114,7 +122,7 @@ def test_every_setting_is_described(cls: type) -> None:
 
 def test_every_setting_is_a_flag_unless_it_is_a_secret() -> None:
     text = CliRunner().invoke(main, ["serve", "--help"]).output
-    assert [name for name in NAMES if f"{flag(name)} " not in text] == SECRET == ["ngrok_token"]
+    assert [name for name in NAMES if f"{flag(name)} " not in text] == SECRET == ["ngrok_token", "cloudflared_token"]
 
 
 def test_every_setting_is_in_the_page_of_settings() -> None:

@@ -36,11 +36,17 @@ def options(*classes: type, only: Container[str] | None = None) -> Callable[[Com
         for name, annotated, default in reversed(found):
             if settings.is_secret(annotated):
                 continue
-            kind = _type(annotated)
+            kind, words = _type(annotated), settings.words(annotated)
             switch = flag(name)
+            opposite = f"--no-{switch.removeprefix('--')}"
+            alone: dict[str, Any] = {}
             if kind is click.BOOL:
-                switch += f"/--no-{switch.removeprefix('--')}"
-                default = None if default is None else "on" if default else "off"
+                switch += f"/{opposite}"
+            elif words:
+                alone = {"is_flag": False, "flag_value": words[0]}
+                command = click.option(opposite, f"no_{name}", is_flag=True, help=f"the opposite of {switch}")(command)
+            if isinstance(default, bool):
+                default = "on" if default else "off"
             text = settings.describe(annotated) + ("" if default is None else f"  [default: {default}]")
             each = settings.each(annotated)
             metavar = each or {"integer range": "INTEGER", "float range": "NUMBER"}.get(kind.name)
@@ -54,6 +60,7 @@ def options(*classes: type, only: Container[str] | None = None) -> Callable[[Com
                 shell_complete=complete,
                 multiple=each is not None,
                 callback=_joined if each else None,
+                **alone,
             )
             command = option(command)
         return command
@@ -67,6 +74,7 @@ def layers(cls: type, flags: Mapping[str, Any]) -> Sequence[Layer]:
     The origin of a layer is the variable or flag, so that an error names it.
     """
     used = {name: flags[name] for name, _, _ in settings.fields(cls) if flags.get(name) is not None}
+    used |= {name: False for name, _, _ in settings.fields(cls) if flags.get(f"no_{name}")}
     return [
         *((settings.variable(name), {name: value}) for name, value in settings.environment(cls).items()),
         *((flag(name), {name: value}) for name, value in used.items()),
@@ -103,6 +111,8 @@ def _joined(context: click.Context, parameter: click.Parameter, values: Sequence
 def _type(annotated: Any) -> click.ParamType[Any]:
     """Return the click type of an annotated type, with its limits."""
     base, *notes = typing.get_args(annotated)
+    if words := settings.words(annotated):
+        return click.Choice(words)
     meta = next(note for note in notes if isinstance(note, Meta))
     if types.NoneType in typing.get_args(base):
         (base,) = (each for each in typing.get_args(base) if each is not types.NoneType)

@@ -18,7 +18,7 @@ from locallab.inprocess.status import Status
 from locallab.keys import Keyring, KeyStore, new_secret, with_key_file
 from locallab.models import Progress, Registry, adhoc
 from locallab.server import listener, runner, tls
-from locallab.settings import EngineSettings, ServerSettings
+from locallab.settings import EngineSettings, Provider, ServerSettings
 from locallab.tunnel import announcement, configured_tunnel
 
 if TYPE_CHECKING:
@@ -33,7 +33,9 @@ WIDTH = 130
 log = logging.getLogger(__name__)
 
 
-def start(model: str | None = None, *, tunnel: bool | None = None, progress: Progress | None = None, **options: Any) -> Server:
+def start(
+    model: str | None = None, *, tunnel: bool | Provider | None = None, progress: Progress | None = None, **options: Any
+) -> Server:
     """Load `model` and serve it from a thread of this program; returns once it answers, with `tunnel` at a public address.
 
     Without a model it is the best recommended one that fits this machine and is available, else one that runs everywhere.

@@ -40,5 +40,6 @@ class Status:
         if self.tunnel is not None:
             month = self.tunnel.month
             went = f"{month.requests:,} requests, {month.bytes_out / 1e6:.1f} MB out"
-            parts.append(f"tunnel {self.tunnel.state}, this month {went}: {month.free_plan_used:.1%} of ngrok's free plan")
+            plan = "" if month.free_plan_used is None else f": {month.free_plan_used:.1%} of ngrok's free plan"
+            parts.append(f"tunnel {self.tunnel.state}, this month {went}{plan}")
         return " | ".join(parts)

@@ -1,4 +1,4 @@
-"""A public address through ngrok: opened, tested, watched, reopened when lost, with its traffic counted."""
+"""A public address through ngrok or Cloudflare: opened, tested, watched, reopened when lost, with its traffic counted."""
 
 from locallab.tunnel.announcement import announcement
 from locallab.tunnel.facts import TunnelFacts

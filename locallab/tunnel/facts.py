@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from locallab.settings import Provider
+
 State = Literal["opening", "open", "lost", "failed", "closed"]
 
 
@@ -24,8 +26,8 @@ class MonthFacts(msgspec.Struct):
     requests: int
     bytes_out: int
     bytes_in: int
-    free_plan: FreePlan
-    free_plan_used: Annotated[float, Meta(description="used fraction of the free plan; 1: all of it")]
+    free_plan: FreePlan | None
+    free_plan_used: Annotated[float | None, Meta(description="used fraction of ngrok's free plan; 1: all of it")]
 
 
 class TunnelFacts(msgspec.Struct):
@@ -35,6 +37,9 @@ class TunnelFacts(msgspec.Struct):
     state: State
     error: Annotated[str | None, Meta(description="reason why it is not open")]
     opened: Annotated[int, Meta(description="number of times it has been opened")]
-    connections: Annotated[int, Meta(description="connections since it was last opened, counted by ngrok's agent")]
-    requests: Annotated[int, Meta(description="requests since it was last opened, counted by ngrok's agent")]
+    connections: Annotated[
+        int | None, Meta(description="connections since it was last opened, counted by the agent; cloudflared does not")
+    ]
+    requests: Annotated[int, Meta(description="requests since it was last opened, counted by the agent")]
     month: MonthFacts
+    provider: Annotated[Provider, Meta(description="whose tunnel it is")] = "ngrok"

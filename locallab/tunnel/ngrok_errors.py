@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from locallab.errors import TunnelError
+from locallab.tunnel.agent import redacted
 
 GET_TOKEN = "dashboard.ngrok.com/get-started/your-authtoken shows the right one"
 KNOWN = {
@@ -51,8 +52,3 @@ def explained(message: str, token: str = "", domain: str | None = None) -> Tunne
     if OFFLINE.search(reason):
         return TunnelError(f"ngrok's servers cannot be reached: {reason}")
     return TunnelError(f"the ngrok agent failed: {reason}")
-
-
-def redacted(text: str, token: str) -> str:
-    """Return the text without the token, which ngrok repeats when it rejects it."""
-    return text.replace(token, "***") if token else text

@@ -1,4 +1,4 @@
-"""The ngrok agent as a process, which ends with this one however it ends; leftovers of earlier ones are swept."""
+"""A tunnel's agent as a process, which ends with this one however it ends; leftovers of earlier ones are swept."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
-import yaml
 
 from locallab import private_files
 from locallab.settings import home
 
 PARTING = 2.0
-"""Seconds for the agent to disconnect from ngrok's servers."""
+"""Seconds for the agent to disconnect from its servers."""
 
 LAUNCH = """\
 import ctypes, os, sys
@@ -28,27 +27,32 @@ if os.getppid() == int(sys.argv[1]):
 """
 
 
+def environment(*without: str) -> dict[str, str]:
+    """Return this process's environment without some variables."""
+    return {name: value for name, value in os.environ.items() if name not in without}
+
+
 class Process:
-    """A running agent with a private folder for its configuration: the token is neither on a command line nor left on disk.
+    """A running agent with a private folder for its configuration: a token is neither on a command line nor left on disk.
 
     The agent ends with the thread that creates it. `kill` may be called from any thread.
     """
 
-    def __init__(self, agent: Path, token: str) -> None:
-        """Raises OSError."""
+    def __init__(self, command: Sequence[str], files: Mapping[str, str], environ: Mapping[str, str]) -> None:
+        """Run `command`, whose words that name one of `files` become the file's path. Raises OSError."""
         root = home() / "tunnel"
         private_files.make_folder(root)
         sweep(root)
         self._folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=root))  # mode 0700
-        self._config = self._folder / "ngrok.yml"
-        self._config.write_text(yaml.safe_dump({"version": "2", "authtoken": token}))
-        arguments = ["start", "--none", "--log", "stdout", "--config", str(self._config)]
+        for name, content in files.items():
+            (self._folder / name).write_text(content)
+        command = [str(self._folder / word) if word in files else word for word in command]
         self._popen = subprocess.Popen(
-            [sys.executable, "-ISc", LAUNCH, str(os.getpid()), str(agent), *arguments],
+            [sys.executable, "-ISc", LAUNCH, str(os.getpid()), *command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,  # not inherited: it would show a rejected token
-            env={name: value for name, value in os.environ.items() if name not in ("NGROK_AUTHTOKEN", "LOCALLAB_NGROK_TOKEN")},
+            env=environ,
             start_new_session=True,  # no Ctrl-C: running requests finish through the tunnel
             text=True,
             errors="replace",
@@ -63,9 +67,9 @@ class Process:
     def ended(self) -> bool:
         return self._popen.poll() is not None
 
-    def forget_token(self) -> None:
-        """Delete the configuration once the agent has read it."""
-        self._config.unlink(missing_ok=True)
+    def forget(self, file: str) -> None:
+        """Delete a file once the agent has read it."""
+        (self._folder / file).unlink(missing_ok=True)
 
     def kill(self) -> None:
         self._popen.kill()
@@ -94,6 +98,6 @@ def sweep(root: Path) -> None:
                 continue
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                if str(folder / "ngrok.yml") in process.cmdline():
+                if any(word.startswith(f"{folder}/") for word in process.cmdline()):
                     process.kill()
         shutil.rmtree(folder, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import logging
 import os
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from locallab.errors import ConfigError, TunnelError
-from locallab.settings import ServerSettings
+from locallab.settings import Provider, ServerSettings
 from locallab.tunnel.facts import State, TunnelFacts
 from locallab.tunnel.ngrok_errors import no_token
 from locallab.tunnel.process import PARTING
@@ -45,7 +46,8 @@ class Tunnel:
     """A public address for the server at `target`. `announce` is called with each new address, after a request through it has
     succeeded; `complain` with the reason why there is none. Both run in the tunnel's own thread, between `start` and `close`.
 
-    Seconds: `patience` for the agent to start, `trial` for test requests to succeed, `every` between two checks.
+    `program` is the provider's agent if it is not where it usually is. Seconds: `patience` for the agent to start, `trial` for
+    test requests to succeed, `every` between two checks.
     """
 
     def __init__(
@@ -53,7 +55,9 @@ class Tunnel:
         target: str,
         token: str | None,
         *,
+        provider: Provider = "ngrok",
         domain: str | None = None,
+        program: str | None = None,
         announce: Callable[[str], None],
         complain: Callable[[TunnelError], None],
         usage: Usage | None = None,
@@ -64,10 +68,12 @@ class Tunnel:
     ) -> None:
         self._target = target
         self._token = token
+        self._provider: Provider = provider
         self._domain = domain
+        self._program = program
         self._announce = announce
         self._complain = complain
-        self.usage = usage or Usage()
+        self.usage = usage or Usage(provider=provider)
         self._patience = patience
         self._trial = trial
         self._every = every
@@ -82,7 +88,8 @@ class Tunnel:
         self._state: State = "opening"
         self._error: TunnelError | None = None
         self._opened = 0
-        self._metrics = {"connections": 0, "requests": 0}
+        self._connections: int | None = None
+        self._requests = 0
         self._complained = ""
         self._warned = False
         self._save_at = time.monotonic() + SAVE_EVERY
@@ -110,7 +117,8 @@ class Tunnel:
     def facts(self) -> TunnelFacts:
         """Return the tunnel's status for /system/info; callable from any thread."""
         error = str(self._error) if self._error and self._state != "open" else None
-        return TunnelFacts(self._url, self._state, error, self._opened, **self._metrics, month=self.usage.facts())
+        month, counted = self.usage.facts(), (self._connections, self._requests)
+        return TunnelFacts(self._url, self._state, error, self._opened, *counted, month, self._provider)
 
     def close(self) -> None:
         """End the agent and the thread, and wait for both. May be called again, and without `start`."""
@@ -155,12 +163,8 @@ class Tunnel:
 
     def _hold(self) -> None:
         """Open the tunnel and watch it until stopped. Raises TunnelError if it cannot be opened or is lost."""
-        from locallab.tunnel.agent import Agent  # slow to import, and only needed with a tunnel
-
-        if not self._token:
-            raise no_token()
-        with Agent(self._token, self._domain, self._patience) as self._agent:
-            url = self._agent.open(self._target)
+        with contextlib.closing(self._start_agent()) as self._agent:
+            url = self._agent.open()
             self._host = urlsplit(url).netloc.lower().encode()
             self._test(url)
             again = url == self._last
@@ -173,14 +177,31 @@ class Tunnel:
             else:
                 self._announce(url)
             while not self._stop.wait(self._every):
-                self._metrics = self._agent.metrics()
+                counts = self._agent.metrics()
+                self._connections, self._requests = counts.get("connections"), counts["requests"]
                 if self._agent.troubled():
                     self._test(url)
                 if time.monotonic() >= self._save_at:
                     self._save()
-                if not self._warned and (used := self.usage.now().used) >= NEARLY:
-                    self._warned = True
-                    log.warning("the tunnel has used %.0f%% of ngrok's free plan for this month", 100 * used)
+                self._warn_of_limits()
+
+    def _start_agent(self) -> Agent:
+        """Start the provider's agent, whose module is slow to import. Raises TunnelError."""
+        if self._provider == "cloudflared":
+            from locallab.tunnel.cloudflared import Cloudflared
+
+            return Cloudflared(self._target, self._token, self._domain, self._program, self._patience)
+        from locallab.tunnel.ngrok import Ngrok
+
+        if not self._token:
+            raise no_token()
+        return Ngrok(self._target, self._token, self._domain, self._patience)
+
+    def _warn_of_limits(self) -> None:
+        used = self.usage.facts().free_plan_used
+        if not self._warned and used is not None and used >= NEARLY:
+            self._warned = True
+            log.warning("the tunnel has used %.0f%% of ngrok's free plan for this month", 100 * used)
 
     def _test(self, url: str) -> None:
         """Send requests through the tunnel until one succeeds. Raises TunnelError."""
@@ -210,8 +231,38 @@ def configured_tunnel(
         raise ConfigError("tunnel: a public address requires a key; remove --no-auth")
     if settings.uds:
         raise ConfigError("tunnel: leads to a port, which a server with --uds does not have; remove one of the two")
-    token = settings.ngrok_token or os.environ.get("NGROK_AUTHTOKEN")
-    return Tunnel(target, token, domain=settings.tunnel_domain, announce=announce, complain=complain)
+    return (
+        _cloudflared(settings, target, announce, complain)
+        if settings.tunnel == "cloudflared"
+        else Tunnel(
+            target,
+            settings.ngrok_token or os.environ.get("NGROK_AUTHTOKEN"),
+            domain=settings.tunnel_domain,
+            announce=announce,
+            complain=complain,
+        )
+    )
+
+
+def _cloudflared(
+    settings: ServerSettings, target: str, announce: Callable[[str], None], complain: Callable[[TunnelError], None]
+) -> Tunnel:
+    token, domain = settings.cloudflared_token, settings.tunnel_domain
+    if token and not domain:
+        raise ConfigError("tunnel_domain: must be the public host name of the tunnel of LOCALLAB_CLOUDFLARED_TOKEN")
+    if domain and not token:
+        raise ConfigError("tunnel_domain: Cloudflare needs LOCALLAB_CLOUDFLARED_TOKEN for it; a quick tunnel has a random name")
+    return Tunnel(
+        target,
+        token,
+        provider="cloudflared",
+        domain=domain,
+        program=settings.cloudflared_path,
+        announce=announce,
+        complain=complain,
+        patience=30.0,
+        trial=60.0,  # the name of a quick tunnel is not known everywhere at once
+    )
 
 
 def reach(url: str, timeout: float) -> None:
@@ -224,7 +275,8 @@ def reach(url: str, timeout: float) -> None:
     except urllib.error.HTTPError as error:
         error.close()
         ours = error.headers["x-request-id"] == nonce
-        by = "this server: --allowed-hosts must allow that name" if ours else error.headers.get("ngrok-error-code", "ngrok")
+        other = error.headers.get("ngrok-error-code") or error.headers.get("server", "another server")
+        by = "this server: --allowed-hosts must allow that name" if ours else other
         raise TunnelError(f"a request through {url} was answered {error.code} by {by}", lasting=ours) from None
     except (OSError, http.client.HTTPException) as error:
         raise TunnelError(f"a request through {url} did not come back: {getattr(error, 'reason', error)}") from None

@@ -1,4 +1,5 @@
-"""The tunnel's traffic this month against the limits of ngrok's free plan. One file for all servers of the user."""
+"""The tunnel's traffic this month, by ngrok against the limits of its free plan. One file of a provider for all servers of the
+user."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from locallab import private_files
-from locallab.settings import home
+from locallab.settings import Provider, home
 from locallab.tunnel.facts import FreePlan, MonthFacts
 
 FREE_REQUESTS = 20_000
@@ -52,8 +53,10 @@ def this_month() -> str:
 class Usage:
     """Counters in memory, for any thread; `save` adds them to the file. An unreadable file counts as missing."""
 
-    def __init__(self, path: Path | None = None, month: Callable[[], str] = this_month) -> None:
-        self._path = path or home() / "tunnel.json"
+    def __init__(self, path: Path | None = None, month: Callable[[], str] = this_month, provider: Provider = "ngrok") -> None:
+        """Of another provider than ngrok, the file is another one, and there is no free plan with limits."""
+        self._path = path or home() / ("tunnel.json" if provider == "ngrok" else f"tunnel-{provider}.json")
+        self._plan = FreePlan(FREE_REQUESTS, FREE_BYTES) if provider == "ngrok" else None
         self._month = month
         self._lock = threading.Lock()
         self._saved = self._read()
@@ -83,9 +86,8 @@ class Usage:
             self._saved, self._new = total, Month(self._new.month)
 
     def facts(self) -> MonthFacts:
-        now = self.now()
-        plan = FreePlan(FREE_REQUESTS, FREE_BYTES)
-        return MonthFacts(now.month, now.requests, now.bytes_out, now.bytes_in, plan, round(now.used, 4))
+        now, plan = self.now(), self._plan
+        return MonthFacts(now.month, now.requests, now.bytes_out, now.bytes_in, plan, round(now.used, 4) if plan else None)
 
     def _read(self) -> Month:
         try:

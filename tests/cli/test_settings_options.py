@@ -20,6 +20,7 @@ class Sample:
     share: Annotated[float, Meta(ge=0, description="a share")] = 0.5
     size: Annotated[float, Meta(gt=0, le=9, description="a size")] = 1.0
     name: Annotated[str, Meta(description="a name")] = "x"
+    way: Annotated[bool | Literal["by", "with"], Meta(description="a way")] = False
     pairs: Annotated[str | None, Meta(description="pairs, comma-separated", extra={"each": "KEY=VALUE"})] = None
 
 
@@ -39,8 +40,27 @@ def test_flag() -> None:
 
 
 def test_unused_options_are_none() -> None:
-    assert set(run()[0].values()) == {None}
-    assert list(run()[0]) == ["some_count", "limit", "kind", "quick", "share", "size", "name", "pairs"]
+    assert set(run()[0].values()) == {None, False}
+    names = ["some_count", "limit", "kind", "quick", "share", "size", "name", "way", "no_way", "pairs"]
+    assert sorted(run()[0]) == sorted(names)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "value"),
+    [
+        ([], None),
+        (["--way"], "by"),
+        (["--way", "with"], "with"),
+        (["--way=with"], "with"),
+        (["--way", "--quick"], "by"),
+        (["--no-way"], False),
+        (["--way", "--no-way"], False),
+    ],
+)
+def test_a_switch_that_takes_words(arguments: list[str], value: bool | str | None) -> None:
+    values = [found["way"] for _, found in layers(Sample, run(*arguments)[0]) if "way" in found]
+    assert values == ([] if value is None else [value])
+    assert "is not one of" in run("--way", "off")[1].output
 
 
 def test_options_have_their_types() -> None:
@@ -54,6 +74,8 @@ def test_options_have_their_types() -> None:
         "share": 1.0,
         "size": 2.5,
         "name": "y",
+        "way": None,
+        "no_way": False,
         "pairs": None,
     }
     assert run("--quick")[0]["quick"] is True

@@ -43,6 +43,7 @@ NOT_RUN = {
     "locallab serve --model smollm2:135m --lora": "needs adapters; tests/inprocess/test_adapters.py runs such a server",
     "locallab serve --host 0.0.0.0 --tls-cert": "needs a certificate; tests/cli/commands/test_serve_addresses.py makes one",
     "locallab serve --uds": "has no port; tests/cli/commands/test_serve_addresses.py runs it",
+    "locallab serve --tunnel cloudflared": "needs Cloudflare; tests/tunnel/test_cloudflared.py has a stand-in",
     "NGROK_AUTHTOKEN=": "needs an ngrok account",
     "PICTURE=": "needs a model that sees; tests/server/dialects/test_media.py sends such requests",
     "locallab doctor --clients": "tests/replay/test_live.py runs it",

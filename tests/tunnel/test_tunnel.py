@@ -40,41 +40,9 @@ from locallab.tunnel.process import sweep
 from locallab.tunnel.tunnel import pause
 from locallab.tunnel.usage import FREE_BYTES, FREE_REQUESTS, Month
 from tests.support.fake_pool import making
-from tests.support.fake_tunnel import TOKEN, FakeNgrok
+from tests.support.fake_tunnel import TOKEN, App, FakeNgrok, News, heard
 from tests.support.http_server import running
 from tests.support.wait import PATIENCE, until
-
-News = queue.Queue[Any]
-
-
-class App:
-    """Answers health checks, streams and echoes; records what came."""
-
-    def __init__(self) -> None:
-        self.paths: list[str] = []
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "lifespan":
-            for event in ("startup", "shutdown"):
-                await receive()
-                await send({"type": f"lifespan.{event}.complete"})
-            return
-        self.paths.append(scope["path"])
-        await (self.echo(receive, send) if scope["type"] == "websocket" else self.answer(scope, receive, send))
-
-    async def answer(self, scope: Any, receive: Any, send: Any) -> None:
-        status = 403 if scope["path"] == "/health/live" and self.paths.count("forbidden") else 200
-        await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"text/event-stream")]})
-        for number in range(3 if scope["path"] == "/stream" else 0):
-            await send({"type": "http.response.body", "body": b"data: %d\n\n" % number, "more_body": True})
-            assert (await receive())["type"] == "http.request" if number == 0 else True
-        await send({"type": "http.response.body", "body": b"done"})
-
-    async def echo(self, receive: Any, send: Any) -> None:
-        await receive()
-        await send({"type": "websocket.accept"})
-        while (message := await receive())["type"] == "websocket.receive":
-            await send({"type": "websocket.send", "text": message["text"]})
 
 
 @pytest.fixture
@@ -111,12 +79,8 @@ def opened(ngrok: FakeNgrok, target: str) -> Iterator[Open]:
 
         yield start
     assert ngrok.running == []
-    assert [thread.name for thread in threading.enumerate() if thread.name in ("tunnel", "ngrok's log")] == []
+    assert [thread.name for thread in threading.enumerate() if thread.name in ("tunnel", "agent's log")] == []
     assert list((settings.home() / "tunnel").glob("*")) == []
-
-
-def heard(news: News) -> Any:
-    return news.get(timeout=PATIENCE)
 
 
 def test_the_address_is_announced_once_a_request_through_it_has_come_back(opened: Open, app: App) -> None:

@@ -72,6 +72,7 @@ def everything(server: ServerSettings) -> dict[str, Look]:
         return ngrok(secret, Path(conf.get_default().ngrok_path))
 
     url = server.redis_url
+    chosen: dict[str, Look] = {"cloudflared": lambda: cloudflared(server.cloudflared_path)}
     return {
         "python": lambda: python(sys.version_info[:2]),
         "package": lambda: package(importlib.metadata.distributions(name="locallab")),
@@ -86,7 +87,7 @@ def everything(server: ServerSettings) -> dict[str, Look]:
         **({"redis": lambda: redis(url)} if url else {}),
         "hub": hub,
         "token": hub_token,
-        "ngrok": tunnel,
+        **(chosen if server.tunnel == "cloudflared" else {"ngrok": tunnel}),
     }
 
 
@@ -320,3 +321,12 @@ def ngrok(secret: str | None, agent: Path) -> Check:
         return Check("ngrok", "ok", f"a token is set; {where}")
     remedy = "only for --tunnel: set LOCALLAB_NGROK_TOKEN to the authtoken of your ngrok account"
     return Check("ngrok", "warn", f"no token; {where}", remedy)
+
+
+def cloudflared(program: str | None) -> Check:
+    """Check the program that --tunnel cloudflared needs."""
+    found = shutil.which(program or "cloudflared")
+    if found:
+        return Check("cloudflared", "ok", f"agent at {found}")
+    remedy = "get it from github.com/cloudflare/cloudflared/releases; LOCALLAB_CLOUDFLARED_PATH may name it"
+    return Check("cloudflared", "fail", f"there is no program {program or 'cloudflared on the PATH'}", remedy)

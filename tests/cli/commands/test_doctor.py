@@ -330,3 +330,14 @@ def test_ngrok(tmp_path: Path) -> None:
 
 def test_this_python_is_fine() -> None:
     assert checks.python(sys.version_info[:2]).status == "ok"
+
+
+def test_cloudflared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(checks.everything(ServerSettings(tunnel="cloudflared"))) == [*NAMES[:-1], "cloudflared"]
+    agent = tmp_path / "cloudflared"
+    missing = checks.cloudflared(str(agent))
+    assert missing.status == "fail" and str(agent) in missing.detail and "github.com/cloudflare" in str(missing.remedy)
+    agent.touch(0o755)
+    assert checks.cloudflared(str(agent)) == Check("cloudflared", "ok", f"agent at {agent}")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert checks.cloudflared(None).detail == f"agent at {agent}"

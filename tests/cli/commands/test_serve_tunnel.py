@@ -14,7 +14,7 @@ import pytest
 
 from locallab import settings
 from tests.support.cli_process import command, failed
-from tests.support.fake_tunnel import TOKEN, FakeNgrok
+from tests.support.fake_tunnel import TOKEN, FakeCloudflared, FakeNgrok
 from tests.support.wait import LONG_PATIENCE
 
 FLAGS = ("--tunnel", "--port", "0", "--context", "512", "--threads", "1", "--grace", "0")
@@ -78,3 +78,19 @@ def test_a_tunnel_that_fails_is_one_line_and_the_server_serves(ngrok: FakeNgrok,
 def test_a_public_address_without_keys_is_refused(ngrok: FakeNgrok) -> None:
     reason = "locallab: tunnel: a public address requires a key; remove --no-auth\n"
     assert failed("--tunnel", "--no-auth", "--port", "0") == (2, reason)
+
+
+def test_cloudflared_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_path: Path) -> None:
+    agent = FakeCloudflared(tmp_path, monkeypatch)
+    with command("--model", str(model_path), *FLAGS[1:], LOCALLAB_TUNNEL="cloudflared") as process:
+        text = said(process, lambda line: line.startswith("Anyone with the address"))
+        public = re.search(r"^Public address: (\S+)$", text, re.MULTILINE)
+        key = re.search(r"^  key      (\S+)", text, re.MULTILINE)
+        assert public and key
+        headers = {"authorization": f"Bearer {key[1]}"}
+        tunnel = httpx.get(f"{public[1]}/system/info", headers=headers, timeout=LONG_PATIENCE).json()["tunnel"]
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=LONG_PATIENCE)
+    assert (tunnel["provider"], tunnel["state"], tunnel["url"]) == ("cloudflared", "open", public[1])
+    assert process.returncode == 0
+    assert (len(agent.pids), agent.running) == (1, [])
