@@ -196,6 +196,10 @@ class ServerSettings(ListenerSettings):
     log_level: Annotated[LogLevel, Meta(description="minimum severity of log messages")] = "info"
     log_format: Annotated[Literal["text", "json"], Meta(description="format of log lines")] = "text"
     access_log: Annotated[bool, Meta(description="log a line for each request")] = True
+    otel: Annotated[
+        bool,
+        Meta(description="send a trace of each request by OpenTelemetry to OTEL_EXPORTER_OTLP_ENDPOINT; needs the extra otel"),
+    ] = False
     page: Annotated[bool, Meta(description="answer a browser at / with a page: chat, models, what the server is doing")] = True
     grace: Annotated[float, Meta(ge=0, description="seconds running requests get to finish at shutdown")] = 10.0
     openmp: Annotated[

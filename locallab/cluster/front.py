@@ -20,12 +20,12 @@ from locallab.cluster import wire
 from locallab.cluster.prefixes import digests, scope_of, text_of
 from locallab.cluster.replica import Ticket
 from locallab.cluster.routing import Route
-from locallab.engine.request import Usage
 from locallab.errors import LocalLabError, ModelsFixed, RateLimited, ReplicaGone, RequestError
 from locallab.logs import request_id
 from locallab.server.dialects.dialect import Dialect
 from locallab.server.errors import respond
 from locallab.server.inference.aside import aside
+from locallab.server.inference.generation import GenerationUsage
 from locallab.server.streaming import EVENTS, LINES
 
 TRIES = 5
@@ -200,7 +200,7 @@ async def _answer(frames: wire.Frames, scope: Scope, send: Send, wanted: Callabl
             await send(value)
         elif kind == "spend":
             model, usage = value
-            state["spend"](model, msgspec.convert(usage, Usage))
+            state["spend"](model, msgspec.convert(usage, GenerationUsage))
         elif kind == "receive":
             wanted()
         elif kind == "count":

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -58,6 +58,9 @@ from locallab.server.usage import UsageFile, UsageLog
 from locallab.settings import ServerSettings
 from locallab.tunnel import Tunnel
 
+if TYPE_CHECKING:
+    from locallab.server.middleware.tracing import Traces
+
 CLIENT_GONE = 499
 """Status in the access log of a request whose client disconnected; nobody receives it."""
 
@@ -89,7 +92,9 @@ async def _answer_nobody(request: Request, error: Exception) -> Response:
 HANDLERS: Mapping[Any, Any] = {LocalLabError: _answer, HTTPException: _answer, ClientGone: _answer_nobody}
 
 
-def _middleware(services: Services, routes: Sequence[BaseRoute], last: Sequence[Middleware]) -> list[Middleware]:
+def _middleware(
+    services: Services, routes: Sequence[BaseRoute], last: Sequence[Middleware], traces: Traces | None
+) -> list[Middleware]:
     """Return the middleware from the outermost to the innermost, which are the `last`.
 
     The client's address and the removal of keys come ahead of the log. CORS marks refusals too, so it comes ahead of all that
@@ -100,11 +105,13 @@ def _middleware(services: Services, routes: Sequence[BaseRoute], last: Sequence[
     limits = RateLimits(settings)
     body_limit: dict[str, Any] = {"mib": settings.max_body_mib, "more": functools.partial(media_room, services.pool, settings)}
     trusted = networks(settings.trusted_proxies) + (AGENTS if tunnel else []) + ([UNIX[0]] if settings.uds else [])
+    tracing, spending = traces.middleware() if traces else ((), ())
     return [
         *([Middleware(TunnelCounter, tunnel=tunnel)] if tunnel else []),
         Middleware(Proxies, trusted=trusted),
         Middleware(Credentials),
         Middleware(AccessLog, enabled=settings.access_log, box=services.pool.supervision.box),
+        *tracing,
         Middleware(Paths, dialects=DIALECTS, routes=routes),
         Middleware(TrafficCounter, traffic=services.traffic),
         Middleware(Cors, origins=origins, keyring=keyring),
@@ -112,6 +119,7 @@ def _middleware(services: Services, routes: Sequence[BaseRoute], last: Sequence[
         Middleware(HostCheck, hosts=Hosts(settings.allowed_hosts), keyring=keyring, tunnel=tunnel),
         Middleware(OriginCheck, origins=origins, keyring=keyring),
         Middleware(Auth, keyring=keyring, limits=limits, usage=services.usage, isolates=settings.isolate_cache),
+        *spending,
         Middleware(RateLimit, limits=limits),
         Middleware(BodyLimit, **body_limit),
         Middleware(ContentDecoding),
@@ -137,14 +145,23 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         pool.start(asyncio.get_running_loop())
+        if traces is not None:
+            traces.start()
         yield
         await asyncio.to_thread(pool.close)  # ends what is running, which then counts
         await asyncio.to_thread(usage.close)
         await asyncio.to_thread(services.keyring.close)
         for close in services.closing:
             await close()
+        if traces is not None:
+            await asyncio.to_thread(traces.close)
 
     keyring = keyring or Keyring(settings, KeyStore())
+    traces = None
+    if settings.otel:
+        from locallab.server.middleware.tracing import Traces  # whose library is slow to import, and may be missing
+
+        traces = Traces()
     usage = UsageLog(usage_store(settings), settings.usage_days)
     services = Services(
         pool=pool, settings=settings, keyring=keyring, traffic=Traffic(), usage=usage, tunnel=tunnel, cluster=cluster
@@ -159,7 +176,7 @@ def create_app(
     last = [*([relay] if relay else []), Middleware(Leases)]
     return Starlette(
         routes=routes,
-        middleware=_middleware(services, routes, last),
+        middleware=_middleware(services, routes, last, traces),
         exception_handlers=HANDLERS,
         lifespan=lifespan,
     )

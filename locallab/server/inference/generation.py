@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
+import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextvars import ContextVar
 from typing import Any, TypeVar
@@ -53,6 +54,19 @@ class FinishedAnswer:
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class GenerationUsage(Usage):
+    """What the answers of a request took together; durations are the longest, since all are computed at once.
+
+    All of it took `seconds` from the submission on, the first `queue_seconds` before the first step. `reasons` tells how each
+    answer ended.
+    """
+
+    seconds: float = 0.0
+    queue_seconds: float = 0.0
+    reasons: tuple[FinishReason, ...] = ()
+
+
 def _size(event: TokenEvent) -> int:
     tokens = (*event.logprobs, *event.prompt_logprobs)
     return len(event.text) + _EVENT_BYTES * (1 + sum(1 + len(token.top) for token in tokens))
@@ -77,11 +91,14 @@ class Generation:
         caller: Caller = LOCAL,
         urgent: bool = False,
         seconds: float | None = None,
-        spent: Callable[[Usage], None] = lambda usage: None,
+        spent: Callable[[GenerationUsage], None] = lambda spent: None,
     ) -> None:
         self._engine = engine
         self._spent = spent
         self._usages: list[tuple[int, Usage]] = []  # with the prompt
+        self._reasons: list[FinishReason] = []
+        self._submitted = time.perf_counter()
+        self._began: float | None = None  # the first step, as far as it is told
         self._loop = asyncio.get_running_loop()
         self._prompts = [id(prompt) for prompt, _ in jobs]
         self._uses: dict[int, CacheUse] = {}  # by prompt, that of its first answer, in the order in which they began
@@ -165,6 +182,7 @@ class Generation:
     def _take(self, index: int, event: TokenEvent) -> None:
         if event.cache is not None:
             self._uses.setdefault(self._prompts[index], event.cache)
+            self._began = self._began or time.perf_counter()
             return
         reason = event.finish_reason
         if reason == "error":
@@ -180,11 +198,29 @@ class Generation:
         if reason is not None:
             self._running.pop(index, None)
             self._unfinished -= 1
+            self._reasons.append(reason)
             if event.usage is not None:
                 self._usages.append((self._prompts[index], event.usage))
             if not self._unfinished:
-                self._spent(_total(self._usages))
+                self._spent(self._total())
         self.wake()
+
+    def _total(self) -> GenerationUsage:
+        total, now = _total(self._usages), time.perf_counter()
+        seconds = now - self._submitted
+        queue = (self._began or now) - self._submitted
+        if total.prompt_seconds:  # the engine's own times are exact
+            queue = max(0.0, seconds - total.prompt_seconds - total.answer_seconds)
+        return GenerationUsage(
+            total.prompt_tokens,
+            total.completion_tokens,
+            total.cached_tokens,
+            total.prompt_seconds,
+            total.answer_seconds,
+            seconds=seconds,
+            queue_seconds=queue,
+            reasons=tuple(self._reasons),
+        )
 
     def _check_reader(self) -> None:
         """End the answers if their reader is late. Called at every _CHECK events that wait: a token costs one comparison."""
@@ -203,16 +239,18 @@ class Generation:
 
 
 def _total(usages: Iterable[tuple[int, Usage]]) -> Usage:
-    """Return what answers took together: a prompt counts once, as for the answer that computed most of it."""
+    """Return what answers took together: a prompt counts once, as for the answer that computed most of it. Durations are the
+    longest."""
     prompts: dict[int, Usage] = {}
-    completion = 0
+    completion, longest = 0, (0.0, 0.0)
     for prompt, usage in usages:
         completion += usage.completion_tokens
+        longest = max(longest[0], usage.prompt_seconds), max(longest[1], usage.answer_seconds)
         best = prompts.setdefault(prompt, usage)
         if (usage.prompt_tokens, -usage.cached_tokens) > (best.prompt_tokens, -best.cached_tokens):
             prompts[prompt] = usage
     read = prompts.values()
-    return Usage(sum(each.prompt_tokens for each in read), completion, sum(each.cached_tokens for each in read))
+    return Usage(sum(each.prompt_tokens for each in read), completion, sum(each.cached_tokens for each in read), *longest)
 
 
 class Collector:

@@ -123,6 +123,22 @@ def test_what_cannot_work_is_one_line_and_status_2(arguments: list[str], reason:
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize("problem", ["missing", "protocol"])
+def test_traces_that_cannot_be_sent_are_one_line_and_status_2(tmp_path: Path, model_path: Path, problem: str) -> None:
+    environ = {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}
+    if problem == "missing":
+        (tmp_path / "opentelemetry.py").write_text("raise ImportError")
+        environ = {"PYTHONPATH": str(tmp_path)}
+    status, err = failed("--otel", "--model", str(model_path), "--port", "0", "--log-level", "error", **environ)
+    reason = {
+        "missing": "otel: needs OpenTelemetry: pip install ",
+        "protocol": "OTEL_EXPORTER_OTLP_PROTOCOL: traces are sent by",
+    }
+    assert status == 2
+    assert err.startswith(f"locallab: {reason[problem]}")
+    assert err.count("\n") == 1
+
+
 def test_a_wrong_variable_is_one_line_and_status_2() -> None:
     status, err = failed(LOCALLAB_PARALLEL="many")
     assert status == 2
