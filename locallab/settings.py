@@ -244,6 +244,10 @@ class ServerSettings(ListenerSettings):
     trusted_proxies: Annotated[
         str, Meta(description="comma-separated addresses or networks of proxies whose X-Forwarded-For is trusted")
     ] = ""
+    root_path: Annotated[
+        str,
+        Meta(description="path below which a proxy serves the server, such as /llm; it answers with and without it"),
+    ] = ""
     allowed_hosts: Annotated[
         str | None,
         Meta(description="comma-separated host names that requests may use; default: local ones, any with a key"),

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import Route
 
 from locallab import redis_link
 from locallab.errors import LocalLabError
@@ -51,6 +51,7 @@ from locallab.server.middleware import (
 )
 from locallab.server.middleware.hosts import Hosts
 from locallab.server.middleware.origins import Origins
+from locallab.server.middleware.paths import Table, root_of
 from locallab.server.middleware.rate_limit import RateLimits
 from locallab.server.page.routes import Page
 from locallab.server.shared_usage import usage_store
@@ -93,7 +94,7 @@ HANDLERS: Mapping[Any, Any] = {LocalLabError: _answer, HTTPException: _answer, C
 
 
 def _middleware(
-    services: Services, routes: Sequence[BaseRoute], last: Sequence[Middleware], traces: Traces | None
+    services: Services, table: Table, root: str, last: Sequence[Middleware], traces: Traces | None
 ) -> list[Middleware]:
     """Return the middleware from the outermost to the innermost, which are the `last`.
 
@@ -112,7 +113,7 @@ def _middleware(
         Middleware(Credentials),
         Middleware(AccessLog, enabled=settings.access_log, box=services.pool.supervision.box),
         *tracing,
-        Middleware(Paths, dialects=DIALECTS, routes=routes),
+        Middleware(Paths, dialects=DIALECTS, table=table, root=root),
         Middleware(TrafficCounter, traffic=services.traffic),
         Middleware(Cors, origins=origins, keyring=keyring),
         Middleware(Failsafe),
@@ -172,11 +173,12 @@ def create_app(
         pool.on_loaded(functools.partial(share, read_prompts(settings.shared_prompts)))
     routes = Page(keyring).routes() if settings.page else []
     routes += [route for dialect in DIALECTS for route in dialect.routes(services)]
-    routes += Docs(routes).routes()
+    routes += Docs(routes, settings.root_path.rstrip("/")).routes()
+    table = Table(routes, DIALECTS)
     last = [*([relay] if relay else []), Middleware(Leases)]
     return Starlette(
         routes=routes,
-        middleware=_middleware(services, routes, last, traces),
+        middleware=_middleware(services, table, root_of(settings.root_path, table), last, traces),
         exception_handlers=HANDLERS,
         lifespan=lifespan,
     )
@@ -202,7 +204,7 @@ def create_replica_app(pool: Pool, settings: ServerSettings, lifespan: Callable[
     if settings.shared_prompts:
         pool.on_loaded(functools.partial(share, read_prompts(settings.shared_prompts)))
     routes = [route for dialect in DIALECTS for route in dialect.routes(services)]
-    inner = [Middleware(Paths, dialects=DIALECTS, routes=routes), Middleware(Failsafe), Middleware(Leases)]
+    inner = [Middleware(Paths, dialects=DIALECTS, table=Table(routes, DIALECTS)), Middleware(Failsafe), Middleware(Leases)]
     app = Starlette(routes=routes, middleware=inner, exception_handlers=HANDLERS, lifespan=lifespan)
     app.state.closing = services.closing
     return app

@@ -187,8 +187,9 @@ def _either(one: Schema, other: Schema) -> Schema:
     return {**other, "description": described, "responses": {**other["responses"], "200": success}}
 
 
-def document(routes: Sequence[BaseRoute]) -> Schema:
-    """Describe every Endpoint among `routes`. OpenAPI has no operation for a WebSocket: the text describes it."""
+def document(routes: Sequence[BaseRoute], root: str = "") -> Schema:
+    """Describe every Endpoint among `routes`, which are below the path `root`. OpenAPI has no operation for a WebSocket:
+    the text describes it."""
     endpoints = [route for route in routes if isinstance(route, Endpoint)]
     schemas = _Schemas(endpoints)
     paths: dict[str, Schema] = {}
@@ -200,7 +201,7 @@ def document(routes: Sequence[BaseRoute]) -> Schema:
     return {
         "openapi": "3.1.0",
         "info": {"title": "LocalLab", "version": __version__, "description": ABOUT},
-        "servers": [{"url": "/"}],
+        "servers": [{"url": root or "/"}],
         "tags": [{"name": name, "description": f"{text}\n\n{documented(name)}"} for name, text in tags.items()],
         "paths": paths,
         "components": {

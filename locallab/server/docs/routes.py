@@ -30,16 +30,16 @@ def policy(page: str) -> str:
 
 
 class Docs:
-    """Routes that describe `others` and themselves."""
+    """Routes that describe `others` and themselves; all of them are below `root` for who reads it."""
 
-    def __init__(self, others: Sequence[BaseRoute]) -> None:
+    def __init__(self, others: Sequence[BaseRoute], root: str = "") -> None:
         own: list[BaseRoute] = [
             Endpoint("/openapi.json", self.openapi, tag="docs"),
             Endpoint("/docs", self.page, tag="docs", media_type="text/html"),
         ]
         self.described = [*others, *own]
         self._own = own
-        self._openapi = msgspec.json.encode(document(self.described))
+        self._openapi = msgspec.json.encode(document(self.described, root))
         self._page = importlib.resources.files(__package__).joinpath("page.html").read_text()
         self._policy = policy(self._page)
 

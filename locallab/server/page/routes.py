@@ -11,7 +11,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Match, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
@@ -94,7 +94,10 @@ class Page:
         ]
 
     async def index(self, request: Request) -> Response:
-        """Return the page."""
+        """Return the page, at a path that ends in a slash: the addresses in it are relative."""
+        path = request.scope["raw_path"].decode("latin-1").strip("/")
+        if path and not request.scope["raw_path"].endswith(b"/"):  # the root path
+            return RedirectResponse(f"/{path}/", headers={"vary": "Accept"})
         return await self._get("index.html", request, {"vary": "Accept"})
 
     async def file(self, request: Request) -> Response:

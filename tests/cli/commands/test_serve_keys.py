@@ -110,6 +110,7 @@ def test_the_single_key_may_come_from_a_file(model_path: Path, tmp_path: Path) -
 WRONG = {
     "native_rate": (["--native-rate", "often"], "native_rate: must be limits such as 60/minute"),
     "redis_url": (["--redis-url", "localhost"], "redis_url: must begin with redis://"),
+    "root_path": (["--root-path", "llm"], "root_path: 'llm' is not a path such as /llm"),
     "trusted_proxies": (["--trusted-proxies", "*"], "trusted_proxies: '*' is not an address or network"),
     "allowed_hosts": (["--allowed-hosts", "http://x"], "allowed_hosts: 'http://x' is not a host name"),
     "cors_origins": (["--cors-origins", "x.example"], "cors_origins: 'x.example' is not an origin"),
