@@ -125,8 +125,9 @@ class HttpProtocol(HttpToolsProtocol):
         elif self.flow.read_paused:
             self._deadline = now + ARRIVAL
         elif self._deadline < now:
-            if self._in_head and self.idle and not self._head:
-                self.transport.close()  # it has sent nothing: a browser keeps such connections in stock
+            refused = self.cycle is not None and self.cycle.response_complete and self.cycle.more_body
+            if refused or (self._in_head and self.idle and not self._head):
+                self.transport.close()  # it has its answer, or has sent nothing: a browser keeps such connections in stock
             else:
                 self._refuse(408, "the request did not arrive in time")
 

@@ -19,6 +19,7 @@ from locallab.keys import Keyring, KeyStore
 from locallab.models.spec import Adapter, FileSource
 from locallab.models.store import Store
 from locallab.pool import Pool
+from locallab.server import runner
 from locallab.server.app import create_app
 from locallab.server.connections import STOPPING
 from locallab.settings import EngineSettings, ServerSettings
@@ -48,10 +49,10 @@ class Served:
 
 
 @contextlib.contextmanager
-def running(app: Any) -> Iterator[str]:
+def running(app: Any, port: int = 0) -> Iterator[str]:
     """Serve the app from a thread; yield its URL."""
     config = uvicorn.Config(
-        app, port=0, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=5, proxy_headers=False
+        app, port=port, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=5, proxy_headers=False
     )
     server = uvicorn.Server(config)
     started = threading.Event()
@@ -81,6 +82,17 @@ def running(app: Any) -> Iterator[str]:
         assert not thread.is_alive()
 
 
+@contextlib.contextmanager
+def running_as_served(app: Any, port: int = 0) -> Iterator[str]:
+    """The same with all that `locallab serve` does for connections."""
+    with runner.bind("127.0.0.1", port) as sock:
+        server = runner.Background(app, sock, ServerSettings(grace=0))
+        try:
+            yield runner.url(sock)
+        finally:
+            server.stop()
+
+
 Serve = Callable[..., "contextlib.AbstractContextManager[Served]"]
 
 
@@ -95,6 +107,7 @@ def start_in(folder: Path) -> Serve:
         room: int = 10,
         pool: dict[str, Any] | None = None,
         adapters: Sequence[str] = (),
+        under: Callable[[Any, int], contextlib.AbstractContextManager[str]] = running,
         **settings: Any,
     ) -> Iterator[Served]:
         engines: list[FakeEngine] = []
@@ -115,7 +128,7 @@ def start_in(folder: Path) -> Serve:
         keyring = Keyring(served, KeyStore(folder / "keys.json"), public)
         app = create_app(models, served, keyring, tunnel)
         app.router.routes.extend(routes)
-        with running(app) as url, httpx.Client(base_url=url, timeout=30) as client:
+        with under(app, settings.get("port", 0)) as url, httpx.Client(base_url=url, timeout=30) as client:
             yield Served(url, client, models)
 
     return start

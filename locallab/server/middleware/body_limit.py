@@ -55,8 +55,8 @@ class BodyLimit:
             nonlocal limit
             if count > limit == self._limit:
                 limit += self._more()
-            if count > limit:  # close: the rest of the body would be parsed as the next request, or fill the memory
-                raise HTTPException(413, f"the request body is larger than {limit >> 20} MiB", {"connection": "close"})
+            if count > limit:  # the rest is thrown away for some seconds: a proxy that still sends would get no answer
+                raise HTTPException(413, f"the request body is larger than {limit >> 20} MiB")
 
         async def limited() -> Message:
             nonlocal size

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from locallab import logs
+from locallab.server import http_protocol
 from locallab.server.middleware import Failsafe
-from tests.support.http_server import Serve, Served
+from tests.support.http_server import Serve, Served, running_as_served
 
 USER = [{"role": "user", "content": "hi"}]
 POSTS = ["/generate", "/chat", "/models/load", "/v1/chat/completions", "/v1/completions"]
@@ -182,7 +183,6 @@ def test_body_limit(serve: Serve, path: str) -> None:
         yield from [b" " * 2**18] * 8
 
     with serve(max_body_mib=1) as served:
-        served.http.headers["connection"] = "close"
         for content in (b" " * (2**20 + 1), chunks()):
             response = served.http.post(path, content=content)
             assert response.status_code == 413
@@ -191,9 +191,10 @@ def test_body_limit(serve: Serve, path: str) -> None:
         assert served.http.post("/generate", content=b'{"prompt": "hi"}' + b" " * (2**20 - 16)).status_code == 200
 
 
-def test_declared_length_is_refused_unread(serve: Serve) -> None:
+def test_declared_length_is_refused_unread(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "LINGER", 0.1)
     with (
-        serve(max_body_mib=1) as served,
+        serve(max_body_mib=1, under=running_as_served) as served,
         socket.create_connection((served.http.base_url.host, served.http.base_url.port)) as sock,
     ):
         sock.sendall(b"POST /generate HTTP/1.1\r\nhost: localhost\r\ncontent-length: 99999999999\r\n\r\n")
