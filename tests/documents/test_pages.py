@@ -12,7 +12,7 @@ import pytest
 
 from locallab.cli import main
 from tests.layers import ANYWHERE, PARTS
-from tests.support.pages import PAGES, ROOT, anchors, blocks, broken_links, code, commands, places, prose
+from tests.support.pages import PAGES, ROOT, anchors, blocks, broken_links, code, commands, flags, places, prose
 
 every_page = pytest.mark.parametrize("page", PAGES)
 
@@ -51,12 +51,6 @@ def test_paths_exist(page: str) -> None:
 def test_every_block_has_a_language_and_begins_at_the_margin(page: str) -> None:
     assert [str(block) for block in blocks(page) if not block.language] == []
     assert not re.search(r"^ +```", (ROOT / page).read_text(), re.MULTILINE)
-
-
-def flags(command: click.Command) -> set[str]:
-    inside = command.commands.values() if isinstance(command, click.Group) else ()
-    own = {opt for param in command.params for opt in (*param.opts, *param.secondary_opts)}
-    return own.union({"--help"}, *map(flags, inside))
 
 
 @pytest.fixture(scope="module")

@@ -54,6 +54,10 @@ NOT_RUN = {
     "export ANTHROPIC_BASE_URL": "needs an agent: Claude Code",
     "export OPENAI_API_BASE": "needs an agent: aider",
     "docker run": "needs Docker and Open WebUI",
+    "docker build": "needs Docker; tests/scripts/deploy/test_dockerfiles.py does without it what this does",
+    "cd scripts/deploy\n": "needs Docker; tests/scripts/deploy/test_compose.py reads the files",
+    "kubectl": "needs a cluster; tests/scripts/deploy/test_kubernetes.py reads the files",
+    "python3 -m venv /opt/locallab": "changes the machine; tests/scripts/deploy/test_systemd_unit.py runs what the unit runs",
 }
 """Beginnings of examples that cannot run here, with the reason."""
 

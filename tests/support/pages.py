@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
+
 from tests.support.document_examples import Example, examples
 
 ROOT = Path(__file__).parents[2]
@@ -18,7 +20,7 @@ PAGES = (
         "locallab/cluster/README.md",
     ),
     *("locallab/server/dialects/README.md", "locallab/server/fields/README.md", "locallab/server/page/README.md"),
-    *("scripts/README.md", "tests/README.md", "CHANGELOG.md"),
+    *("scripts/README.md", "scripts/deploy/README.md", "tests/README.md", "CHANGELOG.md"),
 )
 SHELL = ("sh", "bash", "console")
 
@@ -60,6 +62,13 @@ def broken_links(page: str) -> Iterator[str]:
             yield f"{link}: no such file"
         elif anchor and anchor not in anchors(str(target.relative_to(ROOT))):
             yield f"{link}: no such heading"
+
+
+def flags(command: click.Command) -> set[str]:
+    """Return the flags of a command and of those below it."""
+    inside = command.commands.values() if isinstance(command, click.Group) else ()
+    own = {opt for param in command.params for opt in (*param.opts, *param.secondary_opts)}
+    return own.union({"--help"}, *map(flags, inside))
 
 
 def places(page: str) -> set[str]:
