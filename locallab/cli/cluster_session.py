@@ -72,6 +72,7 @@ def serve(session: Session, child: Child, opens: bool) -> int:
         public = listener.is_public(sock) or tunnel is not None
         store = KeyStore()
         keyring = Keyring(server, store, public, restarted=bool(child.supervision.restarts))
+        running.callback(keyring.close)
         running.enter_context(launch.connected(config))
         from locallab.cluster.fleet import Fleet, following
 

@@ -99,7 +99,7 @@ def check_address(server: ServerSettings, found: Sequence[Layer]) -> None:
 def unknown(environ: Mapping[str, str], *classes: type) -> list[str]:
     """Return the LOCALLAB_* variables that set nothing, most likely misspelled."""
     known = {settings.variable(name) for cls in classes for name, _, _ in settings.fields(cls)}
-    known |= {settings.variable(name) for name in ("home", "config", "url", "chat_history")}
+    known |= {settings.variable(name) for name in ("home", "config", "url", "chat_history", "cluster")}
     return sorted(name for name in environ if name.startswith("LOCALLAB_") and name not in known)
 
 

@@ -26,7 +26,7 @@ from locallab.errors import EngineFailure, ReplicaGone
 from locallab.inprocess.launch import engine_layers, open_pool
 from locallab.models import Registry, adhoc
 from locallab.server.cluster import Told, What
-from locallab.settings import ServerSettings, resolve
+from locallab.settings import ServerSettings, resolve, variable
 
 PUBLISHED_EVERY = 1.0
 """Seconds from one publication of a replica to the next."""
@@ -110,7 +110,7 @@ def engine(model: ModelConfig, config: ClusterConfig, server: ServerSettings, na
         count = {"autoscaling_config": bounds}
     deployment = serve.deployment(EngineReplica).options(
         name=name,
-        ray_actor_options={**resources, "runtime_env": {"env_vars": _environment()}},
+        ray_actor_options={**resources, "runtime_env": {"env_vars": _environment(server)}},
         max_ongoing_requests=AT_ONCE,
         health_check_period_s=HEALTH_EVERY,
         health_check_timeout_s=HEALTH_PATIENCE,
@@ -137,8 +137,10 @@ def label(model: str) -> str:
     return "".join(each if each.isalnum() or each in "-_." else "-" for each in model)
 
 
-def _environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name.startswith("LOCALLAB_") or name == "HF_HOME"}
+def _environment(server: ServerSettings) -> dict[str, str]:
+    """Return what replicas get of the environment: settings, with the OpenMP runtime that is read when llama.cpp is loaded."""
+    given = {name: value for name, value in os.environ.items() if name.startswith("LOCALLAB_") or name == "HF_HOME"}
+    return {**given, variable("openmp"): server.openmp}
 
 
 class Handles:

@@ -129,7 +129,9 @@ class ReplicaServer:
     def publish(self) -> Published:
         """Return what routers are to know; the number rises with each call."""
         self._number += 1
-        return Published(self._number, self._held.digests(), self.work)
+        held = self._held.digests()
+        self._work.publish(ME, Published(self._number, held))  # what is computed is work no more
+        return Published(self._number, held, self.work)
 
     async def tell(self, what: What) -> Told:
         """Describe this replica, with its metrics or its activity where asked for."""

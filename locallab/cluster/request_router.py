@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 from ray.serve.request_router import FIFOMixin, PendingRequest, ReplicaID, RequestRouter, RunningReplica
@@ -18,6 +19,7 @@ class PrefixRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]
 
     def initialize_state(self, **kwargs: Any) -> None:
         self._table = Table()
+        self._numbers: dict[ReplicaID, int] = {}
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
@@ -29,11 +31,10 @@ class PrefixRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         self._table.set_replicas(each.replica_id for each in replicas)
         for each in replicas:
-            if (told := each.routing_stats.get(STATS)) is not None:
-                number, held, work = told
-                digests = (held[at : at + 8] for at in range(0, len(held), 8))
-                held_there = frozenset(int.from_bytes(digest, "big") for digest in digests)
-                self._table.publish(each.replica_id, Published(number, held_there, work))
+            told = each.routing_stats.get(STATS)
+            if told is not None and self._numbers.get(each.replica_id) != told[0]:  # each broadcast has those of all replicas
+                self._table.publish(each.replica_id, unpacked(told))
+        self._numbers = {each.replica_id: each.routing_stats.get(STATS, (0,))[0] for each in replicas}
         super().update_replicas(replicas)
 
     def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
@@ -49,7 +50,13 @@ class PrefixRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]
 
 def packed(told: Published) -> tuple[int, bytes, int]:
     """Return what a replica publishes in few bytes."""
-    return told.number, b"".join(digest.to_bytes(8, "big") for digest in sorted(told.held)), told.work
+    return told.number, struct.pack(f">{len(told.held)}Q", *sorted(told.held)), told.work
+
+
+def unpacked(told: tuple[int, bytes, int]) -> Published:
+    """Return what `packed` has packed."""
+    number, held, work = told
+    return Published(number, frozenset(struct.unpack(f">{len(held) // 8}Q", held)), work)
 
 
 def _route(request: PendingRequest | None) -> Route:

@@ -19,7 +19,7 @@ from locallab.keys import Keyring, KeyStore
 from locallab.models.spec import Adapter, FileSource
 from locallab.models.store import Store
 from locallab.pool import Pool
-from locallab.server import runner
+from locallab.server import listener, runner
 from locallab.server.app import create_app
 from locallab.server.connections import STOPPING
 from locallab.settings import EngineSettings, ServerSettings
@@ -85,10 +85,10 @@ def running(app: Any, port: int = 0) -> Iterator[str]:
 @contextlib.contextmanager
 def running_as_served(app: Any, port: int = 0) -> Iterator[str]:
     """The same with all that `locallab serve` does for connections."""
-    with runner.bind("127.0.0.1", port) as sock:
+    with listener.bind("127.0.0.1", port) as sock:
         server = runner.Background(app, sock, ServerSettings(grace=0))
         try:
-            yield runner.url(sock)
+            yield listener.url(sock)
         finally:
             server.stop()
 
