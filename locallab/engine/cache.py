@@ -162,6 +162,12 @@ class PrefixCache(PrefixTree):
         held = next((min(node.end, common) for node in reversed(path) if not node.is_bare), 0)
         return Match(resident, slot, live, finished, finished_slot, stored, on_disk, known, source, held, common, continued)
 
+    def has(self, tokens: list[int], owner: str = "") -> int:
+        """Return how many of `tokens` are computed in some sequence, or stored, for this owner; at most all but the last."""
+        path, common = self._descend(tokens, len(tokens) - 1, owner)
+        resident, _ = self._best(self._reached(path, common), (True, False))
+        return max(resident, self._stored(path, common)[0]) if path else 0
+
     def followers(self, tokens: list[int], at: int, owner: str = "") -> list[int]:
         """Return the tokens that followed tokens[:at] in some other prompt of this owner."""
         path, common = self._descend(tokens, at, owner)

@@ -130,8 +130,8 @@ class TextEngine(Engine):
         return caller.owner + self._adapters(params).mark
 
     def held(self, prompts: Seq[tuple[list[int], str]]) -> Future[list[int]]:
-        """Ask how many tokens of each prompt the prefix cache has, each with its owner; at most all but the last. The engine's
-        own thread answers between two steps; once it has ended, nobody does."""
+        """Ask how many tokens of each prompt the prefix cache has computed, each with its owner; at most all but the last. The
+        engine's own thread answers between two steps; once it has ended, nobody does."""
         answer: Future[list[int]] = Future()
         self._worker.commands.put(Look(answer, lambda scheduler, totals: held_of(prompts, scheduler)))
         return answer

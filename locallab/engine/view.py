@@ -84,8 +84,8 @@ def view_of(scheduler: Scheduler, totals: Totals) -> EngineView:
 
 
 def held_of(prompts: Iterable[tuple[list[int], str]], scheduler: Scheduler) -> list[int]:
-    """Return how many tokens of each prompt the prefix cache has, of its owner; at most all but the last."""
-    return [scheduler.cache.match(tokens, owner).held for tokens, owner in prompts]
+    """Return how many tokens of each prompt the prefix cache has computed, of its owner; at most all but the last."""
+    return [scheduler.cache.has(tokens, owner) for tokens, owner in prompts]
 
 
 def _request(sequence: Sequence, now: float) -> RequestView:

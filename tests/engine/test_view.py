@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 
-from locallab.engine import Caller
+from locallab.engine import Caller, SamplingParams
 from locallab.engine import view as views
 from locallab.engine.commands import Look
 from locallab.engine.view import MOST_WAITING, EngineView, RequestView, view_of
@@ -121,3 +121,12 @@ def test_the_engines_own_thread_makes_it(path: Path) -> None:
         assert set(made_by) == {"engine llama.gguf"}
         engine.close()
         assert not engine.view().done()
+
+
+def test_what_the_cache_has_of_prompts_is_told(path: Path) -> None:
+    with running(path, cache_tokens=200) as engine:
+        prompts = [([5] * 20, ""), ([5] * 10 + [6] * 10, ""), ([5] * 20, "another"), ([7] * 20, "")]
+        assert engine.held(prompts).result(PATIENCE) == [0, 0, 0, 0]
+        ask(engine, [5] * 20, 2)
+        assert engine.held(prompts).result(PATIENCE) == [19, 10, 0, 0]
+        assert engine.owner(SamplingParams(), Caller(owner="me")) == "me"

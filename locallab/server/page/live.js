@@ -46,7 +46,7 @@ function requests(data, page) {
   const withKeys = page.admin && page.access.key_required;
   const columns = Object.keys(text.columns).filter((each) => withKeys || each !== "key");
   const rows = data.requests.map((each) => h("tr", {},
-    h("td", {}, name(each.model), " ", h("span", { class: "faint" }, `#${each.id}`)),
+    h("td", {}, name(each.model), " ", h("span", { class: "faint" }, `#${each.id}`, each.replica && [" ", name(each.replica)])),
     withKeys && h("td", {}, each.key === null ? h("span", { class: "faint" }, text.noKey) : name(each.key)),
     h("td", {}, h("span", { class: `tag ${each.state}` }, stateOf(each))),
     number(format.count(each.prompt_tokens)),
@@ -82,7 +82,8 @@ function modelCard(model) {
   ];
   const { stored_bytes: stored, stored_limit_bytes: limit } = model;
   return h("section", { class: "card model" },
-    h("h2", {}, name(model.name), " ", model.kind !== "text" && h("span", { class: "tag" }, model.kind)),
+    h("h2", {}, name(model.name), " ", model.kind !== "text" && h("span", { class: "tag" }, model.kind),
+      model.replica && h("span", { class: "faint" }, " ", name(model.replica))),
     h("dl", { class: "facts" }, facts.map(([label, value]) => h("div", {},
       h("dt", {}, label), h("dd", { class: "figure" }, value)))),
     model.kv && h("div", { class: "halves" },
@@ -100,6 +101,20 @@ function models(data) {
       Object.entries(data.failed).map(([model, reason]) => h("p", { class: "bad" }, name(model), ": ", name(reason))),
       !data.models.length && !data.loading.length && h("p", {}, text.noModel, " ", h("a", { href: "#/models" }, text.toModels))),
     data.models.map(modelCard));
+}
+
+function replicas(data) {
+  const rows = data.replicas.map((each) => h("tr", {},
+    h("td", {}, name(each.id), " ", h("span", { class: "faint" }, name(each.node))),
+    h("td", {}, name(each.model)),
+    number(format.count(each.running)),
+    number(format.count(each.waiting)),
+    number(format.count(each.work_tokens)),
+    number(format.count(each.prompt_tokens)),
+    number(each.prompt_tokens ? text.found(Math.round((100 * each.cached_tokens) / each.prompt_tokens)) : text.none),
+    number(format.count(each.prefixes))));
+  return h("section", {}, h("h2", {}, text.replicasTitle),
+    scrolling(text.replicasTitle, "replicas", table(text.replicaColumns, 2, rows)));
 }
 
 function memory({ memory: now }) {
@@ -135,7 +150,8 @@ export async function open(root, page) {
   fill(root, h("h1", {}, app.views.live), trouble, content);
 
   function show() {
-    morph(content, h("div", {}, tiles(data, history), requests(data, page), models(data), memory(data)));
+    morph(content, h("div", {}, tiles(data, history), requests(data, page),
+      data.replicas.length > 0 && replicas(data), models(data), memory(data)));
   }
 
   function tick() {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from locallab.keys import KeyStore
 from locallab.server.dialects.native import events
 from tests.support.browser import Tab
 from tests.support.http_server import Serve, Served
+from tests.support.replicas import cluster_in
 from tests.support.served_process import Process
 from tests.support.wait import LONG_PATIENCE, until
 from tests.support.watching import asking, noted_samplers
@@ -263,3 +265,20 @@ def test_curves_and_buckets(visit: Visit, served: Served) -> None:
     assert background([0, 0, 0], 64) == ""
     assert "var(--kv-idle) 0% 100%" in background([0, 0, 64], 64)
     assert "var(--kv-live) 0% 8%" in background([1, 0, 0], 1000)
+
+
+def test_replicas_of_a_cluster_are_shown(visit: Visit, tmp_path: Path) -> None:
+    with cluster_in(tmp_path) as cluster:
+        cluster.http.post("/v1/completions", json={"prompt": "a question of some length, " * 10})
+        page = visit(cluster.url).open("#/live")
+        table = page.get_by_role("region", name="Replicas")
+        for replica in ("r0", "r1"):
+            expect(table.get_by_role("row", name=f"{replica} 127.0.0.1 tiny:1b")).to_be_visible()
+            expect(page.locator(".model").filter(has_text=replica)).to_be_visible()
+        held = threading.Event()
+        cluster.script(held)
+        asking = threading.Thread(target=cluster.http.post, args=("/v1/completions",), kwargs={"json": {"prompt": "hi"}})
+        asking.start()
+        expect(rows(page)).to_contain_text(re.compile(r"#\d+ r[01]"))
+        held.set()
+        asking.join()
