@@ -7,7 +7,7 @@ import importlib.metadata
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from locallab.cluster.config import ClusterConfig
 from locallab.errors import ConfigError
@@ -67,8 +67,14 @@ def check_room(config: ClusterConfig, registry: Registry) -> None:
         spec = registry.resolve(each.model)
         size = store.size(spec) or 0
         needs = {"CPU": each.cpus, "GPU": each.gpus, "memory": max(each.memory_gib * 2**30, 0 if each.gpus else size)}
-        if any(all(node.get(name, 0) >= amount for name, amount in needs.items()) for node in nodes):
+        room = sum(_replicas(node, needs) for node in nodes)
+        if room >= max(1, each.scaling.min):
             continue
+        if room:
+            raise ConfigError(
+                f"cluster: models: {each.model}: replicas: there is room for {room} of {each.scaling.min}; each takes"
+                f" {' and '.join(_amount(name, amount) for name, amount in needs.items() if amount)} of a machine"
+            )
         most = {name: max((node.get(name, 0) for node in nodes), default=0) for name in needs}
         lacking = [name for name, amount in needs.items() if most[name] < amount]
         shown = " and ".join(_amount(name, needs[name]) for name in lacking or needs)
@@ -76,6 +82,11 @@ def check_room(config: ClusterConfig, registry: Registry) -> None:
             f"the largest has {' and '.join(_amount(name, most[name]) for name in lacking)}" if lacking else "each lacks one"
         )
         raise ConfigError(f"cluster: models: {each.model}: no machine can hold a replica, which takes {shown}; {there}")
+
+
+def _replicas(node: Mapping[str, float], needs: Mapping[str, float]) -> int:
+    """Return how many replicas a machine can hold, by itself."""
+    return min((int(node.get(name, 0) // amount) for name, amount in needs.items() if amount), default=1000)
 
 
 def _amount(name: str, amount: float) -> str:
