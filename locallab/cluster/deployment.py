@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import secrets
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -17,11 +18,13 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
 from locallab import logs
+from locallab.cluster import choices
 from locallab.cluster.config import ClusterConfig, ModelConfig, as_dict, parse
-from locallab.cluster.replica import ReplicaServer, Ticket
-from locallab.cluster.request_router import STATS, PrefixRouter, packed
+from locallab.cluster.replica import Address, ReplicaServer, Ticket
+from locallab.cluster.request_router import ADDRESS, STATS, PrefixRouter, packed
 from locallab.cluster.routing import Route
 from locallab.cluster.scaling import FIGURE, QueuedTokens
+from locallab.cluster.wire import NUMBER
 from locallab.errors import EngineFailure, ReplicaGone
 from locallab.inprocess.launch import engine_layers, open_pool
 from locallab.models import Registry, adhoc
@@ -67,16 +70,16 @@ class EngineReplica:
         self._server = ReplicaServer(self._pool, server, name, spec.id, host)
         await self._server.start()
 
-    async def visit(self, route: Route) -> AsyncIterator[Ticket]:
+    async def visit(self, route: Route, number: bytes) -> AsyncIterator[Ticket]:
         """Yield a ticket for a request, and end with that."""
-        async for ticket in self._server.visit(route):
+        async for ticket in self._server.visit(route, number):
             yield ticket
 
     async def tell(self, what: What) -> bytes:
         return msgspec.msgpack.encode(await self._server.tell(what))
 
     async def record_routing_stats(self) -> dict[str, Any]:
-        return {STATS: packed(self._server.publish())}
+        return {STATS: packed(self._server.publish()), ADDRESS: msgspec.msgpack.encode(self._server.address)}
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         return {FIGURE: float(self._server.work)}
@@ -168,28 +171,39 @@ class Handles:
         return self.sleeps or bool(await self.ask())
 
     @contextlib.asynccontextmanager
-    async def place(self, model: str, route: Route) -> AsyncIterator[Ticket]:
-        """Yield a ticket of the replica that the router chooses. Raises ReplicaGone."""
+    async def place(self, model: str, route: Route, *, known: bool) -> AsyncIterator[Ticket]:
+        """Yield a ticket of the replica that the router chooses. Raises ReplicaGone.
+
+        With `known` it is the one chosen first, as soon as that is: what Ray Serve counts follows a few milliseconds later.
+        """
         if (handle := self._handles.get(model)) is None:
             raise ReplicaGone(f"{model} is served no more")
-        stream = handle.visit.options(stream=True).remote(route)
+        number = secrets.token_bytes(NUMBER)
+        choice = choices.expect(number) if known else None
+        stream = handle.visit.options(stream=True).remote(route, number)
+        first = asyncio.ensure_future(anext(stream))
         try:
-            ticket: Ticket = await asyncio.wait_for(anext(stream), FIRST_TICKET)
-        except asyncio.TimeoutError:
-            stream.cancel()
-            raise ReplicaGone(f"none of {model} came up in {FIRST_TICKET:g} s", retry_after=10) from None
-        except asyncio.CancelledError:
-            stream.cancel()
+            waits = {first} if choice is None else {first, asyncio.wrap_future(choice)}
+            if not (await asyncio.wait(waits, timeout=FIRST_TICKET, return_when=asyncio.FIRST_COMPLETED))[0]:
+                raise ReplicaGone(f"none of {model} came up in {FIRST_TICKET:g} s", retry_after=10)
+            if choice is not None and choice.done() and not first.done():
+                ticket = msgspec.msgpack.decode(choice.result(), type=Address).ticket(number)
+            else:
+                ticket = await first
+        except (ReplicaGone, asyncio.CancelledError):
+            _given_up(stream, first)
             raise
         except Exception as error:  # of many kinds, and none of them says anything to a client
             raise ReplicaGone(str(error).partition("\n")[0]) from None
+        finally:
+            choices.forget(number)
         try:
             yield ticket
         except BaseException:
-            stream.cancel()  # the ticket may never have been used
+            _given_up(stream, first)  # the ticket may never have been used
             raise
         finally:
-            task = asyncio.ensure_future(_drained(stream))  # its replica sees the end of the request by itself
+            task = asyncio.ensure_future(_drained(stream, first))  # its replica sees the end of the request by itself
             self._ending.add(task)
             task.add_done_callback(self._ending.discard)
 
@@ -208,7 +222,13 @@ async def _told(handle: DeploymentHandle[Any], what: What) -> list[Told]:
     return [msgspec.msgpack.decode(each, type=Told) for each in answers if isinstance(each, bytes)]
 
 
-async def _drained(stream: Any) -> None:
-    with contextlib.suppress(Exception):
+async def _drained(stream: Any, first: asyncio.Future[Any]) -> None:
+    with contextlib.suppress(Exception, asyncio.CancelledError):
+        await first
         async for _ in stream:
             pass
+
+
+def _given_up(stream: Any, first: asyncio.Future[Any]) -> None:
+    stream.cancel()
+    first.cancel()

@@ -60,9 +60,9 @@ log = logging.getLogger(__name__)
 class Placement(Protocol):
     """Chooses replicas."""
 
-    def place(self, model: str, route: Route) -> contextlib.AbstractAsyncContextManager[Ticket]:
-        """Return a context manager with a ticket of a replica of this model, held until the request has ended. Raises
-        ReplicaGone where none answers."""
+    def place(self, model: str, route: Route, *, known: bool) -> contextlib.AbstractAsyncContextManager[Ticket]:
+        """Return a context manager with a ticket of a replica of this model, held until the request has ended. With `known`, a
+        replica whose address is known need not answer first. Raises ReplicaGone where none answers."""
         ...
 
 
@@ -97,10 +97,10 @@ class Relay:
             return  # the client has left
         try:
             model, route = await self._route(scope, body)
-            call = wire.call_of(scope, request_id.get())
+            call = wire.call_of(scope, route, request_id.get())
             for attempt in range(TRIES):
                 try:
-                    await self._try(call, body, model, route, scope, receive, relay)
+                    await self._try(call, body, model, attempt, scope, receive, relay)
                     return
                 except ReplicaGone as error:
                     log.warning("%s %s: %s", scope["method"], scope["path"], error)
@@ -128,10 +128,10 @@ class Relay:
         return model, Route(digests(scope_of(model, adapter, owner), text), len(text))
 
     async def _try(
-        self, call: wire.Call, body: bytes, model: str, route: Route, scope: Scope, receive: Receive, send: Send
+        self, call: wire.Call, body: bytes, model: str, attempt: int, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """Send the call to one replica, and its answer to the client. Raises ReplicaGone."""
-        async with self._placement.place(model, route) as ticket:
+        async with self._placement.place(model, call.route, known=not attempt) as ticket:
             frames = await wire.connect(ticket.host, ticket.port, ticket.number)
             try:
                 await _to_replica(frames, "call", call)
@@ -150,7 +150,7 @@ class Relay:
     async def _relay_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Join a WebSocket and one replica: what runs on it ends with that."""
         model, _ = self._served("")
-        call = wire.call_of(scope, request_id.get())
+        call = wire.call_of(scope, Route(), request_id.get())
         accepted = False
         pulls: set[asyncio.Task[None]] = set()
 
@@ -169,9 +169,9 @@ class Relay:
             task.add_done_callback(pulls.discard)
 
         error: ReplicaGone | None = None
-        for _ in range(TRIES):
+        for attempt in range(TRIES):
             try:
-                async with self._placement.place(model, Route()) as ticket:
+                async with self._placement.place(model, Route(), known=not attempt) as ticket:
                     frames = await wire.connect(ticket.host, ticket.port, ticket.number)
                     try:
                         await _to_replica(frames, "call", call)

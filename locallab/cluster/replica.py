@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import hmac
 import logging
 import os
 import secrets
@@ -19,7 +20,7 @@ from starlette.types import Message
 
 from locallab.cluster.held import Held
 from locallab.cluster.routing import Published, Route, Table
-from locallab.cluster.wire import TICKET, Call, Frames, scope_of
+from locallab.cluster.wire import NUMBER, TICKET, Call, Frames, scope_of, ticket
 from locallab.engine import Caller, TextEngine
 from locallab.engine.request import Usage
 from locallab.errors import RateLimited
@@ -50,18 +51,29 @@ log = logging.getLogger(__name__)
 
 
 class Ticket(msgspec.Struct, frozen=True):
-    """Where a request may connect, once."""
+    """Where a request may connect, once, and with which bytes."""
 
     host: str
     port: int
     number: bytes
 
 
-class _Visit:
-    """A request from its ticket to its end."""
+class Address(msgspec.Struct, frozen=True, array_like=True):
+    """Where a replica listens, and the secret of its tickets."""
 
-    def __init__(self, route: Route) -> None:
-        self.route = route
+    host: str
+    port: int
+    secret: bytes
+
+    def ticket(self, number: bytes) -> Ticket:
+        """Return the ticket of the request with this number."""
+        return Ticket(self.host, self.port, ticket(number, self.secret))
+
+
+class _Visit:
+    """A request, from its visit or its connection, whichever comes first, to its end."""
+
+    def __init__(self) -> None:
         self.called = False
         self.over = asyncio.Event()
 
@@ -79,6 +91,7 @@ class ReplicaServer:
         self._work = Table()
         self._work.set_replicas([ME])
         self._number = 0
+        self._secret = secrets.token_bytes(TICKET)
         self._started = time.monotonic()
         self._spent = [0, 0]  # tokens of prompts, and those of them that were cached
         self._sampler = Sampler(pool)
@@ -106,20 +119,26 @@ class ReplicaServer:
         for close in self._app.state.closing:
             await close()
 
-    async def visit(self, route: Route) -> AsyncIterator[Ticket]:
-        """Yield a ticket, and end when its request has: until then the replica is not idle."""
-        number, visit = secrets.token_bytes(TICKET), _Visit(route)
-        self._visits[number] = visit
-        self._work.send(number, route, ME)
+    @property
+    def address(self) -> Address:
+        return Address(self._host, self._port, self._secret)
+
+    async def visit(self, route: Route, number: bytes) -> AsyncIterator[Ticket]:
+        """Yield the ticket of the request with this number, and end when that has: until then the replica is not idle. A
+        request whose router knows the address may connect before."""
+        visit = self._visits.setdefault(number, _Visit())
+        if not visit.called:
+            self._work.send(number, route, ME)
         try:
-            yield Ticket(self._host, self._port, number)
+            yield self.address.ticket(number)
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(visit.over.wait(), PATIENCE)
             if visit.called:
                 await visit.over.wait()
         finally:
             self._work.end(number)
-            self._visits.pop(number, None)
+            if not visit.called:
+                self._visits.pop(number, None)
 
     @property
     def work(self) -> int:
@@ -191,25 +210,31 @@ class ReplicaServer:
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         frames = Frames(reader, writer)
         visit: _Visit | None = None
+        number = b""
         try:
-            number = await asyncio.wait_for(reader.readexactly(TICKET), PATIENCE)
-            visit = self._visits.get(number)
-            if visit is not None and not visit.called:
-                visit.called = True
-                await self._answer(frames, visit)
+            shown = await asyncio.wait_for(reader.readexactly(TICKET), PATIENCE)
+            number = shown[:NUMBER]
+            if hmac.compare_digest(shown, ticket(number, self._secret)):
+                visit = self._visits.setdefault(number, _Visit())
+                if not visit.called:
+                    visit.called = True
+                    await self._answer(frames, number)
         except (OSError, asyncio.IncompleteReadError, asyncio.TimeoutError):
             pass  # nobody is there any more
         finally:
             if visit is not None:
                 visit.over.set()
+                self._work.end(number)
+                asyncio.get_running_loop().call_later(PATIENCE, self._visits.pop, number, None)  # its visit may be on its way
             await frames.close()
 
-    async def _answer(self, frames: Frames, visit: _Visit) -> None:
+    async def _answer(self, frames: Frames, number: bytes) -> None:
         """Run the app for one call. The front's end of the connection is the client: when it closes, that has left."""
         first = await frames.read()
         if first is None or first[0] != "call":
             return
         call = msgspec.convert(first[1], Call)
+        self._work.send(number, call.route, ME)
         messages: asyncio.Queue[Message] = asyncio.Queue()
         counted: asyncio.Queue[RateLimited | None] = asyncio.Queue()
         listening = self._keep(_listen(frames, call, messages, counted))
@@ -242,7 +267,7 @@ class ReplicaServer:
         state: dict[str, Any] = {"key": call.key, "role": call.role, "caller": call.caller, "spend": spend, "presented": []}
         scope["state"] = {**state, "count": count} if is_socket else state
         request_id.set(call.id)
-        SUBMITTED.set(functools.partial(self._submitted, visit.route))
+        SUBMITTED.set(functools.partial(self._submitted, call.route))
         try:
             await self._app(scope, receive, send)
         except Exception:

@@ -7,15 +7,16 @@ from typing import Any
 
 from ray.serve.request_router import FIFOMixin, PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
+from locallab.cluster import choices
 from locallab.cluster.routing import Published, Route, Table
 
-STATS = "published"
-"""The name in a replica's routing stats of what it publishes."""
+STATS, ADDRESS = "published", "address"
+"""The names in a replica's routing stats of what it publishes, and of where it listens."""
 
 
 class PrefixRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]
-    """Sends a request, whose first argument is its Route, to the replica that `Table` chooses. Ray Serve's own checks follow:
-    a replica with as many requests as it may have passes one on to the next."""
+    """Sends a request, whose arguments are its Route and its number, to the replica that `Table` chooses. Ray Serve's own
+    checks follow: a replica with as many requests as it may have passes one on to the next."""
 
     def initialize_state(self, **kwargs: Any) -> None:
         self._table = Table()
@@ -26,6 +27,10 @@ class PrefixRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]
     ) -> list[list[RunningReplica]]:
         by_id = {each.replica_id: each for each in candidate_replicas}
         ranked = self._table.choose(_route(pending_request), list(by_id))
+        if ranked and pending_request is not None and len(pending_request.args) > 1:
+            address = by_id[ranked[0]].routing_stats.get(ADDRESS)
+            if address is not None:
+                choices.tell(pending_request.args[1], address)
         return [[by_id[each]] for each in ranked]
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:

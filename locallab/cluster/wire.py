@@ -1,8 +1,9 @@
 """Requests on their way from a front to a replica: ASGI over a TCP connection, one for each request.
 
-The connection begins with a ticket, which the replica has given out and which counts once. Then both sides send frames: a
-length and a message, whose kind is its first item. The front's first one is the call; ASGI messages follow in both directions
-as they are. A connection that closes ahead of the replica's `done` is a client that has left, or a replica that has died.
+The connection begins with a ticket: the request's number, and what only those can make of it who know the replica's secret.
+Then both sides send frames: a length and a message, whose kind is its first item. The front's first one is the call; ASGI
+messages follow in both directions as they are. A connection that closes ahead of the replica's `done` is a client that has
+left, or a replica that has died.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import hmac
 import socket
 import struct
 from collections.abc import Mapping
@@ -17,12 +19,13 @@ from typing import Any, Literal
 
 import msgspec
 
+from locallab.cluster.routing import Route
 from locallab.engine import Caller
 from locallab.errors import ReplicaGone
 from locallab.keys import Key, Role
 
-TICKET = 16
-"""Bytes of a ticket."""
+NUMBER, TICKET = 16, 32
+"""Bytes of a request's number, and of a ticket: the number and its mark."""
 
 LONGEST = 1 << 30
 """Bytes of the largest frame: a body with pictures, or an answer in one piece."""
@@ -44,12 +47,13 @@ _decode = msgspec.msgpack.Decoder().decode
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Call:
-    """A request: its ASGI scope and, of the scope's state, who sends it. `id` is that of its log lines."""
+    """A request: its ASGI scope, who sends it, of the scope's state, and its route. `id` is that of its log lines."""
 
     scope: dict[str, Any]
     key: Key | None
     role: Role
     caller: Caller
+    route: Route
     id: str = ""
 
 
@@ -57,11 +61,16 @@ SCOPE = ("type", "http_version", "method", "scheme", "path", "root_path", "query
 """What is passed on of a scope."""
 
 
-def call_of(scope: Mapping[str, Any], id: str) -> Call:
+def ticket(number: bytes, secret: bytes) -> bytes:
+    """Return the ticket of a request with this number for the replica with this secret."""
+    return number + hmac.digest(secret, number, "sha256")[: TICKET - NUMBER]
+
+
+def call_of(scope: Mapping[str, Any], route: Route, id: str) -> Call:
     """Return the call that passes a request on."""
     state = scope["state"]
     kept = {name: scope[name] for name in (*SCOPE, "subprotocols") if name in scope}
-    return Call(kept, state["key"], state["role"], state["caller"], id)
+    return Call(kept, state["key"], state["role"], state["caller"], route, id)
 
 
 def scope_of(call: Call) -> dict[str, Any]:

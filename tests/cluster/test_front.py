@@ -266,7 +266,7 @@ def test_activity_of_all_replicas_is_shown(cluster: Cluster) -> None:
     assert {each["replica"] for each in shown["models"]} == {"r0", "r1"} == {each["id"] for each in shown["replicas"]}
 
 
-@pytest.mark.parametrize("sent", [b"", b"x" * 16, b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", b"\0" * 64])
+@pytest.mark.parametrize("sent", [b"", b"x" * 16, b"x" * wire.TICKET, b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", b"\0" * 64])
 def test_a_replica_answers_nobody_without_a_ticket(cluster: Cluster, sent: bytes) -> None:
     cluster.http.get("/v1/models")
     with socket.create_connection(("127.0.0.1", cluster.replicas[0].server._port), timeout=10) as other:

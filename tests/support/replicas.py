@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import secrets
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import httpx
 from locallab.cluster.entrance import front_app, naming
 from locallab.cluster.replica import ReplicaServer, Ticket
 from locallab.cluster.routing import Route, Table
+from locallab.cluster.wire import NUMBER
 from locallab.errors import ReplicaGone
 from locallab.keys import Keyring, KeyStore
 from locallab.models.store import Store
@@ -87,7 +89,7 @@ class LocalCluster:
         self._ending: list[asyncio.Future[None]] = []
 
     @contextlib.asynccontextmanager
-    async def place(self, model: str, route: Route) -> AsyncIterator[Ticket]:
+    async def place(self, model: str, route: Route, *, known: bool) -> AsyncIterator[Ticket]:
         for each in self.replicas:
             if each.name not in self._started:
                 self._started.add(each.name)
@@ -102,8 +104,10 @@ class LocalCluster:
         number = self._requests
         self.table.send(number, route, chosen)
         replica.visits += 1
-        visit = replica.server.visit(route)
-        ticket = await anext(visit)
+        name = secrets.token_bytes(NUMBER)
+        visit = replica.server.visit(route, name)
+        # as with Ray, a request may be there before its visit
+        ticket = replica.server.address.ticket(name) if known and self._requests % 2 else await anext(visit)
         try:
             yield ticket
         except BaseException:
