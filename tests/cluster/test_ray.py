@@ -41,11 +41,11 @@ def config(model: Path, replicas: Any = 2, **more: Any) -> dict[str, Any]:
 
 
 def greedy(path: str) -> dict[str, Any]:
-    """Return a short request whose answer is certain."""
+    """Return a request whose few tokens are certain: later ones may be as likely as others, whatever was computed before."""
     if path in ("/api/chat", "/api/generate"):
-        return {**ROUTES[path], "options": {"temperature": 0, "num_predict": 16}}
+        return {**ROUTES[path], "options": {"temperature": 0, "num_predict": 5}}
     most = {"/v1/responses": "max_output_tokens", "/completion": "n_predict", "/infill": "n_predict"}.get(path, "max_tokens")
-    return {**ROUTES[path], "temperature": 0, most: 16}
+    return {**ROUTES[path], "temperature": 0, most: 5}
 
 
 def plain(response: httpx.Response) -> tuple[int, str]:
