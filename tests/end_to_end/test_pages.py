@@ -32,6 +32,7 @@ NOT_RUN = {
     "scripts/bench --report": "changes the checkout; tests/scripts/test_bench.py compares the page and the figure",
     "scripts/page-pictures": "changes the checkout; tests/server/page/test_tour.py drives through the same views",
     "scripts/soak --model": "takes minutes; tests/scripts/test_soak.py runs it on scripted servers",
+    "scripts/cluster-bench": "takes minutes; tests/scripts/test_cluster_bench.py runs it briefly",
     "scripts/cluster-sim --replicas": "takes minutes; tests/scripts/test_cluster_sim.py simulates few replicas",
     "scripts/cluster-sim --table": "takes ten seconds; tests/scripts/test_cluster_sim.py measures a small table",
     "(cd scripts && python -m clustersim.record": "takes minutes; tests/scripts/test_cluster_sim.py records a tiny model",
