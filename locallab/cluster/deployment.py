@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -162,6 +162,10 @@ class Handles:
         """Reach the replicas of a model by this handle from now on, None: there are none any more. For any thread."""
         changed: dict[str, Any] = {**self._handles, model: handle}
         self._handles = {name: each for name, each in changed.items() if each is not None}
+
+    @property
+    def models(self) -> Sequence[str]:
+        return list(self._handles)
 
     @property
     def default(self) -> str:

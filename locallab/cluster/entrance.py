@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
-from locallab.cluster.front import Placement, Relay
+from locallab.cluster.front import Relay, Replicas
 from locallab.inprocess.launch import open_pool
 from locallab.keys import Keyring
 from locallab.models import Registry
 from locallab.server.app import create_app
-from locallab.server.cluster import Cluster
 from locallab.settings import ServerSettings
 from locallab.tunnel import Tunnel
-
-
-class Replicas(Placement, Cluster, Protocol):
-    """Places requests, and tells of those who answer them."""
 
 
 def naming(registry: Registry, served: Mapping[str, str]) -> Callable[[str], tuple[str, str]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -17,15 +17,18 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from locallab.cluster import wire
+from locallab.cluster.lists import merged
 from locallab.cluster.prefixes import digests, scope_of, text_of
 from locallab.cluster.replica import Ticket
 from locallab.cluster.routing import Route
 from locallab.errors import LocalLabError, ModelsFixed, RateLimited, ReplicaGone, RequestError
 from locallab.logs import request_id
+from locallab.server.cluster import Cluster
 from locallab.server.dialects.dialect import Dialect
 from locallab.server.errors import respond
 from locallab.server.inference.aside import aside
 from locallab.server.inference.generation import GenerationUsage
+from locallab.server.reply import reply
 from locallab.server.streaming import EVENTS, LINES
 
 TRIES = 5
@@ -57,8 +60,15 @@ CHANGING = {"/models/load", "/models/unload", "/api/pull", "/api/delete", "/v1/l
 log = logging.getLogger(__name__)
 
 
+LISTS = {"/v1/models", "/api/tags", "/api/ps", "/models/available", "/api/v1/models/available"}
+"""Routes that list models."""
+
+
 class Placement(Protocol):
-    """Chooses replicas."""
+    """Chooses replicas. `models` has the ids of the models that have any, the default one first."""
+
+    @property
+    def models(self) -> Sequence[str]: ...
 
     def place(self, model: str, route: Route, *, known: bool) -> contextlib.AbstractAsyncContextManager[Ticket]:
         """Return a context manager with a ticket of a replica of this model, held until the request has ended. With `known`, a
@@ -66,11 +76,15 @@ class Placement(Protocol):
         ...
 
 
+class Replicas(Placement, Cluster, Protocol):
+    """Places requests, and tells of those who answer them."""
+
+
 class Relay:
     """Innermost middleware of a front. `served` has the name of the model that a request asks for, "" for none, as the name of
     the one whose replicas answer it, and the adapter."""
 
-    def __init__(self, app: ASGIApp, placement: Placement, served: Callable[[str], tuple[str, str]]) -> None:
+    def __init__(self, app: ASGIApp, placement: Replicas, served: Callable[[str], tuple[str, str]]) -> None:
         self._app = app
         self._placement = placement
         self._served = served
@@ -81,10 +95,39 @@ class Relay:
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
             await self._relay_socket(scope, receive, send)
+        elif route in LISTS and scope["method"] == "GET" and len(self._placement.models) > 1:
+            await self._list(scope, receive, send)
         else:
             await self._relay(scope, receive, send)
 
     async def _relay(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await _body(receive)
+        if body is None:
+            return  # the client has left
+        try:
+            model, route = await self._route(scope, body)
+        except LocalLabError as error:
+            await respond(HTTPConnection(scope), error)(scope, receive, send)
+            return
+        await self._ask(model, route, scope, body, receive, send)
+
+    async def _list(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with what a replica of each model lists, and with the front's registry for models that have none now."""
+        await _body(receive)
+        awake = {each.replica.model for each in await self._placement.ask()}
+        answers: dict[str, Any] = {}
+        for model in self._placement.models:
+            if model in awake:
+                answer = _Kept()
+                await self._ask(model, Route(), scope, b"", receive, answer)
+                answers[model] = answer.decoded()
+        own = _Kept()
+        await self._app(scope, receive, own)
+        listed = merged(answers, own.decoded(), self._placement.models)
+        await reply(listed)(scope, receive, send)
+
+    async def _ask(self, model: str, route: Route, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
+        """Have a replica of the model answer, another one while nothing has come."""
         started: Message | None = None
 
         async def relay(message: Message) -> None:
@@ -92,11 +135,7 @@ class Relay:
             started = started or message
             await send(message)
 
-        body = await _body(receive)
-        if body is None:
-            return  # the client has left
         try:
-            model, route = await self._route(scope, body)
             call = wire.call_of(scope, route, request_id.get())
             for attempt in range(TRIES):
                 try:
@@ -121,7 +160,9 @@ class Relay:
         with contextlib.suppress(msgspec.DecodeError, RequestError, RecursionError):
             decoded = await aside(len(body), lambda _: msgspec.json.decode(body)) if body[:1] == b"{" else {}
             fields = decoded if isinstance(decoded, dict) else {}
-        name = fields.get("model") or fields.get("model_id") or ""
+        template, path = scope["state"]["route"], scope["path"]
+        named = path.removeprefix(template.partition("{")[0]) if "{" in template else ""
+        name = fields.get("model") or fields.get("model_id") or named
         model, adapter = self._served(name if isinstance(name, str) else "")
         text = text_of(fields)
         owner = scope["state"]["caller"].owner
@@ -189,6 +230,22 @@ class Relay:
         if accepted and error is not None:
             await send({"type": "websocket.send", "text": dialect.ending(error, "").decode()})
         await send({"type": "websocket.close", "code": 1011, "reason": "the replica is gone"})
+
+
+class _Kept:
+    """Keeps a response instead of sending it."""
+
+    def __init__(self) -> None:
+        self._status = 0
+        self._body = b""
+
+    async def __call__(self, message: Message) -> None:
+        self._status = self._status or message.get("status", 0)
+        self._body += message.get("body", b"")
+
+    def decoded(self) -> Any:
+        """Return the JSON of an answer, None for a failure."""
+        return msgspec.json.decode(self._body) if self._status == 200 else None
 
 
 async def _answer(frames: wire.Frames, scope: Scope, send: Send, wanted: Callable[[], None] = lambda: None) -> None:

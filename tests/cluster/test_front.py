@@ -232,6 +232,22 @@ def test_models_are_those_of_the_configuration(cluster: Cluster) -> None:
         assert answer.status_code == 409 and "this is a cluster" in answer.text
 
 
+def test_each_model_is_answered_and_listed_by_its_own_replicas(tmp_path: Path) -> None:
+    with cluster_in(tmp_path, 1, others=("other:2b",)) as cluster:
+        for name in ("tiny:1b", "other:2b", "first", "anything"):
+            answer = cluster.http.post("/v1/completions", json={"model": name, "prompt": "hi"})
+            assert answer.status_code == 200, answer.text
+        assert [len(each.engine.submitted) for each in cluster.replicas] == [3, 1]
+        ready = [(each["id"], each["status"]) for each in cluster.http.get("/v1/models").json()["data"]]
+        assert sorted(ready) == [("other:2b", "ready"), ("tiny:1b", "ready")]
+        assert cluster.http.get("/v1/models/other:2b").json()["status"] == "ready"
+        assert {each["name"] for each in cluster.http.get("/api/tags").json()["models"]} >= {"tiny:1b", "other:2b"}
+        assert [each["name"] for each in cluster.http.get("/api/ps").json()["models"]] == ["tiny:1b", "other:2b"]
+        available = {each["name"]: each["status"] for each in cluster.http.get("/models/available").json()["models"]}
+        assert available["tiny:1b"] == available["other:2b"] == "ready" and available["broken:3b"] == "unloaded"
+        assert cluster.http.post("/api/show", json={"model": "other:2b"}).status_code == 200
+
+
 def test_figures_of_all_replicas_are_shown(cluster: Cluster) -> None:
     for at in range(8):
         cluster.http.post("/v1/completions", json={"prompt": f"{at} " * 200})

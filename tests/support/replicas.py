@@ -37,8 +37,9 @@ MODEL = "tiny:1b"
 class LocalReplica:
     """A replica with a fake engine; `kill` ends it as SIGKILL does, for those that it is connected with."""
 
-    def __init__(self, folder: Path, name: str, settings: ServerSettings, engine: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, name: str, settings: ServerSettings, engine: dict[str, Any], model: str = MODEL) -> None:
         self.name = name
+        self.model = model
         self.engines: list[FakeEngine] = []
         self.alive = True
         self.visits = 0
@@ -50,8 +51,8 @@ class LocalReplica:
         memory = FakeMemory(10**9, 10**8, lambda: list(self.engines))
         folder.mkdir()
         models = Pool(registry(folder), Store(folder / "store"), engine=make, grace=0.0, on_demand="refuse", memory=memory)
-        models.load_now(MODEL)
-        self.server = ReplicaServer(models, settings, name, MODEL, "127.0.0.1")
+        models.load_now(model)
+        self.server = ReplicaServer(models, settings, name, model, "127.0.0.1")
         self._writers: set[asyncio.StreamWriter] = set()
         connected = self.server._connected
 
@@ -94,7 +95,8 @@ class LocalCluster:
             if each.name not in self._started:
                 self._started.add(each.name)
                 await each.server.start()
-        chosen = next((name for name in self.table.choose(route)), None)
+        fitting = [each.name for each in self.replicas if each.model == model]
+        chosen = next((name for name in self.table.choose(route, fitting) if name in self.table.replicas), None)
         if chosen is None:
             raise ReplicaGone("none is left")
         replica = next(each for each in self.replicas if each.name == chosen)
@@ -136,6 +138,10 @@ class LocalCluster:
 
     default = MODEL
 
+    @property
+    def models(self) -> list[str]:
+        return list(dict.fromkeys(each.model for each in self.replicas))
+
     async def ready(self) -> bool:
         return bool(await self.ask())
 
@@ -169,14 +175,19 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster_in(folder: Path, count: int = 2, engine: dict[str, Any] | None = None, **settings: Any) -> Iterator[Cluster]:
-    """Run a front in front of so many replicas. Its keys are in folder / "keys.json"."""
+def cluster_in(
+    folder: Path, count: int = 2, engine: dict[str, Any] | None = None, others: tuple[str, ...] = (), **settings: Any
+) -> Iterator[Cluster]:
+    """Run a front in front of so many replicas, and one of each of the `others`. Its keys are in folder / "keys.json"."""
     server = ServerSettings(**{"rate_limit": False, **settings})
     replicas = [LocalReplica(folder / f"replica-{at}", f"r{at}", server, engine or {}) for at in range(count)]
+    replicas += [LocalReplica(folder / f"other-{at}", f"o{at}", server, engine or {}, name) for at, name in enumerate(others)]
     placement = LocalCluster(replicas)
     models = registry(folder)
     keyring = Keyring(server, KeyStore(folder / "keys.json"))
-    app = front_app(models, naming(models, {MODEL: models.get(MODEL).id}), server, keyring, placement)
+    app = front_app(
+        models, naming(models, {name: models.get(name).id for name in (MODEL, *others)}), server, keyring, placement
+    )
     try:
         with running(placement.ending_with(app)) as url, httpx.Client(base_url=url, timeout=30) as client:
             yield Cluster(url, client, replicas, placement)
