@@ -7,9 +7,11 @@ import json
 import os
 import re
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +25,7 @@ from websockets.sync.client import connect
 
 from tests.support.dialect_requests import ROUTES
 from tests.support.ray_cluster import UP, clustered
+from tests.support.redis_server import redis
 from tests.support.replicas import VARIES
 from tests.support.served_process import Process
 from tests.support.wait import free_port, until
@@ -173,6 +176,31 @@ def test_replicas_come_with_work_and_go_without(tmp_path: Path, model_path: Path
         assert ask(cluster.url).status_code == 200
 
 
+def test_redis_stops_and_comes_back(tmp_path: Path, model_path: Path) -> None:
+    port = free_port()
+
+    def respond() -> str:
+        body = {"input": "hi", "max_output_tokens": 4}
+        answer = httpx.post(f"{cluster.url}/v1/responses", json=body, timeout=UP)
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["id"])
+
+    def found(id: str) -> set[int]:
+        """Return what replicas say of a response: whichever is asked."""
+        return {httpx.get(f"{cluster.url}/v1/responses/{id}", timeout=UP).status_code for _ in range(8)}
+
+    with contextlib.ExitStack() as first:
+        url = first.enter_context(redis(port))
+        with clustered(tmp_path, config(model_path, server={"redis_url": url})) as cluster:
+            cluster.has(2)
+            assert found(respond()) == {200}
+            first.close()
+            respond()
+            assert any("Redis" in line for line in cluster.log)
+            with redis(port):
+                until(lambda: found(respond()) == {200}, UP)
+
+
 @contextlib.contextmanager
 def node(*arguments: str, cpus: int) -> Iterator[subprocess.Popen[bytes]]:
     """Run a node of Ray in the foreground."""
@@ -194,13 +222,14 @@ def node(*arguments: str, cpus: int) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @pytest.fixture
-def ray_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def ray_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where the nodes of a test have their sockets, whose paths must be short."""
-    folder = Path("/tmp") / f"ll-ray-{os.getpid()}"
+    folder = Path(tempfile.mkdtemp(prefix="ll", dir="/tmp"))
     monkeypatch.setenv("RAY_TMPDIR", str(folder))
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(16))
-    return folder
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_a_node_that_dies_is_found_out(tmp_path: Path, model_path: Path, ray_folder: Path) -> None:
