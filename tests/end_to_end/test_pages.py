@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
+from locallab.cluster import config as configs
 from locallab.models.registry import Registry
 from locallab.server.dialects.assistant.templates import Templates
 from tests.support.document_examples import Example
@@ -177,7 +178,9 @@ def test_terminal_output(environ: None, block: Example) -> None:
 def test_yaml(environ: None, tmp_path: Path, block: Example) -> None:
     file = tmp_path / "example.yaml"
     file.write_text(block.text)
-    if "models" in yaml.safe_load(block.text):
+    if "server" in yaml.safe_load(block.text):
+        assert configs.for_serve(configs.read(str(file)))["http_options"] == {"host": "127.0.0.1", "port": 8000}
+    elif "models" in yaml.safe_load(block.text):
         listed = output("bash", "-c", f"cp {file} $LOCALLAB_CONFIG/models.yaml; locallab list")
         for entry in yaml.safe_load(block.text)["models"]:
             assert entry.get("description", "") in Registry.discover(str(file)).get(entry["id"]).description
