@@ -21,7 +21,7 @@ from locallab.cluster.lists import merged
 from locallab.cluster.prefixes import digests, scope_of, text_of
 from locallab.cluster.replica import Ticket
 from locallab.cluster.routing import Route
-from locallab.errors import LocalLabError, ModelsFixed, RateLimited, ReplicaGone, RequestError
+from locallab.errors import EngineClosed, LocalLabError, ModelsFixed, RateLimited, ReplicaGone, RequestError
 from locallab.logs import request_id
 from locallab.server.cluster import Cluster
 from locallab.server.dialects.dialect import Dialect
@@ -88,9 +88,13 @@ class Relay:
         self._app = app
         self._placement = placement
         self._served = served
+        self._closed = asyncio.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        route = scope["state"]["route"] if scope["type"] != "lifespan" else None
+        if scope["type"] == "lifespan":
+            await self._app(scope, self._until_closed(receive), send)
+            return
+        route = scope["state"]["route"]
         if route is None or route in OWN:
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
@@ -99,6 +103,18 @@ class Relay:
             await self._list(scope, receive, send)
         else:
             await self._relay(scope, receive, send)
+
+    def _until_closed(self, receive: Receive) -> Receive:
+        """Return a `receive` of the lifespan whose last message ends what runs: its clients have had the server's grace."""
+
+        async def closing() -> Message:
+            message = await receive()
+            if message["type"] == "lifespan.shutdown":
+                self._closed.set()
+                await asyncio.sleep(0)
+            return message
+
+        return closing
 
     async def _relay(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await _body(receive)
@@ -179,12 +195,15 @@ class Relay:
                 await _to_replica(frames, "asgi", {"type": "http.request", "body": body, "more_body": False})
                 answering = asyncio.ensure_future(_answer(frames, scope, send))
                 leaving = asyncio.ensure_future(_left(receive))
+                closing = asyncio.ensure_future(self._closed.wait())
                 try:
-                    await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.wait((answering, leaving, closing), return_when=asyncio.FIRST_COMPLETED)
                     if answering.done():
                         answering.result()
+                    elif closing.done():
+                        raise EngineClosed("the server is stopping")
                 finally:
-                    await _cancelled(answering, leaving)
+                    await _cancelled(answering, leaving, closing)
             finally:
                 frames.cut()
 

@@ -176,6 +176,18 @@ def test_a_stream_that_has_begun_ends_with_the_error_of_its_dialect(tmp_path: Pa
             assert last.get("type") in {"/v1/messages": ("error",), "/v1/responses": ("error",)}.get(path, (None, "error"))
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/api/chat"])
+def test_a_stream_ends_with_an_error_when_the_front_stops(tmp_path: Path, path: str) -> None:
+    with cluster_in(tmp_path, stops=True) as cluster:
+        cluster.script(*say("so it begins"), threading.Event())
+        with httpx.stream("POST", f"{cluster.url}{path}", json={**ROUTES[path], "stream": True}, timeout=30) as response:
+            parts = response.iter_text()
+            text = next(parts)
+            threading.Thread(target=cluster.stop).start()
+            text += "".join(parts)
+        assert "the server is stopping" in text.strip().splitlines()[-1]
+
+
 def test_a_request_for_which_no_replica_is_left_is_refused(tmp_path: Path) -> None:
     with cluster_in(tmp_path) as cluster:
         cluster.http.get("/v1/models")

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import re
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from locallab.pool import Pool
 from locallab.server.cluster import Told, What
 from locallab.settings import ServerSettings
 from tests.support.fake_engine import FakeEngine, FakeMemory, registry
-from tests.support.http_server import running
+from tests.support.http_server import running, running_as_served
 
 VARIES = re.compile(
     r'"(?:id|item_id|created\w*|completed_at|\w*_(?:ms|second|seconds|duration|at)|previous_\w+)":\s*(?:"[^"]*"|-?[\d.e+-]+|null)'
@@ -123,16 +123,15 @@ class LocalCluster:
         """Return the app with a lifespan that ends the replicas, in their event loop."""
 
         async def ending(scope: Any, receive: Any, send: Any) -> None:
-            async def closing() -> Any:
-                message = await receive()
-                if message["type"] == "lifespan.shutdown":
+            async def closing(message: Any) -> None:
+                if message["type"].startswith("lifespan.shutdown."):
                     for each in self.replicas:
                         if each.name in self._started:
                             await each.server.close()
                     await asyncio.gather(*self._ending, return_exceptions=True)
-                return message
+                await send(message)
 
-            await app(scope, closing if scope["type"] == "lifespan" else receive, send)
+            await app(scope, receive, closing if scope["type"] == "lifespan" else send)
 
         return ending
 
@@ -157,8 +156,16 @@ async def _drain(visit: AsyncIterator[Ticket]) -> None:
 class Cluster:
     """A running front with its replicas."""
 
-    def __init__(self, url: str, http: httpx.Client, replicas: list[LocalReplica], placement: LocalCluster) -> None:
+    def __init__(
+        self,
+        url: str,
+        http: httpx.Client,
+        replicas: list[LocalReplica],
+        placement: LocalCluster,
+        stop: Callable[[], None],
+    ) -> None:
         self.url = url
+        self.stop = stop
         self.http = http
         self.replicas = replicas
         self.placement = placement
@@ -176,9 +183,15 @@ class Cluster:
 
 @contextlib.contextmanager
 def cluster_in(
-    folder: Path, count: int = 2, engine: dict[str, Any] | None = None, others: tuple[str, ...] = (), **settings: Any
+    folder: Path,
+    count: int = 2,
+    engine: dict[str, Any] | None = None,
+    others: tuple[str, ...] = (),
+    stops: bool = False,
+    **settings: Any,
 ) -> Iterator[Cluster]:
-    """Run a front in front of so many replicas, and one of each of the `others`. Its keys are in folder / "keys.json"."""
+    """Run a front in front of so many replicas, and one of each of the `others`. Its keys are in folder / "keys.json". One that
+    `stops` does so as `locallab serve`, without a grace."""
     server = ServerSettings(**{"rate_limit": False, **settings})
     replicas = [LocalReplica(folder / f"replica-{at}", f"r{at}", server, engine or {}) for at in range(count)]
     replicas += [LocalReplica(folder / f"other-{at}", f"o{at}", server, engine or {}, name) for at, name in enumerate(others)]
@@ -189,8 +202,10 @@ def cluster_in(
         models, naming(models, {name: models.get(name).id for name in (MODEL, *others)}), server, keyring, placement
     )
     try:
-        with running(placement.ending_with(app)) as url, httpx.Client(base_url=url, timeout=30) as client:
-            yield Cluster(url, client, replicas, placement)
+        with contextlib.ExitStack() as running_front, contextlib.ExitStack() as clients:
+            url = running_front.enter_context((running_as_served if stops else running)(placement.ending_with(app)))
+            client = clients.enter_context(httpx.Client(base_url=url, timeout=30))
+            yield Cluster(url, client, replicas, placement, running_front.close)
     finally:
         for each in replicas:
             each.server._pool.close()  # again, for those that were never asked
