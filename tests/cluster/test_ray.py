@@ -30,7 +30,7 @@ from tests.support.replicas import VARIES
 from tests.support.served_process import Process
 from tests.support.wait import free_port, until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(800)]
 
 COUNTS = re.compile(r'"(?:cached_tokens|cache_\w+|prompt_n|prompt_eval_count|tokens_\w+|\w+_per_token_ms)": ?[\d.]+')
 """What depends on what was asked before."""
