@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import huggingface_hub.constants  # noqa: F401  # it reads HF_HUB_OFFLINE when it is imported: ahead of the tests that set it
 import hypothesis
 import pytest
 
