@@ -174,7 +174,7 @@ class ReplicaServer:
 
     @property
     def well(self) -> bool:
-        """Whether a model is loaded, or is reloaded by the next request."""
+        """True while a model is loaded, or is reloaded by the next request."""
         return bool(self._pool.loaded or self._pool.loading or self._pool.default)
 
     async def _activity(self) -> bytes:
